@@ -1,0 +1,66 @@
+"""What every room uses: the one error a user sees, and writing that leaves nothing half-written."""
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A foreseeable mistake, told in one sentence: what, where, how to mend."""
+
+
+def _reword(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"The disk is full: {path} was not written; free some space and run again.")
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} may not be written by this user; choose a folder that you own.")
+    return error
+
+
+@contextmanager
+def atomic_write(path: Path | str):
+    """Yields a temporary Path beside `path`; moves it to `path` on success, removes it on any exception."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise _reword(error, path) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _reword(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str):
+    """As `atomic_write`, for a folder. If another process finished `path` first, its folder stays and ours is dropped."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        os.chmod(temporary, 0o755)
+    except OSError as error:
+        raise _reword(error, path) from error
+    try:
+        yield temporary
+        if not path.exists():
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if not path.exists():
+                    raise
+    except OSError as error:
+        raise _reword(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

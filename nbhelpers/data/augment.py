@@ -1,0 +1,208 @@
+"""Train and test transforms of the retrieval papers on uint8 images, and their normalisation (PIR, section 4)."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from nbhelpers.data import images
+from nbhelpers.errors import UserError
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+GREY = (128, 128, 128)  # what geometric operations fill with
+
+
+# ---- RandAugment: every operation maps (H, W, 3) uint8 to a new one of that shape -------------------------------------
+def identity(image):
+    return image
+
+
+def auto_contrast(image):
+    """Each channel stretched to 0..255 (Pillow's)."""
+    return np.asarray(ImageOps.autocontrast(Image.fromarray(image)))
+
+
+def auto_contrast_released(image):
+    """The released operation negates an unsigned minimum: a channel without a 0 becomes 255 throughout."""
+    stretched = auto_contrast(image).copy()
+    for channel, plane in enumerate(cv2.split(image)):
+        low, high, *_ = cv2.minMaxLoc(plane)
+        if 0 < low < high:
+            stretched[..., channel] = 255
+    return stretched
+
+
+def equalize(image):
+    """Each channel's histogram made flat (Pillow's)."""
+    return np.asarray(ImageOps.equalize(Image.fromarray(image)))
+
+
+def brightness(image, factor):
+    return cv2.LUT(image, (np.arange(256, dtype=np.float32) * np.float32(factor)).clip(0, 255).astype(np.uint8))
+
+
+def _sharpened(image, factor):
+    """The inner pixels, float32, moved away from their 3x3 mean (weight 5 in the centre) by `factor`."""
+    kernel = np.ones((3, 3), np.float32)
+    kernel[1, 1] = 5
+    smooth = cv2.filter2D(image, -1, kernel / 13)[1:-1, 1:-1].astype(np.float32)
+    return smooth + np.float32(factor) * (image[1:-1, 1:-1] - smooth)
+
+
+def sharpness(image, factor):
+    """Border pixels stay as they are."""
+    sharp = image.copy()
+    sharp[1:-1, 1:-1] = _sharpened(image, factor).clip(0, 255)
+    return sharp
+
+
+def sharpness_released(image, factor):
+    """The released operation does not clip: values below 0 or above 255 wrap round."""
+    sharp = image.copy()
+    sharp[1:-1, 1:-1] = _sharpened(image, factor).astype(np.int32)  # by way of int32, so that every CPU wraps alike
+    return sharp
+
+
+def _warp(image, matrix, fill):
+    height, width = image.shape[:2]
+    return cv2.warpAffine(image, np.float32(matrix), (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
+
+
+def shear_x(image, factor, fill=GREY):
+    return _warp(image, [[1, factor, 0], [0, 1, 0]], fill)
+
+
+def shear_y(image, factor, fill=GREY):
+    return _warp(image, [[1, 0, 0], [factor, 1, 0]], fill)
+
+
+def translate_x(image, offset, fill=GREY):
+    """offset in pixels."""
+    return _warp(image, [[1, 0, -offset], [0, 1, 0]], fill)
+
+
+def translate_y(image, offset, fill=GREY):
+    """offset in pixels."""
+    return _warp(image, [[1, 0, 0], [0, 1, -offset]], fill)
+
+
+def rotate(image, degrees, fill=GREY):
+    height, width = image.shape[:2]
+    return _warp(image, cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1), fill)
+
+
+OPS = {"Identity": identity, "AutoContrast": auto_contrast, "Equalize": equalize, "Brightness": brightness,
+       "Sharpness": sharpness, "ShearX": shear_x, "ShearY": shear_y, "TranslateX": translate_x,
+       "TranslateY": translate_y, "Rotate": rotate}
+RELEASED_OPS = {**OPS, "AutoContrast": auto_contrast_released, "Sharpness": sharpness_released}
+MAGNITUDE = {"Brightness": 1.36, "Sharpness": 1.36}  # 0.7 * 1.8 + 0.1: level 7 of 10
+SIGNED = {"ShearX": 0.21, "ShearY": 0.21, "TranslateX": 7.0, "TranslateY": 7.0, "Rotate": 21.0}
+
+
+def rand_augment(image: np.ndarray, rng: np.random.Generator, ops: dict = OPS) -> np.ndarray:
+    """Two operations drawn with replacement, each applied with probability 0.5; level 7 of 10, random sign of geometry."""
+    names = list(ops)
+    for name in (names[i] for i in rng.integers(len(names), size=2)):
+        if rng.random() < 0.5:
+            arguments = [MAGNITUDE[name]] if name in MAGNITUDE else []
+            if name in SIGNED:
+                arguments = [SIGNED[name] if rng.random() < 0.5 else -SIGNED[name]]
+            image = ops[name](image, *arguments)
+    return image
+
+
+def _torchvision_rand_augment(image, rng):
+    from torchvision.transforms import v2
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        return v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11)(
+            torch.from_numpy(image.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+
+
+RAND_AUGMENT = {"fixed": rand_augment, "released": partial(rand_augment, ops=RELEASED_OPS),
+                "torchvision": _torchvision_rand_augment, None: lambda image, rng: image}
+
+
+# ---- transforms ------------------------------------------------------------------------------------------------------
+def random_crop(height: int, width: int, scale, ratio, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop whose area share is uniform in `scale` and whose log aspect ratio is uniform
+    in `ratio`; after ten draws that do not fit, the largest central crop within `ratio` (as RandomResizedCrop)."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < h <= height and 0 < w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random crop resized to size x size (bicubic) -> flip -> RandAugment.
+
+    randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (as the authors' code, where both
+                 wrap round in uint8), "torchvision" (another set of operations), None
+    scale        area share of the crop; the aspect ratio is drawn in 3/4..4/3
+    flip         probability of the horizontal flip
+    """
+
+    size: int
+    randaugment: str | None = "fixed"
+    scale: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.5
+
+    def __post_init__(self):
+        if self.randaugment not in RAND_AUGMENT:
+            raise UserError(f"There is no randaugment '{self.randaugment}'; choose fixed, released, torchvision or None.")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(H, W, 3) uint8 -> (size, size, 3) uint8; the same draw from an equal `rng`."""
+        top, left, height, width = random_crop(*image.shape[:2], self.scale, (3 / 4, 4 / 3), rng)
+        image = images.resize(image[top:top + height, left:left + width], self.size)
+        if rng.random() < self.flip:
+            image = cv2.flip(image, 1)
+        return RAND_AUGMENT[self.randaugment](image, rng)
+
+
+@dataclass(frozen=True)
+class TestTransform:
+    """Resized to exactly size x size (Pillow's bicubic), aspect ratio not kept."""
+
+    __test__ = False  # not a test for pytest to collect
+    size: int
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 -> (size, size, 3) uint8."""
+        return images.resize(image, self.size)
+
+
+class Normalizer:
+    """uint8 RGB -> float32 channels first, (value / 255 - mean) / std looked up in a table of 256 values a channel,
+    so exactly what torchvision's ToTensor and Normalize give."""
+
+    def __init__(self, mean=CLIP_MEAN, std=CLIP_STD):
+        levels = torch.arange(256, dtype=torch.float32)[:, None] / 255
+        self._tables = np.ascontiguousarray(((levels - torch.tensor(mean)) / torch.tensor(std)).numpy().T)
+
+    def into(self, image: np.ndarray, out: np.ndarray) -> None:
+        """image (H, W, 3) uint8 into out (3, H, W) float32."""
+        for plane, table, target in zip(cv2.split(image), self._tables, out):
+            cv2.LUT(plane, table, dst=target)
+
+
+def normalize(batch: np.ndarray, mean=CLIP_MEAN, std=CLIP_STD) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 tensor."""
+    count, height, width, _ = batch.shape
+    out = np.empty((count, 3, height, width), np.float32)
+    normalizer = Normalizer(mean, std)
+    for image, target in zip(batch, out):
+        normalizer.into(image, target)
+    return torch.from_numpy(out)

@@ -1,0 +1,231 @@
+"""The known data sets: what was published, where it comes from, and how a set is found in a user's folder."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nbhelpers.data import layouts
+from nbhelpers.data.table import SPLITS, CaptionTable
+from nbhelpers.errors import UserError
+
+if TYPE_CHECKING:
+    from nbhelpers.data.images import DecodedCache
+
+HELD_OUT = 0.2  # share of the training images that becomes val where a set has none
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")  # compressed tars are found so that their refusal says why
+
+UCM_CLASSES = (
+    "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest",
+    "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass", "parkinglot",
+    "river", "runway", "sparseresidential", "storagetanks", "tenniscourt")
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A published data set; `splits` are the (train, val, test) image counts of each split in circulation."""
+
+    title: str
+    splits: dict[str, tuple[int, int, int]]
+    size: str
+    captions_source: str
+    images_source: str
+    captions_licence: str
+    images_licence: str
+    captions_per_image: int = 5
+
+    @property
+    def images(self) -> int:
+        return sum(next(iter(self.splits.values())))
+
+    def split_name(self, table: CaptionTable) -> str | None:
+        """Which of the splits in circulation the table has; also with train and val merged, as precomp lists."""
+        counts = tuple(int((table.images.split == split).sum()) for split in SPLITS)
+        for name, (train, val, test) in self.splits.items():
+            if counts == (train, val, test):
+                return name
+            if counts == (train + val, 0, test):
+                return f"{name}, train and val merged"
+        return None
+
+
+KNOWN = {
+    "ucm": KnownSet(
+        "UCM-Captions", {"published": (1680, 210, 210)}, "256x256 (44 of the tifs differ by a few pixels)",
+        "https://github.com/201528014227051/RSICD_optimal",
+        "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+        "none stated; cite Qu et al. 2016", "public domain (USGS); cite Yang & Newsam 2010"),
+    "rsicd": KnownSet(
+        "RSICD", {"published": (8734, 1094, 1093), "the re-split of PIR and HarMA": (7862, 1966, 1093)}, "224x224",
+        "https://github.com/201528014227051/RSICD_optimal", "https://github.com/201528014227051/RSICD_optimal",
+        "none stated; cite Lu et al. 2017", "research only (Google Earth, Baidu Map, MapABC, Tianditu)"),
+    "rsitmd": KnownSet(
+        "RSITMD", {"published": (4291, 0, 452), "the re-split of PIR and HarMA": (3435, 856, 452)}, "256x256",
+        "https://github.com/xiaoyuan1996/AMFMN", "https://github.com/xiaoyuan1996/AMFMN",
+        "none stated; cite Yuan et al. 2021", "research only (Google Earth and others, partly those of RSICD)"),
+    "sydney": KnownSet(
+        "Sydney-Captions", {"published": (497, 58, 58)}, "500x500",
+        "https://github.com/201528014227051/RSICD_optimal", "https://github.com/201528014227051/RSICD_optimal",
+        "none stated; cite Qu et al. 2016", "research only (Google Earth)"),
+    "nwpu": KnownSet(
+        "NWPU-Captions", {"published": (25200, 3150, 3150)}, "256x256",
+        "https://github.com/HaiyanHuang98/NWPU-Captions", "https://github.com/HaiyanHuang98/NWPU-Captions",
+        "none stated; cite Cheng et al. 2022", "research only (Google Earth; images of NWPU-RESISC45)"),
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set ready to use: its table, its decoded images (row i of the table is `pixels[i]`), its catalogue
+    entry (None for a set that is not in `KNOWN`), and one sentence for each thing that was taken or decided."""
+
+    table: CaptionTable
+    pixels: DecodedCache
+    known: KnownSet | None
+    where: list[str]
+
+
+def recognise(table: CaptionTable) -> str | None:
+    """The key in KNOWN of the set that a table holds, by its name or else by its image counts; None if unknown."""
+    words = re.split(r"[^a-z0-9]+", table.name.lower())
+    if named := [key for key in KNOWN if key in words]:
+        return named[0]
+    return next((key for key, known in KNOWN.items() if known.split_name(table)), None)
+
+
+def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
+    """The scene classes that file names do not tell: image N of UCM-Captions is of class (N-1) // 100."""
+    if key != "ucm" or not (table.images.scene == table.images.file).all():
+        return table
+    numbers = pd.to_numeric(table.images.file.map(lambda file: PurePosixPath(file).stem), errors="coerce")
+    if not numbers.between(1, 2100).all():
+        return table
+    scenes = [UCM_CLASSES[(int(number) - 1) // 100] for number in numbers]
+    return CaptionTable(table.name, table.images.assign(scene=scenes), table.captions)
+
+
+def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
+    """Moves that share of the training images to val, chosen by a hash of each id alone, so on every machine alike."""
+    def drawn(image_id: str) -> bool:
+        return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") < share * 2**64
+    chosen = (table.images.split == "train") & table.images.image_id.map(drawn)
+    return CaptionTable(table.name, table.images.assign(split=table.images.split.mask(chosen, "val")), table.captions)
+
+
+def open_dataset(set_name: str, data_folder: Path | str = "", cache_folder: Path | str | None = None) -> DataSet:
+    """The set of that name from a user's folder, or without a folder the generated set "scenes".
+
+    Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set without val gets one
+    by `hold_out`. Raises UserError with the expected tree if the set is not found, and for bad captions or images.
+    """
+    from nbhelpers.data import images
+    from nbhelpers.run import runs_root
+
+    key = str(set_name).lower()
+    if not str(data_folder):
+        captions, pictures = _generated(key)
+        where = ["The data set 'scenes' is generated: drawn by code, not measured from space."]
+    else:
+        captions, pictures = find(key, data_folder)
+        where = [f"Captions were taken from {captions}.", f"Images were taken from {pictures}."]
+    reading = layouts.scan(captions)
+    known = KNOWN.get(key) or KNOWN.get(recognise(reading.table))
+    where += [f"The layout of the captions is {reading.layout}.", *reading.notes]
+    if known:
+        split = known.split_name(reading.table)
+        where.append(f"The image counts are those of {known.title}, {split}." if split else
+                     f"The image counts are not those of {known.title}: compare with other work with care.")
+    table = name_scenes(dataclasses.replace(reading.usable(), name=key), key)
+    if "val" not in set(table.images.split) and "train" in set(table.images.split):
+        held, before = hold_out(table), int((table.images.split == "train").sum())
+        where.append(f"There is no val split: {int((held.images.split == 'val').sum())} of {before} training images, "
+                     "chosen by a hash of their ids, were held out for it.")
+        table = held
+    folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
+    pixels = images.DecodedCache.build(images.ImageStore.open(pictures), list(table.images.file), folder)
+    return DataSet(table, pixels, known, where)
+
+
+def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
+    """The captions and the images of a set in a user's folder, in any letter case.
+
+    Raises UserError that names the tree it expected if one of the two is not there.
+    """
+    folder = Path(data_folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The data folder {folder} does not exist; name the folder that holds the set '{key}'.")
+    captions, pictures = _find_captions(key, folder), _find_images(key, folder)
+    if captions and pictures:
+        return captions, pictures
+    lacking = " and ".join(kind for kind, found in (("captions", captions), ("images", pictures)) if not found)
+    source = f" {KNOWN[key].title} comes from {KNOWN[key].captions_source}." if key in KNOWN else (
+        f" Known sets: scenes, {', '.join(KNOWN)}.")
+    raise UserError(f"No {lacking} of the set '{key}' in {folder}; {expected_tree(key)}.{source}")
+
+
+def expected_tree(key: str) -> str:
+    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}_train.json with its other splits or a folder "
+            f"{key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images")
+
+
+def _find_captions(key: str, folder: Path) -> Path | None:
+    entries = _entries(folder)
+    for name in (f"dataset_{key}.json", f"{key}_train.json", f"{key}-train.json", f"{key}_precomp"):
+        if name in entries:
+            return entries[name]
+    for own in _own_folders(key, folder):
+        names = _entries(own)
+        if any(name.endswith((".json", "_caps.txt")) for name in names):
+            try:
+                return layouts.caption_file(own)
+            except UserError as error:
+                raise UserError(f"{str(error).rstrip('.')}; {expected_tree(key)}.") from None
+        if f"{key}_precomp" in names:
+            return names[f"{key}_precomp"]
+    return None
+
+
+def _find_images(key: str, folder: Path) -> Path | None:
+    places = [(folder, (f"{key}_images", f"{key}_imgs"))]
+    places += [(own, ("images", "imgs", f"{key}_images", f"{key}_imgs")) for own in _own_folders(key, folder)]
+    for place, names in places:
+        entries = _entries(place)
+        for name in names:
+            for suffix in ("", *ARCHIVES):
+                found = entries.get(name + suffix)
+                if found and found.is_dir() == (suffix == ""):
+                    return found
+    suffixes = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+    return next((own for own in _own_folders(key, folder)
+                 if any(file.suffix.lower() in suffixes for file in own.rglob("*"))), None)
+
+
+def _own_folders(key: str, folder: Path) -> list[Path]:
+    """Folders that are only about this set: `S/` or `S_captions/` in the folder, or the folder itself."""
+    names = (key, f"{key}_captions", f"{key}-captions")
+    entries = _entries(folder)
+    own = [entries[name] for name in names if name in entries and entries[name].is_dir()]
+    return own + ([folder] if folder.resolve().name.lower() in names else [])
+
+
+def _entries(folder: Path) -> dict[str, Path]:
+    return {path.name.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
+
+
+def _generated(key: str) -> tuple[Path, Path]:
+    if key != "scenes":
+        source = f" (from {KNOWN[key].captions_source})" if key in KNOWN else ""
+        raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or take the set "
+                        "'scenes', which needs none.")
+    from nbhelpers.data import scenes
+    from nbhelpers.run import repository_root
+
+    folder = repository_root() / "data" / "scenes"
+    if not (folder / "dataset_scenes.json").exists():
+        scenes.write_dataset(folder)
+    return layouts.caption_file(folder), folder

@@ -1,0 +1,125 @@
+"""`data check`: what a caption file and its images hold, and everything that is wrong with them."""
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from nbhelpers.data import catalog, layouts
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError
+
+
+@dataclass
+class CheckReport:
+    """Lines to print, and one sentence per class of problem (empty: the data can be used)."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def say(self, topic: str, text: str) -> None:
+        self.lines.append(f"{topic:<12}{text}")
+
+
+def check(captions: Path | str, images: Path | str | None = None, layout: str | None = None) -> CheckReport:
+    """Reads the captions and, where given, every image; never raises for bad data, it reports it."""
+    report = CheckReport()
+    try:
+        reading = layouts.scan(captions, layout)
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
+    report.problems += reading.problems
+    report.say("layout", reading.layout)
+    key = catalog.recognise(reading.table)
+    table = catalog.name_scenes(reading.table, key)
+    _check_counts(table, key, report)
+    for note in reading.notes:
+        report.say("note", note)
+    _describe_captions(table, report)
+    _describe_scenes(table, report)
+    if images:
+        _check_images(table, images, report)
+    else:
+        report.say("images", "not looked at: no folder or archive was named")
+    return report
+
+
+def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> None:
+    for split, row in table.counts().iterrows():
+        report.say(split, f"{row.images} images, {row.captions} captions")
+    for split in ("train", "test"):
+        if len(table) and split not in set(table.images.split):
+            report.problems.append(f"There is no image in split '{split}'; take the file that has it, or all parts.")
+    if key is None:
+        report.say("set", f"'{table.name}' is not in the catalogue, so there are no published counts to compare with")
+        return
+    known, split_name = catalog.KNOWN[key], catalog.KNOWN[key].split_name(table)
+    published = "; ".join(f"{'/'.join(map(str, counts))} ({name})" for name, counts in known.splits.items())
+    report.say("set", f"{known.title}: {published}")
+    if split_name:
+        report.say("", f"the counts agree ({split_name})")
+    elif len(table) == known.images:
+        report.say("", f"all {known.images} images, but another split than these: results do not compare")
+    else:
+        report.problems.append(f"{known.title} has {known.images} images but {len(table)} were found; take the "
+                               f"complete release from {known.captions_source}.")
+
+
+def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
+    captions = table.captions.merge(table.images[["image_id", "split"]], on="image_id")
+    per_image = Counter(captions.groupby("image_id").size())
+    report.say("captions", "per image: " + ", ".join(f"{n} ({images} images)" for n, images in sorted(per_image.items())))
+    for split in table.counts().index:
+        group = captions[captions.split == split]
+        own = group[group.duplicated(["image_id", "text"])].image_id.nunique()
+        shared = (group.groupby("text").image_id.nunique() > 1).sum()
+        report.say("repeated", f"{split}: {group.text.nunique()} of {len(group)} captions distinct; {own} images "
+                               f"repeat one of their own; {shared} captions belong to several images")
+
+
+def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
+    named = table.images.scene[table.images.scene != table.images.file]
+    names = sorted(set(named))
+    listed = ": " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") if names else ""
+    report.say("scenes", f"{len(names)} classes{listed}")
+    if len(named) < len(table):
+        report.say("", f"{len(table) - len(named)} images without a class in name or file, each a class of its own")
+
+
+def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) -> None:
+    from tqdm import tqdm
+
+    from nbhelpers.data.images import ImageStore
+
+    missing, unreadable, renamed, sizes = [], [], 0, Counter()
+    try:
+        store = ImageStore.open(images)
+    except UserError as error:
+        report.problems.append(str(error))
+        return
+    for file in tqdm(table.images.file, desc="images", disable=None, leave=False):
+        try:
+            member = store.locate(file)
+        except UserError:
+            missing.append(file)
+            continue
+        renamed += PurePosixPath(str(member)).suffix != PurePosixPath(file).suffix
+        try:
+            height, width = store.read(file).shape[:2]
+            sizes[f"{width}x{height}"] += 1
+        except UserError as error:
+            unreadable.append(str(error))
+    report.say("images", f"{sum(sizes.values())} of {len(table)} found and read")
+    if renamed:
+        report.say("", f"{renamed} have another extension than in the list and were found by their stem")
+    if sizes:
+        (usual, count), *odd = sizes.most_common()
+        report.say("sizes", f"{usual} ({count})" + (f"; {sum(n for _, n in odd)} odd-sized: " + ", ".join(
+            f"{size} ({n})" for size, n in odd[:8]) + (", ..." if len(odd) > 8 else "") if odd else ""))
+    if missing:
+        report.problems.append(f"{len(missing)} of {len(table)} listed images are not in {images}, or not under one "
+                               f"name only (first: {missing[0]}); add them or name another folder.")
+    if unreadable:
+        report.problems.append(f"{len(unreadable)} images cannot be read (first: {unreadable[0].rstrip('.')}); "
+                               "copy or download them again.")

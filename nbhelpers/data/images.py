@@ -1,0 +1,354 @@
+"""Images from folders and archives, decoded once into a memory-mapped cache of uint8 RGB."""
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from nbhelpers.data.table import safe_file_name
+from nbhelpers.errors import UserError, atomic_folder, atomic_write
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+MAX_BYTES = 256 * 2**20   # of one encoded file; a larger one is taken for an archive bomb
+MAX_PIXELS = 50_000_000   # of one image (150 MB decoded)
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DECODE_RULE = "1"         # part of every cache key: raise it whenever `decode` gives other pixels
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Encoded file -> (H, W, 3) uint8 RGB, told by content, never by extension. `name` is for messages only.
+
+    | file                                   | result                                                     |
+    |----------------------------------------|------------------------------------------------------------|
+    | RGB, CMYK, YCbCr, 8 bit                | Pillow's convert("RGB"); colour profiles are ignored       |
+    | bilevel, grey, grey + alpha            | the grey band three times                                  |
+    | palette                                | the palette's colours; transparency is dropped             |
+    | RGBA, four bands (RGB + near infrared) | the first three bands                                      |
+    | 16 bit (PNG, TIFF, GeoTIFF)            | the high byte; refused if no value reaches 4096, because   |
+    |                                        | then 11 or 12 bits were meant and the picture would be black |
+    | GeoTIFF                                | as the rows above; its geography is ignored                |
+    | more than four bands                   | refused: which are red, green and blue is unknown          |
+    | 32 bit, floating point, signed, LAB    | refused                                                    |
+    | several frames or pages                | the first                                                  |
+
+    EXIF orientation is not applied (the papers' `convert("RGB")` does not either).
+    UserError on anything refused, truncated, not an image, or above MAX_PIXELS.
+    """
+    try:
+        try:
+            return _decode_pillow(data, name)
+        except UnidentifiedImageError:
+            if data[:4] not in TIFF_MAGIC:
+                raise UserError(f"{name} is not an image file; replace it or remove it from the list.") from None
+            return _decode_tiff(data, name)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except Exception as error:  # a broken file makes the decoders raise almost anything
+        raise UserError(f"{name} is damaged or truncated ({error}); fetch it again or remove it from the list.") from error
+
+
+def _decode_pillow(data: bytes, name: str) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        _check_size(image.width, image.height, name)
+        if image.mode in ("I", "F"):
+            raise UserError(f"{name} holds 32-bit values; convert it to 8 bits per band first.")
+        if image.mode.startswith("I;16"):
+            return _high_byte(np.stack([np.asarray(image)] * 3, axis=-1), name)
+        sixteen = any(";16" in str(part) for part in image.tile)  # Pillow itself keeps the high byte of 16-bit RGB
+        if image.mode in ("P", "PA"):
+            image = image.convert("RGBA")  # else Pillow warns of dropped transparency
+        pixels = np.asarray(image.convert("RGB"))
+    return _high_byte(pixels.astype(np.uint16) << 8, name) if sixteen else pixels
+
+
+def _decode_tiff(data: bytes, name: str) -> np.ndarray:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page = tiff.pages[0]
+        _check_size(page.imagewidth, page.imagelength, name)
+        bands = page.samplesperpixel
+        if bands > 4:
+            raise UserError(f"{name} has {bands} bands and nothing says which are red, green and blue; "
+                            "write these three to an 8-bit file.")
+        if page.dtype not in (np.uint8, np.uint16):
+            raise UserError(f"{name} holds {page.dtype} values; convert it to 8 bits per band first.")
+        pixels = page.asarray()
+        pixels = np.moveaxis(pixels, page.axes.index("S"), -1) if bands > 1 else pixels[..., None]
+    pixels = np.ascontiguousarray(pixels[..., :3] if bands > 2 else np.repeat(pixels[..., :1], 3, axis=-1))
+    return _high_byte(pixels, name) if pixels.dtype == np.uint16 else pixels
+
+
+def _high_byte(pixels: np.ndarray, name: str) -> np.ndarray:
+    if pixels.max() < 4096:
+        raise UserError(f"{name} has 16 bits per band but no value above {pixels.max()}, so its range is unknown; "
+                        "stretch it to 8 bits first (for example gdal_translate -ot Byte -scale).")
+    return (pixels >> 8).astype(np.uint8)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_large(name)
+
+
+def _too_large(name: str) -> UserError:
+    return UserError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels; cut it into tiles first.")
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (size, size, 3): Pillow's antialiased bicubic, aspect ratio not kept (the test transform)."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+class ImageStore:
+    """The image files of a folder tree, a zip or an uncompressed tar, read in place.
+
+    names  the members, sorted POSIX paths relative to the root, image extensions only
+
+    A listed file is found by its exact path or else by its stem, since the published lists and the files on disk often
+    differ in folder and extension.
+    """
+
+    def __init__(self, path: Path, members: dict[str, str], read):
+        self.path = path
+        self.names = sorted(members)
+        self._members = members  # name -> what its content is known by
+        self._read = read
+        self._by_stem = defaultdict(list)
+        for name in self.names:
+            self._by_stem[PurePosixPath(name).stem.casefold()].append(name)
+
+    @classmethod
+    def open(cls, path: Path | str) -> ImageStore:
+        """UserError if `path` is missing, holds no images, is no readable archive or has members that leave it."""
+        path = Path(path)
+        if path.is_dir():
+            members, read = _open_folder(path)
+        elif not path.is_file():
+            raise UserError(f"{path} does not exist; name the folder, zip or tar that holds the images.")
+        elif zipfile.is_zipfile(path):
+            members, read = _open_zip(path)
+        elif tarfile.is_tarfile(path):
+            members, read = _open_tar(path)
+        else:
+            raise UserError(f"{path} is neither a folder nor a readable zip or tar; fetch it again or unpack it.")
+        unsafe = [name for name in members if not safe_file_name(name)]
+        if unsafe:
+            raise UserError(f"{path} has {len(unsafe)} members that leave the archive (first: {unsafe[0]!r}); "
+                            "do not trust it, or pack it again with relative names.")
+        members = {name: known for name, known in members.items() if _is_image(name)}
+        if not members:
+            raise UserError(f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name their folder or archive.")
+        return cls(path, members, read)
+
+    def locate(self, file: str) -> str:
+        """The member a listed file means: the same path; else the only one of its stem (case and extension aside);
+        else, of several, the one sharing most parent folders and then the extension. UserError if none or still several."""
+        if file in self._members:
+            return file
+        wanted = PurePosixPath(file)
+        found = self._by_stem.get(wanted.stem.casefold(), [])
+        if not found:
+            raise UserError(f"{file} is not in {self.path}; complete the images or remove it from the list.")
+        ranked = defaultdict(list)
+        for name in found:
+            ranked[_likeness(wanted, PurePosixPath(name))].append(name)
+        best = ranked[max(ranked)]
+        if len(best) > 1:
+            raise UserError(f"{file} may be {best[0]} or {best[1]} in {self.path}; list the path with its folder.")
+        return best[0]
+
+    def read(self, file: str) -> np.ndarray:
+        """(H, W, 3) uint8 of a listed file. UserError as `locate` and `decode`."""
+        member = self.locate(file)
+        try:
+            data = self._read(member)
+        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            raise UserError(f"{member} in {self.path} cannot be read ({error}); fetch it again.") from error
+        return decode(data, f"{member} in {self.path}")
+
+    def stat(self) -> str:
+        """sha256 hex over every member's name with its size and its checksum (zip) or time of change (folder, tar)."""
+        lines = (f"{name}\t{self._members[name]}" for name in self.names)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def _likeness(wanted: PurePosixPath, found: PurePosixPath) -> tuple[int, bool]:
+    shared = 0
+    for a, b in zip(reversed(wanted.parent.parts), reversed(found.parent.parts)):
+        if a.casefold() != b.casefold():
+            break
+        shared += 1
+    return shared, wanted.suffix.lower() == found.suffix.lower()
+
+
+def _limit(size: int, name: str, path: Path) -> None:
+    if size > MAX_BYTES:
+        raise UserError(f"{name} in {path} unpacks to {size / 2**20:.0f} MB, more than the {MAX_BYTES // 2**20} MB "
+                        "an image file may have; remove it.")
+
+
+def _open_folder(path: Path):
+    members = {}
+    for parent, _, files in os.walk(path):
+        for file in filter(_is_image, files):
+            found = Path(parent, file)
+            if found.is_file():  # not a dangling link
+                stat = found.stat()
+                members[found.relative_to(path).as_posix()] = f"{stat.st_size} {stat.st_mtime_ns}"
+
+    def read(member: str) -> bytes:
+        _limit((path / member).stat().st_size, member, path)
+        return (path / member).read_bytes()
+
+    return members, read
+
+
+def _open_zip(path: Path):
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is a damaged zip ({error}); fetch it again.") from error
+    members = {entry.filename: f"{entry.file_size} {entry.CRC}" for entry in archive.infolist() if not entry.is_dir()}
+
+    def read(member: str) -> bytes:
+        _limit(archive.getinfo(member).file_size, member, path)  # zipfile never yields more than this declared size
+        return archive.read(member)
+
+    return members, read
+
+
+def _open_tar(path: Path):
+    try:
+        archive = tarfile.open(path, mode="r:")
+        entries = {entry.name: entry for entry in archive.getmembers() if entry.isfile()}  # links and devices: ignored
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is a compressed or damaged tar ({error}); unpack it and name the folder.") from error
+
+    def read(member: str) -> bytes:
+        _limit(entries[member].size, member, path)
+        return archive.extractfile(entries[member]).read()
+
+    return {name: f"{entry.size} {entry.mtime}" for name, entry in entries.items()}, read
+
+
+class DecodedCache:
+    """All images of a set, decoded at source size: `cache[i]` is a read-only (H, W, 3) uint8 view of one flat file.
+
+    files   the listed names, row i of the cache being files[i]
+    shapes  (N, 2) int64, height and width
+    key     sha256 hex over decoder rule, files and store content
+    """
+
+    def __init__(self, folder: Path, key: str, files: list[str], shapes: np.ndarray):
+        self.folder, self.key, self.files, self.shapes = folder, key, files, shapes
+        self._ends = np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)])
+        self._row = {file: row for row, file in enumerate(files)}
+        try:
+            self._pixels = np.memmap(folder / "pixels.u8", np.uint8, mode="r", shape=(int(self._ends[-1]),))
+        except (OSError, ValueError) as error:
+            raise _damaged(folder) from error
+
+    @classmethod
+    def build(cls, store: ImageStore, files: list[str], folder: Path | str) -> DecodedCache:
+        """Decodes `files` into `<folder>/images-<key>/`, or opens it if it is there.
+
+        Nothing is written if an image is missing or unreadable (UserError with their number and the first) or the disk
+        fills up; of two processes building the same cache the first to finish wins.
+        """
+        files = list(files)
+        if not files:
+            raise UserError("No image is listed; a cache needs at least one.")
+        key = hashlib.sha256(json.dumps([DECODE_RULE, store.stat(), files]).encode()).hexdigest()
+        target = Path(folder) / f"images-{key[:16]}"
+        if not target.exists():
+            with atomic_folder(target) as temporary:
+                shapes = _write_pixels(store, files, temporary / "pixels.u8")
+                index = {"key": key, "files": files, "shapes": shapes}
+                (temporary / "index.json").write_text(json.dumps(index))
+        return cls.open(target)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> DecodedCache:
+        """UserError if the folder is no cache or is damaged."""
+        folder = Path(folder)
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            key, files, shapes = index["key"], index["files"], np.array(index["shapes"], np.int64).reshape(-1, 2)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder) from error
+        return cls(folder, key, files, shapes)
+
+    def __reduce__(self):  # a pickled memmap would carry all its pixels
+        return DecodedCache.open, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        height, width = self.shapes[row]
+        start = self._ends[:-1][row]
+        return self._pixels[start:start + height * width * 3].reshape(height, width, 3)
+
+    def rows(self, files) -> np.ndarray:
+        """(len(files),) int64: the cache row of each listed file. UserError on one that was not cached."""
+        absent = [file for file in files if file not in self._row]
+        if absent:
+            raise UserError(f"{len(absent)} images are not in the cache {self.folder} (first: {absent[0]}); "
+                            "build it from the whole table.")
+        return np.array([self._row[file] for file in files], np.int64)
+
+    def resized(self, size: int) -> np.ndarray:
+        """(N, size, size, 3) uint8 memmap of the test transform's pixels, derived once and kept beside the source pixels
+        (the source pixels themselves where every image has that size already)."""
+        shape = (len(self), size, size, 3)
+        if (self.shapes == size).all():
+            return self._pixels.reshape(shape)
+        path = self.folder / f"resized-{size}.u8"
+        if not path.exists():
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                for row in tqdm(range(len(self)), desc=f"resize to {size}", disable=None):
+                    file.write(resize(self[row], size).tobytes())
+        if path.stat().st_size != np.prod(shape):
+            raise _damaged(self.folder)
+        return np.memmap(path, np.uint8, mode="r", shape=shape)
+
+
+def _write_pixels(store: ImageStore, files: list[str], path: Path) -> list[list[int]]:
+    """Plain writes, since a memory map on a full disk kills the process instead of raising."""
+    shapes, broken = [], []
+    with open(path, "wb") as out:
+        for file in tqdm(files, desc="decode images", disable=None):
+            try:
+                pixels = store.read(file)
+            except UserError as error:
+                broken.append(str(error))
+                continue
+            out.write(pixels.tobytes())
+            shapes.append(list(pixels.shape[:2]))
+    if len(broken) == 1:
+        raise UserError(broken[0])
+    if broken:
+        raise UserError(f"{len(broken)} of {len(files)} images cannot be used; the first: {broken[0]}")
+    return shapes
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(f"The image cache {folder} is damaged or incomplete; delete that folder and run again.")

@@ -1,0 +1,335 @@
+"""From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs, cached features.
+
+Batches are built by threads, not by worker processes: decoding is done once (images.DecodedCache), what remains runs in
+C without Python's lock, threads need no copy of the batch into shared memory, and they start safely after CUDA did.
+"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tokenizers
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform
+from nbhelpers.data.images import DecodedCache
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError, atomic_folder, atomic_write
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+def clean_caption(text: str, max_words: int = 30) -> str:
+    """Lower case without punctuation, '-' and '/' as spaces, runs of white space collapsed, the first `max_words` words
+    (PIR, section 4; the released `pre_caption`)."""
+    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).strip()
+    return " ".join(text.split(" ")[:max_words])
+
+
+class Tokenizer:
+    """BERT-style ids of captions: [CLS] and the words, without [SEP] unless `sep` (PIR, section 4).
+
+    path        a Hugging Face tokenizer.json, or a folder that holds one
+    max_length  most ids of a caption, special tokens included
+    fixed       True: every batch is padded to max_length, so that embeddings do not depend on the batch
+    vocab_size  number of ids;  sha256  hex over the file and the options
+    """
+
+    def __init__(self, path: Path | str, max_length: int = 47, fixed: bool = False, sep: bool = False):
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            content = path.read_bytes()
+            self._model = tokenizers.Tokenizer.from_buffer(content)
+        except OSError as error:
+            raise UserError(f"The tokenizer {path} cannot be read; name a tokenizer.json or its folder.") from error
+        except ValueError as error:
+            raise UserError(f"{path} is not a tokenizer.json ({error}).") from error
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._first, self._pad = self._id("[CLS]", path), self._id("[PAD]", path)
+        self._last = [self._id("[SEP]", path)] if sep else []
+        self.max_length, self.fixed, self.vocab_size = max_length, fixed, self._model.get_vocab_size()
+        self.sha256 = hashlib.sha256(content + repr((max_length, fixed, sep)).encode()).hexdigest()
+
+    def _id(self, token: str, path: Path) -> int:
+        if (found := self._model.token_to_id(token)) is None:
+            raise UserError(f"The tokenizer {path} has no {token}; take one of a BERT model.")
+        return found
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, not padded."""
+        words = self.max_length - 1 - len(self._last)
+        encoded = self._model.encode_batch(list(texts), add_special_tokens=False)
+        return [[self._first, *text.ids[:words], *self._last] for text in encoded]
+
+    def pad(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Encoded texts -> ids (B, L) and mask (B, L) int64, 1 where a token stands."""
+        length = self.max_length if self.fixed else max(map(len, encoded))
+        ids = torch.full((len(encoded), length), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(encoded):
+            ids[row, :len(text)] = torch.tensor(text)
+            mask[row, :len(text)] = 1
+        return ids, mask
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Texts -> ids (B, L), mask (B, L) int64."""
+        return self.pad(self.encode(texts))
+
+
+def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522) -> Path:
+    """Writes a tokenizer.json of the special tokens and the most frequent words of the cleaned `texts`.
+
+    Equal texts give an equal file: words of one frequency stand in alphabetical order.
+    """
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token="[UNK]"))
+    model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    counts = Counter()
+    for text in texts:
+        normal = model.normalizer.normalize_str(clean_caption(text))
+        counts.update(word for word, _ in model.pre_tokenizer.pre_tokenize_str(normal))
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:max(0, vocab_size - len(SPECIAL_TOKENS))]
+    model.model = tokenizers.models.WordLevel({word: i for i, word in enumerate(SPECIAL_TOKENS + words)}, unk_token="[UNK]")
+    model.add_special_tokens(SPECIAL_TOKENS)
+    with atomic_write(path) as temporary:
+        temporary.write_text(model.to_str(pretty=True))
+    return Path(path)
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
+    """function(0) ... function(count - 1), in `workers` threads that take one contiguous part each."""
+    parts = np.array_split(np.arange(count), max(1, workers))
+    if len(parts) == 1:
+        return _each(function, parts[0])
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda part: _each(function, part), parts))
+
+
+def _each(function, indices) -> None:
+    for index in indices:
+        function(index)
+
+
+def image_batches(table: CaptionTable, pixels: DecodedCache, size: int, batch_size: int = 128, mean=CLIP_MEAN,
+                  std=CLIP_STD, workers: int = 1) -> Iterator[Tensor]:
+    """(B, 3, size, size) float32 normalised test-transform pixels of every image of the table, in its order."""
+    rows, resized, normalizer = pixels.rows(table.images.file), pixels.resized(size), Normalizer(mean, std)
+    for start in range(0, len(rows), batch_size):
+        part = rows[start:start + batch_size]
+        out = np.empty((len(part), 3, size, size), np.float32)
+        _in_threads(lambda i: normalizer.into(resized[part[i]], out[i]), len(part), workers)
+        yield torch.from_numpy(out)
+
+
+def caption_batches(table: CaptionTable, tokenizer: Tokenizer, batch_size: int = 128,
+                    max_words: int = 30) -> Iterator[tuple[Tensor, Tensor]]:
+    """ids (B, L), mask (B, L) of every cleaned caption of the table, in its order."""
+    texts = [clean_caption(text, max_words) for text in table.captions.text]
+    for start in range(0, len(texts), batch_size):
+        yield tokenizer(texts[start:start + batch_size])
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+class _Pairs(Dataset):
+    """Row r is caption r of the table with its image. Every random draw of a row comes from
+    `default_rng([seed, epoch, row])`, so neither threads nor a resumed run change it."""
+
+    def __init__(self, table: CaptionTable, seed: int):
+        self.seed, self.epoch, self.workers = seed, 0, 1
+        self.owner = table.owner()
+        self.scene = pd.factorize(table.images.scene)[0]
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def draw(self, row: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch, row])
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+        """A whole batch; the door through which a DataLoader asks for it."""
+        rows = np.asarray(rows)
+        image = self.owner[rows]
+        return {**self._fields(rows, image), "image_index": torch.from_numpy(image),
+                "scene": torch.from_numpy(self.scene[image])}
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
+
+class PairDataset(_Pairs):
+    """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64, image_index
+    and scene (B,) int64 (row of table.images; class by first appearance).
+
+    transform  augment.TrainTransform or TestTransform;  pixels  the cache of the table, or of one it was split from
+    Captions are cleaned and encoded once. UserError if an image of the table was not cached.
+    """
+
+    def __init__(self, table: CaptionTable, pixels: DecodedCache, transform, tokenizer: Tokenizer, seed: int = 0,
+                 mean=CLIP_MEAN, std=CLIP_STD, max_words: int = 30):
+        super().__init__(table, seed)
+        self.transform, self.tokenizer, self.normalizer = transform, tokenizer, Normalizer(mean, std)
+        self.pixels = pixels.resized(transform.size) if isinstance(transform, TestTransform) else pixels
+        self.pixel_rows = pixels.rows(table.images.file)
+        self.encoded = tokenizer.encode([clean_caption(text, max_words) for text in table.captions.text])
+
+    def _fields(self, rows, image):
+        out = np.empty((len(rows), 3, self.transform.size, self.transform.size), np.float32)
+
+        def fill(i):
+            source = self.pixels[self.pixel_rows[image[i]]]
+            self.normalizer.into(self.transform(source, self.draw(rows[i])), out[i])
+
+        _in_threads(fill, len(rows), self.workers)
+        ids, mask = self.tokenizer.pad([self.encoded[row] for row in rows])
+        return {"pixels": torch.from_numpy(out), "ids": ids, "mask": mask}
+
+
+class FeatureDataset(_Pairs):
+    """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under the
+    model's own names, floats as float32, and image_index and scene as PairDataset.
+
+    views  of V > 1: every image array is (N, V, ...), and each pair draws one of the V cached augmentations per epoch.
+    UserError if the numbers of images or captions differ from the table's.
+    """
+
+    def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache, seed: int = 0,
+                 views: int = 1):
+        super().__init__(table, seed)
+        for kind, features, count in (("image", image_features, len(table)), ("text", text_features, len(self))):
+            for name, array in features.items():
+                if len(array) != count:
+                    raise UserError(f"The cached {kind} features '{name}' have {len(array)} rows for {count} in the "
+                                    "table; build them from this table.")
+        for name, array in image_features.items():
+            if views > 1 and array.shape[1] != views:
+                raise UserError(f"The cached image features '{name}' have {array.shape[1]} views, not {views}.")
+        if shared := set(image_features.arrays) & set(text_features.arrays):
+            raise UserError(f"Image and text features share the name '{min(shared)}'; rename one.")
+        self.image_features, self.text_features, self.views = image_features, text_features, views
+
+    def _fields(self, rows, image):
+        where = image
+        if self.views > 1:
+            where = image, np.array([self.draw(row).integers(self.views) for row in rows])
+        parts = [(name, array[where]) for name, array in self.image_features.items()]
+        parts += [(name, array[rows]) for name, array in self.text_features.items()]
+        return {name: torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
+                for name, part in parts}
+
+
+class EpochSampler(Sampler):
+    """The rows of a dataset in an order drawn from (seed, epoch) alone."""
+
+    def __init__(self, dataset: _Pairs):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.dataset.seed, self.dataset.epoch]).permutation(len(self))
+        return iter(order.tolist())
+
+
+def train_loader(dataset: PairDataset | FeatureDataset, batch_size: int, workers: int = 1) -> DataLoader:
+    """Shuffled full batches of the dataset, built by `workers` threads. `loader.sampler.set_epoch(e)` sets the order and
+    all random draws. UserError if there is not one full batch."""
+    if len(dataset) < batch_size:
+        raise UserError(f"There are {len(dataset)} pairs for batches of {batch_size}; make batch_size smaller.")
+    dataset.workers = workers
+    return DataLoader(dataset, batch_size, sampler=EpochSampler(dataset), drop_last=True, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+# ---- cached features -------------------------------------------------------------------------------------------------
+class FeatureCache:
+    """Arrays of frozen towers, computed once: `cache[name]` is a read-only memory map (count, ...), float16 for floats.
+
+    arrays  dict of the maps
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def items(self):
+        return self.arrays.items()
+
+    @classmethod
+    def build(cls, function: Callable[[list[int]], dict[str, np.ndarray]], count: int, batch: int, key: str,
+              folder: Path | str) -> FeatureCache:
+        """Writes what `function(indices) -> {name: (B, ...)}` gives for 0..count-1 into `<folder>/features-<hash of key>`, or
+        opens it if it is there. `key` names everything the features depend on. Nothing stays on an exception.
+
+        UserError on a value that float16 does not hold.
+        """
+        target = Path(folder) / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        if not target.exists():
+            with atomic_folder(target) as temporary:
+                _write_features(function, count, batch, temporary)
+        return cls.open(target)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> FeatureCache:
+        """UserError if the folder holds no features or damaged ones."""
+        try:
+            arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(Path(folder).glob("*.npy"))}
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"The cached features in {folder} are damaged ({error}); delete that folder.") from error
+        if not arrays:
+            raise UserError(f"{folder} holds no cached features; name the folder that FeatureCache.build made.")
+        return cls(arrays)
+
+
+def _write_features(function, count: int, batch: int, folder: Path) -> None:
+    """Plain writes behind a .npy header, since a memory map on a full disk kills the process instead of raising."""
+    files, shapes = {}, {}
+    try:
+        for start in range(0, count, batch):
+            for name, array in function(list(range(start, min(start + batch, count)))).items():
+                stored = _storable(name, np.asarray(array))
+                shape = (count, *stored.shape[1:])
+                if name not in files:
+                    shapes[name], files[name] = shape, open(folder / f"{name}.npy", "wb")
+                    header = {"descr": stored.dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(files[name], header)
+                if shape != shapes[name]:
+                    raise UserError(f"The features '{name}' change their shape from batch to batch ({shapes[name][1:]}, "
+                                    f"then {shape[1:]}); pad captions to one length (Tokenizer fixed=True).")
+                files[name].write(stored.tobytes())
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _storable(name: str, array: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    if not (np.abs(array) <= np.finfo(np.float16).max).all():
+        raise UserError(f"The features '{name}' hold NaN or values beyond {np.finfo(np.float16).max:.0f}, which a float16 "
+                        "cache cannot keep; normalise them first.")
+    return array.astype(np.float16)

@@ -1,0 +1,136 @@
+"""Rows of a caption file on their way into a CaptionTable: what is kept, what is cleaned, what is wrong."""
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from nbhelpers.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLITS, CaptionTable, safe_file_name
+from nbhelpers.errors import UserError
+
+MAX_EMPTY = 0.01  # share of empty captions above which the file is taken for broken
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NUMBERED = re.compile(r"(.*[^\d_-])[_-]*\d+")
+
+_FAULTS = {
+    "row": "{n} rows are not JSON objects (first: {first}); write each as {{...}}.",
+    "name": "{n} rows have no file name (first: {first}); name the image of each.",
+    "unsafe": "{n} file names leave the image folder or hold control characters (first: {first}); "
+              "list plain relative names without '..'.",
+    "split": "{n} images have an unknown split (first: {first}); use train, val or test.",
+    "bare": "{n} images have no sentences (first: {first}); give each at least one or remove it.",
+    "text": "{n} captions are not text (first: of {first}); write each as a string.",
+    "twice": "{n} file names are listed twice (first: {first}); list every image once, in one split.",
+    "stray": "{n} annotations name an image that is not listed (first: image_id {first}); list it or drop them.",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What `scan` found: every good row (empty captions included), what was decided, what is wrong."""
+
+    path: Path
+    table: CaptionTable
+    layout: str
+    notes: list[str]
+    problems: list[str]
+
+    def usable(self) -> CaptionTable:
+        """The table as `without_empty` leaves it. UserError, one sentence per class of problem, if there is any."""
+        if self.problems:
+            raise UserError(f"{self.path}: " + " ".join(self.problems))
+        return without_empty(self.table)
+
+
+class Rows:
+    """Collects images and captions, and for each kind of fault the places where it was met."""
+
+    def __init__(self):
+        self.images: dict[str, tuple[str, str]] = {}  # file -> split, scene
+        self.captions: list[tuple[str, str]] = []  # file, text
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.notes: list[str] = []
+        self.cleaned = 0
+
+    def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
+        """One image with its captions; with once=False it may come again in the same split, with more of them."""
+        if not isinstance(file, str) or not file:
+            return self.faults["name"].append(where)
+        if not safe_file_name(file) or UNPRINTABLE.search(file) or PurePosixPath(file).name != file.split("/")[-1]:
+            return self.faults["unsafe"].append(f"{file[:80]!r}")
+        if split not in SPLITS:
+            return self.faults["split"].append(f"{file}: {str(split)[:80]!r}")
+        if file in self.images and (once or self.images[file][0] != split):
+            return self.faults["twice"].append(file)
+        if not isinstance(texts, list) or not texts:
+            return self.faults["bare"].append(file)
+        self.images.setdefault(file, (split, scene if isinstance(scene, str) and scene else scene_of(file)))
+        for text in texts:
+            if isinstance(text, str):
+                clean = UNPRINTABLE.sub(" ", text)
+                self.cleaned += clean != text
+                self.captions.append((file, clean))
+            else:
+                self.faults["text"].append(file)
+
+    def objects(self, rows: list, where: str):
+        """The JSON objects among the rows, with the place of each."""
+        for index, row in enumerate(rows):
+            if isinstance(row, dict):
+                yield f"{where}[{index}]", row
+            else:
+                self.faults["row"].append(f"{where}[{index}]")
+
+    def reading(self, path: Path, name: str, layout: str) -> Reading:
+        ids = dict(zip(self.images, image_ids(list(self.images))))
+        images = [(ids[file], file, split, scene) for file, (split, scene) in self.images.items()]
+        captions = [(ids[file], text) for file, text in self.captions]
+        table = CaptionTable(name, pd.DataFrame(images, columns=IMAGE_COLUMNS, dtype=str),
+                             pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
+        problems = [_FAULTS[kind].format(n=len(places), first=places[0]) for kind, places in self.faults.items()]
+        if self.cleaned:
+            self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
+        empty = _empty(table)
+        if not captions:
+            problems.append("There is no caption at all; is this the right file?")
+        elif empty.mean() > MAX_EMPTY:
+            problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of "
+                            f"{table.captions.image_id[empty].iloc[0]}), more than {MAX_EMPTY:.0%}; the file is damaged.")
+        elif empty.any():
+            images = table.captions.image_id[empty].nunique()
+            self.notes.append(f"{empty.sum()} captions of {images} images are empty; training drops them.")
+        return Reading(path, table, layout, self.notes, problems)
+
+
+def scene_of(file: str) -> str:
+    """The class in a file name (`airport_1.jpg` -> airport); a name without one is a class of its own."""
+    match = _NUMBERED.fullmatch(PurePosixPath(file).stem)
+    return match[1] if match else file
+
+
+def image_ids(files: list[str]) -> list[str]:
+    """Stems of the file names, or paths without extension where stems repeat, or else the names as listed."""
+    paths = [PurePosixPath(file) for file in files]
+    for ids in ([p.stem for p in paths], [str(p.with_suffix("")) for p in paths]):
+        if len(set(ids)) == len(files):
+            return ids
+    return files
+
+
+def without_empty(table: CaptionTable) -> CaptionTable:
+    """The table without the empty captions of train and val, and without images that have no other there.
+
+    The test split stays as published: a query less would be another protocol.
+    """
+    test = table.captions.image_id.isin(table.images.image_id[table.images.split == "test"])
+    captions = table.captions[test | ~_empty(table)]
+    keep = table.images.image_id.isin(captions.image_id)
+    return table if keep.all() and len(captions) == len(table.captions) else CaptionTable(
+        table.name, table.images[keep], captions)
+
+
+def _empty(table: CaptionTable) -> pd.Series:
+    return table.captions.text.str.strip() == ""

@@ -1,0 +1,398 @@
+"""Every plot of the notebooks, in one style: functions of arrays and tables that return a matplotlib Figure.
+
+Colours are those of Okabe and Ito (Color Universal Design, 2008), made for every common colour blindness; right
+and wrong, kept and dropped also differ in line style. Fonts stay readable at half size.
+Images are (H,W,3) uint8 throughout.
+"""
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from nbhelpers.errors import atomic_write
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"
+COLOURS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, GREY]
+METRICS = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR"]
+DPI, LIMIT = 150, 300_000
+SIZE, SMALL = 13, 11
+LINE = 0.19  # inches that a line of small text takes
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": SIZE, "axes.titlesize": SIZE, "axes.labelsize": SIZE,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.frameon": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#DDDDDD", "lines.linewidth": 2,
+    "figure.facecolor": "white", "text.parse_math": False,
+}
+
+
+def _styled(plot):
+    """Draws with STYLE and leaves the caller's matplotlib settings alone."""
+    @functools.wraps(plot)
+    def draw(*args, **options) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return plot(*args, **options)
+    return draw
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Writes a PNG, equal bytes for equal figures, at 150 dpi; where that exceeds 300 kB, as photographs do, it
+    is reduced to 256 colours and then to fewer dpi until the file is small enough."""
+    for dpi in (DPI, 120, 100, 80, 60):
+        for colours in (None, 256):
+            content = _png(figure, dpi, colours)
+            if len(content) < LIMIT:
+                break
+        if len(content) < LIMIT:
+            break
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def _png(figure: Figure, dpi: int, colours: int | None) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    if colours is None:
+        return buffer.getvalue()
+    reduced = io.BytesIO()
+    image = Image.open(buffer).convert("RGB").quantize(colours)
+    image.save(reduced, format="PNG", optimize=True, dpi=(dpi, dpi))
+    return reduced.getvalue()
+
+
+def _wrap(text: str, inches: float, size: float = SMALL, lines: int = 3) -> str:
+    """Breaks `text` to the width of `inches` at a font size; an ellipsis stands for what exceeds `lines`."""
+    width = max(6, int(inches * 72 / (0.53 * size)))
+    return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …"))
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _picture(axes, image: np.ndarray, colour: str | None = None, dashed: bool = False) -> None:
+    """The image without ticks, in a coloured frame where a colour is given."""
+    axes.imshow(image, interpolation="lanczos" if image.shape[0] > 64 else "nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set(visible=colour is not None, color=colour, linewidth=4)
+        spine.set_linestyle((0, (2, 1)) if dashed else "-")
+
+
+def _legend_above(axes, columns: int) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
+
+
+# pictures and captions --------------------------------------------------------------------------------------
+
+@_styled
+def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 6) -> Figure:
+    """Images in rows of `columns`, each under its title."""
+    rows = -(-len(images) // columns)
+    figure = _figure(1.6 * columns, (1.85 if len(titles) else 1.65) * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image in zip(grid, images):
+        _picture(axes, image)
+    for axes, title in zip(grid, titles):
+        axes.set_title(_wrap(title, 1.5, lines=1), fontsize=SMALL, pad=3)
+    for axes in grid[len(images):]:
+        axes.set_visible(False)
+    return figure
+
+
+@_styled
+def captions_beside_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Figure:
+    """One row per image: the image, and right of it its captions."""
+    wrapped = [[_wrap(text, 7.4, SMALL, 2) for text in texts] for texts in captions]
+    figure = _figure(10, len(images) * max(2.3, *(LINE * _lines(texts) for texts in wrapped)))
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[2.2, 7.8])
+    for (left, right), image, texts in zip(grid, images, wrapped):
+        _picture(left, image)
+        _text_list(right, texts)
+    return figure
+
+
+def _lines(texts: Sequence[str]) -> float:
+    """Lines that a list of texts takes, with half a line between two texts."""
+    return sum(text.count("\n") + 1.5 for text in texts)
+
+
+def _text_list(axes, texts: Sequence[str], colours: Sequence[str] | None = None) -> None:
+    """Texts below each other, spread over the height by their numbers of lines."""
+    axes.set_axis_off()
+    step = 1 / max(_lines(texts), 8)
+    top = 0.5 + 0.5 * step * _lines(texts)
+    for row, text in enumerate(texts):
+        axes.text(0, top, text, va="top", fontsize=SMALL, color=colours[row] if colours else "black",
+                  transform=axes.transAxes)
+        top -= step * _lines([text])
+
+
+@_styled
+def retrieved(query: str, images: Sequence[np.ndarray], scores: Sequence[float],
+              right: Sequence[bool]) -> Figure:
+    """The images ranked first for a text: right ones in a full green frame, others in a dashed red one."""
+    columns = len(images)
+    figure = _figure(max(1.75 * columns, 6), 2.7)
+    figure.suptitle(_wrap(f"“{query}”", max(1.75 * columns, 6), SIZE, 2), fontsize=SIZE)
+    for rank, axes in enumerate(figure.subplots(1, columns, squeeze=False).ravel()):
+        _picture(axes, images[rank], GREEN if right[rank] else RED, dashed=not right[rank])
+        mark = "✓" if right[rank] else "✗"
+        axes.set_title(f"{rank + 1}.  {scores[rank]:.2f} {mark}", fontsize=SMALL, pad=4)
+    return figure
+
+
+@_styled
+def retrieved_texts(image: np.ndarray, captions: Sequence[str], scores: Sequence[float],
+                    right: Sequence[bool]) -> Figure:
+    """An image and the captions ranked first for it; its own ones green and ticked."""
+    texts = [_wrap(f"{'✓' if hit else '✗'} {score:.2f}  {text}", 6.8, SMALL, 2)
+             for text, score, hit in zip(captions, scores, right)]
+    figure = _figure(10, max(2.9, LINE * _lines(texts)))
+    left, beside = figure.subplots(1, 2, width_ratios=[2.8, 7.2])
+    _picture(left, image)
+    _text_list(beside, texts, [GREEN if hit else RED for hit in right])
+    return figure
+
+
+# training ---------------------------------------------------------------------------------------------------
+
+@_styled
+def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validation: str = "val_mR",
+                x: str = "epoch") -> Figure:
+    """Loss terms over `x` and, where the column exists, beside them the validation figure with its best.
+
+    history  as training writes it: epoch, loss, loss terms, val_mR
+    """
+    shown = validation in history and history[validation].notna().any()
+    figure = _figure(10 if shown else 6.5, 4)
+    panels = figure.subplots(1, 2 if shown else 1, squeeze=False).ravel()
+    for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms)):
+        panels[0].plot(history[x], history[term], style, label=term)
+    panels[0].set(xlabel=x, ylabel="training loss")
+    _legend_above(panels[0], 3)
+    if shown:
+        scores = history[[x, validation]].dropna()
+        best = scores.loc[scores[validation].idxmax()]
+        panels[1].plot(scores[x], scores[validation], "o-", color=GREEN, markersize=5)
+        panels[1].plot(best[x], best[validation], "*", color=RED, markersize=15,
+                       label=f"best: {best[validation]:.1f}")
+        panels[1].set(xlabel=x, ylabel=f"validation {validation.removeprefix('val_')} (%)")
+        _legend_above(panels[1], 1)
+    return figure
+
+
+# PIR: belief ------------------------------------------------------------------------------------------------
+
+@_styled
+def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid: int = 7) -> Figure:
+    """Belief of a prior instruction in the tokens of an image (PIR, section 3.2).
+
+    belief  (1 + grid*grid,) softmax weights: first the global token, then the local ones row by row
+    kept    indices of the tokens that stay, into the same order
+    From left to right: the image, the belief over its local tokens, that in the global token, what is kept.
+    """
+    belief, local = np.asarray(belief, float), np.asarray(belief, float)[1:].reshape(grid, grid)
+    shown = matplotlib.colors.Normalize(0, belief.max())
+    figure = _figure(11, 4)
+    panels = figure.subplots(1, 4, width_ratios=[4, 4, 0.55, 4])
+    box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
+    titles = ["image", "belief", f"kept tokens: {len(kept)} of {len(belief)}"]
+    for axes, title in zip(panels[[0, 1, 3]], titles):
+        axes.imshow(image, extent=box, interpolation="lanczos")
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    heat = panels[1].imshow(local, extent=box, cmap="inferno", alpha=0.35 + 0.4 * shown(local), norm=shown)
+    bar = figure.colorbar(heat, ax=panels[1], location="bottom", shrink=0.9, pad=0.03, aspect=25)
+    bar.locator = matplotlib.ticker.MaxNLocator(3)
+    bar.update_ticks()
+    for index in range(grid * grid):
+        _token(panels[3], index % grid, index // grid, index + 1 in set(kept))
+    _global_token(panels[2], matplotlib.colormaps["inferno"](shown(belief[0])), belief[0], 0 in set(kept))
+    return figure
+
+
+def _token(axes, column: int, row: int, kept: bool) -> None:
+    """A kept token outlined, a dropped one greyed out."""
+    outlined = {"edgecolor": BLUE, "linewidth": 1.5, "fill": False}
+    grey = {"facecolor": "#EEEEEE", "edgecolor": "none", "alpha": 0.8}
+    axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **(outlined if kept else grey)))
+
+
+def _global_token(axes, colour, value: float, kept: bool) -> None:
+    axes.set(xlim=(-0.5, 0.5), ylim=(0.5, -0.5), aspect="equal")
+    axes.set_axis_off()
+    axes.add_patch(Rectangle((-0.45, -0.45), 0.9, 0.9, facecolor=colour, edgecolor=BLUE if kept else GREY,
+                             linestyle="-" if kept else "--", linewidth=2))
+    axes.set_title("global", fontsize=SMALL)
+    axes.text(0, 0.6, f"{value:.3f}\n{'kept' if kept else 'dropped'}", ha="center", va="top", fontsize=SMALL)
+
+
+# retrieval --------------------------------------------------------------------------------------------------
+
+@_styled
+def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -> Figure:
+    """Scores of N images (rows) and M texts (columns); small squares frame the pairs that belong together."""
+    rows, columns = similarity.shape
+    figure = _figure(max(5.0, min(11.0, 1.8 + 5 * columns / rows)), 5)
+    axes = figure.subplots()
+    drawn = axes.imshow(similarity, cmap="viridis", aspect="auto", interpolation="nearest")
+    axes.set(xlabel="text", ylabel="image")
+    axes.grid(False)
+    figure.colorbar(drawn, ax=axes, label="similarity", pad=0.02)
+    if owner is not None:
+        for text, image in enumerate(owner):
+            axes.add_patch(Rectangle((text - 0.5, image - 0.5), 1, 1, fill=False, edgecolor="white"))
+    return figure
+
+
+@_styled
+def recall_bars(table: pd.DataFrame) -> Figure:
+    """Recalls of several systems side by side.
+
+    table  one row per system and metric: system, metric (of METRICS), value, and where known low and high
+           (the confidence interval, a whisker) and claimed (the published value, a diamond), all in percent
+    """
+    systems = list(dict.fromkeys(table.system))
+    metrics = [metric for metric in METRICS if metric in set(table.metric)]
+    figure = _figure(10, 4.6)
+    axes, width = figure.subplots(), 0.8 / len(systems)
+    for row, system in enumerate(systems):
+        part = table[table.system == system].set_index("metric").reindex(metrics)
+        x = np.arange(len(metrics)) + (row - (len(systems) - 1) / 2) * width
+        axes.bar(x, part.value, width * 0.92, label=system, color=COLOURS[row % len(COLOURS)])
+        _whiskers(axes, x, part)
+        if "claimed" in part and part.claimed.notna().any():
+            axes.plot(x, part.claimed, "D", color="white", markeredgecolor="black", markersize=7,
+                      label="claimed by the paper" if row == 0 else None)
+    names = [metric.replace("i2t_", "image→text\n").replace("t2i_", "text→image\n") for metric in metrics]
+    axes.set_xticks(range(len(metrics)), names)
+    axes.set_ylabel("%")
+    axes.margins(x=0.02)
+    axes.grid(axis="x", visible=False)
+    _legend_above(axes, 3)
+    return figure
+
+
+def _whiskers(axes, x: np.ndarray, part: pd.DataFrame, horizontal: bool = False) -> None:
+    """The intervals low..high about value, where the table has them."""
+    if {"low", "high"} <= set(part):
+        spread = np.abs(np.array([part.value - part.low, part.high - part.value], float))
+        where, along = ((part.value, x), "xerr") if horizontal else ((x, part.value), "yerr")
+        axes.errorbar(*where, **{along: spread}, fmt="none", ecolor="black", capsize=3, elinewidth=1.3)
+
+
+@_styled
+def recall_curve(hits: Mapping[str, np.ndarray], chance: np.ndarray | None = None) -> Figure:
+    """R@K over K for every named curve: value k-1 is R@k in percent; chance is drawn dotted."""
+    figure = _figure(7.5, 4.4)
+    axes = figure.subplots()
+    for (name, curve), style in zip(hits.items(), ["-", "--", "-.", ":"] * len(hits)):
+        axes.plot(np.arange(1, len(curve) + 1), curve, style, label=name)
+    if chance is not None:
+        axes.plot(np.arange(1, len(chance) + 1), chance, ":", color=GREY, label="chance")
+    axes.set(xlabel="K", ylabel="R@K (%)", ylim=(0, 102), xlim=(1, None))
+    _legend_above(axes, 3)
+    return figure
+
+
+@_styled
+def rank_histogram(ranks: Mapping[str, np.ndarray], bins: int = 20) -> Figure:
+    """How many queries find their first right item at which rank (axis from 1, `ranks` from 0)."""
+    figure = _figure(5 * len(ranks), 3.8)
+    panels = figure.subplots(1, len(ranks), squeeze=False).ravel()
+    for axes, (name, values), colour in zip(panels, ranks.items(), COLOURS):
+        values = np.asarray(values, float) + 1
+        edges = np.geomspace(1, max(values.max(), 2) + 1, bins + 1)
+        axes.hist(values, edges, color=colour, edgecolor="white")
+        axes.axvline(np.median(values), color="black", linestyle="--", linewidth=1.5)
+        axes.set(xscale="log", xlabel="rank of the first right item", ylabel="queries",
+                 title=f"{name}: median {np.median(values):.1f}")
+        axes.xaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+@_styled
+def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
+    """One bar per row, the first one being the reference: variant, value and, where known, low and high."""
+    figure = _figure(8, 1.3 + 0.55 * len(table))
+    axes, y = figure.subplots(), np.arange(len(table))
+    axes.barh(y, table.value, 0.65, color=[GREY] + [BLUE] * (len(table) - 1))
+    _whiskers(axes, y, table, horizontal=True)
+    ends = table.high if "high" in table else table.value
+    for row, (end, value) in enumerate(zip(ends, table.value)):
+        axes.annotate(f"{value:.1f}", (end, row), (5, 0), textcoords="offset points", va="center",
+                      fontsize=SMALL)
+    axes.axvline(table.value.iloc[0], color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(y, [_wrap(name, 2.6, lines=2) for name in table.variant])
+    axes.set(xlabel=f"{metric} (%)", xlim=(0, 1.12 * max(ends)))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+@_styled
+def bar_with_ceiling(values: Mapping[str, float], ceilings: Mapping[str, float],
+                     chance: Mapping[str, float] | None = None) -> Figure:
+    """Measured recalls (bars), the best that repeated captions allow (outlines) and chance (lines)."""
+    names = list(values)
+    figure = _figure(max(6.0, 1.3 * len(names)), 4.2)
+    axes, x = figure.subplots(), np.arange(len(names))
+    axes.bar(x, [ceilings[name] for name in names], 0.7, color="#EEEEEE", edgecolor="black", linestyle="--",
+             label="ceiling")
+    bars = axes.bar(x, list(values.values()), 0.7, color=BLUE, label="measured")
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=SMALL)
+    if chance is not None:
+        level = [chance[name] for name in names]
+        axes.hlines(level, x - 0.35, x + 0.35, color=ORANGE, linewidth=3, label="chance")
+    axes.set_xticks(x, [name.replace("_", "\n") for name in names])
+    axes.set(ylabel="%", ylim=(0, 105))
+    axes.grid(axis="x", visible=False)
+    _legend_above(axes, 3)
+    return figure
+
+
+# the data ---------------------------------------------------------------------------------------------------
+
+@_styled
+def caption_length_histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
+    """Words per caption, one outline per split or set, each as a share of its captions."""
+    figure = _figure(7.5, 4)
+    axes = figure.subplots()
+    edges = np.arange(min(min(v) for v in lengths.values()), max(max(v) for v in lengths.values()) + 2) - 0.5
+    for (name, values), style in zip(lengths.items(), ["-", "--", "-.", ":"] * len(lengths)):
+        share = 100 * np.histogram(values, edges)[0] / len(values)
+        axes.stairs(share, edges, label=f"{name} ({len(values):,})", linestyle=style, linewidth=2)
+    axes.set(xlabel="words per caption", ylabel="captions (%)")
+    _legend_above(axes, 3)
+    return figure
+
+
+@_styled
+def class_counts(counts: pd.DataFrame) -> Figure:
+    """Images per scene class: one row per class, one column per split, drawn as stacked horizontal bars."""
+    figure = _figure(8, 1.2 + 0.27 * len(counts))
+    axes, left = figure.subplots(), np.zeros(len(counts))
+    for split, colour in zip(counts, COLOURS):
+        axes.barh(np.arange(len(counts)), counts[split], 0.75, left=left, color=colour, label=split)
+        left += counts[split].to_numpy(float)
+    axes.set_yticks(range(len(counts)), [_wrap(name, 2.2, lines=1) for name in counts.index])
+    axes.set(xlabel="images", ylim=(len(counts) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    _legend_above(axes, 3)
+    return figure

@@ -1,0 +1,81 @@
+"""Not a paper: the floor under them all. Two frozen towers, pooled, and one small trained head for each."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbhelpers import backbones
+from nbhelpers.distributed import gather
+from nbhelpers.papers.dual_encoder import DualEncoder
+from nbhelpers.papers.pir import contrastive_loss
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """What is pooled, and how wide the heads are."""
+
+    vision: str = "efficientnet_lite0"
+    text: str = "minilm"
+    vocab_size: int | None = None
+    embed_dim: int = 512
+    hidden: int = 512           # width of the heads' hidden layer; 0: a linear projection
+    dropout: float = 0.2
+    temperature: float = 0.07
+    use_mask: bool = True       # sentences are averaged over their words, never over padding
+    freeze_towers: bool = True
+
+    @classmethod
+    def tiny(cls, vocab_size: int, **changes) -> FrozenConfig:
+        return replace(cls(vision="swin_standin", text="bert_standin", vocab_size=vocab_size, embed_dim=64, hidden=64), **changes)
+
+    @classmethod
+    def compact(cls, **changes) -> FrozenConfig:
+        return replace(cls(), **changes)
+
+
+class FrozenHeads(DualEncoder):
+    """Pooled features -> heads -> unit vectors (B,D), trained with PIR's multi-positive contrastive loss."""
+
+    def __init__(self, config: FrozenConfig):
+        super().__init__()
+        self.config = config
+        self.vision_encoder = backbones.vision_tower(config.vision).requires_grad_(False)
+        self.text_encoder = backbones.text_tower(config.text, config.vocab_size).requires_grad_(False)
+        self.image_head = self._head(self.vision_encoder.num_features)
+        self.text_head = self._head(self.text_encoder.config.hidden_size)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+
+    def _head(self, width: int) -> nn.Module:
+        c = self.config
+        if not c.hidden:
+            return nn.Linear(width, c.embed_dim)
+        return nn.Sequential(nn.Linear(width, c.hidden), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(c.hidden, c.embed_dim))
+
+    def frozen(self) -> list[nn.Module]:
+        return [self.vision_encoder, self.text_encoder]
+
+    @torch.no_grad()
+    def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B,3,S,S) -> vision (B,1+N,W), the global token first."""
+        return {"vision": backbones.image_tokens(self.vision_encoder, pixels)}
+
+    @torch.no_grad()
+    def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """(B,L) -> text (B,L,W)."""
+        return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}
+
+    def embed_images(self, vision: Tensor) -> Tensor:
+        return F.normalize(self.image_head(vision[:, 0]), dim=1)
+
+    def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
+        words = mask.unsqueeze(2).to(text.dtype)
+        return F.normalize(self.text_head((text * words).sum(1) / words.sum(1)), dim=1)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Batch of cached features `vision`, `text`, or of pixels and ids, with mask and image_index (B,)."""
+        image, text = (gather(rows) for rows in self.embed_batch(batch))
+        loss = contrastive_loss(image, text, self.temp, gather(batch["image_index"]))
+        return {"loss": loss, "contrastive": loss}

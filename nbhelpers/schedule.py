@@ -1,0 +1,97 @@
+"""What a training is told, its configuration and learning rates, and what it tells, its history."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from nbhelpers.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; AdamW as in pir.md section 5. UserError on values that cannot be."""
+
+    epochs: int
+    lr: float                      # peak learning rate
+    batch_size: int = 32           # pairs per batch over all processes together; the loader is built with it
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    warmup_fraction: float = 0.1   # of all optimiser steps
+    schedule: str = "linear"       # linear | cosine | constant
+    precision: str = "fp32"        # fp32 | bf16 | fp16
+    accumulate: int = 1            # batches per optimiser step; in-batch negatives stay within each batch
+    clip_norm: float | None = None
+    seed: int = 0
+    workers: int = 0               # of the loader; changes no result
+    save_every_steps: int = 0      # resume state within an epoch; 0: only after each epoch; changes no result
+    monitor: str = "mR"            # validation figure that selects the best epoch; larger is better
+    keep: str = "best"             # weights left in the model: best (epoch, where validated) | last
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise UserError(f"warmup_fraction is {self.warmup_fraction}; it lies between 0 and 1.")
+        for name, known in (("schedule", ("linear", "cosine", "constant")),
+                            ("precision", ("fp32", "bf16", "fp16")), ("keep", ("best", "last"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} '{getattr(self, name)}' is unknown; choose from {', '.join(known)}.")
+
+    def decisive(self) -> dict:
+        """The fields that decide the result."""
+        return {k: value for k, value in asdict(self).items() if k not in ("workers", "save_every_steps")}
+
+
+@dataclass
+class History:
+    """A row per epoch: epoch (from 1), steps, lr, mean loss terms, `val_*`, seconds, images_per_second."""
+
+    rows: list[dict]
+    monitor: str = "mR"
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with the largest validation figure; None without validation."""
+        key = f"val_{self.monitor}"
+        return max(self.rows, key=lambda row: row[key])["epoch"] if key in self.rows[-1] else None
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+    def __str__(self) -> str:
+        text = f"{len(self.rows)} epochs, loss {self.rows[0]['loss']:.3f} to {self.rows[-1]['loss']:.3f}"
+        if self.best_epoch is None:
+            return text
+        best = self.rows[self.best_epoch - 1][f"val_{self.monitor}"]
+        return f"{text}, best validation {self.monitor} {best:.2f} after epoch {self.best_epoch}"
+
+
+def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
+    """Factor on the peak learning rate at optimiser step t = 0..total-1.
+
+    Warm-up over the first int(total * warmup_fraction) steps as t / warm-up: the first step has rate 0
+    (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then down to 0 at t = total.
+    """
+    warm = int(total * config.warmup_fraction)
+
+    def factor(t: int) -> float:
+        if t < warm:
+            return (t + (config.schedule == "cosine")) / warm
+        done = (t - warm) / (total - warm)
+        falling = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+        return falling[config.schedule]
+
+    return factor
+
+
+def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:
+    """(T,) the learning rate at each of the T = epochs * steps_per_epoch optimiser steps."""
+    total = config.epochs * steps_per_epoch
+    factor = lr_lambda(config, total)
+    return np.array([config.lr * factor(t) for t in range(total)])

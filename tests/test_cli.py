@@ -1,0 +1,83 @@
+"""The command line: exit codes, sentences on stderr, no traceback, and nothing heavy imported for small questions."""
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from nbhelpers.__main__ import main
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def captions(folder, **changes):
+    rows = [{"filename": f"pond_{i}.jpg", "split": split, "sentences": [{"raw": "a pond"}] * 5}
+            for i, split in enumerate(("train", "val", "test"))]
+    rows[0] |= changes
+    path = folder / "dataset_tiny.json"
+    path.write_text(json.dumps({"images": rows}))
+    return str(path)
+
+
+def test_check_of_good_captions_exits_0(tmp_path, capsys):
+    assert main(["data", "check", "--captions", captions(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "layout      karpathy" in out and "not looked at" in out and err == ""
+
+
+def test_check_exits_1_with_one_line_per_class_of_problem(tmp_path, capsys):
+    assert main(["data", "check", "--captions", captions(tmp_path, split="dev", sentences=[])]) == 1
+    out, err = capsys.readouterr()
+    assert "layout" in out
+    assert len(err.splitlines()) == 2 and all(line.startswith("problem: ") for line in err.splitlines())
+    assert "unknown split" in err and "no image in split 'train'" in err
+
+
+def test_check_of_an_unreadable_file(tmp_path, capsys):
+    (tmp_path / "x.json").write_text("{")
+    assert main(["data", "check", "--captions", str(tmp_path / "x.json"), "--layout", "karpathy"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_mistake_is_one_line_on_stderr(tmp_path, capsys):
+    assert main(["data", "prepare", "--set", "ucm"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "'ucm' is not generated" in err
+
+
+def test_as_a_program_without_traceback_and_without_torch(tmp_path):
+    code = ("import sys; from nbhelpers.__main__ import main; code = main(sys.argv[1:]); "
+            "print('torch' in sys.modules, 'transformers' in sys.modules); sys.exit(code)")
+    found = subprocess.run([sys.executable, "-c", code, "data", "check", "--captions", captions(tmp_path, filename="/x")],
+                           capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.returncode == 1 and "Traceback" not in found.stderr and "leave the image folder" in found.stderr
+    assert found.stdout.endswith("False False\n")
+
+
+@pytest.mark.parametrize("argv", [[], ["data"], ["nothing"], ["data", "check"], ["notebooks", "burn"],
+                                  ["run", "--seed", "one"], ["run", "--profil-e", "ucm"],
+                                  ["data", "check", "--captions", "x", "--extra"]])
+def test_a_wrong_command_line_exits_2(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, room, function, seen", [
+    (["run", "--profile", "ucm", "--data", "d", "--seed", "3", "--upto", "20"], "batch", "main",
+     {"profile": "ucm", "data": "d", "seed": 3, "upto": "20"}),
+    (["run"], "batch", "main", {"profile": "default", "data": "", "seed": 0, "upto": ""}),
+    (["notebooks", "store", "20", "30"], "batch", "notebooks_main", {"action": "store", "names": ["20", "30"]}),
+    (["records", "list", "--profile", "ucm"], "records", "main", ["list", "--profile", "ucm"]),
+])
+def test_commands_hand_over_to_their_rooms(argv, room, function, seen, monkeypatch):
+    calls = []
+    stand_in = types.ModuleType(f"nbhelpers.{room}")
+    setattr(stand_in, function, lambda given: calls.append(given) or 5)
+    monkeypatch.setitem(sys.modules, f"nbhelpers.{room}", stand_in)
+    monkeypatch.setattr(f"nbhelpers.{room}", stand_in, raising=False)
+    assert main(argv) == 5
+    given = calls[0] if isinstance(calls[0], list) else {key: getattr(calls[0], key) for key in seen}
+    assert given == seen

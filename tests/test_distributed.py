@@ -1,0 +1,185 @@
+"""Two processes on the CPU train as one does. As a script under torchrun this file is one of them."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader
+
+from nbhelpers.distributed import gather, rank, world_size
+from nbhelpers.errors import UserError
+from nbhelpers.training import TrainConfig, fit, load_or_train
+
+PAIRS, BATCH = 24, 8
+CONFIG = TrainConfig(epochs=2, lr=0.01, batch_size=BATCH, schedule="constant", warmup_fraction=0.0)
+
+
+class DualEncoder(nn.Module):
+    """In-batch negatives with several captions per image, and one parameter that the loss does not use."""
+
+    def __init__(self, one_sided=False, poison=False):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.image, self.text, self.unused = nn.Linear(6, 5), nn.Linear(4, 5), nn.Linear(2, 2)
+        self.temp = nn.Parameter(torch.tensor(0.2))
+        self.one_sided, self.poison = one_sided, poison
+        with torch.no_grad():
+            for p in self.parameters():
+                if p.dim():
+                    p.copy_(torch.randn(p.shape, generator=generator))
+
+    def loss(self, batch):
+        image = gather(F.normalize(self.image(batch["pixels"]), dim=1), self.one_sided)
+        text = gather(F.normalize(self.text(batch["words"]), dim=1), self.one_sided)
+        index = gather(batch["image_index"])
+        target = (index[:, None] == index).float()
+        target = target / target.sum(1, keepdim=True)
+        logits = image @ text.t() / self.temp
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+        if self.poison and rank() == world_size() - 1:
+            loss = loss * torch.nan
+        return {"loss": loss, "local": batch["pixels"].mean()}  # differs between processes; its mean does not
+
+
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    pixels, words = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 4, generator=generator)
+    pairs = [{"pixels": pixels[i], "words": words[i], "image_index": i // 3} for i in range(PAIRS)]
+    return DataLoader(pairs, batch_size=BATCH, drop_last=True)
+
+
+def trained(folder, config=CONFIG, **options):
+    """Gradients that the optimiser of the first step sees, and the final weights of one training."""
+    model, arrays = DualEncoder(**options), {}
+
+    def note(*_):
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                arrays.setdefault(f"grad/{name}", p.grad.clone().numpy())
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        fit(model, loader(), config, folder, validate=lambda m: {"mR": float(-m.temp)})
+    finally:
+        hook.remove()
+    return arrays | {f"weight/{name}": p.detach().numpy() for name, p in model.named_parameters()}
+
+
+def variants(folder):
+    return {"full": trained(folder / "full"), "one_sided": trained(folder / "one_sided", one_sided=True),
+            "accumulated": trained(folder / "accumulated", replace(CONFIG, accumulate=2))}
+
+
+def process(folder: Path):
+    """What each of the two processes does."""
+    arrays = {f"{name}/{key}": a for name, found in variants(folder).items() for key, a in found.items()}
+    arrays["gathered"] = gather(torch.arange(6).reshape(2, 3) + 10 * rank()).numpy()
+    np.savez(folder / f"rank{rank()}.npz", **arrays)
+    told, odd = {}, DataLoader([0] * 9, 3)
+    for name, call in {"poison": lambda: trained(folder / "poison", poison=True),
+                       "list": lambda: fit(DualEncoder(), [{}], CONFIG, folder / "list"),
+                       "odd": lambda: fit(DualEncoder(), odd, CONFIG, folder / "odd")}.items():
+        with pytest.raises(UserError) as error:
+            call()
+        told[name] = str(error.value)
+    for _ in range(2):
+        told.setdefault("trained", []).append(
+            load_or_train("toy", DualEncoder, loader(), CONFIG, folder, "k" * 64)[2])
+    (folder / f"rank{rank()}.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder of two processes, their standard output."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                                "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
+    command.append(str(folder))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return folder, variants(folder)
+
+
+def arrays_of(folder, number):
+    with np.load(folder / f"rank{number}.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("variant", ["full", "accumulated"])
+def test_gradients_and_weights_are_those_of_one_process(two, one, variant, number):
+    found = arrays_of(two[0], number)
+    for key, expected in one[1][variant].items():
+        np.testing.assert_allclose(found[f"{variant}/{key}"], expected, rtol=2e-5, atol=1e-6, err_msg=key)
+    assert "full/grad/temp" in found and np.abs(found["full/grad/image.weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["full", "one_sided", "accumulated"])
+def test_losses_are_those_of_one_process(two, one, variant):
+    found, expected = (pd.read_csv(folder / variant / "history.csv") for folder in (two[0], one[0]))
+    # the gradients of the one-sided gather are smaller, so that only its first epoch is close
+    rows = slice(0, 1) if variant == "one_sided" else slice(None)
+    tolerance = 1e-3 if variant == "one_sided" else 1e-5
+    np.testing.assert_allclose(found.loss[rows], expected.loss[rows], rtol=tolerance)
+    np.testing.assert_allclose(found.local, expected.local, rtol=1e-5, atol=1e-7)
+    assert (found.steps == expected.steps).all()
+
+
+def test_one_sided_gather_divides_all_but_the_temperature_by_the_number_of_processes(two, one):
+    found = arrays_of(two[0], 0)
+    for key, expected in one[1]["full"].items():
+        if key.startswith("grad/"):
+            share = 1 if key == "grad/temp" else 2
+            gradient = share * found[f"one_sided/{key}"]
+            np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=1e-6, err_msg=key)
+
+
+def test_rows_are_gathered_in_rank_order(two):
+    expected = np.concatenate([np.arange(6).reshape(2, 3), np.arange(6).reshape(2, 3) + 10])
+    for number in (0, 1):
+        np.testing.assert_array_equal(arrays_of(two[0], number)["gathered"], expected)
+
+
+def test_every_process_tells_of_a_loss_that_is_bad_in_one(two):
+    for number in (0, 1):
+        told = json.loads((two[0] / f"rank{number}.json").read_text())
+        assert "not finite at step 1 (loss nan)" in told["poison"]
+        assert "torch DataLoader" in told["list"]
+        assert "multiple of 2" in told["odd"]
+
+
+def test_two_processes_train_once_and_print_once_each_time(two):
+    folder, output = two
+    for number in (0, 1):
+        assert json.loads((folder / f"rank{number}.json").read_text())["trained"] == [True, False]
+    lines = [line for line in output.splitlines() if line.startswith("toy: 2 epochs")]
+    assert len(lines) == 2 and lines[0] == lines[1]
+
+
+def test_a_single_process_gathers_nothing():
+    tensor = torch.ones(2, requires_grad=True)
+    assert gather(tensor) is tensor and gather(tensor, one_sided=True) is tensor
+    assert world_size() == 1 and rank() == 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    process(Path(sys.argv[1]))

@@ -1,0 +1,409 @@
+"""Every published layout is read into the same table, written back, and refused with a sentence where it is broken."""
+import json
+import os
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbhelpers.data import layouts
+from nbhelpers.data.rows import UNPRINTABLE, image_ids, scene_of
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError
+
+FILES = {"airport_1.jpg": "train", "airport_2.jpg": "train", "pond_7.jpg": "train", "pond_8.jpg": "val",
+         "00017.jpg": "test", "school_3.jpg": "test"}
+
+
+def captions_of(file):
+    return [f"{word} of {file} ." for word in ("view", "picture", "image", "scene", "photograph")]
+
+
+def table():
+    images = [(image_ids([file])[0], file, split, scene_of(file)) for file, split in FILES.items()]
+    captions = [(file[:-4], text) for file in FILES for text in captions_of(file)]
+    return CaptionTable("tiny", pd.DataFrame(images, columns=["image_id", "file", "split", "scene"]),
+                        pd.DataFrame(captions, columns=["image_id", "text"]))
+
+
+def same(a, b):
+    """Equal up to the order in which images are listed."""
+    assert a.fingerprint() == b.fingerprint()
+    key = ["image_id", "file", "split", "scene"]
+    pd.testing.assert_frame_equal(a.images.sort_values(key, ignore_index=True), b.images.sort_values(key, ignore_index=True))
+    for image_id in a.images.image_id:
+        assert list(a.captions.text[a.captions.image_id == image_id]) == list(b.captions.text[b.captions.image_id == image_id])
+    return True
+
+
+def put(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+    return path
+
+
+def karpathy(**changes):
+    """A good karpathy file; `changes` replace fields of its first image, None removes one."""
+    images = [{"filename": file, "imgid": i, "split": split, "sentences": [{"raw": text} for text in captions_of(file)]}
+              for i, (file, split) in enumerate(FILES.items())]
+    images[0].update(changes)
+    images[0] = {field: value for field, value in images[0].items() if value is not None}
+    return {"images": images, "dataset": "tiny"}
+
+
+def in_karpathy(folder):
+    return put(folder / "dataset_tiny.json", karpathy())
+
+
+def in_precomp(folder, per_caption=("train", "val", "test")):
+    for split in ("train", "val", "test"):
+        files = [file for file in FILES if FILES[file] == split]
+        put(folder / "tiny_precomp" / f"{split}_caps.txt", "".join(t + "\n" for f in files for t in captions_of(f)))
+        names = [file for file in files for _ in range(5 if split in per_caption else 1)]
+        put(folder / "tiny_precomp" / f"{split}_filename.txt", "\n".join(names))
+    return folder / "tiny_precomp"
+
+
+def in_rows(folder):
+    train = [{"image": file, "caption": text, "image_id": i, "label_name": scene_of(file), "label": i}
+             for i, file in enumerate(FILES) if FILES[file] == "train" for text in captions_of(file)]
+    put(folder / "tiny_train.json", train)
+    for split in ("val", "test"):
+        put(folder / f"tiny_{split}.json", [{"image": file, "caption": captions_of(file)}
+                                            for file in FILES if FILES[file] == split])
+    return folder
+
+
+def in_lavis(folder):
+    put(folder / "tiny_train.json", [{"image": file, "caption": text, "image_id": file}
+                                     for file in FILES if FILES[file] == "train" for text in captions_of(file)])
+    for split in ("val", "test"):
+        files = [file for file in FILES if FILES[file] == split]
+        put(folder / f"tiny_{split}.json", [{"image": file, "image_id": i} for i, file in enumerate(files)])
+        put(folder / f"tiny_{split}_gt.json", {"images": [{"id": i} for i in range(len(files))], "annotations": [
+            {"id": 10 * i + k, "image_id": i, "caption": text}
+            for i, file in reversed(list(enumerate(files))) for k, text in enumerate(captions_of(file))]})
+    return folder
+
+
+MAKERS = {"karpathy": in_karpathy, "precomp": in_precomp, "rows": in_rows, "lavis": in_lavis}
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_layout_is_recognised_and_read(layout, tmp_path):
+    path = MAKERS[layout](tmp_path / "tiny")
+    reading = layouts.scan(path)
+    assert (reading.layout, reading.problems, reading.table.name) == (layout, [], "tiny")
+    assert same(reading.table, table())
+    assert same(layouts.read(path, layout), table())
+
+
+def test_layouts_agree_on_the_fingerprint(tmp_path):
+    prints = {layouts.read(make(tmp_path / layout)).fingerprint() for layout, make in MAKERS.items()}
+    assert prints == {table().fingerprint()}
+
+
+@pytest.mark.parametrize("layout", layouts.WRITABLE)
+def test_round_trip(layout, tmp_path):
+    path = tmp_path / ("dataset_tiny.json" if layout == "karpathy" else "tiny")
+    layouts.write(table(), path, layout)
+    reading = layouts.scan(path)
+    assert reading.layout == layout and not reading.problems and same(reading.table, table())
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), layout=st.sampled_from(layouts.WRITABLE))
+def test_round_trip_of_any_captions(data, layout, tmp_path_factory):
+    files = data.draw(st.lists(st.from_regex(r"[a-zé]{1,5}_[0-9]{1,3}\.(jpg|tif)", fullmatch=True), min_size=1,
+                               max_size=6, unique_by=lambda file: file[:-4]))
+    text = st.text(min_size=1, max_size=30).map(lambda t: UNPRINTABLE.sub(" ", t) + "x")
+    rows = [(file[:-4], file, data.draw(st.sampled_from(layouts.SPLITS)), scene_of(file)) for file in files]
+    captions = [(file[:-4], caption) for file in files
+                for caption in data.draw(st.lists(text, min_size=1, max_size=7))]
+    any_table = CaptionTable("tiny", pd.DataFrame(rows, columns=["image_id", "file", "split", "scene"]),
+                             pd.DataFrame(captions, columns=["image_id", "text"]))
+    path = tmp_path_factory.mktemp("any") / ("dataset_tiny.json" if layout == "karpathy" else "tiny")
+    layouts.write(any_table, path, layout)
+    assert same(layouts.read(path), any_table)
+
+
+def test_nwpu_takes_class_folders_and_all_five_captions(tmp_path):
+    row = {"filename": "airplane_001.jpg", "imgid": 0, "split": "train", "raw": "a", "raw_1": "b", "raw_2": "c",
+           "raw_3": "d", "raw_4": "e"}
+    data = {"airplane": [row], "storage tank": [row | {"filename": "storage tank_001.jpg", "split": "test"}]}
+    reading = layouts.scan(put(tmp_path / "dataset_nwpu.json", data))
+    assert (reading.layout, reading.table.name, reading.problems) == ("nwpu", "nwpu", [])
+    assert list(reading.table.images.file) == ["airplane/airplane_001.jpg", "storage tank/storage tank_001.jpg"]
+    assert list(reading.table.images.scene) == ["airplane", "storage tank"]
+    assert list(reading.table.captions.text) == list("abcde") * 2
+
+
+def test_tokens_stand_in_for_raw_and_nothing_else_is_needed(tmp_path):
+    data = karpathy(imgid=None, sentences=[{"tokens": ["many", "planes"]}, {"raw": "raw wins", "tokens": ["no"]}])
+    texts = layouts.read(put(tmp_path / "d.json", data)).captions.text
+    assert list(texts[:2]) == ["many planes", "raw wins"]
+
+
+@pytest.mark.parametrize("file, scene", [
+    ("airport_1.jpg", "airport"), ("train/bridge_942.tif", "bridge"), ("dense_residential_12.png", "dense_residential"),
+    ("agricultural01.tif", "agricultural"), ("00017.jpg", "00017.jpg"), ("a/1_2.jpg", "a/1_2.jpg"),
+    ("airport.jpg", "airport.jpg")])
+def test_scene_of_a_file_name(file, scene):
+    assert scene_of(file) == scene
+
+
+def test_ids_are_stems_unless_stems_repeat():
+    assert image_ids(["a/x.jpg", "b/y.tif"]) == ["x", "y"]
+    assert image_ids(["a/x.jpg", "b/x.jpg"]) == ["a/x", "b/x"]
+    assert image_ids(["x.jpg", "x.tif"]) == ["x.jpg", "x.tif"]
+
+
+# ---- traps of the published files ----
+
+def test_precomp_decides_by_the_counts(tmp_path):
+    reading = layouts.scan(in_precomp(tmp_path, per_caption=("test",)))  # the published UCM folder
+    assert same(reading.table, table())
+    assert sum("one name per image" in note for note in reading.notes) == 2  # train and val
+
+
+@pytest.mark.parametrize("names", [1, 2, 4, 14, 16])
+def test_precomp_refuses_other_counts(names, tmp_path):
+    folder = in_precomp(tmp_path)
+    put(folder / "train_filename.txt", "".join(f"a_{i}.jpg\n" for i in range(names)))
+    with pytest.raises(UserError, match=f"15 captions and train_filename.txt {names} names.*same release"):
+        layouts.read(folder)
+
+
+def test_precomp_lacking_half_of_a_pair(tmp_path):
+    folder = in_precomp(tmp_path)
+    (folder / "test_filename.txt").unlink()
+    with pytest.raises(UserError, match="no test_filename.txt beside it"):
+        layouts.read(folder)
+
+
+def test_precomp_keeps_empty_lines_and_unicode_line_separators_in_place(tmp_path):
+    folder = put(tmp_path / "p" / "test_caps.txt", "one\u2028still one\r\n\r\nthree\x0bstill three\n").parent
+    put(folder / "test_filename.txt", "a_1.jpg\r\na_2.jpg\r\na_3.jpg\r\n")
+    assert list(layouts.scan(folder).table.captions.text) == ["one still one", "", "three still three"]
+
+
+def harma(n_val):
+    data = karpathy()
+    for i, image in enumerate(data["images"]):
+        image["harma_split"] = "test" if image["split"] == "test" else "val" if i < n_val else "train"
+        image["split"] = "test" if image["split"] == "test" else "train"
+    return data
+
+
+def test_resplit_field_is_taken_where_split_has_no_val(tmp_path):
+    reading = layouts.scan(put(tmp_path / "d.json", harma(n_val=1)))
+    assert dict(reading.table.images.split.value_counts()) == {"train": 3, "test": 2, "val": 1}
+    assert any("harma_split" in note for note in reading.notes)
+
+
+def test_resplit_field_is_not_taken_where_split_has_val_or_the_field_is_not_everywhere(tmp_path):
+    with_val, partial = harma(1), harma(1)
+    with_val["images"][2]["split"] = "val"
+    del partial["images"][3]["harma_split"]
+    assert list(layouts.read(put(tmp_path / "a.json", with_val)).images.split)[:3] == ["train", "train", "val"]
+    assert "val" not in set(layouts.read(put(tmp_path / "b.json", partial)).images.split)
+
+
+def many(images, empty_of_train, empty_of_test=0):
+    rows = [{"filename": f"a_{i}.jpg", "split": "test" if i < 10 else "train",
+             "sentences": [{"raw": f"caption {i} {k}"} for k in range(5)]} for i in range(images)]
+    for row in rows[10:10 + empty_of_train] + rows[:empty_of_test]:
+        row["sentences"] = [{"raw": " "}] * 5
+    return {"images": rows}
+
+
+def test_empty_captions_are_counted_and_dropped_from_training_only(tmp_path):
+    path = put(tmp_path / "d.json", many(400, empty_of_train=2, empty_of_test=1))
+    reading = layouts.scan(path)
+    assert len(reading.table.captions) == 2000 and not reading.problems
+    assert "15 captions of 3 images are empty; training drops them." in reading.notes
+    read = layouts.read(path)
+    assert read.counts().loc["train"].tolist() == [388, 1940] and read.counts().loc["test"].tolist() == [10, 50]
+
+
+def test_more_than_one_percent_empty_is_an_error(tmp_path):
+    assert not layouts.scan(put(tmp_path / "a.json", many(400, empty_of_train=4))).problems  # exactly 1 %
+    with pytest.raises(UserError, match="25 of 2000 captions are empty .*more than 1%"):
+        layouts.read(put(tmp_path / "b.json", many(400, empty_of_train=5)))
+
+
+def test_lavis_captions_follow_their_id_not_their_order(tmp_path):
+    path = in_lavis(tmp_path)
+    put(path / "tiny_test.json", [{"image": "school_3.jpg", "image_id": 1}, {"image": "00017.jpg", "image_id": "0"}])
+    assert same(layouts.read(path), table())
+
+
+def test_lavis_truth_without_listed_images(tmp_path):
+    path = in_lavis(tmp_path)
+    put(path / "tiny_test.json", [{"image": "00017.jpg", "image_id": 0}])
+    with pytest.raises(UserError, match="1 annotations name an image that is not listed .first: image_id 1"):
+        layouts.read(path)
+    (path / "tiny_test.json").unlink()
+    put(path / "tiny_test_gt.json", {"images": [{"id": 5, "file_name": "00017.jpg"}],
+                                     "annotations": [{"image_id": 5, "caption": "alone"}]})
+    assert layouts.read(path).split("test").captions.text.tolist() == ["alone"]
+
+
+def test_one_file_leads_to_its_siblings_and_not_to_other_sets(tmp_path):
+    in_rows(tmp_path)
+    put(tmp_path / "other_test.json", [{"image": "x_1.jpg", "caption": ["x"]}])
+    assert same(layouts.read(tmp_path / "tiny_test.json"), table())
+    with pytest.raises(UserError, match="several sets .other_.*, tiny_"):
+        layouts.read(tmp_path)
+
+
+# ---- what is wrong with a file ----
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "is empty"), (b" \n ", "is empty"), (b"{'images': []}", "not readable JSON .line 1"),
+    (b'{"images": [', "not readable JSON"), (b"\x89PNG\r\n\x1a\n\x00", "not readable JSON"),
+    (b"[" * 200_000, "not readable JSON"), (b'{"images": ' + b"9" * 5000 + b"}", "not readable JSON"),
+    (b"17", "none of the known layouts"), (b"null", "none of the known layouts"), (b"[]", "none of the known layouts"),
+    (b'"images"', "none of the known layouts"), (b'{"images": {}}', "none of the known layouts"),
+    (b'{"a": [{"b": 1}]}', "none of the known layouts"), (b"[1, 2]", "none of the known layouts"),
+    (b'{"images": []}', "no caption at all")])
+def test_a_file_that_is_no_caption_file(content, words, tmp_path):
+    path = tmp_path / "dataset_x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        layouts.read(path)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"filename": None}, "1 rows have no file name (first: images[0])"),
+    ({"filename": 17}, "1 rows have no file name"),
+    ({"filename": ""}, "1 rows have no file name"),
+    ({"split": None}, "1 images have an unknown split (first: airport_1.jpg: 'None')"),
+    ({"split": "dev"}, "1 images have an unknown split (first: airport_1.jpg: 'dev')"),
+    ({"split": ["train"]}, "1 images have an unknown split"),
+    ({"sentences": None}, "1 images have no sentences (first: airport_1.jpg)"),
+    ({"sentences": []}, "1 images have no sentences"),
+    ({"sentences": "a plane"}, "1 images have no sentences"),
+    ({"sentences": ["a plane", {"raw": 3}, {}, {"raw": "good"}]}, "3 captions are not text (first: of airport_1.jpg)"),
+    ({"filename": "airport_2.jpg"}, "1 file names are listed twice (first: airport_2.jpg)"),
+    ({"filename": "school_3.jpg"}, "1 file names are listed twice (first: school_3.jpg)"),
+])
+def test_a_class_of_broken_rows_is_one_sentence(change, sentence, tmp_path):
+    path = put(tmp_path / "d.json", karpathy(**change))
+    reading = layouts.scan(path)
+    assert len(reading.problems) == 1 and sentence in reading.problems[0]
+    assert len(reading.table) >= 5  # the good rows are still there to be looked at
+    with pytest.raises(UserError) as error:
+        layouts.read(path)
+    assert reading.problems[0] in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../../x.jpg", "/etc/passwd.jpg", "C:/x.jpg", "C:\\x.jpg", "a\\b.jpg", "a\0b.jpg",
+                                  "a/../../b.jpg", "..", ".", "a\nb.jpg", "a\ud800.jpg", "a/.", "a/", "\\\\host\\x.jpg"])
+@pytest.mark.parametrize("layout", ["karpathy", "precomp", "rows", "nwpu"])
+def test_names_that_leave_their_folder_are_refused(name, layout, tmp_path):
+    row = {"split": "train", "raw": "a", "caption": "a", "sentences": [{"raw": "a"}], "filename": name, "image": name}
+    data = {"karpathy": {"images": [row]}, "rows": [row | {"label": 1}], "nwpu": {"pond": [row]}}.get(layout)
+    path = tmp_path / "tiny_train.json"
+    if layout == "precomp":
+        if "\n" in name or "\ud800" in name:
+            pytest.skip("a list of lines in UTF-8 cannot hold this name")
+        put(tmp_path / "train_caps.txt", "a\n")
+        path = put(tmp_path / "train_filename.txt", name)
+    else:
+        put(path, data)
+    with pytest.raises(UserError, match="1 file names leave the image folder or hold control characters"):
+        layouts.read(path)
+
+
+def test_many_faults_of_one_class_make_one_sentence_that_is_short(tmp_path):
+    rows = [{"filename": "../" + "x" * 10_000, "split": "train", "sentences": [{"raw": "a"}]}] * 500 + [7, None]
+    data = karpathy()
+    data["images"] += rows
+    problems = layouts.scan(put(tmp_path / "d.json", data)).problems
+    assert sorted(problem[:3] for problem in problems) == ["2 r", "500"]
+    assert all(len(problem) < 300 for problem in problems)
+
+
+def test_control_characters_become_spaces_and_are_counted(tmp_path):
+    raw = ["a\x00b", "c\u2028d", "e\ud800f", "g\r\nh\x85", "\u2708 caf\u00e9 \U0001f6eb \u673a\u573a"]
+    reading = layouts.scan(put(tmp_path / "d.json", karpathy(sentences=[{"raw": text} for text in raw])))
+    assert list(reading.table.captions.text[:5]) == ["a b", "c d", "e f", "g  h ", raw[4]]
+    assert reading.notes == ["4 captions held control characters; each became a space."]
+    assert reading.table.fingerprint() and not reading.problems
+
+
+@pytest.mark.parametrize("encoding, noted", [
+    ("utf-8", False), ("utf-8-sig", False), ("utf-16", False), ("cp1252", True)])
+def test_encodings(encoding, noted, tmp_path):
+    text = json.dumps(karpathy(sentences=[{"raw": "a caf\u00e9 \u2019s roof"}]), ensure_ascii=False)
+    (tmp_path / "d.json").write_bytes(text.encode(encoding))
+    reading = layouts.scan(tmp_path / "d.json")
+    assert reading.table.captions.text[0] == "a caf\u00e9 \u2019s roof"
+    assert any("Windows-1252" in note for note in reading.notes) == noted
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "d.json", "wb") as file:
+        file.truncate(3 * 2**30)  # sparse: takes no room
+    with pytest.raises(UserError, match="3.0 GiB"):
+        layouts.read(tmp_path / "d.json")
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        layouts.read(tmp_path / "nothing.json")
+    with pytest.raises(UserError, match="holds no caption file of a known layout"):
+        layouts.read(tmp_path)
+    in_rows(tmp_path)
+    (tmp_path / "tiny_val.json").unlink()
+    (tmp_path / "tiny_val.json").mkdir()
+    with pytest.raises(UserError, match="tiny_val.json cannot be read"):
+        layouts.read(tmp_path)
+
+
+def test_a_list_without_a_split_in_its_name(tmp_path):
+    with pytest.raises(UserError, match="does not say its split"):
+        layouts.read(put(tmp_path / "captions.json", [{"image": "a_1.jpg", "caption": "x", "label": 1}]))
+
+
+def test_an_image_in_two_splits_is_refused(tmp_path):
+    in_rows(tmp_path)
+    put(tmp_path / "tiny_test.json", [{"image": "airport_1.jpg", "caption": ["x"]}])
+    with pytest.raises(UserError, match="1 file names are listed twice .first: airport_1.jpg.*in one split"):
+        layouts.read(tmp_path)
+
+
+def test_a_named_layout_must_fit(tmp_path):
+    with pytest.raises(UserError, match="is in the layout karpathy, not nwpu"):
+        layouts.read(in_karpathy(tmp_path), "nwpu")
+    with pytest.raises(UserError, match="Unknown layout 'cocoo'; the layouts are karpathy"):
+        layouts.read(tmp_path, "cocoo")
+
+
+# ---- writing ----
+
+def test_write_refuses_what_no_reader_takes(tmp_path):
+    with pytest.raises(UserError, match="Cannot write layout 'nwpu'"):
+        layouts.write(table(), tmp_path / "x", "nwpu")
+    bare = table()
+    bare = CaptionTable("tiny", bare.images, bare.captions[bare.captions.image_id != "pond_7"])
+    with pytest.raises(UserError, match="1 images have no captions .first: pond_7"):
+        layouts.write(bare, tmp_path / "x", "rows")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_part_of_a_set(tmp_path, monkeypatch):
+    from pathlib import Path
+    written, real = [], Path.write_text
+
+    def full(self, *args, **keywords):
+        written.append(self)
+        if len(written) == 3:
+            raise OSError(28, os.strerror(28))
+        return real(self, *args, **keywords)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="disk is full"):
+        layouts.write(table(), tmp_path / "set", "precomp")
+    assert len(written) == 3 and not list((tmp_path / "set").iterdir())

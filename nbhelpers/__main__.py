@@ -9,7 +9,7 @@ from nbhelpers.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0 on success, 1 with a sentence on stderr for a mistake, 2 for a wrong command line."""
+    """Runs one command: 0 on success, 1 and a sentence on stderr if not, 2 for a wrong command line."""
     parser = _parser()
     arguments, arguments.rest = parser.parse_known_args(argv)
     if arguments.rest and arguments.command is not _records:
@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="look at a data set, or decode it").add_subparsers(
         required=True, metavar="check|prepare")
-    check = data.add_parser("check", help="what a caption file and its images hold, and what is wrong with them")
-    check.add_argument("--captions", required=True, help="caption file, or folder of a layout of several files")
+    check = data.add_parser("check", help="what captions and images hold, and what is wrong with them")
+    check.add_argument("--captions", required=True, help="file, or folder of a layout of several files")
     check.add_argument("--images", help="folder, zip or tar of the images; left away, they are not looked at")
     check.add_argument("--layout", help="karpathy, precomp, rows, lavis or nwpu; recognised if left away")
     check.set_defaults(command=_check)

@@ -100,23 +100,23 @@ def text_tower(name: str, vocab_size: int | None = None) -> BertModel:
     settings = dict(_choose(TEXT, "text", name))
     if vocab_size is not None:
         settings["vocab_size"] = vocab_size
-    return BertModel(BertConfig(**settings), add_pooling_layer=False)
+    return bert(**settings)
 
 
-class SceneHead(nn.Module):
-    """A scene prior on top of a frozen vision tower: (B,W) global token -> (B,hidden). `classifier` is for fitting it.
+def bert(**settings) -> BertModel:
+    """A BERT of any size. Its padding token has an embedding like any other: PIR attends padding, and trains it."""
+    return BertModel(BertConfig(**settings, pad_token_id=None), add_pooling_layer=False)
+
+
+class SceneHead(nn.Sequential):
+    """A scene prior on top of a frozen vision tower: (B,W) global token -> (B,hidden).
 
     Not the paper's: the compact size uses it where the AID ResNet-50 cannot be had.
     """
 
-    def __init__(self, width: int, classes: int, hidden: int = 256):
-        super().__init__()
+    def __init__(self, width: int, hidden: int = 256):
+        super().__init__(nn.Linear(width, hidden), nn.GELU())
         self.num_features = hidden
-        self.features = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
-        self.classifier = nn.Linear(hidden, classes)
-
-    def forward(self, global_token: Tensor) -> Tensor:
-        return self.features(global_token)
 
 
 def prior_tower(name: str) -> nn.Module:

@@ -211,9 +211,9 @@ def run_chain(profile: str = "default", data: str = "", seed: int = 0, upto: str
     Raises UserError for what is refused before anything runs.
     """
     steps = select(upto)
-    if data and not Path(data).is_dir():
+    if data and not Path(data).expanduser().is_dir():
         raise UserError(f"DATA is '{data}', which is not a folder; give the folder of images and captions.")
-    overrides = {"SEED": seed} | ({"DATA": str(Path(data).resolve())} if data else {})
+    overrides = {"SEED": seed} | ({"DATA": str(Path(data).expanduser().resolve())} if data else {})
     parameters = check_profile(profile, overrides, notebooks)
     folder = runs_root() / profile
     with _locked(folder):

@@ -1,7 +1,7 @@
 """Every plot of the notebooks, in one style: functions of arrays and tables that return a matplotlib Figure.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), made for every common colour blindness; right
-and wrong, kept and dropped also differ in line style. Fonts stay readable at half size.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), made for every common colour blindness;
+right and wrong, kept and dropped also differ in line style. Fonts stay readable at half size.
 Images are (H,W,3) uint8 throughout.
 """
 from __future__ import annotations
@@ -38,39 +38,43 @@ STYLE = {
 
 
 def _styled(plot):
-    """Draws with STYLE and leaves the caller's matplotlib settings alone."""
+    """Draws with STYLE, which leaves the caller's settings alone, and fixes the layout, which would creep a little
+    with every further drawing."""
     @functools.wraps(plot)
     def draw(*args, **options) -> Figure:
         with matplotlib.rc_context(STYLE):
-            return plot(*args, **options)
+            figure = plot(*args, **options)
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return figure
     return draw
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Writes a PNG, equal bytes for equal figures, at 150 dpi; where that exceeds 300 kB, as photographs do, it
-    is reduced to 256 colours and then to fewer dpi until the file is small enough."""
-    for dpi in (DPI, 120, 100, 80, 60):
-        for colours in (None, 256):
-            content = _png(figure, dpi, colours)
-            if len(content) < LIMIT:
-                break
-        if len(content) < LIMIT:
-            break
+    """Writes a PNG, equal bytes for equal figures, at 150 dpi; where that exceeds 300 kB, as photographs do,
+    it is reduced to 256 colours and then to fewer dpi until the file is small enough."""
+    dpi, content = DPI, _png(figure, DPI)
+    if len(content) >= LIMIT:
+        content = _fewer_colours(content)
+    while len(content) >= LIMIT:
+        dpi = int(0.95 * dpi * (LIMIT / len(content)) ** 0.5)
+        content = _fewer_colours(_png(figure, dpi))
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
 
 
-def _png(figure: Figure, dpi: int, colours: int | None) -> bytes:
+def _png(figure: Figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    if colours is None:
-        return buffer.getvalue()
-    reduced = io.BytesIO()
-    image = Image.open(buffer).convert("RGB").quantize(colours)
-    image.save(reduced, format="PNG", optimize=True, dpi=(dpi, dpi))
-    return reduced.getvalue()
+    return buffer.getvalue()
+
+
+def _fewer_colours(png: bytes) -> bytes:
+    image, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
+    image.convert("RGB").quantize(256).save(buffer, format="PNG", optimize=True, dpi=image.info["dpi"])
+    return buffer.getvalue()
 
 
 def _wrap(text: str, inches: float, size: float = SMALL, lines: int = 3) -> str:
@@ -208,7 +212,7 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     """
     belief, local = np.asarray(belief, float), np.asarray(belief, float)[1:].reshape(grid, grid)
     shown = matplotlib.colors.Normalize(0, belief.max())
-    figure = _figure(11, 4)
+    figure = _figure(11, 4.2)
     panels = figure.subplots(1, 4, width_ratios=[4, 4, 0.55, 4])
     box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
     titles = ["image", "belief", f"kept tokens: {len(kept)} of {len(belief)}"]
@@ -218,9 +222,8 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
         axes.grid(False)
         axes.spines[:].set_visible(False)
     heat = panels[1].imshow(local, extent=box, cmap="inferno", alpha=0.35 + 0.4 * shown(local), norm=shown)
-    bar = figure.colorbar(heat, ax=panels[1], location="bottom", shrink=0.9, pad=0.03, aspect=25)
-    bar.locator = matplotlib.ticker.MaxNLocator(3)
-    bar.update_ticks()
+    figure.colorbar(heat, cax=panels[1].inset_axes((0.05, -0.09, 0.9, 0.05)), orientation="horizontal",
+                    ticks=matplotlib.ticker.MaxNLocator(3))
     for index in range(grid * grid):
         _token(panels[3], index % grid, index // grid, index + 1 in set(kept))
     _global_token(panels[2], matplotlib.colormaps["inferno"](shown(belief[0])), belief[0], 0 in set(kept))

@@ -126,12 +126,12 @@ def _paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
 
 
 def read(where: Path | str | Iterable[Path | str]) -> list[dict]:
-    """The records in a folder, or a list of folders and files. UserError on the first that does not fit."""
+    """The records in a folder or in a list of folders and files; UserError on one that does not fit."""
     return [_read_one(path) for path in _paths(where)]
 
 
 def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
-    """(recall, owner) of the record file at `path`, as `recall.bootstrap` and the paired test take them.
+    """(recall, owner) of the record file at `path`, for `recall.bootstrap` and `recall.paired_test`.
 
     UserError if the ranks are missing, or are not those that the record was written with.
     """
@@ -204,8 +204,8 @@ def leaderboard(records: Iterable[dict]) -> pd.DataFrame:
     """Rows (system, variant, seed, notebook); columns ((profile, set, split, data, ties), number).
 
     A column speaks of one profile, one split of one set of one fingerprint (`data`, shortened), one tie rule.
-    The rows "chance" and "ceiling" stand where records know them. A set that papers report on gets a block of
-    profile "published". The interval of mR stands with the rule that it was computed for.
+    Rows "chance" and, by expectation, "ceiling" stand where records know them. A set that papers report on has
+    a block of profile "published". The interval of mR stands with the rule that it was computed for.
     """
     return pd.concat(_blocks(records), axis=1, sort=False, names=[*_BLOCK, "number"])
 
@@ -238,7 +238,8 @@ def _blocks(records: Iterable[dict]) -> dict[tuple, pd.DataFrame]:
             if row in rows:
                 raise UserError(f"Two records tell of {' '.join(map(str, row))} in one profile; "
                                 "read only one of their folders.")
-            rows |= {(bound, "", "", ""): record[bound] for bound in ("chance", "ceiling") if record[bound]}
+            bounds = ("chance", "ceiling") if ties == "expectation" else ("chance",)
+            rows |= {(bound, "", "", ""): record[bound] for bound in bounds if record[bound]}
             rows[row] = numbers | {"selected on": protocol["selected_on"]}
             if ties == protocol["ties"] and "mR" in record["intervals"]:
                 rows[row] |= dict(zip(("mR low", "mR high"), record["intervals"]["mR"]))

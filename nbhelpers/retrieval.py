@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nbhelpers import recall
+from nbhelpers import recall, records
 from nbhelpers.backbones import ImageInput
+from nbhelpers.data import audit
 from nbhelpers.data.augment import TrainTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches, image_batches,
@@ -114,6 +116,35 @@ class RetrievalTask:
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Recalls on the validation split, ties by expectation: what selects the best epoch."""
         return self.embeddings(model, "val").recall().metrics
+
+
+def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """One row per system and metric: system, metric, value, low, high (95 % bootstrap over images), in percent."""
+    rows = [{"system": name, "metric": metric, "value": result.metrics[metric], "low": low, "high": high}
+            for name, result in results.items() for metric, (low, high) in recall.bootstrap(result, owner, seed=seed).items()]
+    return pd.DataFrame(rows)
+
+
+def write_record(run, system: str, variant: str, model: nn.Module, task: RetrievalTask, weights: list[dict], seconds: float,
+                 notes: str = "") -> dict:
+    """Evaluates `model` on the test split, writes its record and per-query ranks, and returns the record.
+
+    variant  "" for the notebook's main run;  weights  what the model started from, as `Start.record` tells it
+    """
+    table, found = task.table("test"), task.embeddings(model, "test")
+    rules = {rule: found.recall(rule) for rule in recall.TIES}
+    count = {"all": sum(p.numel() for p in model.parameters()),
+             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    record = records.new(
+        model.config, notebook=run.notebook, system=system, variant=variant, profile=run.parameters.profile,
+        set=run.parameters.set, data_fingerprint=table.fingerprint(), weights=weights, seed=run.parameters.seed,
+        device=run.device, seconds=seconds, parameters=count,
+        protocol={"split": "test", "ties": "expectation", "selected_on": "val"},
+        metrics={rule: result.metrics for rule, result in rules.items()},
+        intervals=recall.bootstrap(rules["expectation"], found.owner, seed=run.parameters.seed),
+        ceiling=audit.ceilings(table), chance=recall.chance(found.owner), notes=notes)
+    path = records.write(run.records, record, rules["expectation"].arrays() | {"owner": found.owner})
+    return records.read([path])[0]
 
 
 def _parts(cache: FeatureCache, names: tuple[str, ...], device):

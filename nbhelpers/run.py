@@ -88,7 +88,7 @@ class Run:
                 display.display(display.Image(path.read_bytes(), width=round(72 * figure.get_figwidth())))
 
     def write_record(self, config, ranks: dict[str, np.ndarray], **fields: Any) -> Path:
-        """Writes a result record with its ranks to `records`; config, ranks and the other fields as in records.py."""
+        """Writes a result record and its ranks to `records`; config, ranks and fields as in records.py."""
         from nbhelpers import records
         values = self.parameters
         record = records.new(config, notebook=self.notebook, profile=values.profile, set=values.set,

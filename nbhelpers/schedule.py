@@ -76,7 +76,7 @@ def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
     """Factor on the peak learning rate at optimiser step t = 0..total-1.
 
     Warm-up over the first int(total * warmup_fraction) steps as t / warm-up: the first step has rate 0
-    (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then down to 0 at t = total.
+    (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then to 0 at t = total.
     """
     warm = int(total * config.warmup_fraction)
 

@@ -5,13 +5,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import weights
-from nbhelpers.data.loading import Tokenizer
+from nbhelpers import backbones, training, weights
+from nbhelpers.backbones import ImageInput
+from nbhelpers.data.augment import normalize
+from nbhelpers.data.catalog import DataSet
+from nbhelpers.data.images import resize
+from nbhelpers.data.loading import FeatureCache, Tokenizer, image_batches, train_tokenizer
+from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
 DROPPED_HEADS = ("classifier.*", "head.*", "fc.*", "head_dist.*")  # of published classifiers, which towers do not have
@@ -53,6 +63,7 @@ class Start:
 
     tokenizer   path of a tokenizer.json or of its folder, with the longest caption in tokens
     classes     scene classes the prior was fitted on, in its order; empty without a fitted prior
+    options     fields of the model's configuration that follow from these weights
     """
 
     tokenizer: str
@@ -60,6 +71,7 @@ class Start:
     towers: dict[str, Tower]
     fixed: bool = False
     classes: list[str] = field(default_factory=list)
+    options: dict = field(default_factory=dict)
 
     def write(self, path: Path) -> Path:
         with atomic_write(path) as temporary:
@@ -84,6 +96,12 @@ class Start:
                 weights.load_into(module, tower.state(), allow_unexpected=DROPPED_HEADS)
         return model
 
+    def build(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
+        """`make()` with the random part of its weights drawn from `seed`, then filled."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.fill(make())
+
     def sha256s(self) -> list[str]:
         return [tower.sha256 for tower in self.towers.values()]
 
@@ -91,3 +109,157 @@ class Start:
         """The `weights` entry of a record."""
         return [{"name": f"{attribute}: {t.name}", "source": t.source, "sha256": t.sha256, "kind": t.kind}
                 for attribute, t in self.towers.items()]
+
+
+# ---- scene recognition: what a prior, or a stand-in tower, is fitted to ---------------------------------------------
+class SceneBatches:
+    """Shuffled batches of images or feature rows with their scene classes; images are flipped and turned at random.
+
+    inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from (seed, epoch).
+    """
+
+    def __init__(self, inputs: np.ndarray, scene: np.ndarray, batch_size: int, seed: int, image: ImageInput | None = None):
+        self.inputs, self.scene, self.batch_size, self.seed, self.image = inputs, scene, batch_size, seed, image
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.inputs) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.inputs))
+        for step in range(len(self)):
+            rows = np.sort(order[step * self.batch_size:(step + 1) * self.batch_size])
+            inputs = np.array(self.inputs[rows])
+            if self.image is not None:
+                turned = np.stack([np.rot90(x, turns) for x, turns in zip(inputs, rng.integers(4, size=len(rows)))])
+                inputs = normalize(turned, self.image.mean, self.image.std)
+            yield {"inputs": torch.as_tensor(inputs), "scene": torch.from_numpy(self.scene[rows])}
+
+
+class SceneClassifier(nn.Module):
+    """`body` with a linear classifier over the (B,W) vector that `pooled(body, inputs)` makes of a batch."""
+
+    def __init__(self, body: nn.Module, classes: int, pooled=lambda body, inputs: body(inputs)):
+        super().__init__()
+        self.body, self.pooled = body, pooled
+        self.classifier = nn.Linear(body.num_features, classes)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.classifier(self.pooled(self.body, inputs))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.logits(batch["inputs"]), batch["scene"])}
+
+    @torch.inference_mode()
+    def predict(self, inputs: np.ndarray, image: ImageInput | None = None) -> np.ndarray:
+        """(N,) class index of each image (N,S,S,3) uint8 or feature row (N,W)."""
+        device = next(self.parameters()).device
+        parts = [normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
+                 for part in np.array_split(inputs, max(1, len(inputs) // 64))]
+        return torch.cat([self.logits(part.to(device)).argmax(1) for part in parts]).cpu().numpy()
+
+
+def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
+    """What a vision tower knows of the whole image: the first of its `image_tokens`."""
+    return backbones.image_tokens(body, pixels)[:, 0]
+
+
+def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
+               starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
+    """Fits the SceneClassifier that `build()` gives, or loads it, and saves its body as a tower's weights."""
+    key = training.checkpoint_key([config], fingerprint, starting_weights, config.seed, sys.modules[__name__])
+    classifier, _, _ = training.load_or_train(name, build, batches, config, folder, key)
+    path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
+    return classifier, Tower.stand_in(name, path, source)
+
+
+# ---- the starts of PIR in its three sizes -----------------------------------------------------------------------------
+def stand_in_start(data: DataSet, folder: Path, seed: int, images: int, epochs: int) -> tuple[Start, dict[str, float]]:
+    """Towers of the tiny size, fitted to the scene classes of *another* generated world, and a tokenizer of the training
+    captions; BERT starts at random. Also the accuracy of each tower on a held-out fifth of that world, in percent."""
+    tokenizer = train_tokenizer(list(data.table.split("train").captions.text), Path(folder) / f"{data.table.name}-tokenizer.json")
+    pictures, scene = other_world(images, seed)
+    held = np.arange(len(pictures)) % 5 == 0
+    config = training.TrainConfig(epochs, lr=2e-3, batch_size=32, seed=seed)
+    towers, accuracy = {}, {}
+    for attribute, name in (("vision_encoder", "swin_standin"), ("conv_encoder", "resnet_standin")):
+        image = backbones.image_input("swin_standin")
+        batches = SceneBatches(pictures[~held], scene[~held], config.batch_size, seed, image)
+
+        def build():
+            body, pooled = (backbones.vision_tower(name), global_token) if name in backbones.VISION else (
+                backbones.prior_tower(name), lambda body, inputs: body(inputs))
+            return SceneClassifier(body, int(scene.max()) + 1, pooled)
+
+        classifier, towers[attribute] = fit_scenes(name, build, batches, config, folder, f"world b, {images} images",
+                                                   source="fitted to the scene classes of another generated world")
+        accuracy[name] = 100 * float((classifier.predict(pictures[held], image) == scene[held]).mean())
+    return Start(str(tokenizer), 47, towers), accuracy
+
+
+def other_world(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,112,112,3) uint8 pictures and (N,) class of the generated world "b": other palette, other sentences."""
+    from nbhelpers.data import scenes
+    made = list(scenes.generate(images, seed=seed, world="b"))
+    pixels = np.stack([resize(scene.pixels, backbones.image_input("swin_standin").size) for scene in made])
+    return pixels, np.array([scenes.CLASSES.index(scene.name) for scene in made])
+
+
+def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2
+                  ) -> tuple[Start, dict[str, float]]:
+    """EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
+
+    Classes of fewer than 5 training images (numeric names that stand for no class) are left out of the fit.
+    """
+    vision, text = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm")
+    folder_of_text = str(Path(text.path) if Path(text.path).is_dir() else Path(text.path).parent)
+    body = Start(folder_of_text, 32, {"vision_encoder": vision}).fill(_Holder(backbones.vision_tower("efficientnet_lite0")))
+    features, scene, classes = {}, {}, []
+    for split in ("train", "val"):
+        table = data.table.split(split)
+        if split == "train":
+            counts = table.images.scene.value_counts()
+            classes = sorted(counts.index[counts >= 5])
+        known = table.images.scene.isin(classes).to_numpy()
+        features[split] = _global_features(body.vision_encoder, table, data, cache, vision.sha256, workers)[known]
+        scene[split] = np.array([classes.index(name) for name in table.images.scene[known]])
+    config = training.TrainConfig(epochs, lr=1e-3, batch_size=64, seed=seed)
+    batches = SceneBatches(features["train"], scene["train"], config.batch_size, seed)
+    width = features["train"].shape[1]
+    classifier, head = fit_scenes(f"scene_head-{data.table.name}", lambda: SceneClassifier(backbones.SceneHead(width), len(classes)),
+                                  batches, config, folder, data.table.fingerprint(), (vision.sha256,),
+                                  source=f"fitted on the training classes of {data.table.name}")
+    accuracy = {"scene_head": 100 * float((classifier.predict(features["val"]) == scene["val"]).mean())}
+    towers = {"vision_encoder": vision, "text_encoder": text, "conv_encoder": head}
+    return Start(folder_of_text, 32, towers, fixed=True, classes=classes), accuracy
+
+
+class _Holder(nn.Module):
+    def __init__(self, vision_encoder: nn.Module):
+        super().__init__()
+        self.vision_encoder = vision_encoder.eval()
+
+
+@torch.inference_mode()
+def _global_features(body: nn.Module, table: CaptionTable, data: DataSet, cache: Path, sha256: str, workers: int) -> np.ndarray:
+    """(N,W) float32 global tokens of every image of the table, computed once per weights and images."""
+    image = backbones.image_input("efficientnet_lite0")
+    batches = image_batches(table, data.pixels, image.size, 128, image.mean, image.std, workers)
+    key = json.dumps(["global token", sha256, table.fingerprint(), data.pixels.key])
+    cached = FeatureCache.build(lambda rows: {"global": global_token(body, next(batches)).numpy()}, len(table), 128, key, cache)
+    return np.asarray(cached["global"], np.float32)
+
+
+def paper_start(prior: str, folder: Path | None = None) -> Start:
+    """The published towers. prior: "aid" (the authors' ResNet-50, which no hub has) or "imagenet"; UserError if missing."""
+    names = {"aid": "resnet50_aid", "imagenet": "resnet50"}
+    if prior not in names:
+        raise UserError(f"PRIOR is '{prior}'; at paper size choose aid (the authors' file) or imagenet.")
+    towers = {"vision_encoder": "swin_t", "text_encoder": "bert_base", "conv_encoder": names[prior]}
+    found = {attribute: Tower.resolved(name, folder) for attribute, name in towers.items()}
+    text = Path(found["text_encoder"].path)
+    return Start(str(text if text.is_dir() else text.parent), 47, found)

@@ -99,6 +99,7 @@ class _Trainer:
 
     def run(self, progress: bool) -> History:
         self._load()
+        self.optimizer.zero_grad()  # the caller may have left gradients
         first = self.epoch * self.batches + self.seen
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first) if self.main else None
         self.bar = tqdm(total=self.config.epochs * self.batches, initial=first, unit="batch",
@@ -201,9 +202,9 @@ class _Trainer:
             raise self._not_finite("The norm of the weights", self.step, str(norm.item()))
 
     def _not_finite(self, what: str, step: int, detail: str) -> UserError:
-        return UserError(f"{what} is not finite at step {step} ({detail}); in another folder try a smaller "
-                         f"lr (it is {self.config.lr}), clip_norm=1.0 or precision='fp32'; {self.folder} keeps "
-                         "its last good state.")
+        return UserError(f"{what} is not finite at step {step} ({detail}); {self.folder} keeps its last good "
+                         f"state: in another folder try a smaller lr than {self.config.lr}, clip_norm=1.0 or "
+                         "precision='fp32'.")
 
     def _end_epoch(self):
         self._settle()

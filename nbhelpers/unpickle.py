@@ -214,7 +214,10 @@ def _read_zip(archive: zipfile.ZipFile, root: str) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """The object in a file of torch.save before 1.6: pickles one after the other, then the raw storages."""
+    """The object in a file of torch.save before 1.6: pickles one after the other, then the raw storages.
+
+    Not by torch.load: where the file leaves a storage out, that gives uninitialised memory for weights.
+    """
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if PickleReader(file).read() != LEGACY_MAGIC:
             raise ValueError("it is a pickle, but none that torch.save wrote")
@@ -265,23 +268,15 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> str:
     return roots[0]
 
 
-def _torch_load(path: Path) -> Any:
-    """torch's own reader without code; None where it refuses: foreign classes, TorchScript, damage."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # the reader of this module says what is wrong, if anything is
-        return None
-
-
-def _read_pickled(path: Path, zipped: bool) -> Any:
-    if not zipped:
-        value = _torch_load(path)
-        return _read_legacy(path) if value is None else value
+def _read_archive(path: Path) -> Any:
+    """By torch's own reader without code, else (foreign classes, TorchScript, damage) by that of this module."""
     with zipfile.ZipFile(path) as archive:
         root = _check_members(archive, path)
-        value = _torch_load(path)
-        return _read_zip(archive, root) if value is None else value
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # whatever was wrong, if anything was, is found again here
+            return _read_zip(archive, root)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -357,7 +352,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict]:
             return _read_safetensors(path)
         if not head.startswith((b"PK\x03\x04", b"\x80")):
             raise _refuse(head, path)
-        value, rest = _unwrap(_read_pickled(path, zipped=head.startswith(b"PK")))
+        value, rest = _unwrap(_read_archive(path) if head.startswith(b"PK") else _read_legacy(path))
         state = _flatten(value, path)
         found = [str(name) for name in _children(value)]
     except UserError:

@@ -96,7 +96,7 @@ KNOWN: dict[str, Known] = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """Where weights lie. `source`: file, cache, package or hub; `kind` as records say: file, package or hub."""
+    """Where weights lie. `source`: file, cache, package or hub; `kind`, for records: file, package, hub."""
 
     name: str
     path: Path
@@ -192,10 +192,14 @@ def _in_package(known: Known) -> Path | None:
 
 def _on_hub(known: Known, download: bool) -> Path | None:
     """The file or folder in the hub's own cache; with `download`, fetched first. None if it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
+    if download:
+        if constants.HF_HUB_OFFLINE:
+            return None
+        print(f"weights: fetching {known.what} ({known.megabytes} MB) from huggingface.co/{known.hub}")
     try:
-        paths = [Path(hf_hub_download(known.hub, file, local_files_only=not download)) for file in known.files]
+        paths = [Path(hf_hub_download(known.hub, f, local_files_only=not download)) for f in known.files]
     except Exception:  # offline, refused, gone, cut off: the hub's client has no common error for them
         return None
     return paths[0].parent if len(paths) > 1 else paths[0]
@@ -210,10 +214,8 @@ def _find(name: str, folder: Path | None) -> tuple[Path, str, str] | None:
         return path, "package", "package"
     if known.hub and (path := _on_hub(known, download=False)):
         return path, "cache", "hub"
-    if known.hub and os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
-        print(f"weights: fetching {known.what} ({known.megabytes} MB) from huggingface.co/{known.hub}")
-        if path := _on_hub(known, download=True):
-            return path, "hub", "hub"
+    if known.hub and (path := _on_hub(known, download=True)):
+        return path, "hub", "hub"
     return None
 
 
@@ -228,10 +230,9 @@ def resolve(name: str | Path, folder: Path | str | None = None) -> Resolved:
     if name in KNOWN:
         known, found = KNOWN[name], _find(name, Path(folder) if folder else None)
         if found is None:
-            raise UserError(
-                f"The weights '{name}' ({known.what}; {known.files[0]}, {known.megabytes} MB) were not found; get "
-                f"them from {known.source}, then give their path or put them into the folder that "
-                "NBHELPERS_WEIGHTS names.")
+            what = f"'{name}' ({known.what}; {known.files[0]}, {known.megabytes} MB)"
+            raise UserError(f"The weights {what} were not found; get them from {known.source}, then give "
+                            "their path or put them into the folder that NBHELPERS_WEIGHTS names.")
         path, source, kind = found
     else:
         path, source, kind = Path(name).expanduser(), "file", "file"

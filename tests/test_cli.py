@@ -1,4 +1,4 @@
-"""The command line: exit codes, sentences on stderr, no traceback, and nothing heavy imported for small questions."""
+"""The command line: exit codes, sentences on stderr, no traceback, nothing heavy imported for small questions."""
 import json
 import subprocess
 import sys
@@ -50,8 +50,8 @@ def test_a_mistake_is_one_line_on_stderr(tmp_path, capsys):
 def test_as_a_program_without_traceback_and_without_torch(tmp_path):
     code = ("import sys; from nbhelpers.__main__ import main; code = main(sys.argv[1:]); "
             "print('torch' in sys.modules, 'transformers' in sys.modules); sys.exit(code)")
-    found = subprocess.run([sys.executable, "-c", code, "data", "check", "--captions", captions(tmp_path, filename="/x")],
-                           capture_output=True, text=True, cwd=REPOSITORY)
+    argv = ["data", "check", "--captions", captions(tmp_path, filename="/x")]
+    found = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=REPOSITORY)
     assert found.returncode == 1 and "Traceback" not in found.stderr and "leave the image folder" in found.stderr
     assert found.stdout.endswith("False False\n")
 

@@ -1,4 +1,4 @@
-"""Every published layout is read into the same table, written back, and refused with a sentence where it is broken."""
+"""Every published layout is read into the same table and written back; broken ones are refused with a sentence."""
 import json
 import os
 
@@ -31,9 +31,10 @@ def same(a, b):
     """Equal up to the order in which images are listed."""
     assert a.fingerprint() == b.fingerprint()
     key = ["image_id", "file", "split", "scene"]
-    pd.testing.assert_frame_equal(a.images.sort_values(key, ignore_index=True), b.images.sort_values(key, ignore_index=True))
+    pd.testing.assert_frame_equal(*(t.images.sort_values(key, ignore_index=True) for t in (a, b)))
     for image_id in a.images.image_id:
-        assert list(a.captions.text[a.captions.image_id == image_id]) == list(b.captions.text[b.captions.image_id == image_id])
+        assert list(a.captions.text[a.captions.image_id == image_id]) == list(
+            b.captions.text[b.captions.image_id == image_id])
     return True
 
 
@@ -45,7 +46,7 @@ def put(path, data):
 
 def karpathy(**changes):
     """A good karpathy file; `changes` replace fields of its first image, None removes one."""
-    images = [{"filename": file, "imgid": i, "split": split, "sentences": [{"raw": text} for text in captions_of(file)]}
+    images = [{"filename": file, "imgid": i, "split": split, "sentences": [{"raw": t} for t in captions_of(file)]}
               for i, (file, split) in enumerate(FILES.items())]
     images[0].update(changes)
     images[0] = {field: value for field, value in images[0].items() if value is not None}
@@ -59,7 +60,8 @@ def in_karpathy(folder):
 def in_precomp(folder, per_caption=("train", "val", "test")):
     for split in ("train", "val", "test"):
         files = [file for file in FILES if FILES[file] == split]
-        put(folder / "tiny_precomp" / f"{split}_caps.txt", "".join(t + "\n" for f in files for t in captions_of(f)))
+        lines = "".join(text + "\n" for file in files for text in captions_of(file))
+        put(folder / "tiny_precomp" / f"{split}_caps.txt", lines)
         names = [file for file in files for _ in range(5 if split in per_caption else 1)]
         put(folder / "tiny_precomp" / f"{split}_filename.txt", "\n".join(names))
     return folder / "tiny_precomp"
@@ -146,8 +148,9 @@ def test_tokens_stand_in_for_raw_and_nothing_else_is_needed(tmp_path):
 
 
 @pytest.mark.parametrize("file, scene", [
-    ("airport_1.jpg", "airport"), ("train/bridge_942.tif", "bridge"), ("dense_residential_12.png", "dense_residential"),
-    ("agricultural01.tif", "agricultural"), ("00017.jpg", "00017.jpg"), ("a/1_2.jpg", "a/1_2.jpg"),
+    ("airport_1.jpg", "airport"), ("train/bridge_942.tif", "bridge"),
+    ("dense_residential_12.png", "dense_residential"), ("agricultural01.tif", "agricultural"),
+    ("00017.jpg", "00017.jpg"), ("a/1_2.jpg", "a/1_2.jpg"),
     ("airport.jpg", "airport.jpg")])
 def test_scene_of_a_file_name(file, scene):
     assert scene_of(file) == scene
@@ -235,14 +238,15 @@ def test_more_than_one_percent_empty_is_an_error(tmp_path):
 
 def test_lavis_captions_follow_their_id_not_their_order(tmp_path):
     path = in_lavis(tmp_path)
-    put(path / "tiny_test.json", [{"image": "school_3.jpg", "image_id": 1}, {"image": "00017.jpg", "image_id": "0"}])
+    put(path / "tiny_test.json", [{"image": "school_3.jpg", "image_id": 1},
+                                  {"image": "00017.jpg", "image_id": "0"}])
     assert same(layouts.read(path), table())
 
 
 def test_lavis_truth_without_listed_images(tmp_path):
     path = in_lavis(tmp_path)
     put(path / "tiny_test.json", [{"image": "00017.jpg", "image_id": 0}])
-    with pytest.raises(UserError, match="1 annotations name an image that is not listed .first: image_id 1"):
+    with pytest.raises(UserError, match="1 annotated images are not listed .first: image_id 1"):
         layouts.read(path)
     (path / "tiny_test.json").unlink()
     put(path / "tiny_test_gt.json", {"images": [{"id": 5, "file_name": "00017.jpg"}],
@@ -252,10 +256,19 @@ def test_lavis_truth_without_listed_images(tmp_path):
 
 def test_one_file_leads_to_its_siblings_and_not_to_other_sets(tmp_path):
     in_rows(tmp_path)
-    put(tmp_path / "other_test.json", [{"image": "x_1.jpg", "caption": ["x"]}])
+    put(tmp_path / "zoo_test.json", [{"image": "x_1.jpg", "caption": ["x"]}])
     assert same(layouts.read(tmp_path / "tiny_test.json"), table())
-    with pytest.raises(UserError, match="several sets .other_.*, tiny_"):
+    with pytest.raises(UserError, match="several sets .tiny_.*, zoo_"):
         layouts.read(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["karpathy", "rows"])
+def test_a_scene_class_of_its_own_field_goes_before_the_file_name(layout, tmp_path):
+    classes = table().images.assign(scene=["farmland", "airport", "00", "farmland", "pond", "pond"])
+    written = CaptionTable("tiny", classes, table().captions)
+    path = tmp_path / ("d.json" if layout == "karpathy" else "d")
+    layouts.write(written, path, layout)
+    assert same(layouts.read(path), written)
 
 
 # ---- what is wrong with a file ----
@@ -264,7 +277,8 @@ def test_one_file_leads_to_its_siblings_and_not_to_other_sets(tmp_path):
     (b"", "is empty"), (b" \n ", "is empty"), (b"{'images': []}", "not readable JSON .line 1"),
     (b'{"images": [', "not readable JSON"), (b"\x89PNG\r\n\x1a\n\x00", "not readable JSON"),
     (b"[" * 200_000, "not readable JSON"), (b'{"images": ' + b"9" * 5000 + b"}", "not readable JSON"),
-    (b"17", "none of the known layouts"), (b"null", "none of the known layouts"), (b"[]", "none of the known layouts"),
+    (b"17", "none of the known layouts"), (b"null", "none of the known layouts"),
+    (b"[]", "none of the known layouts"),
     (b'"images"', "none of the known layouts"), (b'{"images": {}}', "none of the known layouts"),
     (b'{"a": [{"b": 1}]}', "none of the known layouts"), (b"[1, 2]", "none of the known layouts"),
     (b'{"images": []}', "no caption at all")])
@@ -285,7 +299,8 @@ def test_a_file_that_is_no_caption_file(content, words, tmp_path):
     ({"sentences": None}, "1 images have no sentences (first: airport_1.jpg)"),
     ({"sentences": []}, "1 images have no sentences"),
     ({"sentences": "a plane"}, "1 images have no sentences"),
-    ({"sentences": ["a plane", {"raw": 3}, {}, {"raw": "good"}]}, "3 captions are not text (first: of airport_1.jpg)"),
+    ({"sentences": ["a plane", {"raw": 3}, {}, {"raw": "good"}]},
+     "3 captions are not text (first: of airport_1.jpg)"),
     ({"filename": "airport_2.jpg"}, "1 file names are listed twice (first: airport_2.jpg)"),
     ({"filename": "school_3.jpg"}, "1 file names are listed twice (first: school_3.jpg)"),
 ])
@@ -299,11 +314,13 @@ def test_a_class_of_broken_rows_is_one_sentence(change, sentence, tmp_path):
     assert reading.problems[0] in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../../x.jpg", "/etc/passwd.jpg", "C:/x.jpg", "C:\\x.jpg", "a\\b.jpg", "a\0b.jpg",
-                                  "a/../../b.jpg", "..", ".", "a\nb.jpg", "a\ud800.jpg", "a/.", "a/", "\\\\host\\x.jpg"])
+@pytest.mark.parametrize("name", [
+    "../../x.jpg", "/etc/passwd.jpg", "C:/x.jpg", "C:\\x.jpg", "a\\b.jpg", "\\\\host\\x.jpg", "a/../../b.jpg", "..",
+    ".", "a/.", "a/", "a\0b.jpg", "a\nb.jpg", "a\ud800.jpg"])
 @pytest.mark.parametrize("layout", ["karpathy", "precomp", "rows", "nwpu"])
 def test_names_that_leave_their_folder_are_refused(name, layout, tmp_path):
-    row = {"split": "train", "raw": "a", "caption": "a", "sentences": [{"raw": "a"}], "filename": name, "image": name}
+    row = {"split": "train", "raw": "a", "caption": "a", "sentences": [{"raw": "a"}]}
+    row |= {"filename": name, "image": name}
     data = {"karpathy": {"images": [row]}, "rows": [row | {"label": 1}], "nwpu": {"pond": [row]}}.get(layout)
     path = tmp_path / "tiny_train.json"
     if layout == "precomp":
@@ -375,11 +392,38 @@ def test_an_image_in_two_splits_is_refused(tmp_path):
         layouts.read(tmp_path)
 
 
+def test_an_image_in_two_splits_of_precomp_is_refused(tmp_path):
+    folder = in_precomp(tmp_path)
+    put(folder / "val_filename.txt", "airport_1.jpg\n" * 5)
+    with pytest.raises(UserError, match="5 file names are listed twice .first: airport_1.jpg"):
+        layouts.read(folder)
+
+
 def test_a_named_layout_must_fit(tmp_path):
     with pytest.raises(UserError, match="is in the layout karpathy, not nwpu"):
         layouts.read(in_karpathy(tmp_path), "nwpu")
     with pytest.raises(UserError, match="Unknown layout 'cocoo'; the layouts are karpathy"):
         layouts.read(tmp_path, "cocoo")
+
+
+FIELDS = ["images", "annotations", "filename", "image", "file_name", "split", "harma_split", "sentences", "raw", "tokens",
+          "raw_1", "caption", "image_id", "id", "label_name", "class", "dataset"]
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from(["train", "test", "a_1.jpg", "../x"]),
+                   st.text(max_size=3))
+ANY_JSON = st.recursive(LEAVES, lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4)), max_leaves=25)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.one_of(ANY_JSON, st.lists(st.dictionaries(st.sampled_from(FIELDS), ANY_JSON), min_size=1, max_size=3),
+                      st.fixed_dictionaries({"images": st.lists(ANY_JSON, max_size=3)}, optional={
+                          "annotations": st.lists(ANY_JSON, max_size=3)})))
+def test_no_json_makes_more_than_a_sentence(data, tmp_path_factory):
+    path = put(tmp_path_factory.getbasetemp() / "any_json" / "tiny_test.json", data)
+    try:
+        assert layouts.read(path).fingerprint()
+    except UserError:
+        pass
 
 
 # ---- writing ----
@@ -389,7 +433,7 @@ def test_write_refuses_what_no_reader_takes(tmp_path):
         layouts.write(table(), tmp_path / "x", "nwpu")
     bare = table()
     bare = CaptionTable("tiny", bare.images, bare.captions[bare.captions.image_id != "pond_7"])
-    with pytest.raises(UserError, match="1 images have no captions .first: pond_7"):
+    with pytest.raises(UserError, match="1 of the images have no captions .first: pond_7"):
         layouts.write(bare, tmp_path / "x", "rows")
     assert not list(tmp_path.iterdir())
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
-from transformers import BertConfig, BertModel
 
-from nbhelpers import weights
+from nbhelpers import backbones, weights
 from nbhelpers.data import augment, loading
 from nbhelpers.papers import pir
 from nbhelpers.recall import evaluate
@@ -130,7 +129,7 @@ def test_pir_vision_instruction_representation(vectors):
     same_output(instruction, v["output/instruction"])
     same_output(logits, v["output/belief_logits"])
     same_output(model.belief(vision, prior), v["output/belief"])
-    assert torch.equal(logits.argsort(1, descending=True, stable=True), v["output/sorted_index"])
+    assert torch.equal(logits.argsort(dim=1, descending=True, stable=True), v["output/sorted_index"])
     embed = model.embed_images(vision, prior)
     loss = (embed * v["input/cotangent"]).sum()
     loss.backward()
@@ -165,7 +164,7 @@ def tiny_release(v):
     prior.num_features = m["conv_width"]
     config = pir.PIRConfig(embed_dim=m["embed_dim"], heads=m["heads"], filter_size=m["filter_size"],
                            instru_num=m["instru_num"], cycle_num=m["cycle_num"], temperature=m["temp"])
-    model = pir.PIR(config, (vision, BertModel(BertConfig(**m["bert"]), add_pooling_layer=False), prior))
+    model = pir.PIR(config, (vision, backbones.bert(**m["bert"]), prior))
     return model.eval()
 
 
@@ -176,7 +175,7 @@ def test_pir_whole_model(vectors):
     for name in recomputed:
         same_output(pir.release_state(model)[name].float(), v[f"param/{name}"].float())
     pixels, prior, ids = v.leaf("input/image"), v.leaf("input/conv_feat"), v["input/text_ids"]
-    vision = pir.backbones.image_tokens(model.vision_encoder, pixels)
+    vision = backbones.image_tokens(model.vision_encoder, pixels)
     text = model.text_features(ids, (ids != 0).long())["text"]
     image_embed, text_embed = model.embed_images(vision, prior), model.embed_texts(text)
     same_output(vision, v["output/vision_tokens"])

@@ -165,6 +165,14 @@ def batches_of(pairs, size):
     return list(DataLoader(loader(pairs).dataset, batch_size=size))
 
 
+def test_gradients_that_the_caller_left_do_not_count(tmp_path):
+    clean, used = Mean(), Mean()
+    used.loss(batches_of(4, 4)[0])["loss"].backward()
+    for name, model in (("clean", clean), ("used", used)):
+        fit(model, loader(), CONFIG, tmp_path / name)
+    assert equal(weights_of(clean), weights_of(used))
+
+
 def test_gradients_are_clipped(tmp_path):
     norms = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: norms.append(

@@ -1,4 +1,4 @@
-"""Train and test transforms of the retrieval papers on uint8 images, and their normalisation (PIR, section 4)."""
+"""Train and test transforms of the retrieval papers on uint8 images, and their normalisation (PIR)."""
 from __future__ import annotations
 
 import math
@@ -18,7 +18,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 GREY = (128, 128, 128)  # what geometric operations fill with
 
 
-# ---- RandAugment: every operation maps (H, W, 3) uint8 to a new one of that shape -------------------------------------
+# ---- RandAugment: every operation maps (H, W, 3) uint8 to another of that shape ----------------------------
 def identity(image):
     return image
 
@@ -44,7 +44,8 @@ def equalize(image):
 
 
 def brightness(image, factor):
-    return cv2.LUT(image, (np.arange(256, dtype=np.float32) * np.float32(factor)).clip(0, 255).astype(np.uint8))
+    levels = np.arange(256, dtype=np.float32) * np.float32(factor)
+    return cv2.LUT(image, levels.clip(0, 255).astype(np.uint8))
 
 
 def _sharpened(image, factor):
@@ -63,15 +64,16 @@ def sharpness(image, factor):
 
 
 def sharpness_released(image, factor):
-    """The released operation does not clip: values below 0 or above 255 wrap round."""
+    """The released operation does not clip: values below 0 or above 255 wrap round (by way of int32, so that
+    every CPU wraps alike)."""
     sharp = image.copy()
-    sharp[1:-1, 1:-1] = _sharpened(image, factor).astype(np.int32)  # by way of int32, so that every CPU wraps alike
+    sharp[1:-1, 1:-1] = _sharpened(image, factor).astype(np.int32)
     return sharp
 
 
 def _warp(image, matrix, fill):
     height, width = image.shape[:2]
-    return cv2.warpAffine(image, np.float32(matrix), (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
+    return cv2.warpAffine(image, np.float32(matrix), (width, height), borderValue=fill)  # bilinear
 
 
 def shear_x(image, factor, fill=GREY):
@@ -106,7 +108,8 @@ SIGNED = {"ShearX": 0.21, "ShearY": 0.21, "TranslateX": 7.0, "TranslateY": 7.0, 
 
 
 def rand_augment(image: np.ndarray, rng: np.random.Generator, ops: dict = OPS) -> np.ndarray:
-    """Two operations drawn with replacement, each applied with probability 0.5; level 7 of 10, random sign of geometry."""
+    """Two operations drawn with replacement, each applied with probability 0.5; level 7 of 10, geometry in a
+    random direction."""
     names = list(ops)
     for name in (names[i] for i in rng.integers(len(names), size=2)):
         if rng.random() < 0.5:
@@ -130,10 +133,11 @@ RAND_AUGMENT = {"fixed": rand_augment, "released": partial(rand_augment, ops=REL
                 "torchvision": _torchvision_rand_augment, None: lambda image, rng: image}
 
 
-# ---- transforms ------------------------------------------------------------------------------------------------------
+# ---- transforms --------------------------------------------------------------------------------------------
 def random_crop(height: int, width: int, scale, ratio, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop whose area share is uniform in `scale` and whose log aspect ratio is uniform
-    in `ratio`; after ten draws that do not fit, the largest central crop within `ratio` (as RandomResizedCrop)."""
+    """(top, left, height, width) of a crop whose area share is uniform in `scale` and whose log aspect ratio
+    is uniform in `ratio`; after ten draws that do not fit, the largest central crop within `ratio`
+    (torchvision's RandomResizedCrop)."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -148,8 +152,8 @@ def random_crop(height: int, width: int, scale, ratio, rng: np.random.Generator)
 class TrainTransform:
     """Random crop resized to size x size (bicubic) -> flip -> RandAugment.
 
-    randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (as the authors' code, where both
-                 wrap round in uint8), "torchvision" (another set of operations), None
+    randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (the authors' code, where
+                 both wrap round in uint8), "torchvision" (another set of operations), None
     scale        area share of the crop; the aspect ratio is drawn in 3/4..4/3
     flip         probability of the horizontal flip
     """
@@ -161,7 +165,8 @@ class TrainTransform:
 
     def __post_init__(self):
         if self.randaugment not in RAND_AUGMENT:
-            raise UserError(f"There is no randaugment '{self.randaugment}'; choose fixed, released, torchvision or None.")
+            raise UserError(f"There is no randaugment '{self.randaugment}'; take one of "
+                            f"{', '.join(map(str, RAND_AUGMENT))}.")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(H, W, 3) uint8 -> (size, size, 3) uint8; the same draw from an equal `rng`."""
@@ -185,8 +190,8 @@ class TestTransform:
 
 
 class Normalizer:
-    """uint8 RGB -> float32 channels first, (value / 255 - mean) / std looked up in a table of 256 values a channel,
-    so exactly what torchvision's ToTensor and Normalize give."""
+    """uint8 RGB -> float32 channels first: (value / 255 - mean) / std, looked up in a table of 256 values a
+    channel, so exactly what torchvision's ToTensor and Normalize give."""
 
     def __init__(self, mean=CLIP_MEAN, std=CLIP_STD):
         levels = torch.arange(256, dtype=torch.float32)[:, None] / 255

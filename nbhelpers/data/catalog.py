@@ -21,9 +21,10 @@ HELD_OUT = 0.2  # share of the training images that becomes val where a set has 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")  # compressed tars are found so that their refusal says why
 
 UCM_CLASSES = (
-    "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest",
-    "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass", "parkinglot",
-    "river", "runway", "sparseresidential", "storagetanks", "tenniscourt")
+    "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential",
+    "forest", "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark",
+    "overpass", "parkinglot", "river", "runway", "sparseresidential", "storagetanks", "tenniscourt")
+RSICD_PAGE = "https://github.com/201528014227051/RSICD_optimal"  # also of UCM- and Sydney-Captions
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class KnownSet:
         return sum(next(iter(self.splits.values())))
 
     def split_name(self, table: CaptionTable) -> str | None:
-        """Which of the splits in circulation the table has; also with train and val merged, as precomp lists."""
+        """Which of the splits in circulation the table has, if any; train and val may be merged."""
         counts = tuple(int((table.images.split == split).sum()) for split in SPLITS)
         for name, (train, val, test) in self.splits.items():
             if counts == (train, val, test):
@@ -57,20 +58,18 @@ class KnownSet:
 KNOWN = {
     "ucm": KnownSet(
         "UCM-Captions", {"published": (1680, 210, 210)}, "256x256 (44 of the tifs differ by a few pixels)",
-        "https://github.com/201528014227051/RSICD_optimal",
-        "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+        RSICD_PAGE, "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
         "none stated; cite Qu et al. 2016", "public domain (USGS); cite Yang & Newsam 2010"),
     "rsicd": KnownSet(
-        "RSICD", {"published": (8734, 1094, 1093), "the re-split of PIR and HarMA": (7862, 1966, 1093)}, "224x224",
-        "https://github.com/201528014227051/RSICD_optimal", "https://github.com/201528014227051/RSICD_optimal",
+        "RSICD", {"published": (8734, 1094, 1093), "the re-split of PIR and HarMA": (7862, 1966, 1093)},
+        "224x224", RSICD_PAGE, RSICD_PAGE,
         "none stated; cite Lu et al. 2017", "research only (Google Earth, Baidu Map, MapABC, Tianditu)"),
     "rsitmd": KnownSet(
         "RSITMD", {"published": (4291, 0, 452), "the re-split of PIR and HarMA": (3435, 856, 452)}, "256x256",
         "https://github.com/xiaoyuan1996/AMFMN", "https://github.com/xiaoyuan1996/AMFMN",
-        "none stated; cite Yuan et al. 2021", "research only (Google Earth and others, partly those of RSICD)"),
+        "none stated; cite Yuan et al. 2021", "research only (Google Earth; some scenes are RSICD's)"),
     "sydney": KnownSet(
-        "Sydney-Captions", {"published": (497, 58, 58)}, "500x500",
-        "https://github.com/201528014227051/RSICD_optimal", "https://github.com/201528014227051/RSICD_optimal",
+        "Sydney-Captions", {"published": (497, 58, 58)}, "500x500", RSICD_PAGE, RSICD_PAGE,
         "none stated; cite Qu et al. 2016", "research only (Google Earth)"),
     "nwpu": KnownSet(
         "NWPU-Captions", {"published": (25200, 3150, 3150)}, "256x256",
@@ -81,8 +80,12 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set ready to use: its table, its decoded images (row i of the table is `pixels[i]`), its catalogue
-    entry (None for a set that is not in `KNOWN`), and one sentence for each thing that was taken or decided."""
+    """A data set ready to use.
+
+    table   images and captions; row i of table.images has the pixels pixels[i]
+    known   its entry in KNOWN, None for other sets
+    where   one sentence for each thing that was taken or decided, for the reader of the run
+    """
 
     table: CaptionTable
     pixels: DecodedCache
@@ -91,7 +94,7 @@ class DataSet:
 
 
 def recognise(table: CaptionTable) -> str | None:
-    """The key in KNOWN of the set that a table holds, by its name or else by its image counts; None if unknown."""
+    """The key in KNOWN of the set in a table, by its name or else by its image counts; None if unknown."""
     words = re.split(r"[^a-z0-9]+", table.name.lower())
     if named := [key for key in KNOWN if key in words]:
         return named[0]
@@ -110,18 +113,20 @@ def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
 
 
 def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
-    """Moves that share of the training images to val, chosen by a hash of each id alone, so on every machine alike."""
+    """Moves that share of the training images to val, chosen by a hash of each id alone: always the same."""
     def drawn(image_id: str) -> bool:
         return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") < share * 2**64
     chosen = (table.images.split == "train") & table.images.image_id.map(drawn)
-    return CaptionTable(table.name, table.images.assign(split=table.images.split.mask(chosen, "val")), table.captions)
+    images = table.images.assign(split=table.images.split.mask(chosen, "val"))
+    return CaptionTable(table.name, images, table.captions)
 
 
-def open_dataset(set_name: str, data_folder: Path | str = "", cache_folder: Path | str | None = None) -> DataSet:
+def open_dataset(set_name: str, data_folder: Path | str = "",
+                 cache_folder: Path | str | None = None) -> DataSet:
     """The set of that name from a user's folder, or without a folder the generated set "scenes".
 
-    Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set without val gets one
-    by `hold_out`. Raises UserError with the expected tree if the set is not found, and for bad captions or images.
+    Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set without val gets
+    one by `hold_out`. UserError with the expected tree if the set is not found, and for bad captions or images.
     """
     from nbhelpers.data import images
     from nbhelpers.run import runs_root
@@ -143,8 +148,9 @@ def open_dataset(set_name: str, data_folder: Path | str = "", cache_folder: Path
     table = name_scenes(dataclasses.replace(reading.usable(), name=key), key)
     if "val" not in set(table.images.split) and "train" in set(table.images.split):
         held, before = hold_out(table), int((table.images.split == "train").sum())
-        where.append(f"There is no val split: {int((held.images.split == 'val').sum())} of {before} training images, "
-                     "chosen by a hash of their ids, were held out for it.")
+        taken = int((held.images.split == "val").sum())
+        where.append(f"There is no val split: {taken} of {before} training images, chosen by a hash of their "
+                     "ids, were held out for it.")
         table = held
     folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
     pixels = images.DecodedCache.build(images.ImageStore.open(pictures), list(table.images.file), folder)
@@ -158,19 +164,19 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
     """
     folder = Path(data_folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"The data folder {folder} does not exist; name the folder that holds the set '{key}'.")
+        raise UserError(f"The data folder {folder} does not exist; name the one that holds the set '{key}'.")
     captions, pictures = _find_captions(key, folder), _find_images(key, folder)
     if captions and pictures:
         return captions, pictures
-    lacking = " and ".join(kind for kind, found in (("captions", captions), ("images", pictures)) if not found)
+    lacking = " and ".join(["captions"] * (not captions) + ["images"] * (not pictures))
     source = f" {KNOWN[key].title} comes from {KNOWN[key].captions_source}." if key in KNOWN else (
         f" Known sets: scenes, {', '.join(KNOWN)}.")
     raise UserError(f"No {lacking} of the set '{key}' in {folder}; {expected_tree(key)}.{source}")
 
 
 def expected_tree(key: str) -> str:
-    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}_train.json with its other splits or a folder "
-            f"{key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images")
+    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}_train.json with its other splits or a "
+            f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images")
 
 
 def _find_captions(key: str, folder: Path) -> Path | None:
@@ -220,12 +226,10 @@ def _entries(folder: Path) -> dict[str, Path]:
 def _generated(key: str) -> tuple[Path, Path]:
     if key != "scenes":
         source = f" (from {KNOWN[key].captions_source})" if key in KNOWN else ""
-        raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or take the set "
-                        "'scenes', which needs none.")
+        raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or take the "
+                        "set 'scenes', which needs none.")
     from nbhelpers.data import scenes
     from nbhelpers.run import repository_root
 
-    folder = repository_root() / "data" / "scenes"
-    if not (folder / "dataset_scenes.json").exists():
-        scenes.write_dataset(folder)
-    return layouts.caption_file(folder), folder
+    captions = scenes.write_dataset(repository_root() / "data" / "scenes")
+    return captions, captions.parent / "images"

@@ -50,9 +50,9 @@ def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> 
         report.say(split, f"{row.images} images, {row.captions} captions")
     for split in ("train", "test"):
         if len(table) and split not in set(table.images.split):
-            report.problems.append(f"There is no image in split '{split}'; take the file that has it, or all parts.")
+            report.problems.append(f"There is no image in split '{split}'; take all parts of the release.")
     if key is None:
-        report.say("set", f"'{table.name}' is not in the catalogue, so there are no published counts to compare with")
+        report.say("set", f"'{table.name}' is not in the catalogue: no published counts to compare with")
         return
     known, split_name = catalog.KNOWN[key], catalog.KNOWN[key].split_name(table)
     published = "; ".join(f"{'/'.join(map(str, counts))} ({name})" for name, counts in known.splits.items())
@@ -62,20 +62,21 @@ def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> 
     elif len(table) == known.images:
         report.say("", f"all {known.images} images, but another split than these: results do not compare")
     else:
-        report.problems.append(f"{known.title} has {known.images} images but {len(table)} were found; take the "
-                               f"complete release from {known.captions_source}.")
+        report.problems.append(f"{known.title} has {known.images} images but {len(table)} were found; take "
+                               f"the complete release from {known.captions_source}.")
 
 
 def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
     captions = table.captions.merge(table.images[["image_id", "split"]], on="image_id")
     per_image = Counter(captions.groupby("image_id").size())
-    report.say("captions", "per image: " + ", ".join(f"{n} ({images} images)" for n, images in sorted(per_image.items())))
+    listed = ", ".join(f"{n} ({images} images)" for n, images in sorted(per_image.items()))
+    report.say("captions", f"per image: {listed or 'none'}")
     for split in table.counts().index:
         group = captions[captions.split == split]
         own = group[group.duplicated(["image_id", "text"])].image_id.nunique()
         shared = (group.groupby("text").image_id.nunique() > 1).sum()
-        report.say("repeated", f"{split}: {group.text.nunique()} of {len(group)} captions distinct; {own} images "
-                               f"repeat one of their own; {shared} captions belong to several images")
+        report.say("repeated", f"{split}: {group.text.nunique()} of {len(group)} captions distinct; {own} "
+                               f"images repeat one of their own; {shared} captions belong to several images")
 
 
 def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
@@ -84,7 +85,7 @@ def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
     listed = ": " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") if names else ""
     report.say("scenes", f"{len(names)} classes{listed}")
     if len(named) < len(table):
-        report.say("", f"{len(table) - len(named)} images without a class in name or file, each a class of its own")
+        report.say("", f"{len(table) - len(named)} images without a known class, each a class of its own")
 
 
 def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) -> None:
@@ -101,8 +102,8 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
     for file in tqdm(table.images.file, desc="images", disable=None, leave=False):
         try:
             member = store.locate(file)
-        except UserError:
-            missing.append(file)
+        except UserError as error:
+            missing.append(str(error))
             continue
         renamed += PurePosixPath(str(member)).suffix != PurePosixPath(file).suffix
         try:
@@ -118,8 +119,7 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
         report.say("sizes", f"{usual} ({count})" + (f"; {sum(n for _, n in odd)} odd-sized: " + ", ".join(
             f"{size} ({n})" for size, n in odd[:8]) + (", ..." if len(odd) > 8 else "") if odd else ""))
     if missing:
-        report.problems.append(f"{len(missing)} of {len(table)} listed images are not in {images}, or not under one "
-                               f"name only (first: {missing[0]}); add them or name another folder.")
+        report.problems.append(f"{len(missing)} of {len(table)} listed images are missing or ambiguous (first: "
+                               f"{missing[0].rstrip('.')}).")
     if unreadable:
-        report.problems.append(f"{len(unreadable)} images cannot be read (first: {unreadable[0].rstrip('.')}); "
-                               "copy or download them again.")
+        report.problems.append(f"{len(unreadable)} images cannot be read (first: {unreadable[0].rstrip('.')}).")

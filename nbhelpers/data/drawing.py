@@ -177,18 +177,18 @@ def _spline(cell: int) -> np.ndarray:
     t = np.arange(cell, dtype=np.int64)
     r = cell - t
     near, far = 4 * cell**3 - 6 * t**2 * cell + 3 * t**3, 4 * cell**3 - 6 * r**2 * cell + 3 * r**3
-    return np.stack([r**3, near, far, t**3]) * 256 // (6 * cell**3)
+    return np.stack([r**3, near, far, t**3]) * 16384 // (6 * cell**3)
 
 
 def noise(rng, cell: int, strength: int = 128) -> np.ndarray:
     """Smooth noise with features of about `cell` pixels, roughly -strength..strength."""
     count = -(-SIDE // cell)
-    knots = rng.integers(-256, 257, (count + 3, count + 3))
+    knots = rng.integers(-256, 257, (count + 3, count + 3)) << 6
     weights = _spline(cell)
-    tall = sum(weights[k][None, :, None] * knots[k:k + count, None, :] for k in range(4)) >> 8
+    tall = sum(weights[k][None, :, None] * knots[k:k + count, None, :] for k in range(4)) >> 14
     tall = tall.reshape(count * cell, count + 3)[:SIDE]
-    wide = sum(weights[k][None, None, :] * tall[:, k:k + count, None] for k in range(4)) >> 8
-    return (wide.reshape(SIDE, -1)[:, :SIDE] * strength >> 7).astype(np.int16)
+    wide = sum(weights[k][None, None, :] * tall[:, k:k + count, None] for k in range(4)) >> 14
+    return (wide.reshape(SIDE, -1)[:, :SIDE] * strength >> 13).astype(np.int16)
 
 
 def fractal(rng, cell: int, strength: int = 128, finest: int = 4) -> np.ndarray:

@@ -4,9 +4,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import tarfile
+import warnings
 import zipfile
+import zlib
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +24,11 @@ from nbhelpers.errors import UserError, atomic_folder, atomic_write
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 MAX_BYTES = 256 * 2**20   # of one encoded file; a larger one is taken for an archive bomb
 MAX_PIXELS = 50_000_000   # of one image (150 MB decoded)
+BITS_PER_SAMPLE = 258     # a TIFF tag
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DECODE_RULE = "1"         # part of every cache key: raise it whenever `decode` gives other pixels
+for _chatty in ("tifffile", "PIL.TiffImagePlugin"):  # their complaints of broken files become UserErrors
+    logging.getLogger(_chatty).addHandler(logging.NullHandler())
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -38,39 +44,43 @@ def decode(data: bytes, name: str) -> np.ndarray:
     |                                        | then 11 or 12 bits were meant and the picture would be black |
     | GeoTIFF                                | as the rows above; its geography is ignored                |
     | more than four bands                   | refused: which are red, green and blue is unknown          |
-    | 32 bit, floating point, signed, LAB    | refused                                                    |
+    | 32 bit, floating point, signed 16 bit  | refused                                                    |
     | several frames or pages                | the first                                                  |
 
     EXIF orientation is not applied (the papers' `convert("RGB")` does not either).
     UserError on anything refused, truncated, not an image, or above MAX_PIXELS.
     """
     try:
-        try:
-            return _decode_pillow(data, name)
-        except UnidentifiedImageError:
-            if data[:4] not in TIFF_MAGIC:
-                raise UserError(f"{name} is not an image file; replace it or remove it from the list.") from None
-            return _decode_tiff(data, name)
+        with warnings.catch_warnings(action="ignore"):  # of odd metadata, which nobody reads here
+            pixels = _decode_pillow(data, name)
+            return _decode_tiff(data, name) if pixels is None else pixels
     except UserError:
         raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except Exception as error:  # a broken file makes the decoders raise almost anything
-        raise UserError(f"{name} is damaged or truncated ({error}); fetch it again or remove it from the list.") from error
+        raise UserError(f"{name} is damaged, truncated or of an unsupported kind ({str(error).rstrip('.')}); "
+                        "fetch it again or convert it to PNG.") from error
 
 
-def _decode_pillow(data: bytes, name: str) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
-        _check_size(image.width, image.height, name)
-        if image.mode in ("I", "F"):
-            raise UserError(f"{name} holds 32-bit values; convert it to 8 bits per band first.")
-        if image.mode.startswith("I;16"):
-            return _high_byte(np.stack([np.asarray(image)] * 3, axis=-1), name)
-        sixteen = any(";16" in str(part) for part in image.tile)  # Pillow itself keeps the high byte of 16-bit RGB
-        if image.mode in ("P", "PA"):
-            image = image.convert("RGBA")  # else Pillow warns of dropped transparency
-        pixels = np.asarray(image.convert("RGB"))
-    return _high_byte(pixels.astype(np.uint16) << 8, name) if sixteen else pixels
+def _decode_pillow(data: bytes, name: str) -> np.ndarray | None:
+    """None for a TIFF that Pillow does not read, or not right."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if data[:4] in TIFF_MAGIC:
+            return None
+        raise UserError(f"{name} is not an image file; replace it or remove it from the list.") from None
+    _check_size(image.width, image.height, name)
+    if image.mode in ("I", "F"):
+        raise UserError(f"{name} holds signed, 32-bit or float values; convert it to 8 bits per band.")
+    if image.mode.startswith("I;16"):
+        return _high_byte(np.stack([np.asarray(image)] * 3, axis=-1), name)
+    sixteen = any(";16" in str(part) for part in image.tile)
+    if image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, [8])) > 8 and not sixteen:
+        return None  # 16-bit bands stored one after the other: Pillow takes them for 8 bits
+    pixels = np.asarray(image.convert("RGB"))
+    return _high_byte(pixels.astype(np.uint16) << 8, name) if sixteen else pixels  # Pillow kept the high byte
 
 
 def _decode_tiff(data: bytes, name: str) -> np.ndarray:
@@ -82,7 +92,7 @@ def _decode_tiff(data: bytes, name: str) -> np.ndarray:
             raise UserError(f"{name} has {bands} bands and nothing says which are red, green and blue; "
                             "write these three to an 8-bit file.")
         if page.dtype not in (np.uint8, np.uint16):
-            raise UserError(f"{name} holds {page.dtype} values; convert it to 8 bits per band first.")
+            raise UserError(f"{name} holds {page.dtype} values; convert it to 8 bits per band.")
         pixels = page.asarray()
         pixels = np.moveaxis(pixels, page.axes.index("S"), -1) if bands > 1 else pixels[..., None]
     pixels = np.ascontiguousarray(pixels[..., :3] if bands > 2 else np.repeat(pixels[..., :1], 3, axis=-1))
@@ -91,7 +101,7 @@ def _decode_tiff(data: bytes, name: str) -> np.ndarray:
 
 def _high_byte(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.max() < 4096:
-        raise UserError(f"{name} has 16 bits per band but no value above {pixels.max()}, so its range is unknown; "
+        raise UserError(f"{name} has 16 bits per band but no value reaches 4096, so its range is unknown; "
                         "stretch it to 8 bits first (for example gdal_translate -ot Byte -scale).")
     return (pixels >> 8).astype(np.uint8)
 
@@ -106,7 +116,7 @@ def _too_large(name: str) -> UserError:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3): Pillow's antialiased bicubic, aspect ratio not kept (the test transform)."""
+    """(H, W, 3) uint8 -> (size, size, 3): Pillow's antialiased bicubic, aspect ratio not kept."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
@@ -117,8 +127,8 @@ class ImageStore:
 
     names  the members, sorted POSIX paths relative to the root, image extensions only
 
-    A listed file is found by its exact path or else by its stem, since the published lists and the files on disk often
-    differ in folder and extension.
+    A listed file is found by its exact path or else by its stem, since published lists and the files on disk
+    often differ in folder and extension.
     """
 
     def __init__(self, path: Path, members: dict[str, str], read):
@@ -132,7 +142,7 @@ class ImageStore:
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
-        """UserError if `path` is missing, holds no images, is no readable archive or has members that leave it."""
+        """UserError if `path` is missing, holds no images, is damaged or has unsafe names."""
         path = Path(path)
         if path.is_dir():
             members, read = _open_folder(path)
@@ -143,19 +153,18 @@ class ImageStore:
         elif tarfile.is_tarfile(path):
             members, read = _open_tar(path)
         else:
-            raise UserError(f"{path} is neither a folder nor a readable zip or tar; fetch it again or unpack it.")
-        unsafe = [name for name in members if not safe_file_name(name)]
-        if unsafe:
-            raise UserError(f"{path} has {len(unsafe)} members that leave the archive (first: {unsafe[0]!r}); "
-                            "do not trust it, or pack it again with relative names.")
+            raise UserError(f"{path} is neither a folder nor a readable zip or tar; fetch it again.")
         members = {name: known for name, known in members.items() if _is_image(name)}
         if not members:
-            raise UserError(f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name their folder or archive.")
+            raise UserError(f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name another.")
         return cls(path, members, read)
 
     def locate(self, file: str) -> str:
-        """The member a listed file means: the same path; else the only one of its stem (case and extension aside);
-        else, of several, the one sharing most parent folders and then the extension. UserError if none or still several."""
+        """The member a listed file means: the same path; else the only one of its stem (case and extension
+        aside); else, of several, the one sharing most parent folders and then the extension.
+
+        UserError if there is none, or if several are equally likely.
+        """
         if file in self._members:
             return file
         wanted = PurePosixPath(file)
@@ -167,7 +176,7 @@ class ImageStore:
             ranked[_likeness(wanted, PurePosixPath(name))].append(name)
         best = ranked[max(ranked)]
         if len(best) > 1:
-            raise UserError(f"{file} may be {best[0]} or {best[1]} in {self.path}; list the path with its folder.")
+            raise UserError(f"{file} may be {best[0]} or {best[1]} in {self.path}; list it with its folder.")
         return best[0]
 
     def read(self, file: str) -> np.ndarray:
@@ -175,12 +184,12 @@ class ImageStore:
         member = self.locate(file)
         try:
             data = self._read(member)
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
             raise UserError(f"{member} in {self.path} cannot be read ({error}); fetch it again.") from error
         return decode(data, f"{member} in {self.path}")
 
     def stat(self) -> str:
-        """sha256 hex over every member's name with its size and its checksum (zip) or time of change (folder, tar)."""
+        """sha256 hex over every member's name, size and checksum (zip) or time of change (folder, tar)."""
         lines = (f"{name}\t{self._members[name]}" for name in self.names)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -199,10 +208,17 @@ def _likeness(wanted: PurePosixPath, found: PurePosixPath) -> tuple[int, bool]:
     return shared, wanted.suffix.lower() == found.suffix.lower()
 
 
+def _refuse_unsafe(members, path: Path) -> None:
+    unsafe = [name for name in members if not safe_file_name(name)]
+    if unsafe:
+        raise UserError(f"{path} has {len(unsafe)} members with absolute, '..' or backslash names (first: "
+                        f"{unsafe[0]!r}); do not trust it, or pack it again with relative names.")
+
+
 def _limit(size: int, name: str, path: Path) -> None:
     if size > MAX_BYTES:
-        raise UserError(f"{name} in {path} unpacks to {size / 2**20:.0f} MB, more than the {MAX_BYTES // 2**20} MB "
-                        "an image file may have; remove it.")
+        raise UserError(f"{name} in {path} unpacks to {size / 2**20:.0f} MB, more than the "
+                        f"{MAX_BYTES // 2**20} MB an image file may have; remove it.")
 
 
 def _open_folder(path: Path):
@@ -226,10 +242,12 @@ def _open_zip(path: Path):
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is a damaged zip ({error}); fetch it again.") from error
-    members = {entry.filename: f"{entry.file_size} {entry.CRC}" for entry in archive.infolist() if not entry.is_dir()}
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    members = {entry.filename: f"{entry.file_size} {entry.CRC}" for entry in entries}
+    _refuse_unsafe(members, path)
 
     def read(member: str) -> bytes:
-        _limit(archive.getinfo(member).file_size, member, path)  # zipfile never yields more than this declared size
+        _limit(archive.getinfo(member).file_size, member, path)  # zipfile yields no more than declared
         return archive.read(member)
 
     return members, read
@@ -238,9 +256,11 @@ def _open_zip(path: Path):
 def _open_tar(path: Path):
     try:
         archive = tarfile.open(path, mode="r:")
-        entries = {entry.name: entry for entry in archive.getmembers() if entry.isfile()}  # links and devices: ignored
+        files = [entry for entry in archive.getmembers() if entry.isfile()]  # no links, no devices
     except tarfile.TarError as error:
-        raise UserError(f"{path} is a compressed or damaged tar ({error}); unpack it and name the folder.") from error
+        raise UserError(f"{path} is a compressed or damaged tar ({error}); unpack it first.") from error
+    entries = {entry.name.removeprefix("./"): entry for entry in files}
+    _refuse_unsafe(entries, path)
 
     def read(member: str) -> bytes:
         _limit(entries[member].size, member, path)
@@ -250,7 +270,7 @@ def _open_tar(path: Path):
 
 
 class DecodedCache:
-    """All images of a set, decoded at source size: `cache[i]` is a read-only (H, W, 3) uint8 view of one flat file.
+    """All images of a set, decoded at source size: `cache[i]` is a read-only (H, W, 3) uint8 view.
 
     files   the listed names, row i of the cache being files[i]
     shapes  (N, 2) int64, height and width
@@ -270,8 +290,8 @@ class DecodedCache:
     def build(cls, store: ImageStore, files: list[str], folder: Path | str) -> DecodedCache:
         """Decodes `files` into `<folder>/images-<key>/`, or opens it if it is there.
 
-        Nothing is written if an image is missing or unreadable (UserError with their number and the first) or the disk
-        fills up; of two processes building the same cache the first to finish wins.
+        Nothing is written if an image is missing or unreadable (UserError with their number and the first) or
+        the disk fills up; of two processes building the same cache the first to finish wins.
         """
         files = list(files)
         if not files:
@@ -291,7 +311,8 @@ class DecodedCache:
         folder = Path(folder)
         try:
             index = json.loads((folder / "index.json").read_text())
-            key, files, shapes = index["key"], index["files"], np.array(index["shapes"], np.int64).reshape(-1, 2)
+            key, files = index["key"], index["files"]
+            shapes = np.array(index["shapes"], np.int64).reshape(len(files), 2)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(folder) from error
         return cls(folder, key, files, shapes)
@@ -316,8 +337,8 @@ class DecodedCache:
         return np.array([self._row[file] for file in files], np.int64)
 
     def resized(self, size: int) -> np.ndarray:
-        """(N, size, size, 3) uint8 memmap of the test transform's pixels, derived once and kept beside the source pixels
-        (the source pixels themselves where every image has that size already)."""
+        """(N, size, size, 3) uint8 memmap of every image after `resize`, derived once and kept beside the
+        source pixels (the source pixels themselves where every image has that size already)."""
         shape = (len(self), size, size, 3)
         if (self.shapes == size).all():
             return self._pixels.reshape(shape)

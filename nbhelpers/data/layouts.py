@@ -8,8 +8,8 @@
 | lavis    | `S_train.json` as above; `S_test.json` of images, their captions in COCO's `S_test_gt.json`    |
 | nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                       |
 
-No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or the
-path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
+No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
+the path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
 """
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read(path: Path | str, layout: str | None = None) -> CaptionTable:
 
 
 def scan(path: Path | str, layout: str | None = None) -> Reading:
-    """As `read`, but goes on past broken rows and reports them. UserError where nothing can be read at all."""
+    """As `read`, but goes on past broken rows and reports them. UserError where nothing can be read."""
     path = Path(path).expanduser()
     if layout not in (None, *LAYOUTS):
         raise UserError(f"Unknown layout '{layout}'; the layouts are {', '.join(LAYOUTS)}.")
@@ -54,7 +54,8 @@ def scan(path: Path | str, layout: str | None = None) -> Reading:
     if path.is_dir():
         _agree("precomp", layout, path)
         _read_precomp(path, rows)
-        return rows.reading(path, _plain_name(path.resolve().name.lower().removesuffix("_precomp")), "precomp")
+        name = path.resolve().name.lower().removesuffix("_precomp")
+        return rows.reading(path, _plain_name(name), "precomp")
     data = _load(path, rows)
     found = _detect(data, path)
     if isinstance(data, list) or found == "lavis":
@@ -63,7 +64,8 @@ def scan(path: Path | str, layout: str | None = None) -> Reading:
         found = "lavis" if layout != "rows" and any(key.endswith("gt") for key in parts) else found
         _agree(found, layout, path)
         _read_rows(parts, rows)
-        return rows.reading(path, _plain_name(_SPLIT_FILE.fullmatch(path.name)["set"] or path.resolve().parent.name), found)
+        name = _SPLIT_FILE.fullmatch(path.name)["set"] or path.resolve().parent.name
+        return rows.reading(path, _plain_name(name), found)
     _agree(found, layout, path)
     (_read_karpathy if found == "karpathy" else _read_nwpu)(data, rows)
     stem = path.resolve().parent.name if path.stem.lower() == "dataset" else path.stem
@@ -74,8 +76,8 @@ def scan(path: Path | str, layout: str | None = None) -> Reading:
 def write(table: CaptionTable, path: Path | str, layout: str) -> None:
     """Writes layouts 1-4: a file for karpathy, else a folder; all of its files or, on an error, none.
 
-    `read` gives the table back, captions grouped by image, where ids are stems (no layout stores ids). Precomp and
-    lavis have no field for the scene class, so only classes that are in the file names come back.
+    `read` gives the table back, captions grouped by image, where ids are stems (no layout stores ids). Precomp
+    and lavis have no field for the scene class, so only classes that are in the file names come back.
     Raises UserError for an unknown layout and for images without captions, which no reader accepts.
     """
     if layout not in WRITABLE:
@@ -84,7 +86,7 @@ def write(table: CaptionTable, path: Path | str, layout: str) -> None:
     of = texts.groupby(table.captions.image_id, sort=False).agg(list)
     bare = table.images.image_id[~table.images.image_id.isin(of.index)]
     if len(bare):
-        raise UserError(f"{table.name}: {len(bare)} images have no captions (first: {bare.iloc[0]}); drop them first.")
+        raise UserError(f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); drop them.")
     images = [(row.file, row.split, row.scene, of[row.image_id]) for row in table.images.itertuples()]
     files = _WRITERS[layout](table.name, images)
     path = Path(path)
@@ -103,7 +105,7 @@ def _plain_name(name: str) -> str:
 
 def _agree(found: str, layout: str | None, path: Path) -> None:
     if layout not in (None, found):
-        raise UserError(f"{path} is in the layout {found}, not {layout}; leave the layout away or name {found}.")
+        raise UserError(f"{path} is in the layout {found}, not {layout}; name {found} or none.")
 
 
 def caption_file(folder: Path) -> Path:
@@ -116,7 +118,7 @@ def caption_file(folder: Path) -> Path:
         return folder
     split_files = [match for match in (_SPLIT_FILE.fullmatch(file.name) for file in files) if match]
     sets = sorted({match["set"] or "" for match in split_files})
-    datasets = [file for file in files if file.suffix.lower() == ".json" and file.name.lower().startswith("dataset")]
+    datasets = [file for file in files if re.fullmatch(r"dataset.*\.json", file.name, re.IGNORECASE)]
     if len(sets) == 1 and not datasets:
         return folder / min((match[0] for match in split_files), key=len)
     if len(datasets) == 1 and not sets:
@@ -129,13 +131,13 @@ def caption_file(folder: Path) -> Path:
 
 
 def _text(path: Path, rows: Rows) -> str:
-    """The text of a file: UTF-8 (UTF-16 where a byte order mark says so), else Windows-1252, which is noted."""
+    """The text of a file: UTF-8 (UTF-16 if a byte order mark says so), else Windows-1252, which is noted."""
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size / 2**30:.1f} GiB, more than any caption file; is it the right one?")
+            raise UserError(f"{path} has {size / 2**30:.1f} GiB, too much for captions; name the right file.")
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); copy it to a place where it can.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy it where it can.") from error
     if not data.strip():
         raise UserError(f"{path} is empty; copy or download it again.")
     try:
@@ -164,11 +166,11 @@ def _detect(data, path: Path) -> str:
         labelled = any({"label", "label_name"} & row.keys() or isinstance(row.get("caption"), list)
                        for row in data if isinstance(row, dict))
         return "rows" if labelled else "lavis"
-    raise UserError(f"{path} is JSON in none of the known layouts ({', '.join(LAYOUTS)}); convert it to one of them.")
+    raise UserError(f"{path} is JSON in none of the known layouts; convert it to one of {', '.join(LAYOUTS)}.")
 
 
 def _parts(path: Path, rows: Rows) -> dict[str, list | dict]:
-    """The files of one set that lie beside each other, by split: {"train": rows, "test": rows, "testgt": {...}}."""
+    """The files of one set beside each other, by split: {"train": rows, "test": rows, "testgt": {...}}."""
     own = _SPLIT_FILE.fullmatch(path.name)
     if not own:
         raise UserError(f"The name of {path} does not say its split; call it like S_train.json, S_test.json.")
@@ -194,7 +196,8 @@ def _read_karpathy(data: dict, rows: Rows) -> None:
     for where, row in images:
         sentences = row.get("sentences")
         texts = [_sentence(item) for item in sentences] if isinstance(sentences, list) else None
-        rows.add(where, row.get("filename"), row.get("harma_split" if resplit else "split"), texts, row.get("class"))
+        split = row.get("harma_split" if resplit else "split")
+        rows.add(where, row.get("filename"), split, texts, row.get("class"))
 
 
 def _sentence(item) -> str | None:
@@ -220,16 +223,16 @@ def _read_precomp(folder: Path, rows: Rows) -> None:
             for index, (file, caption) in enumerate(zip(files, captions)):
                 rows.add(f"{names.name} line {index + 1}", file, split, [caption], once=False)
         elif 5 * len(files) == len(captions):
-            rows.notes.append(f"{names.name} has one name per image, so every five captions are of one image.")
+            rows.notes.append(f"{names.name} has one name per image; every five captions are of one image.")
             for index, file in enumerate(files):
                 rows.add(f"{names.name} line {index + 1}", file, split, captions[5 * index:5 * index + 5])
         else:
-            raise UserError(f"{caps} has {len(captions)} captions and {names.name} {len(files)} names, neither one "
-                            "nor five captions per name; take both files from the same release.")
+            raise UserError(f"{caps} has {len(captions)} captions and {names.name} {len(files)} names, neither "
+                            "one nor five captions per name; take both files from the same release.")
 
 
 def _lines(path: Path, rows: Rows) -> list[str]:
-    # not str.splitlines, which also breaks a caption at U+2028 and its like; an empty line is an empty caption
+    # not str.splitlines, which breaks a caption at U+2028 and its like; an empty line is an empty caption
     return [line.removesuffix("\r") for line in _text(path, rows).removesuffix("\n").split("\n")]
 
 
@@ -274,9 +277,10 @@ def _write_karpathy(name: str, images: list) -> dict[str, str]:
     listed, count = [], 0
     for imgid, (file, split, scene, texts) in enumerate(images):
         ids = list(range(count, count := count + len(texts)))
-        sentences = [{"raw": text, "tokens": text.split(), "imgid": imgid, "sentid": i} for i, text in zip(ids, texts)]
-        listed.append({"filename": file, "imgid": imgid, "split": split, "class": scene, "sentences": sentences,
-                       "sentids": ids})
+        sentences = [{"raw": text, "tokens": text.split(), "imgid": imgid, "sentid": sentid}
+                     for sentid, text in zip(ids, texts)]
+        listed.append({"filename": file, "imgid": imgid, "split": split, "class": scene,
+                       "sentences": sentences, "sentids": ids})
     return {"": json.dumps({"images": listed, "dataset": name})}
 
 
@@ -295,7 +299,8 @@ def _write_rows(name: str, images: list) -> dict[str, str]:
     for image_id, (file, split, scene, texts) in enumerate(images):
         label = {"label_name": scene, "label": labels.setdefault(scene, len(labels))}
         if split == "train":
-            parts[split] += [{"image": file, "caption": text, "image_id": image_id, **label} for text in texts]
+            row = {"image": file, "image_id": image_id, **label}
+            parts[split] += [row | {"caption": text} for text in texts]
         else:
             parts[split].append({"image": file, "caption": texts, **label})
     return {f"{name}_{split}.json": json.dumps(part) for split, part in parts.items()}
@@ -311,7 +316,8 @@ def _write_lavis(name: str, images: list) -> dict[str, str]:
         else:
             part = [{"image": file, "image_id": image_id} for image_id, file, _ in own]
             truth = {"images": [{"id": image_id} for image_id, _, _ in own], "annotations": [
-                {"id": i, "image_id": image_id, "caption": text} for i, (image_id, _, text) in enumerate(pairs)]}
+                {"id": row, "image_id": image_id, "caption": text}
+                for row, (image_id, _, text) in enumerate(pairs)]}
             files[f"{name}_{split}_gt.json"] = json.dumps(truth)
         files[f"{name}_{split}.json"] = json.dumps(part)
     return files

@@ -1,7 +1,7 @@
 """From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs, cached features.
 
-Batches are built by threads, not by worker processes: decoding is done once (images.DecodedCache), what remains runs in
-C without Python's lock, threads need no copy of the batch into shared memory, and they start safely after CUDA did.
+Threads build the batches, not worker processes: decoding is done once (images.DecodedCache), what is left runs
+in C without Python's lock, no batch is copied through shared memory, and threads start safely after CUDA did.
 """
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from nbhelpers.errors import UserError, atomic_folder, atomic_write
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-# ---- captions --------------------------------------------------------------------------------------------------------
+# ---- captions ----------------------------------------------------------------------------------------------
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """Lower case without punctuation, '-' and '/' as spaces, runs of white space collapsed, the first `max_words` words
-    (PIR, section 4; the released `pre_caption`)."""
-    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
+    """Lower case without punctuation, '-' and '/' as spaces, runs of white space collapsed, the first
+    `max_words` words (PIR's released `pre_caption`)."""
+    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
+    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
     text = re.sub(r"\s{2,}", " ", text).strip()
     return " ".join(text.split(" ")[:max_words])
 
 
 class Tokenizer:
-    """BERT-style ids of captions: [CLS] and the words, without [SEP] unless `sep` (PIR, section 4).
+    """BERT-style ids of captions: [CLS] and the words, without [SEP] unless `sep` (as PIR).
 
     path        a Hugging Face tokenizer.json, or a folder that holds one
     max_length  most ids of a caption, special tokens included
@@ -52,7 +53,7 @@ class Tokenizer:
             content = path.read_bytes()
             self._model = tokenizers.Tokenizer.from_buffer(content)
         except OSError as error:
-            raise UserError(f"The tokenizer {path} cannot be read; name a tokenizer.json or its folder.") from error
+            raise UserError(f"There is no tokenizer {path}; name a tokenizer.json or its folder.") from error
         except ValueError as error:
             raise UserError(f"{path} is not a tokenizer.json ({error}).") from error
         self._model.no_truncation()
@@ -101,14 +102,15 @@ def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522)
         normal = model.normalizer.normalize_str(clean_caption(text))
         counts.update(word for word, _ in model.pre_tokenizer.pre_tokenize_str(normal))
     words = sorted(counts, key=lambda word: (-counts[word], word))[:max(0, vocab_size - len(SPECIAL_TOKENS))]
-    model.model = tokenizers.models.WordLevel({word: i for i, word in enumerate(SPECIAL_TOKENS + words)}, unk_token="[UNK]")
+    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + words)}
+    model.model = tokenizers.models.WordLevel(ids, unk_token="[UNK]")
     model.add_special_tokens(SPECIAL_TOKENS)
     with atomic_write(path) as temporary:
         temporary.write_text(model.to_str(pretty=True))
     return Path(path)
 
 
-# ---- pixels ----------------------------------------------------------------------------------------------------------
+# ---- pixels ------------------------------------------------------------------------------------------------
 def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
     """function(0) ... function(count - 1), in `workers` threads that take one contiguous part each."""
     parts = np.array_split(np.arange(count), max(1, workers))
@@ -125,7 +127,7 @@ def _each(function, indices) -> None:
 
 def image_batches(table: CaptionTable, pixels: DecodedCache, size: int, batch_size: int = 128, mean=CLIP_MEAN,
                   std=CLIP_STD, workers: int = 1) -> Iterator[Tensor]:
-    """(B, 3, size, size) float32 normalised test-transform pixels of every image of the table, in its order."""
+    """(B, 3, size, size) float32 normalised test pixels of every image of the table, in its order."""
     rows, resized, normalizer = pixels.rows(table.images.file), pixels.resized(size), Normalizer(mean, std)
     for start in range(0, len(rows), batch_size):
         part = rows[start:start + batch_size]
@@ -142,7 +144,7 @@ def caption_batches(table: CaptionTable, tokenizer: Tokenizer, batch_size: int =
         yield tokenizer(texts[start:start + batch_size])
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------------
+# ---- pairs -------------------------------------------------------------------------------------------------
 class _Pairs(Dataset):
     """Row r is caption r of the table with its image. Every random draw of a row comes from
     `default_rng([seed, epoch, row])`, so neither threads nor a resumed run change it."""
@@ -173,15 +175,16 @@ class _Pairs(Dataset):
 
 
 class PairDataset(_Pairs):
-    """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64, image_index
-    and scene (B,) int64 (row of table.images; class by first appearance).
+    """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64,
+    image_index and scene (B,) int64 (row of table.images; class by first appearance).
 
-    transform  augment.TrainTransform or TestTransform;  pixels  the cache of the table, or of one it was split from
+    transform  augment.TrainTransform or TestTransform
+    pixels     the cache of the table, or of one it was split from
     Captions are cleaned and encoded once. UserError if an image of the table was not cached.
     """
 
-    def __init__(self, table: CaptionTable, pixels: DecodedCache, transform, tokenizer: Tokenizer, seed: int = 0,
-                 mean=CLIP_MEAN, std=CLIP_STD, max_words: int = 30):
+    def __init__(self, table: CaptionTable, pixels: DecodedCache, transform, tokenizer: Tokenizer,
+                 seed: int = 0, mean=CLIP_MEAN, std=CLIP_STD, max_words: int = 30):
         super().__init__(table, seed)
         self.transform, self.tokenizer, self.normalizer = transform, tokenizer, Normalizer(mean, std)
         self.pixels = pixels.resized(transform.size) if isinstance(transform, TestTransform) else pixels
@@ -201,24 +204,24 @@ class PairDataset(_Pairs):
 
 
 class FeatureDataset(_Pairs):
-    """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under the
-    model's own names, floats as float32, and image_index and scene as PairDataset.
+    """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under
+    the model's own names, floats as float32, and image_index and scene as PairDataset.
 
-    views  of V > 1: every image array is (N, V, ...), and each pair draws one of the V cached augmentations per epoch.
+    views  V > 1: every image array is (N, V, ...), and each pair draws one of its V views in each epoch.
     UserError if the numbers of images or captions differ from the table's.
     """
 
-    def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache, seed: int = 0,
-                 views: int = 1):
+    def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache,
+                 seed: int = 0, views: int = 1):
         super().__init__(table, seed)
-        for kind, features, count in (("image", image_features, len(table)), ("text", text_features, len(self))):
+        for features, count in ((image_features, len(table)), (text_features, len(self))):
             for name, array in features.items():
                 if len(array) != count:
-                    raise UserError(f"The cached {kind} features '{name}' have {len(array)} rows for {count} in the "
+                    raise UserError(f"The cached features '{name}' have {len(array)} rows for {count} in the "
                                     "table; build them from this table.")
         for name, array in image_features.items():
             if views > 1 and array.shape[1] != views:
-                raise UserError(f"The cached image features '{name}' have {array.shape[1]} views, not {views}.")
+                raise UserError(f"The cached features '{name}' have {array.shape[1]} views, not {views}.")
         if shared := set(image_features.arrays) & set(text_features.arrays):
             raise UserError(f"Image and text features share the name '{min(shared)}'; rename one.")
         self.image_features, self.text_features, self.views = image_features, text_features, views
@@ -251,24 +254,23 @@ class EpochSampler(Sampler):
 
 
 def train_loader(dataset: PairDataset | FeatureDataset, batch_size: int, workers: int = 1) -> DataLoader:
-    """Shuffled full batches of the dataset, built by `workers` threads. `loader.sampler.set_epoch(e)` sets the order and
-    all random draws. UserError if there is not one full batch."""
+    """Shuffled full batches of the dataset, built by `workers` threads; `loader.sampler.set_epoch(e)` sets
+    the order and all random draws. UserError if there is not one full batch."""
     if len(dataset) < batch_size:
-        raise UserError(f"There are {len(dataset)} pairs for batches of {batch_size}; make batch_size smaller.")
+        raise UserError(f"{len(dataset)} pairs do not fill a batch of {batch_size}; make batch_size smaller.")
     dataset.workers = workers
-    return DataLoader(dataset, batch_size, sampler=EpochSampler(dataset), drop_last=True, collate_fn=_as_it_is)
+    sampler = EpochSampler(dataset)
+    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is)
 
 
 def _as_it_is(batch):
     return batch
 
 
-# ---- cached features -------------------------------------------------------------------------------------------------
+# ---- cached features ---------------------------------------------------------------------------------------
 class FeatureCache:
-    """Arrays of frozen towers, computed once: `cache[name]` is a read-only memory map (count, ...), float16 for floats.
-
-    arrays  dict of the maps
-    """
+    """Arrays of frozen towers, computed once: `cache[name]` is a read-only memory map (count, ...), floats as
+    float16; `arrays` is the dict of all."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
@@ -282,10 +284,11 @@ class FeatureCache:
     @classmethod
     def build(cls, function: Callable[[list[int]], dict[str, np.ndarray]], count: int, batch: int, key: str,
               folder: Path | str) -> FeatureCache:
-        """Writes what `function(indices) -> {name: (B, ...)}` gives for 0..count-1 into `<folder>/features-<hash of key>`, or
-        opens it if it is there. `key` names everything the features depend on. Nothing stays on an exception.
+        """Writes what `function(indices) -> {name: (B, ...)}` gives for 0..count-1 into
+        `<folder>/features-<hash of key>/`, or opens it if it is there.
 
-        UserError on a value that float16 does not hold.
+        key  names everything the features depend on
+        UserError on a value that float16 does not hold or a shape that changes; then nothing is written.
         """
         target = Path(folder) / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if not target.exists():
@@ -299,14 +302,14 @@ class FeatureCache:
         try:
             arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(Path(folder).glob("*.npy"))}
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"The cached features in {folder} are damaged ({error}); delete that folder.") from error
+            raise UserError(f"The features in {folder} are damaged ({error}); delete that folder.") from error
         if not arrays:
-            raise UserError(f"{folder} holds no cached features; name the folder that FeatureCache.build made.")
+            raise UserError(f"{folder} holds no cached features; name one that FeatureCache.build made.")
         return cls(arrays)
 
 
 def _write_features(function, count: int, batch: int, folder: Path) -> None:
-    """Plain writes behind a .npy header, since a memory map on a full disk kills the process instead of raising."""
+    """Plain writes behind a .npy header: a memory map on a full disk would kill the process, not raise."""
     files, shapes = {}, {}
     try:
         for start in range(0, count, batch):
@@ -318,8 +321,8 @@ def _write_features(function, count: int, batch: int, folder: Path) -> None:
                     header = {"descr": stored.dtype.str, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(files[name], header)
                 if shape != shapes[name]:
-                    raise UserError(f"The features '{name}' change their shape from batch to batch ({shapes[name][1:]}, "
-                                    f"then {shape[1:]}); pad captions to one length (Tokenizer fixed=True).")
+                    raise UserError(f"The features '{name}' change their shape from {shapes[name][1:]} to "
+                                    f"{shape[1:]}; pad captions to one length (Tokenizer fixed=True).")
                 files[name].write(stored.tobytes())
     finally:
         for file in files.values():
@@ -330,6 +333,6 @@ def _storable(name: str, array: np.ndarray) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating):
         return array
     if not (np.abs(array) <= np.finfo(np.float16).max).all():
-        raise UserError(f"The features '{name}' hold NaN or values beyond {np.finfo(np.float16).max:.0f}, which a float16 "
-                        "cache cannot keep; normalise them first.")
+        raise UserError(f"The features '{name}' hold NaN or values beyond {np.finfo(np.float16).max:.0f}, "
+                        "which a float16 cache cannot keep; normalise them first.")
     return array.astype(np.float16)

@@ -24,7 +24,7 @@ _FAULTS = {
     "bare": "{n} images have no sentences (first: {first}); give each at least one or remove it.",
     "text": "{n} captions are not text (first: of {first}); write each as a string.",
     "twice": "{n} file names are listed twice (first: {first}); list every image once, in one split.",
-    "stray": "{n} annotations name an image that is not listed (first: image_id {first}); list it or drop them.",
+    "stray": "{n} annotated images are not listed (first: image_id {first}); list or drop them.",
 }
 
 
@@ -39,7 +39,7 @@ class Reading:
     problems: list[str]
 
     def usable(self) -> CaptionTable:
-        """The table as `without_empty` leaves it. UserError, one sentence per class of problem, if there is any."""
+        """The table as `without_empty` leaves it. UserError with one sentence per class of problem."""
         if self.problems:
             raise UserError(f"{self.path}: " + " ".join(self.problems))
         return without_empty(self.table)
@@ -56,10 +56,11 @@ class Rows:
         self.cleaned = 0
 
     def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
-        """One image with its captions; with once=False it may come again in the same split, with more of them."""
+        """One image with its captions; with once=False it may come again in its split, with more of them."""
         if not isinstance(file, str) or not file:
             return self.faults["name"].append(where)
-        if not safe_file_name(file) or UNPRINTABLE.search(file) or PurePosixPath(file).name != file.split("/")[-1]:
+        plain = safe_file_name(file) and PurePosixPath(file).name == file.split("/")[-1]
+        if not plain or UNPRINTABLE.search(file):
             return self.faults["unsafe"].append(f"{file[:80]!r}")
         if split not in SPLITS:
             return self.faults["split"].append(f"{file}: {str(split)[:80]!r}")
@@ -90,15 +91,16 @@ class Rows:
         captions = [(ids[file], text) for file, text in self.captions]
         table = CaptionTable(name, pd.DataFrame(images, columns=IMAGE_COLUMNS, dtype=str),
                              pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
-        problems = [_FAULTS[kind].format(n=len(places), first=places[0]) for kind, places in self.faults.items()]
+        problems = [_FAULTS[kind].format(n=len(found), first=found[0]) for kind, found in self.faults.items()]
         if self.cleaned:
             self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
         empty = _empty(table)
         if not captions:
             problems.append("There is no caption at all; is this the right file?")
         elif empty.mean() > MAX_EMPTY:
-            problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of "
-                            f"{table.captions.image_id[empty].iloc[0]}), more than {MAX_EMPTY:.0%}; the file is damaged.")
+            first = table.captions.image_id[empty].iloc[0]
+            problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of {first}), more than "
+                            f"{MAX_EMPTY:.0%}; the file is damaged.")
         elif empty.any():
             images = table.captions.image_id[empty].nunique()
             self.notes.append(f"{empty.sum()} captions of {images} images are empty; training drops them.")

@@ -31,7 +31,7 @@ WORLDS = {
         "sand": (226, 206, 164), "water": (58, 92, 104), "deep": (26, 74, 112), "shallow": (108, 178, 178),
         "river": (92, 112, 96), "asphalt": (116, 116, 118), "concrete": (186, 182, 172), "paving": (204, 194, 176),
         "tree": (58, 88, 48), "gravel": (150, 138, 124), "pool": (88, 190, 214)},
-        {"white": (236, 236, 232), "grey": (150, 152, 156), "red": (180, 60, 48), "orange": (218, 136, 66),
+        {"white": (226, 226, 220), "grey": (150, 152, 156), "red": (180, 60, 48), "orange": (218, 136, 66),
          "yellow": (230, 200, 84), "brown": (122, 86, 62), "green": (76, 124, 72), "blue": (58, 106, 182),
          "black": (44, 46, 50)}),
     "b": World(((-12, 8), (-10, 10), (-8, 12)), {
@@ -311,6 +311,10 @@ class Stage:
                 self.canvas.paint(band(np.concatenate([loop, loop[:1]]), 2 * rim, True), self.surface("soil", shore))
         with self.canvas.item(kind, colour):
             self.canvas.paint(loops, self.surface("water", surface))
+            for size in (14, 11, 8) if len(loops) == 1 else ():
+                middle = loops[0].sum(axis=0) // len(loops[0])
+                deeper = [(loops[0] - middle) * size // 16 + middle]
+                self.canvas.paint(deeper, self.surface("water", self._shift(surface, size - 22)), 9)
 
     def pool(self, x: int, y: int, half_width: int, half_height: int, direction: int, free: bool = False):
         """A swimming pool: a free shape or a rectangle, with a pale edge."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nbhelpers import backbones, weights
 from nbhelpers.distributed import gather
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers.dual_encoder import DualEncoder
 
 
@@ -152,11 +152,10 @@ class PIR(DualEncoder):
 
     IMAGE_FEATURES = ("vision", "prior")
 
-    def __init__(self, config: PIRConfig, towers: tuple[nn.Module, nn.Module, nn.Module | None] | None = None,
-                 scene_classes: int = 0):
+    def __init__(self, config: PIRConfig, towers: tuple[nn.Module, nn.Module, nn.Module | None] | None = None):
         super().__init__()
         self.config, D = config, config.embed_dim
-        vision, text, prior = towers or self._build_towers(config, scene_classes)
+        vision, text, prior = towers or self._build_towers(config)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         if config.affiliation:
             self.temp2 = nn.Parameter(torch.tensor(config.temperature))
@@ -181,15 +180,13 @@ class PIR(DualEncoder):
             text.requires_grad_(False)
 
     @staticmethod
-    def _build_towers(config: PIRConfig, scene_classes: int):
+    def _build_towers(config: PIRConfig):
         vision, text = backbones.vision_tower(config.vision), backbones.text_tower(config.text, config.vocab_size)
         if not config.vir:
             return vision, text, None
-        if config.prior != "scene_head":
-            return vision, text, backbones.prior_tower(config.prior)
-        if scene_classes < 2:
-            raise UserError("A PIR with a scene head needs `scene_classes`, the number of classes its prior was fitted on.")
-        return vision, text, backbones.SceneHead(vision.num_features, scene_classes)
+        if config.prior == "scene_head":
+            return vision, text, backbones.SceneHead(vision.num_features)
+        return vision, text, backbones.prior_tower(config.prior)
 
     def frozen(self) -> list[nn.Module]:
         """Frozen towers stay in eval mode; the prior too, unless `prior_batchnorm` asks for the released drift."""
@@ -356,3 +353,43 @@ def release_state(model: PIR) -> dict[str, Tensor]:
     """The model's state dict with the authors' key names, their Swin buffers included."""
     state = {**model.state_dict(), **_swin_buffers(model)}
     return weights.rename(_shift_downsample(state, -1), TO_RELEASE)
+
+
+def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
+    """The configuration a released checkpoint was made with: sizes from its tensors, k from its settings."""
+    def layers(name: str) -> int:
+        return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
+    if "vision_proj.weight" not in state or "text_proj.weight" not in state:
+        raise UserError("This file holds no PIR: vision_proj and text_proj are missing; give a checkpoint of PIR.")
+    swin = "vision_encoder.layers.0.blocks.0.norm1.weight" in state
+    return PIRConfig(vision="swin_t" if swin else "deit_s_released", embed_dim=len(state["vision_proj.weight"]),
+                     vir="conv_proj.weight" in state, lca="mapping_txt.0.weight" in state, affiliation="temp2" in state,
+                     instru_num=max(layers("mapping_img"), 1), cycle_num=max(layers("mapping_txt"), 1),
+                     filter_size=int(settings.get("filter_size", PIRConfig.filter_size)))
+
+
+def read(path) -> tuple[PIR, dict]:
+    """A PIR from our checkpoint or the authors', in eval mode, and what the file says of itself.
+
+    UserError on a file of another model, with the keys that do not fit.
+    """
+    state, rest = weights.read_checkpoint(path)
+    if "meta" not in rest:
+        settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
+        model = PIR(config_of_release(state, settings))
+        load_release(model, state)
+        return model.eval(), {"system": "pir", "release": True, "config": settings}
+    state, meta = weights.load_checkpoint(path, {"system": "pir"})
+    model = PIR(PIRConfig(**meta["model"]))
+    weights.load_into(model, state)
+    return model.eval(), meta
+
+
+def write_release(model: PIR, path) -> None:
+    """Writes the authors' layout, {'model': state dict, 'config': dict}, for their code to read."""
+    c = model.config
+    settings = {"embed_dim": c.embed_dim, "filter_size": c.filter_size, "instru_num": c.instru_num, "cycle_num": c.cycle_num,
+                "is_baseline": not (c.vir or c.lca), "use_affil_loss": c.affiliation, "center_factor": c.center_factor,
+                "use_triplet_loss": c.triplet, "temp1": c.temperature, "temp2": c.temperature}
+    with atomic_write(path) as temporary:
+        torch.save({"model": {k: v.detach().cpu() for k, v in release_state(model).items()}, "config": settings}, temporary)

@@ -1,0 +1,52 @@
+# make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEED=1 UPTO=20
+# make test   every test         make lab    the notebooks in JupyterLab       make bench  the benchmarks
+# make figures  copies chosen figures of a finished run to figures/            make setup  only the installation
+# make clean  removes the installation, the generated data and the runs of the default profile; other runs stay
+
+PYTHON  ?= python3
+PROFILE ?= default
+DATA    ?=
+SEED    ?= 0
+UPTO    ?=
+FIGURES ?= 20_pir/belief 20_pir/retrieved 30_evaluate_retrieval/recall
+
+BIN     := .venv/bin
+RUNS    := $(or $(NBHELPERS_RUNS),runs)
+export PROFILE DATA SEED UPTO
+
+.PHONY: setup run test lab figures bench clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+		"Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv || ($(PYTHON) -m venv --clear --without-pip .venv \
+		&& $(PYTHON) -m pip --python $(BIN)/python install pip)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+run: setup
+	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seed "$$SEED" --upto "$$UPTO"
+
+# One pytest for all layers: tests/test_chain.py runs the notebooks once, then nbval finds what they trained.
+test: setup
+	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
+	NBHELPERS_RUNS="$$runs" NBHELPERS_THREADS=2 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 \
+	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout 600 \
+		--nbval-sanitize-with tests/sanitize.cfg
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+figures: setup
+	@for name in $(FIGURES); do \
+		mkdir -p "figures/$$(dirname $$name)" && cp "$(RUNS)/$(PROFILE)/figures/$$name.png" "figures/$$name.png" \
+		&& echo "figures/$$name.png" || exit 1; \
+	done
+
+bench: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py'
+
+clean:
+	rm -rf .venv build nbhelpers.egg-info .benchmarks .hypothesis data/scenes $(RUNS)/default $(RUNS)/cache

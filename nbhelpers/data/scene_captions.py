@@ -1,0 +1,170 @@
+"""What is said about a generated scene: counts, colours and places of what was drawn, in short sentences."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+NAMES = {
+    "airport": "airport", "bareland": "piece of bare land", "baseballfield": "baseball field", "beach": "beach",
+    "bridge": "bridge", "center": "civic center", "church": "church", "commercial": "commercial area",
+    "denseresidential": "dense residential area", "desert": "desert", "farmland": "piece of farmland",
+    "forest": "forest", "industrial": "industrial area", "meadow": "meadow",
+    "mediumresidential": "medium residential area", "mountain": "mountain area", "park": "park",
+    "parking": "parking lot", "playground": "playground", "pond": "pond", "port": "port",
+    "railwaystation": "railway station", "resort": "resort", "river": "river", "school": "school",
+    "sparseresidential": "sparse residential area", "square": "square", "stadium": "stadium",
+    "storagetanks": "storage tank area", "viaduct": "viaduct"}
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PLURALS = {"church": "churches", "bush": "bushes", "sheep": "sheep"}
+ROOFED = {"house", "villa", "building", "factory building", "hangar", "platform", "station building"}
+MASSES = {"sea"}
+AT = {"beach"}
+# kinds that are the scene itself: other things lie near them, not in them
+SELVES = {"baseball field", "bridge", "church", "pond", "river", "playground", "stadium", "storage tank", "viaduct",
+          "tall building", "factory building", "mountain"}
+INSIDE = {"football field", "stand"}
+NEAR, FAR = 75, 149   # pixels: a third of the picture
+
+
+ACTION = re.compile(r"(?!surrounded|covered)\w+(ed|ing) (?!.*side by side)")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A fact in words: "three white planes", "are", "parked near the terminal", "on the left side" or ""."""
+    kind: str
+    noun: str
+    be: str
+    does: str
+    place: str
+
+
+def plural(kind: str) -> str:
+    return PLURALS.get(kind, kind + "s")
+
+
+def article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def noun_phrase(kind: str, count: int, colour: str = "", having: str = "", amount: str = "") -> tuple[str, str]:
+    """("three houses with red roofs", "are"): what there is, and the verb that goes with it."""
+    single = (count == 1 and not amount) or kind in MASSES
+    words = kind if single else plural(kind)
+    if kind == "tall building":
+        colour, words = f"tall {colour}", words.removeprefix("tall ")
+    if kind in ROOFED and colour:
+        words += f" with {article(colour)} roof" if single else f" with {colour} roofs"
+    elif kind == "playground" and colour:
+        words += f" with {article(colour)} running track"
+    elif colour:
+        words = f"{colour} {words}"
+    if having:
+        words += f" {having}"
+    if amount:
+        return f"{amount} {words}", "is" if single else "are"
+    if single:
+        return article(words), "is"
+    return f"{NUMBERS[count] if count < len(NUMBERS) else 'many'} {words}", "are"
+
+
+def place_of(centres: list[tuple[int, int]], box: tuple[int, int, int, int], alone: bool = False) -> str:
+    """Where things with these centres (x, y) and this common box (left, top, right, bottom) lie, "" if all over.
+
+    Only a thing that is alone may be large and still lie in the middle.
+    """
+    (left, top, right, bottom), xs, ys = box, [x for x, _ in centres], [y for _, y in centres]
+    width, height = right - left, bottom - top
+    across = "left" if max(xs) < NEAR else "right" if min(xs) > FAR else ""
+    down = "upper" if max(ys) < NEAR else "lower" if min(ys) > FAR else ""
+    if across and down and max(width, height) <= 130:
+        return f"in the {down} {across} corner"
+    if across and width <= 130:
+        return f"along the {across} side" if height >= 180 else f"on the {across} side"
+    if down and height <= 130:
+        return f"in the {down} part"
+    if all(NEAR <= v <= FAR for v in xs + ys) and (alone or max(width, height) <= 130):
+        return "in the middle"
+    return ""
+
+
+def tell(facts, objects) -> list[Told]:
+    """The facts whose objects can be seen, in words. Objects need kind, colour, count, box and centre."""
+    told = []
+    for fact in facts:
+        seen = [o for o in objects if o.kind == fact.kind and fact.colour in ("", o.colour)]
+        if not seen and fact.amount != "the":
+            continue
+        count, place = sum(o.count for o in seen), ""
+        if seen:
+            boxes = np.array([o.box for o in seen])
+            box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+            place = place_of([o.centre for o in seen], box, count == 1)
+        noun, be = noun_phrase(fact.kind, count, fact.colour, fact.having, fact.amount)
+        told.append(Told(fact.kind, noun, be, fact.one if fact.one and count == 1 else fact.does, place))
+    return told
+
+
+def _whole(name: str, told: list[Told]) -> str:
+    """The scene as the subject of a sentence: "the ponds are"."""
+    if told and told[0].kind == name and told[0].be == "are":
+        return f"the {plural(name)} are"
+    return f"the {name.removeprefix('piece of ')} is"
+
+
+def _field_sentences(scene: str, told: list[Told], around: str, rng):
+    """Sentences in the field's style: (about the main thing, about the rest, that fit any such scene)."""
+    name = NAMES[scene]
+    at = "at" if scene in AT else "in"
+    main, rest, plain = [], [], [f"this is {article(name)}", f"it is {article(name)} seen from above"]
+    if around:
+        rest.append(f"{_whole(name, told)} {around}")
+    for k, t in enumerate(told):
+        pool = main if k == 0 else rest
+        for where in [t.does, t.place] if t.place else [t.does]:
+            there = not t.noun.startswith("the ") and (k > 0 or where == t.place) and rng.integers(2)
+            pool.append(f"there {t.be} {t.noun} {where}" if there else f"{t.noun} {t.be} {where}")
+        if t.place and ACTION.match(t.does):
+            pool.append(f"{t.noun} {t.be} {t.does} {t.place}")
+    for other in told[1:]:
+        if told[0].kind in SELVES and other.kind not in INSIDE:
+            rest.append(f"{other.noun} {other.be} near {told[0].noun.replace('many', 'the')}")
+        elif told[0].kind not in SELVES and other.kind not in MASSES:
+            main.append(f"{told[0].noun} and {other.noun} are {at} {article(name)}")
+            main.append(f"{article(name)} with {told[0].noun} and {other.noun}")
+    return main, rest, plain, lambda text: text + " ."
+
+
+def _other_sentences(scene: str, told: list[Told], around: str, rng):
+    """The same facts in another grammar, for the other world."""
+    name = NAMES[scene]
+    main, rest, plain = [], [], [f"a view of {article(name)} from the air"]
+    if around:
+        rest.append(f"from the air we see that {_whole(name, told)} {around}")
+    for k, t in enumerate(told):
+        pool = main if k == 0 else rest
+        pool.append(f"we can see {t.noun} {t.does}" if rng.integers(2) else f"the photo shows {t.noun} {t.does}")
+        if t.place:
+            pool.append(f"{t.place} {t.be} {t.noun}" if rng.integers(2) else f"{t.noun} can be seen {t.place}")
+    for other in told[1:]:
+        main.append(f"besides {told[0].noun} we also see {other.noun}" if rng.integers(2) else
+                    f"{told[0].noun} and {other.noun} appear in this photo of {article(name)}")
+    return main, rest, plain, lambda text: text[0].upper() + text[1:] + "."
+
+
+GRAMMARS = {"a": _field_sentences, "b": _other_sentences}
+
+
+def captions(scene: str, told: list[Told], around: str, rng, world: str) -> list[str]:
+    """Five captions. A quarter of the images repeat themselves, some sentences fit the whole class."""
+    main, rest, plain, write = GRAMMARS[world](scene, told, around, rng)
+    main, rest = ([pool[k] for k in rng.permutation(len(pool)).tolist()] for pool in (main, rest))
+    chosen = main[:2] + rest[:3] + main[2:] + rest[3:]
+    if len(chosen) < 2 or rng.integers(6) == 0:
+        chosen = chosen[:4] + [plain[int(rng.integers(len(plain)))]]
+    chosen = list(dict.fromkeys(chosen))[:5]
+    if rng.integers(4) == 0:
+        chosen = chosen[:int(rng.integers(1, 4))]
+    return [write(chosen[k * len(chosen) // 5]) for k in range(5)]

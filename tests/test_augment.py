@@ -1,0 +1,135 @@
+"""Train and test transforms against Pillow and torchvision. (The operations' reference values: test_reference.py.)"""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision import transforms
+
+from nbhelpers.data import augment
+from nbhelpers.data.augment import TestTransform, TrainTransform
+from nbhelpers.errors import UserError
+
+BICUBIC = transforms.InterpolationMode.BICUBIC
+
+
+def picture(height, width, seed=0):
+    """Smooth, so that geometry can be told; every value occurs."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (300, 200), (100, 90), (64, 64)])
+def test_the_test_transform_equals_torchvision_on_pillow(shape):
+    image = picture(*shape)
+    expected = transforms.Resize((64, 64), BICUBIC)(Image.fromarray(image))
+    np.testing.assert_array_equal(TestTransform(64)(image), np.asarray(expected))
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (90, 140)])
+def test_crop_and_flip_equal_torchvision_on_pillow(shape):
+    image, plain = picture(*shape), TrainTransform(64, randaugment=None)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        top, left, height, width = augment.random_crop(*shape, (0.5, 1.0), (3 / 4, 4 / 3), rng)
+        expected = transforms.functional.resized_crop(Image.fromarray(image), top, left, height, width, (64, 64), BICUBIC)
+        expected = ImageOps.mirror(expected) if rng.random() < 0.5 else expected
+        np.testing.assert_array_equal(plain(image, np.random.default_rng(seed)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (200, 260), (30, 300)])
+def test_crops_are_drawn_as_torchvision_draws_them(shape):
+    """Area share, aspect ratio and place have the same distributions (the last shape never fits: the fall-back)."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    scale, ratio = (0.5, 1.0), (3 / 4, 4 / 3)
+    canvas = torch.zeros(3, *shape)
+    ours = np.array([augment.random_crop(*shape, scale, ratio, rng) for _ in range(4000)])
+    theirs = np.array([transforms.RandomResizedCrop.get_params(canvas, scale, ratio) for _ in range(4000)])
+    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= shape).all()
+    quantiles = [np.quantile(np.column_stack([drawn, drawn[:, 2] * drawn[:, 3] / np.prod(shape) * 100]),
+                             [0.05, 0.25, 0.5, 0.75, 0.95], axis=0) for drawn in (ours, theirs)]
+    np.testing.assert_allclose(*quantiles, atol=4)
+
+
+def test_area_and_flip_follow_their_options():
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, :32] = 255  # the left half is white
+    draws = [np.random.default_rng(seed) for seed in range(400)]
+    whole = [TrainTransform(64, None, scale=(0.95, 1.0))(image, rng) for rng in draws]
+    share = np.mean([flipped[32, 10, 0] < 128 for flipped in whole])
+    assert 0.42 < share < 0.58
+    assert all(TrainTransform(64, None, (0.95, 1.0), flip=0)(image, rng)[32, 10, 0] == 255 for rng in draws)
+    assert all(TrainTransform(64, None, (0.95, 1.0), flip=1)(image, rng)[32, 10, 0] == 0 for rng in draws)
+
+
+@pytest.mark.parametrize("randaugment", augment.RAND_AUGMENT)
+def test_equal_generators_give_equal_images_and_leave_the_source_alone(randaugment):
+    image = picture(80, 80)
+    image.setflags(write=False)
+    before, transform = image.copy(), TrainTransform(48, randaugment)
+    torch_state = torch.random.get_rng_state()
+    first, second = ([transform(image, np.random.default_rng([5, row])) for row in range(40)] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(image, before)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert all(found.shape == (48, 48, 3) and found.dtype == np.uint8 for found in first)
+    assert len({found.tobytes() for found in first}) > 30
+
+
+def test_randaugment_draws_two_operations_with_replacement_each_applied_half_the_time():
+    calls = []
+
+    def recorder(name):
+        return lambda image, *arguments: calls.append((name, *arguments)) or image
+
+    ops, rng = {name: recorder(name) for name in augment.OPS}, np.random.default_rng(0)
+    for _ in range(10_000):
+        augment.rand_augment(None, rng, ops)
+    counts = {name: sum(call[0] == name for call in calls) for name in ops}
+    assert all(930 < count < 1070 for count in counts.values()), counts  # 10,000 draws * 2 operations * 0.5 / 10
+    drawn = {name: {call[1:] for call in calls if call[0] == name} for name in ops}
+    signed = {"ShearX": 0.21, "ShearY": 0.21, "TranslateX": 7.0, "TranslateY": 7.0, "Rotate": 21.0}
+    assert drawn == {"Identity": {()}, "AutoContrast": {()}, "Equalize": {()}, "Brightness": {(1.36,)},
+                     "Sharpness": {(1.36,)}, **{name: {(size,), (-size,)} for name, size in signed.items()}}
+    upward = np.mean([call[1] > 0 for call in calls if call[0] in signed])
+    assert 0.47 < upward < 0.53
+
+
+def test_auto_contrast_and_equalize_equal_pillow_and_flat_images_stay():
+    image = picture(40, 43) // 2 + 20
+    for name, function in (("AutoContrast", ImageOps.autocontrast), ("Equalize", ImageOps.equalize)):
+        np.testing.assert_array_equal(augment.OPS[name](image), np.asarray(function(Image.fromarray(image))))
+    flat = np.full((9, 9, 3), 77, np.uint8)
+    for ops in (augment.OPS, augment.RELEASED_OPS):
+        for name in ("AutoContrast", "Equalize", "Sharpness"):
+            np.testing.assert_array_equal(ops[name](flat, *[1.36] * (name == "Sharpness")), flat)
+
+
+def test_released_operations_wrap_only_where_the_fixed_ones_saturate():
+    image = picture(40, 43)
+    image = np.where(np.indices(image.shape)[1] < 20, image, 255 - image // 4).astype(np.uint8)
+    raised = np.dstack([image[..., 0] // 2 + 30, image[..., 1] - image[..., 1].min(), image[..., 2] // 2 + 1])
+    wrapped, fixed = augment.RELEASED_OPS["AutoContrast"](raised), augment.OPS["AutoContrast"](raised)
+    assert (wrapped[..., [0, 2]] == 255).all()
+    np.testing.assert_array_equal(wrapped[..., 1], fixed[..., 1])
+    wrapped, fixed = (ops["Sharpness"](image, 1.36).astype(int) for ops in (augment.RELEASED_OPS, augment.OPS))
+    other = wrapped != fixed
+    assert other.any() and np.isin(fixed[other], [0, 255]).all()
+
+
+@pytest.mark.parametrize("mean, std", [(augment.CLIP_MEAN, augment.CLIP_STD), ((0.5,) * 3, (0.5,) * 3)])
+def test_normalize_equals_torchvision_bit_for_bit(mean, std):
+    batch = np.stack([picture(32, 32, seed) for seed in range(3)])
+    batch[0, :16, :16] = np.arange(256).reshape(16, 16, 1)  # every value
+    plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    found = augment.normalize(batch, mean, std)
+    assert found.is_contiguous() and found.dtype == torch.float32
+    assert torch.equal(found, torch.stack([plain(Image.fromarray(image)) for image in batch]))
+
+
+def test_an_unknown_randaugment_is_refused():
+    with pytest.raises(UserError, match="no randaugment 'official'; take one of fixed, released, torchvision, None"):
+        TrainTransform(224, "official")

@@ -1,0 +1,169 @@
+"""Figures: every function draws what it was given, nothing overlaps or is cut off, files are small."""
+from __future__ import annotations
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from nbhelpers import figures
+from nbhelpers.figures import METRICS
+
+LONG = "A caption that goes on about $5 and $6 airplanes, " * 5
+CAPTIONS = ["two planes", LONG, "a road", LONG, "some trees"]
+
+
+def pictures(count: int, size: int = 96) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    return list(coarse.repeat(size // 6, 1).repeat(size // 6, 2))
+
+
+def history() -> pd.DataFrame:
+    epochs = np.arange(1, 9)
+    terms = {"loss": 5 / epochs, "contrastive": 3 / epochs, "affiliation": 1 / epochs, "triplet": 0.2 / epochs}
+    return pd.DataFrame({"epoch": epochs, "val_mR": [np.nan, 12, 18, 22, 25, 31, 29, 30]} | terms)
+
+
+def recalls() -> pd.DataFrame:
+    rows = [{"system": system, "metric": metric, "value": 20 + 6 * i, "low": 17 + 6 * i, "high": 23 + 6 * i,
+             "claimed": 26 + 6 * i if system == "PIR" else np.nan}
+            for system in ("PIR", "frozen features, linear head", "frozen features, hidden layer")
+            for i, metric in enumerate(METRICS)]
+    return pd.DataFrame(rows)
+
+
+def belief() -> np.ndarray:
+    values = np.exp(np.random.default_rng(1).normal(size=50))
+    return values / values.sum()
+
+
+def all_figures() -> dict[str, matplotlib.figure.Figure]:
+    rng = np.random.default_rng(2)
+    per_metric = {metric: 20.0 + i for i, metric in enumerate(METRICS)}
+    ablation = pd.DataFrame({"variant": ["baseline", "+ VIR", "+ VIR + LCA + affiliation loss (PIR)"],
+                             "value": [30, 34, 38], "low": [27, 31, 35], "high": [33, 37, 41]})
+    classes = pd.DataFrame({"train": [20] * 24, "val": [3] * 24, "test": [5] * 24},
+                           index=[f"denseresidential {i}" for i in range(24)])
+    return {
+        "contact_sheet": figures.contact_sheet(pictures(8), [f"storage tanks {i}" for i in range(8)], 6),
+        "captions_beside_images": figures.captions_beside_images(pictures(2), [CAPTIONS, CAPTIONS[:2]]),
+        "retrieved": figures.retrieved(LONG, pictures(5), [0.9, 0.8, 0.7, 0.6, 0.5], [0, 1, 0, 0, 1]),
+        "retrieved_texts": figures.retrieved_texts(pictures(1)[0], CAPTIONS * 2, [0.5] * 10, [1, 0] * 5),
+        "loss_curves": figures.loss_curves(history(), ["loss", "contrastive", "affiliation", "triplet"]),
+        "belief_map": figures.belief_map(pictures(1)[0], belief(), np.argsort(-belief())[:25]),
+        "similarity_matrix": figures.similarity_matrix(rng.normal(size=(8, 24)), np.repeat(np.arange(8), 3)),
+        "recall_bars": figures.recall_bars(recalls()),
+        "recall_curve": figures.recall_curve({"image→text": np.arange(1, 51), "text→image": np.arange(2, 52)},
+                                             np.arange(50) / 5),
+        "rank_histogram": figures.rank_histogram({"image→text": rng.integers(0, 90, 90),
+                                                  "text→image": rng.integers(0, 900, 450)}),
+        "ablation_bars": figures.ablation_bars(ablation),
+        "bar_with_ceiling": figures.bar_with_ceiling(per_metric, dict.fromkeys(METRICS, 80.0),
+                                                     dict.fromkeys(METRICS, 5.0)),
+        "caption_length_histogram": figures.caption_length_histogram({"train": rng.poisson(11, 900) + 2,
+                                                                      "test": rng.poisson(12, 90) + 2}),
+        "class_counts": figures.class_counts(classes),
+    }
+
+
+DRAWN = all_figures()
+
+
+def shown_texts(figure) -> list[Text]:
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    hidden = [child for axes in figure.axes if not axes.get_visible() or not axes.axison
+              for child in [*axes.get_xticklabels(), *axes.get_yticklabels()]]
+    outside = [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+               for tick in axis.get_major_ticks() + axis.get_minor_ticks()
+               for label in (tick.label1, tick.label2)
+               if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())]
+    return [text for text in texts if text not in hidden and text not in outside]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_text_overlaps_another_or_is_cut_off(name):
+    boxes = {text: text.get_window_extent() for text in shown_texts(DRAWN[name])}
+    page = DRAWN[name].bbox
+    for text, box in boxes.items():
+        assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, f"'{text.get_text()}' leaves it"
+        assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, f"'{text.get_text()}' leaves it"
+    overlapping = [(a.get_text(), b.get_text()) for a, b in itertools.combinations(boxes, 2)
+                   if boxes[a].padded(-1).overlaps(boxes[b])]
+    assert not overlapping
+
+
+@pytest.fixture(scope="module")
+def drawn_again() -> dict[str, matplotlib.figure.Figure]:
+    return all_figures()
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_files_are_small_and_drawn_again_to_the_same_bytes(name, drawn_again, tmp_path):
+    first = figures.save(DRAWN[name], tmp_path / "first.png")
+    second = figures.save(drawn_again[name], tmp_path / "second.png")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_size < 300_000
+    assert not {"Software", "Creation Time", "date"} & set(Image.open(first).info)
+
+
+def test_a_noisy_photograph_is_made_to_fit(tmp_path):
+    noise = [np.random.default_rng(i).integers(0, 256, (256, 256, 3), dtype=np.uint8) for i in range(6)]
+    path = figures.save(figures.contact_sheet(noise), tmp_path / "noise.png")
+    assert path.stat().st_size < 300_000
+    assert Image.open(path).width >= 400
+
+
+def test_flat_figures_keep_150_dpi(tmp_path):
+    assert Image.open(figures.save(DRAWN["recall_bars"], tmp_path / "bars.png")).width == 1500
+
+
+def test_the_callers_style_is_left_alone():
+    before = dict(matplotlib.rcParams)
+    figures.ablation_bars(pd.DataFrame({"variant": ["a"], "value": [1.0]}))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_belief_lies_on_its_tokens():
+    values = np.zeros(50)
+    values[0], values[1 + 2 * 7 + 5] = 0.3, 0.7
+    drawn = figures.belief_map(pictures(1)[0], values, [0, 19 + 1])
+    heat = drawn.axes[1].images[-1].get_array()
+    assert np.unravel_index(heat.argmax(), heat.shape) == (2, 5)
+    outlined = [patch for patch in drawn.axes[3].patches if not patch.get_fill()]
+    assert [(patch.get_x() + 0.46, patch.get_y() + 0.46) for patch in outlined] == [pytest.approx((5, 2))]
+    assert "0.300\nkept" in [text.get_text() for text in drawn.axes[2].texts]
+
+
+def test_bars_whiskers_and_claims_stand_at_their_values():
+    axes = figures.recall_bars(recalls()).axes[0]
+    assert [bar.get_height() for bar in axes.containers[0]] == [20 + 6 * i for i in range(7)]
+    diamonds = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "D"]
+    assert diamonds == [[26 + 6 * i for i in range(7)]]
+    whiskers = [path.vertices[:, 1].tolist() for c in axes.collections for path in c.get_paths()]
+    assert [17, 23] in whiskers
+
+
+def test_the_best_epoch_is_marked_and_gaps_are_left_out():
+    axes = figures.loss_curves(history()).axes[1]
+    assert list(axes.lines[0].get_xdata()) == [2, 3, 4, 5, 6, 7, 8]
+    assert axes.lines[1].get_label() == "best: 31.0"
+    assert len(figures.loss_curves(history().drop(columns="val_mR")).axes) == 1
+
+
+def test_ranks_are_shown_from_one():
+    axes = figures.rank_histogram({"image→text": np.array([0, 0, 2])}).axes[0]
+    assert axes.get_title() == "image→text: median 1.0"
+    assert sum(patch.get_height() for patch in axes.patches) == 3
+
+
+def test_dollars_in_captions_are_not_mathematics():
+    texts = [text.get_text() for text in DRAWN["captions_beside_images"].findobj(Text)]
+    assert any("$5 and $6" in text for text in texts)
+    assert all(not text.get_parse_math() for text in DRAWN["captions_beside_images"].axes[1].texts)

@@ -1,0 +1,428 @@
+"""Image files of every kind, folders and archives, and the decoded cache."""
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from nbhelpers.data import images
+from nbhelpers.data.images import DecodedCache, ImageStore, decode
+from nbhelpers.errors import UserError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+WIDE = RNG.integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+HIGH = (WIDE >> 8).astype(np.uint8)
+FOUR, WIDE_FOUR = np.dstack([RGB, RGB[..., :1]]), np.dstack([WIDE, WIDE[..., :1]])
+GEO = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
+       (34735, "H", 4, (1, 1, 0, 0), True)]  # pixel scale, tie point and key directory of a GeoTIFF
+
+
+def file_of(pixels, format="PNG", mode="RGB", **options) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(out, format, **options)
+    return out.getvalue()
+
+
+def tiff(pixels, photometric="rgb", **options) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, photometric=photometric, **options)
+    return out.getvalue()
+
+
+def planes(pixels):
+    return np.moveaxis(pixels, -1, 0)
+
+
+def thrice(band):
+    return np.stack([band] * 3, axis=-1)
+
+
+def by_way_of(mode):
+    return np.asarray(Image.fromarray(RGB).convert(mode).convert("RGB"))
+
+
+EXACT = {
+    "png": (file_of(RGB), RGB),
+    "tiff": (tiff(RGB), RGB),
+    "alpha dropped, not blended": (file_of(np.dstack([RGB, RGB[..., 0] // 2]), mode="RGBA"), RGB),
+    "grey": (file_of(RGB, mode="L"), by_way_of("L")),
+    "grey with alpha": (file_of(RGB, mode="LA"), by_way_of("L")),
+    "bilevel": (file_of(RGB, mode="1"), by_way_of("1")),
+    "palette": (file_of(RGB, mode="P"), by_way_of("P")),
+    "palette with transparency": (file_of(RGB, mode="P", transparency=bytes(range(256))), by_way_of("P")),
+    "cmyk": (file_of(RGB, "TIFF", "CMYK"), by_way_of("CMYK")),
+    "png 16 bit": (cv2.imencode(".png", WIDE[..., ::-1])[1].tobytes(), HIGH),
+    "png 16 bit grey": (cv2.imencode(".png", WIDE[..., 0])[1].tobytes(), thrice(HIGH[..., 0])),
+    "tiff 16 bit": (tiff(WIDE), HIGH),
+    "tiff 16 bit big-endian": (tiff(WIDE, byteorder=">"), HIGH),
+    "tiff 16 bit planes": (tiff(planes(WIDE), planarconfig="separate"), HIGH),
+    "tiff 16 bit grey": (tiff(WIDE[..., 0], "minisblack"), thrice(HIGH[..., 0])),
+    "tiff 16 bit four bands": (tiff(WIDE_FOUR), HIGH),
+    "tiff 16 bit four planes": (tiff(planes(WIDE_FOUR), planarconfig="separate"), HIGH),
+    "tiff four bands": (tiff(FOUR, "minisblack", planarconfig="contig"), RGB),
+    "tiff four planes": (tiff(planes(FOUR), "minisblack", planarconfig="separate"), RGB),
+    "tiff two bands": (tiff(WIDE[..., :2], "minisblack", planarconfig="contig"), thrice(HIGH[..., 0])),
+    "geotiff": (tiff(RGB, extratags=GEO), RGB),
+    "geotiff 16 bit, four bands, tiles": (tiff(WIDE_FOUR, "minisblack", planarconfig="contig", tile=(16, 16),
+                                               extratags=GEO), HIGH),
+    "first of several pages": (tiff(np.stack([RGB, 255 - RGB])), RGB),
+    "bigtiff": (tiff(RGB, bigtiff=True), RGB),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.filterwarnings("error")
+def test_decode_gives_exactly_the_stated_pixels(kind):
+    data, expected = EXACT[kind]
+    found = decode(data, "x.png")
+    assert found.dtype == np.uint8 and found.flags.c_contiguous
+    np.testing.assert_array_equal(found, expected)
+
+
+REFUSED = {
+    "twelve bands": (tiff(np.dstack([WIDE] * 4), "minisblack", planarconfig="contig"), "12 bands"),
+    "twelve bits in sixteen": (tiff(WIDE >> 4), "no value reaches 4096"),
+    "twelve bits in sixteen, png": (cv2.imencode(".png", WIDE >> 4)[1].tobytes(), "no value reaches 4096"),
+    "twelve bits in sixteen, four bands": (tiff(WIDE_FOUR >> 4, "minisblack", planarconfig="contig"), "reaches 4096"),
+    "float grey": (tiff(RGB[..., 0].astype(np.float32), "minisblack"), "float values"),
+    "float": (tiff(RGB.astype(np.float32)), "float32 values"),
+    "signed": (tiff(RGB.astype(np.int16)), "int16 values"),
+    "truncated jpeg": (file_of(RGB, "JPEG")[:-200], "truncated"),
+    "truncated png": (file_of(RGB)[:-300], "truncated"),
+    "truncated tiff": (tiff(WIDE)[:500], "truncated"),
+    "tiff header only": (b"II*\0" + b"a" * 20, "damaged"),
+    "text": (b"<html>Not found</html>", "not an image file"),
+    "empty": (b"", "not an image file"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.filterwarnings("error")
+def test_decode_refuses_in_one_sentence_with_the_name(kind):
+    data, reason = REFUSED[kind]
+    with pytest.raises(UserError, match=reason) as raised:
+        decode(data, "some/file.tif")
+    message = str(raised.value)
+    assert message.startswith("some/file.tif ") and "\n" not in message and message.endswith(".")
+
+
+def test_decode_refuses_a_picture_of_too_many_pixels_before_unpacking_it(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 599)
+    for data in (file_of(RGB), tiff(FOUR, "minisblack", planarconfig="contig")):
+        with pytest.raises(UserError, match="x has more than .* million pixels"):
+            decode(data, "x")
+    bomb = bytearray(file_of(RGB))
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header, above Pillow's own limit too
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    with pytest.raises(UserError, match="x has more than .* million pixels"):
+        decode(bytes(bomb), "x")
+
+
+# ---- stores ---------------------------------------------------------------------------------------------------
+def put_folder(path, files: dict[str, bytes]):
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def put_zip(path, files: dict[str, bytes]):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def put_tar(path, files: dict[str, bytes], mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+STORES = {"folder": put_folder, "zip": put_zip, "tar": put_tar}
+
+
+@pytest.fixture(params=STORES)
+def store_of(request, tmp_path):
+    (tmp_path / "store").mkdir()
+    target = tmp_path / "store" if request.param == "folder" else tmp_path / f"store.{request.param}"
+    return lambda files: ImageStore.open(STORES[request.param](target, files))
+
+
+def test_a_store_lists_images_only_and_reads_them(store_of):
+    store = store_of({"train/a.png": file_of(RGB), "b.TIF": tiff(RGB), "readme.txt": b"x", "__MACOSX/._a.png": b"x"})
+    assert store.names == ["b.TIF", "train/a.png"]
+    for name in store.names:
+        np.testing.assert_array_equal(store.read(name), RGB)
+
+
+def test_listed_files_are_found_by_path_then_by_stem(store_of):
+    names = ["imgs/1.jpg", "imgs/airport/7.jpg", "imgs/beach/7.jpg", "imgs/beach/8.jpg", "imgs/beach/8.png", "2.png"]
+    store = store_of(dict.fromkeys(names, file_of(RGB)))
+    found = {"imgs/1.jpg": "imgs/1.jpg", "1.tif": "imgs/1.jpg", "other/1.tif": "imgs/1.jpg", "2.PNG": "2.png",
+             "Beach/7.tif": "imgs/beach/7.jpg", "train/airport/7.jpg": "imgs/airport/7.jpg",
+             "airport/7.tif": "imgs/airport/7.jpg", "beach/8.png": "imgs/beach/8.png"}
+    assert {file: store.locate(file) for file in found} == found
+    for file in ("7.jpg", "beach/8.tif"):
+        with pytest.raises(UserError, match=f"{file} may be imgs/.* or imgs/.* in "):
+            store.locate(file)
+    with pytest.raises(UserError, match="3.jpg is not in "):
+        store.locate("3.jpg")
+
+
+def test_content_is_told_by_bytes_not_by_the_extension(store_of):
+    store = store_of({"a.jpg": file_of(RGB), "b.png": b"<html>", "c.jpg": file_of(RGB, "JPEG")[:300]})
+    np.testing.assert_array_equal(store.read("a.jpg"), RGB)
+    with pytest.raises(UserError, match=r"^b\.png in .*store.* is not an image file"):
+        store.read("b.png")
+    with pytest.raises(UserError, match=r"^c\.jpg in .*store.* truncated"):
+        store.read("c.jpg")
+
+
+def test_stat_follows_the_content(store_of):
+    first = store_of({"a.png": file_of(RGB)}).stat()
+    assert store_of({"a.png": file_of(255 - RGB[::2])}).stat() != first
+
+
+@pytest.mark.parametrize("put", [put_zip, put_tar])
+@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "a/../../x.png", "C:/x.png", "a\\..\\x.png"])
+def test_archives_with_names_that_leave_them_are_refused(tmp_path, put, name):
+    archive = put(tmp_path / "bad.archive", {"a.png": file_of(RGB), name: file_of(RGB)})
+    with pytest.raises(UserError, match="1 members with absolute, '..' or backslash names"):
+        ImageStore.open(archive)
+    assert os.listdir(tmp_path) == ["bad.archive"]
+
+
+def test_links_in_a_tar_are_no_images(tmp_path):
+    with tarfile.open(put_tar(tmp_path / "x.tar", {"a.png": file_of(RGB)}), "a") as archive:
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert ImageStore.open(tmp_path / "x.tar").names == ["a.png"]
+
+
+@pytest.mark.parametrize("put", [put_zip, put_tar, put_folder])
+def test_a_member_that_unpacks_to_too_much_is_refused(tmp_path, put, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 10_000_000)
+    put(tmp_path / "bomb", {"a.png": bytes(10_000_001)})
+    assert put is not put_zip or (tmp_path / "bomb").stat().st_size < 20_000
+    with pytest.raises(UserError, match="a.png in .*bomb unpacks to 10 MB, more than the 9 MB"):
+        ImageStore.open(tmp_path / "bomb").read("a.png")
+
+
+def test_a_zip_member_never_yields_more_than_its_declared_size(tmp_path):
+    path = put_zip(tmp_path / "x.zip", {"a.png": bytes(5_000_000)})
+    lying = path.read_bytes().replace((5_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    path.write_bytes(lying)
+    with pytest.raises(UserError, match="a.png in .*x.zip cannot be read"):
+        ImageStore.open(path).read("a.png")
+
+
+@pytest.mark.parametrize("make, reason", [
+    (lambda path: None, "does not exist"),
+    (lambda path: path.write_bytes(b"no archive"), "neither a folder nor a readable zip or tar"),
+    (lambda path: put_tar(path, {"a.png": b"x"}, "w:gz"), "compressed or damaged tar"),
+    (lambda path: put_zip(path, {"a.txt": b"x"}), "holds no image files"),
+    (lambda path: path.mkdir(), "holds no image files"),
+    (lambda path: path.write_bytes(put_zip(path, {"a.png": file_of(RGB)}).read_bytes()[:-30]), "neither a folder"),
+])
+def test_what_is_no_store_is_refused(tmp_path, make, reason):
+    make(tmp_path / "images")
+    with pytest.raises(UserError, match=reason):
+        ImageStore.open(tmp_path / "images")
+
+
+def test_a_damaged_member_is_named(tmp_path):
+    path = put_zip(tmp_path / "x.zip", {"a.png": file_of(RGB)})
+    data = bytearray(path.read_bytes())
+    data[200] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="a.png in .*x.zip cannot be read"):
+        ImageStore.open(path).read("a.png")
+
+
+# ---- the decoded cache ----------------------------------------------------------------------------------------
+SIZES = [(20, 30), (64, 48), (31, 31)]
+
+
+@pytest.fixture
+def pictures():
+    return {f"{i}.png": RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(SIZES)}
+
+
+@pytest.fixture
+def store(tmp_path, pictures):
+    return ImageStore.open(put_zip(tmp_path / "x.zip", {name: file_of(image) for name, image in pictures.items()}))
+
+
+def test_the_cache_holds_the_source_pixels(tmp_path, store, pictures):
+    files = ["2.tif", "0.png", "1.png"]
+    cache = DecodedCache.build(store, files, tmp_path / "cache")
+    again = pickle.loads(pickle.dumps(DecodedCache.open(cache.folder)))
+    assert len(again) == 3 and again.key == cache.key and again.files == files
+    for i, file in enumerate(files):
+        np.testing.assert_array_equal(again[i], pictures[file.replace("tif", "png")])
+    assert list(again.rows(["1.png", "2.tif"])) == [2, 0]
+    with pytest.raises(UserError, match="1 images are not in the cache .*9.png"):
+        again.rows(["1.png", "9.png"])
+    with pytest.raises(ValueError):
+        again[0][:] = 0
+
+
+@pytest.mark.parametrize("size", [8, 31, 224])
+def test_resized_equals_pillow(tmp_path, store, pictures, size):
+    cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
+    for resized in (cache.resized(size), DecodedCache.open(cache.folder).resized(size)):
+        assert isinstance(resized, np.memmap) and resized.shape == (3, size, size, 3)
+        for found, image in zip(resized, pictures.values()):
+            expected = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_images_of_the_right_size_are_not_stored_twice(tmp_path):
+    store = ImageStore.open(put_zip(tmp_path / "x.zip", {"a.png": file_of(RGB[:, :20])}))
+    cache = DecodedCache.build(store, ["a.png"], tmp_path / "cache")
+    np.testing.assert_array_equal(cache.resized(20)[0], RGB[:, :20])
+    assert {path.name for path in cache.folder.iterdir()} == {"pixels.u8", "index.json"}
+
+
+def test_the_key_follows_content_and_list_but_not_the_place(tmp_path, store, pictures):
+    cache = tmp_path / "cache"
+    first = DecodedCache.build(store, list(pictures), cache)
+    moved = ImageStore.open(store.path.rename(tmp_path / "moved.zip"))
+    assert DecodedCache.build(moved, list(pictures), cache).key == first.key
+    assert DecodedCache.build(moved, list(pictures)[:2], cache).key != first.key
+    changed = put_zip(tmp_path / "y.zip", {name: file_of(255 - image) for name, image in pictures.items()})
+    assert DecodedCache.build(ImageStore.open(changed), list(pictures), cache).key != first.key
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_missing_and_unreadable_images_are_counted_and_nothing_is_left(tmp_path):
+    store = ImageStore.open(put_zip(tmp_path / "x.zip", {"a.png": file_of(RGB), "b.png": b"x"}))
+    with pytest.raises(UserError, match="^b.png in .* is not an image file"):
+        DecodedCache.build(store, ["a.png", "b.png"], tmp_path / "cache")
+    with pytest.raises(UserError, match="^2 of 3 images cannot be used; the first: b.png in .* is not an image"):
+        DecodedCache.build(store, ["a.png", "b.png", "c.png"], tmp_path / "cache")
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def full_disk(monkeypatch, name):
+    """The third write to a file of that name finds no space."""
+    written = []
+
+    class Full(io.FileIO):
+        def write(self, data):
+            written.append(data)
+            if len(written) == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    def opened(path, mode="r", *rest):
+        return Full(path, mode) if name in Path(path).name and "w" in mode else open(path, mode, *rest)
+
+    monkeypatch.setattr(images, "open", opened, raising=False)
+    return written
+
+
+def test_a_full_disk_leaves_no_half_written_cache(tmp_path, store, pictures, monkeypatch):
+    with monkeypatch.context() as patch:
+        written = full_disk(patch, "pixels")
+        with pytest.raises(UserError, match="disk is full: .*images-"):
+            DecodedCache.build(store, list(pictures), tmp_path / "cache")
+    assert len(written) == 3 and os.listdir(tmp_path / "cache") == []
+    cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        written = full_disk(patch, "resized-16")
+        with pytest.raises(UserError, match="disk is full: .*resized-16"):
+            cache.resized(16)
+    assert len(written) == 3 and {path.name for path in cache.folder.iterdir()} == {"pixels.u8", "index.json"}
+    assert cache.resized(16).shape == (3, 16, 16, 3)
+
+
+@pytest.mark.parametrize("harm", [
+    lambda folder: (folder / "pixels.u8").write_bytes(b"123"),
+    lambda folder: (folder / "pixels.u8").unlink(),
+    lambda folder: (folder / "index.json").write_text('{"key": 1'),
+    lambda folder: (folder / "index.json").write_text("[]"),
+    lambda folder: (folder / "resized-16.u8").write_bytes(b"123"),
+])
+def test_a_damaged_cache_is_named(tmp_path, store, pictures, harm):
+    cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
+    cache.resized(16)
+    harm(cache.folder)
+    with pytest.raises(UserError, match="image cache .*images-.* is damaged or incomplete; delete that folder"):
+        DecodedCache.open(cache.folder).resized(16)
+
+
+WRITER = """
+import sys
+from nbhelpers.data.images import DecodedCache, ImageStore
+sys.stdin.readline()
+cache = DecodedCache.build(ImageStore.open(sys.argv[1]), sys.argv[3:], sys.argv[2])
+print(int(cache.resized(16).sum()) + int(cache[0].sum()))
+"""
+
+
+def test_two_processes_build_one_cache(tmp_path, store, pictures):
+    command = [sys.executable, "-c", WRITER, store.path, tmp_path / "cache", *pictures]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    sums = [process.communicate(timeout=60)[0] for process in running]
+    cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
+    assert sums == [f"{int(cache.resized(16).sum()) + int(cache[0].sum())}\n"] * 2
+    assert os.listdir(tmp_path / "cache") == [cache.folder.name]
+    assert {path.name for path in cache.folder.iterdir()} == {"pixels.u8", "index.json", "resized-16.u8"}
+
+
+def test_a_second_builder_that_comes_late_takes_the_first_ones_cache(tmp_path, store, pictures, monkeypatch):
+    """The other process finishes while this one is still decoding."""
+    write, built = images._write_pixels, []
+
+    def slow(*arguments):
+        if not built:
+            built.append(None)
+            built[0] = DecodedCache.build(*other)
+        return write(*arguments)
+
+    monkeypatch.setattr(images, "_write_pixels", slow)
+    other = store, list(pictures), tmp_path / "cache"
+    cache = DecodedCache.build(*other)
+    assert cache.folder == built[0].folder and os.listdir(tmp_path / "cache") == [cache.folder.name]
+    np.testing.assert_array_equal(cache[1], pictures["1.png"])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("archive, count", [("UCM_images.zip", 2100), ("RSICD_images.zip", 10_921)])
+def test_published_archives(archive, count, tmp_path):
+    folder = os.environ.get("NBHELPERS_TEST_DATA")
+    if not folder:
+        pytest.skip("NBHELPERS_TEST_DATA names no folder of real data")
+    store = ImageStore.open(Path(folder) / archive)
+    assert len(store.names) == count
+    some = store.names[::count // 20]
+    cache = DecodedCache.build(store, [Path(name).stem + ".tif" for name in some], tmp_path)
+    resized = cache.resized(224)
+    for i, name in enumerate(some):
+        with zipfile.ZipFile(Path(folder) / archive) as opened:
+            image = Image.open(io.BytesIO(opened.read(name))).convert("RGB")
+        np.testing.assert_array_equal(cache[i], np.asarray(image))
+        np.testing.assert_array_equal(resized[i], np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)))

@@ -75,6 +75,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     dataset = open_dataset(arguments.set, arguments.data)
     print("\n".join(dataset.where))
     print(dataset.table.counts().to_string())
+    print(f"The decoded images lie in {dataset.pixels.folder}.")
 
 
 def _run(arguments: argparse.Namespace) -> int:

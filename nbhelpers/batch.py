@@ -136,6 +136,7 @@ class Plan:
     notebooks: str
     seed: int
     upto: str
+    sources: list[str]
     parameters: dict[str, dict[str, Any]]
 
     @classmethod
@@ -217,7 +218,7 @@ def run_chain(profile: str = "default", data: str = "", seed: int = 0, upto: str
     parameters = check_profile(profile, overrides, notebooks)
     folder = runs_root() / profile
     with _locked(folder):
-        plan = Plan(str(folder), str(notebooks), seed, upto, parameters)
+        plan = Plan(str(folder), str(notebooks), seed, upto, sources(), parameters)
         code = _snakemake(plan)
         if code == 0:
             _print_summary(plan, steps)

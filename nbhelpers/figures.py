@@ -212,7 +212,7 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     """
     belief, local = np.asarray(belief, float), np.asarray(belief, float)[1:].reshape(grid, grid)
     shown = matplotlib.colors.Normalize(0, belief.max())
-    figure = _figure(11, 4.2)
+    figure = _figure(11, 4.5)
     panels = figure.subplots(1, 4, width_ratios=[4, 4, 0.55, 4])
     box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
     titles = ["image", "belief", f"kept tokens: {len(kept)} of {len(belief)}"]

@@ -121,7 +121,7 @@ def _paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
             raise UserError(f"{place} does not exist; a run writes its records to runs/<profile>/records.")
         found += sorted(place.rglob("*-seed*.json")) if place.is_dir() else [place]
     if not found:
-        raise UserError(f"There is no record in {', '.join(map(str, places))}; run a notebook that makes one.")
+        raise UserError(f"There is no record in {', '.join(map(str, places))}; run a notebook first.")
     return found
 
 
@@ -174,13 +174,13 @@ _OTHERS = "training split, selection and tie rule were not checked"
 _CHOSEN = "ties by sort order; chosen on the test split; an independent re-run over five seeds gives mR"
 _CLIP = "CLIP ViT-B/32; by the code's history chosen on a fifth of train and val together"
 
-CLAIMS = (  # only rows that two sources agree on, or that were checked otherwise
+CLAIMS = (  # rows of published tables; the caveat says where no second source prints the same
     Claim("AMFMN (sim)", "rsicd", (5.21, 14.72, 21.57), (4.08, 17.00, 30.60), 15.53,
           f"{_PIR}; the same in {_PE}", _OTHERS),
     Claim("GaLR", "rsicd", (6.59, 19.85, 31.04), (4.69, 19.48, 32.13), 18.96, _PIR + _RS5M, _OTHERS),
     Claim("SWAN", "rsicd", (7.41, 20.13, 30.86), (5.56, 22.26, 37.41), 20.61, _PIR + _RS5M, _OTHERS),
     Claim("VSE2 (CL)", "rsicd", (10.52, 25.07, 36.78), (6.11, 23.64, 38.28), 23.40, _PIR,
-          "PIR's own baseline, Swin-T and BERT, in PIR's protocol"),
+          "read in that table alone; PIR's baseline, Swin-T and BERT, in PIR's protocol"),
     Claim("PIR", "rsicd", (9.88, 27.26, 39.16), (6.97, 24.56, 38.92), 24.46, _PIR + _RS5M,
           f"trained on 7862 of the images; {_CHOSEN} 23.66 +- 0.47"),
     Claim("PE-RSITR", "rsicd", (14.13, 31.51, 44.78), (11.63, 33.92, 50.73), 31.12, _PE + _RS5M, _CLIP),
@@ -191,9 +191,10 @@ CLAIMS = (  # only rows that two sources agree on, or that were checked otherwis
     Claim("PIR", "rsitmd", (18.14, 41.15, 52.88), (12.17, 41.68, 63.41), 38.24, _PIR + _RS5M,
           f"trained on 3435 of the images; {_CHOSEN} 37.78 +- 0.81"),
     Claim("PE-RSITR", "rsitmd", (23.67, 44.07, 60.36), (20.10, 50.63, 67.97), 44.47, _PE + _RS5M, _CLIP),
-    Claim("CABIR", "ucm", (15.17, 45.71, 72.85), (12.67, 54.19, 89.23), 48.30, _PE, _OTHERS),
+    Claim("CABIR", "ucm", (15.17, 45.71, 72.85), (12.67, 54.19, 89.23), 48.30, _PE,
+          f"read in that table alone; {_OTHERS}"),
     Claim("PE-RSITR", "ucm", (22.71, 55.81, 80.33), (18.82, 62.84, 93.72), 55.71, _PE,
-          f"{_CLIP}; another paper's table has the two directions swapped"),
+          f"read in that table alone, another has the two directions swapped; {_CLIP}"),
 )
 
 _BLOCK = ["profile", "set", "split", "data", "ties"]
@@ -204,8 +205,8 @@ def leaderboard(records: Iterable[dict]) -> pd.DataFrame:
     """Rows (system, variant, seed, notebook); columns ((profile, set, split, data, ties), number).
 
     A column speaks of one profile, one split of one set of one fingerprint (`data`, shortened), one tie rule.
-    Rows "chance" and, by expectation, "ceiling" stand where records know them. A set that papers report on has
-    a block of profile "published". The interval of mR stands with the rule that it was computed for.
+    Rows "chance" and, by expectation, "ceiling" stand where records know them. A set that papers report on
+    has a block of profile "published". The interval of mR stands with the rule that it was computed for.
     """
     return pd.concat(_blocks(records), axis=1, sort=False, names=[*_BLOCK, "number"])
 

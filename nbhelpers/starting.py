@@ -206,7 +206,7 @@ def other_world(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from nbhelpers.data import scenes
     made = list(scenes.generate(images, seed=seed, world="b"))
     pixels = np.stack([resize(scene.pixels, backbones.image_input("swin_standin").size) for scene in made])
-    return pixels, np.array([scenes.CLASSES.index(scene.name) for scene in made])
+    return pixels, np.array([scenes.CLASSES.index(scene.spec.scene) for scene in made])
 
 
 def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2

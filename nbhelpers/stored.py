@@ -52,7 +52,7 @@ def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:
 def stored_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A copy as it is committed: text and counts stay, images, widgets and timings go, ids are numbers."""
     from nbstripout import strip_output
-    notebook = nbformat.from_dict(json.loads(nbformat.writes(notebook)))
+    notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             unchecked = "nbval-ignore-output" in cell.metadata.get("tags", [])

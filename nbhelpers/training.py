@@ -346,7 +346,8 @@ def checkpoint_key(configs: Iterable, fingerprint: str, starting_weights: Iterab
 
 def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[dict], config: TrainConfig,
                   folder: Path | str, key: str, validate: Callable[[nn.Module], dict] | None = None,
-                  progress: bool = True, loss_options: dict | None = None) -> tuple[nn.Module, History, bool]:
+                  progress: bool = True, loss_options: dict | None = None,
+                  meta: dict | None = None) -> tuple[nn.Module, History, bool]:
     """The trained model in eval mode, its history, and whether it was trained now.
 
     `build()` gives the model at its starting weights. A finished `<folder>/<name>-<key>/model.safetensors` is
@@ -361,14 +362,14 @@ def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[di
         if trained:
             history = fit(model, loader, config, home, validate, progress, loss_options)
             if PartialState().is_main_process:
-                meta = {"name": name, "key": key, "config": asdict(config), "history": history.rows}
-                weights.save_checkpoint(checkpoint, model, meta)
+                about = {"name": name, "key": key, "config": asdict(config), "history": history.rows}
+                weights.save_checkpoint(checkpoint, model, about | (meta or {}))
                 for leftover in (home / "resume.pt", *home.glob("best.*"), *home.glob(".*")):
                     leftover.unlink(missing_ok=True)
         else:
-            state, meta = weights.load_checkpoint(checkpoint)
+            state, about = weights.load_checkpoint(checkpoint)
             weights.load_into(model, state)
-            history = History(meta["history"], config.monitor)
+            history = History(about["history"], config.monitor)
             model.to(PartialState().device).eval()
     if PartialState().is_main_process:
         print(f"{name}: {history}")

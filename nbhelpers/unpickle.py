@@ -225,10 +225,13 @@ def _read_legacy(path: Path) -> Any:
         if not PickleReader(file).read()["little_endian"]:
             raise ValueError("it was written on a big-endian machine")
         storages: dict[str, tuple[Tensor, int]] = {}
+        room = len(file)
 
         def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+            nonlocal room
             if key not in storages:
-                if count * dtype.itemsize + sum(raw.numel() for raw, _ in storages.values()) > len(file):
+                room -= count * dtype.itemsize
+                if room < 0:
                     raise ValueError("its storages are larger than the file")
                 storages[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8), count
             return storages[key][0].view(dtype)
@@ -354,7 +357,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict]:
             raise _refuse(head, path)
         value, rest = _unwrap(_read_archive(path) if head.startswith(b"PK") else _read_legacy(path))
         state = _flatten(value, path)
-        found = [str(name) for name in _children(value)]
+        found = [str(name) for name in _children(value)][:20]
     except UserError:
         raise
     except Exception as error:  # hostile or damaged bytes fail in any way; it all means the same to the user

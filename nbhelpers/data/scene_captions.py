@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 NAMES = {
-    "airport": "airport", "bareland": "piece of bare land", "baseballfield": "baseball field", "beach": "beach",
-    "bridge": "bridge", "center": "civic center", "church": "church", "commercial": "commercial area",
-    "denseresidential": "dense residential area", "desert": "desert", "farmland": "piece of farmland",
-    "forest": "forest", "industrial": "industrial area", "meadow": "meadow",
-    "mediumresidential": "medium residential area", "mountain": "mountain area", "park": "park",
-    "parking": "parking lot", "playground": "playground", "pond": "pond", "port": "port",
+    "airport": "airport", "bareland": "piece of bare land", "baseballfield": "baseball field",
+    "beach": "beach", "bridge": "bridge", "center": "civic center", "church": "church",
+    "commercial": "commercial area", "denseresidential": "dense residential area", "desert": "desert",
+    "farmland": "piece of farmland", "forest": "forest", "industrial": "industrial area",
+    "meadow": "meadow", "mediumresidential": "medium residential area", "mountain": "mountain area",
+    "park": "park", "parking": "parking lot", "playground": "playground", "pond": "pond", "port": "port",
     "railwaystation": "railway station", "resort": "resort", "river": "river", "school": "school",
     "sparseresidential": "sparse residential area", "square": "square", "stadium": "stadium",
     "storagetanks": "storage tank area", "viaduct": "viaduct"}
@@ -22,8 +22,8 @@ ROOFED = {"house", "villa", "building", "factory building", "hangar", "platform"
 MASSES = {"sea"}
 AT = {"beach"}
 # kinds that are the scene itself: other things lie near them, not in them
-SELVES = {"baseball field", "bridge", "church", "pond", "river", "playground", "stadium", "storage tank", "viaduct",
-          "tall building", "factory building", "mountain"}
+SELVES = {"baseball field", "bridge", "church", "pond", "river", "playground", "stadium", "storage tank",
+          "viaduct", "tall building", "factory building", "mountain"}
 INSIDE = {"football field", "stand"}
 NEAR, FAR = 75, 149   # pixels: a third of the picture
 
@@ -49,7 +49,8 @@ def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def noun_phrase(kind: str, count: int, colour: str = "", having: str = "", amount: str = "") -> tuple[str, str]:
+def noun_phrase(kind: str, count: int, colour: str = "", having: str = "",
+                amount: str = "") -> tuple[str, str]:
     """("three houses with red roofs", "are"): what there is, and the verb that goes with it."""
     single = (count == 1 and not amount) or kind in MASSES
     words = kind if single else plural(kind)
@@ -71,7 +72,7 @@ def noun_phrase(kind: str, count: int, colour: str = "", having: str = "", amoun
 
 
 def place_of(centres: list[tuple[int, int]], box: tuple[int, int, int, int], alone: bool = False) -> str:
-    """Where things with these centres (x, y) and this common box (left, top, right, bottom) lie, "" if all over.
+    """Where things lie, "" if all over: centres (x, y) of each, (left, top, right, bottom) of all together.
 
     Only a thing that is alone may be large and still lie in the middle.
     """
@@ -145,9 +146,10 @@ def _other_sentences(scene: str, told: list[Told], around: str, rng):
         rest.append(f"from the air we see that {_whole(name, told)} {around}")
     for k, t in enumerate(told):
         pool = main if k == 0 else rest
-        pool.append(f"we can see {t.noun} {t.does}" if rng.integers(2) else f"the photo shows {t.noun} {t.does}")
+        pool.append(f"{'we can see' if rng.integers(2) else 'the photo shows'} {t.noun} {t.does}")
         if t.place:
-            pool.append(f"{t.place} {t.be} {t.noun}" if rng.integers(2) else f"{t.noun} can be seen {t.place}")
+            seen = f"{t.noun} can be seen {t.place}"
+            pool.append(f"{t.place} {t.be} {t.noun}" if rng.integers(2) else seen)
     for other in told[1:]:
         main.append(f"besides {told[0].noun} we also see {other.noun}" if rng.integers(2) else
                     f"{told[0].noun} and {other.noun} appear in this photo of {article(name)}")

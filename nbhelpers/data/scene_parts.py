@@ -1,4 +1,4 @@
-"""What the generated scenes are made of: a stage to draw on, and houses, trees, roads, cars, planes, boats ..."""
+"""What the generated scenes are made of: a stage to draw on, and houses, trees, roads, cars, boats ..."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from functools import cached_property
 
 import numpy as np
 
-from nbhelpers.data.drawing import (COS, SIDE, SIN, SPAN, Canvas, band, beside, blob, crowns, dashes, disc, fractal,
-                                    noise, polygon, rect, ring, smooth, speckle, stripes, swept, tint, turn)
+from nbhelpers.data.drawing import (COS, SIDE, SIN, SPAN, Canvas, band, beside, blob, crowns, dashes, fractal,
+                                    noise, polygon, rect, ring, smooth, speckle, stripes, tint, turn)
 
 MIDDLE = SPAN // 2
 
 # how rough each surface is: large-scale and pixel-scale strength, sixteenths
-ROUGH = {"grass": (26, 14), "meadow": (22, 10), "dry": (26, 14), "soil": (30, 14), "sand": (14, 8), "water": (8, 4),
-         "deep": (12, 4), "shallow": (10, 4), "river": (10, 4), "asphalt": (10, 6), "concrete": (10, 6),
+ROUGH = {"grass": (26, 14), "meadow": (22, 10), "dry": (26, 14), "soil": (30, 14), "sand": (14, 8),
+         "water": (8, 4), "deep": (12, 4), "shallow": (10, 4), "asphalt": (10, 6), "concrete": (10, 6),
          "paving": (10, 8), "tree": (30, 26), "crop": (12, 12), "gravel": (16, 16), "pool": (6, 5)}
 
 
@@ -29,15 +29,15 @@ WORLDS = {
     "a": World(((12, 8), (10, 10), (8, 12)), {
         "grass": (108, 130, 76), "meadow": (132, 154, 88), "dry": (158, 150, 104), "soil": (166, 134, 100),
         "sand": (226, 206, 164), "water": (58, 92, 104), "deep": (26, 74, 112), "shallow": (108, 178, 178),
-        "river": (92, 112, 96), "asphalt": (116, 116, 118), "concrete": (186, 182, 172), "paving": (204, 194, 176),
+        "asphalt": (116, 116, 118), "concrete": (186, 182, 172), "paving": (204, 194, 176),
         "tree": (58, 88, 48), "gravel": (150, 138, 124), "pool": (88, 190, 214)},
         {"white": (226, 226, 220), "grey": (150, 152, 156), "red": (180, 60, 48), "orange": (218, 136, 66),
          "yellow": (230, 200, 84), "brown": (122, 86, 62), "green": (76, 124, 72), "blue": (58, 106, 182),
          "black": (44, 46, 50)}),
     "b": World(((-12, 8), (-10, 10), (-8, 12)), {
-        "grass": (134, 132, 70), "meadow": (164, 160, 88), "dry": (180, 158, 106), "soil": (150, 106, 76),
+        "grass": (124, 130, 68), "meadow": (150, 156, 84), "dry": (180, 158, 106), "soil": (150, 106, 76),
         "sand": (236, 222, 192), "water": (70, 84, 92), "deep": (40, 82, 92), "shallow": (136, 184, 160),
-        "river": (122, 116, 88), "asphalt": (98, 96, 102), "concrete": (170, 168, 170), "paving": (188, 172, 158),
+        "asphalt": (98, 96, 102), "concrete": (170, 168, 170), "paving": (188, 172, 158),
         "tree": (84, 90, 40), "gravel": (136, 122, 108), "pool": (112, 204, 206)},
         {"white": (246, 242, 234), "grey": (138, 138, 146), "red": (196, 74, 64), "orange": (226, 150, 86),
          "yellow": (238, 212, 110), "brown": (106, 76, 60), "green": (94, 130, 64), "blue": (76, 120, 170),
@@ -63,7 +63,7 @@ class Fact:
 
 @dataclass
 class Stage:
-    """One scene in the making. `rng` lays things out, `grain` roughens surfaces (near-duplicates differ in it)."""
+    """One scene in the making. `rng` lays things out, `grain` roughens surfaces (twins differ in it)."""
     world: World
     rng: np.random.Generator
     grain: np.random.Generator
@@ -74,7 +74,7 @@ class Stage:
     taken: list = field(default_factory=list)
     made: dict = field(default_factory=dict)
 
-    # chance ---------------------------------------------------------------------------------------------------------
+    # chance
     def r(self, low: int, high: int) -> int:
         """An integer from low to high, both included."""
         return int(self.rng.integers(low, high + 1))
@@ -85,7 +85,7 @@ class Stage:
     def chance(self, percent: int) -> bool:
         return self.r(1, 100) <= percent
 
-    # surfaces -------------------------------------------------------------------------------------------------------
+    # surfaces
     @cached_property
     def rough(self) -> np.ndarray:
         return fractal(self.rng, 56)
@@ -115,10 +115,13 @@ class Stage:
         self.canvas = Canvas(self.surface(name, colour, extra), self.light, self.tilt)
         return self.canvas
 
-    # room -----------------------------------------------------------------------------------------------------------
+    # room
     def inside(self, x: int, y: int, margin: int) -> bool:
         x, y = (turn([(x - MIDDLE, y - MIDDLE)], self.tilt)[0] + MIDDLE).tolist()
         return margin <= x <= SPAN - margin and margin <= y <= SPAN - margin
+
+    def free(self, x: int, y: int, radius: int) -> bool:
+        return all((x - a) ** 2 + (y - b) ** 2 > (radius + c) ** 2 for a, b, c in self.taken)
 
     def take(self, x: int, y: int, radius: int):
         self.taken.append((x, y, radius))
@@ -129,7 +132,8 @@ class Stage:
             steps = int(np.abs(b - a).max()) // max(radius, 1) + 1
             self.taken += [(*(a + (b - a) * t // steps).tolist(), radius) for t in range(steps + 1)]
 
-    def spots(self, count: int, radius: int, box=(0, 0, SPAN, SPAN), whole: bool = True, tries: int = 40) -> list:
+    def spots(self, count: int, radius: int, box=(0, 0, SPAN, SPAN), whole: bool = True,
+              tries: int = 40) -> list:
         """Up to `count` free places (x, y) for things of that radius inside the box, which are then taken.
 
         `whole`: nothing may stick out of the picture.
@@ -141,7 +145,7 @@ class Stage:
             x, y = self.r(box[0], box[2]), self.r(box[1], box[3])
             if whole and not self.inside(x, y, radius + 8):
                 continue
-            if all((x - a) ** 2 + (y - b) ** 2 > (radius + c) ** 2 for a, b, c in self.taken):
+            if self.free(x, y, radius):
                 self.take(x, y, radius)
                 found.append((x, y))
         return found
@@ -150,7 +154,7 @@ class Stage:
         self.facts.append(Fact(kind, does, colour, **more))
 
     def finish(self) -> np.ndarray:
-        """(224, 224, 3) uint8: the picture as a camera high above takes it: a little soft, pale and grainy."""
+        """(224, 224, 3) uint8: the picture as taken from high above: a little soft, pale and grainy."""
         p = np.clip(self.canvas.pixels, 0, 255).astype(np.int32)
         padded = np.pad(p, ((1, 1), (1, 1), (0, 0)), mode="edge")
         p = (10 * p + padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2]) * 37 >> 9
@@ -160,35 +164,33 @@ class Stage:
                 + self.grain.integers(-5, 6))
         return np.clip(p + dust + (6, 7, 9), 0, 255).astype(np.uint8)
 
-    # plants ---------------------------------------------------------------------------------------------------------
+    # plants
     def trees(self, spots, each: bool = False, colour="tree"):
-        """Trees at (x, y, radius); with `each` every tree is an object of its own, else they are one group."""
+        """Trees at (x, y, radius): one object together, or with `each` one object per tree."""
         if each:
             for spot in spots:
                 self.trees([spot], colour=colour)
             return
         if not spots:
             return
-        dark, mid, light = (self.surface("tree", self._shift(colour, k)) for k in (-22, 0, 24))
+        dark, mid, light = (self.surface("tree", self.shade(colour, k)) for k in (-22, 0, 24))
         lx, ly = self.canvas.light
         shapes = [blob(x, y, r, self.rng, 3, 8)[0] for x, y, r in spots]
         self.canvas.shadow(shapes, max(r for _, _, r in spots), 8)
-        with self.canvas.item("tree", "green", len(spots)):
+        with self.canvas.item("tree", "green", sum(self.inside(x, y, 0) for x, y, _ in spots)):
             self.canvas.paint(shapes, dark)
             self.canvas.paint([blob(x - lx * r // 72, y - ly * r // 72, r * 3 // 4, self.rng, 4, 9)[0]
                                for x, y, r in spots], mid)
             self.canvas.paint([blob(x - lx * r // 36, y - ly * r // 36, r * 7 // 16, self.rng, 5, 9)[0]
                                for x, y, r in spots], light)
 
-    def _shift(self, colour, by: int) -> tuple:
+    def shade(self, colour, by: int) -> tuple:
         return tuple(min(255, max(0, c + by)) for c in self.rgb(colour))
 
-    def scatter_trees(self, count: int, low: int = 16, high: int = 30, box=(-20, -20, SPAN + 20, SPAN + 20)) -> int:
-        """Trees wherever there is room; returns how many."""
+    def scatter_trees(self, count: int, low: int = 16, high: int = 30, box=(-20, -20, SPAN + 20, SPAN + 20)):
+        """Up to `count` trees wherever there is room."""
         sizes = [self.r(low, high) for _ in range(count)]
-        spots = [(x, y, r) for r in sizes for x, y in self.spots(1, r, box, whole=False, tries=12)]
-        self.trees(spots)
-        return len(spots)
+        self.trees([(x, y, r) for r in sizes for x, y in self.spots(1, r, box, whole=False, tries=12)])
 
     def grove(self, loops: list, cell: int = 8):
         """The loops filled with closed woodland."""
@@ -200,16 +202,16 @@ class Stage:
         key = ("canopy", cell, colour)
         if key not in self.made:
             shade, tone = crowns(self.rng, cell, self.canvas.light)
-            self.made[key] = tint(self._shift(colour, 6), shade + tone * 2 + self.rough + (self.fine >> 1))
+            self.made[key] = tint(self.shade(colour, 6), shade + tone * 2 + self.rough + (self.fine >> 1))
         return self.made[key]
 
-    # ways -----------------------------------------------------------------------------------------------------------
-    def road(self, points, width: int = 56, lines: bool = True, verge="paving", surface="asphalt", kind="road"):
+    # ways
+    def road(self, points, width: int = 56, lines: bool = True, verge="paving", kind="road"):
         """A paved road along the points, with edge lines and a dashed middle."""
         with self.canvas.item(kind):
             if verge:
                 self.canvas.paint(band(points, width + 14), self.surface(verge))
-            self.canvas.paint(band(points, width), self.surface(surface))
+            self.canvas.paint(band(points, width), self.surface("asphalt"))
             if lines:
                 white = self.rgb("white")
                 for side in (-1, 1):
@@ -229,17 +231,18 @@ class Stage:
         """Cars at (x, y, direction), all of one colour and one object."""
         if not spots:
             return
-        bodies = [turn([(-20, -7), (-17, -9), (16, -9), (20, -6), (20, 6), (16, 9), (-17, 9), (-20, 7)], d, x, y)
-                  for x, y, d in spots]
+        body = [(-20, -7), (-17, -9), (16, -9), (20, -6), (20, 6), (16, 9), (-17, 9), (-20, 7)]
+        panes = ([(5, -7), (10, -6), (10, 6), (5, 7)], [(-14, -6), (-10, -7), (-10, 7), (-14, 6)])
+        bodies = [turn(body, d, x, y) for x, y, d in spots]
         self.canvas.shadow(bodies, 9)
         with self.canvas.item("car", colour, len(spots)):
             self.canvas.paint(bodies, self.rgb(colour))
-            glass = [turn(points, d, x, y) for x, y, d in spots
-                     for points in ([(5, -7), (10, -6), (10, 6), (5, 7)], [(-14, -6), (-10, -7), (-10, 7), (-14, 6)])]
+            glass = [turn(pane, d, x, y) for x, y, d in spots for pane in panes]
             self.canvas.paint(glass, (50, 58, 68) if colour != "black" else (120, 130, 140), 13)
 
-    def drive(self, points, offset: int, count: int, colours=("white", "red", "blue", "black", "grey"), gap: int = 70):
-        """Up to `count` cars following the road, each on the picture; returns them as (colour) list."""
+    def drive(self, points, offset: int, count: int, colours=("white", "red", "blue", "black", "grey"),
+              gap: int = 70):
+        """Up to `count` cars on the lane `offset` units to the right of the points, whole on the picture."""
         points = beside(points, offset)
         ways = []
         for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist()):
@@ -248,13 +251,10 @@ class Stage:
                 x, y = x0 + (x1 - x0) * t // length, y0 + (y1 - y0) * t // length
                 if self.inside(x, y, 26):
                     ways.append((x, y, heading(x1 - x0, y1 - y0)))
-        chosen = self.rng.permutation(len(ways))[:count].tolist()
-        used = [self.pick(*colours) for _ in chosen]
-        for k, colour in zip(chosen, used):
-            self.car(*ways[k], colour)
-        return used
+        for k in self.rng.permutation(len(ways))[:count].tolist():
+            self.car(*ways[k], self.pick(*colours))
 
-    # buildings ------------------------------------------------------------------------------------------------------
+    # buildings
     def house(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str,
               kind: str = "house", height: int = 26):
         """A hipped roof, its ridge along the longer side."""
@@ -269,8 +269,9 @@ class Stage:
         with self.canvas.item(kind, colour):
             self.canvas.paint(rect(x, y, w, h, direction), self.rgb(colour))
             for points, way in facets:
-                self.canvas.paint(polygon(points, direction, x, y), self.canvas.lit(self.rgb(colour), way + direction))
-            self.canvas.paint(band(turn([left, right], direction, x, y), 3), self._shift(colour, 30), 10)
+                shade = self.canvas.lit(self.rgb(colour), way + direction)
+                self.canvas.paint(polygon(points, direction, x, y), shade)
+            self.canvas.paint(band(turn([left, right], direction, x, y), 3), self.shade(colour, 30), 10)
 
     def block(self, x: int, y: int, half_width: int, half_height: int, colour: str, kind: str = "building",
               height: int = 60, clutter: int = 3):
@@ -280,12 +281,12 @@ class Stage:
             self.flat_roof(x, y, half_width, half_height, colour, clutter)
 
     def flat_roof(self, x: int, y: int, w: int, h: int, colour: str, clutter: int):
-        self.canvas.paint(rect(x, y, w, h), self._shift(colour, 16))
-        self.canvas.paint(rect(x, y, w - 6, h - 6), self.surface("concrete", self._shift(colour, -6)))
+        self.canvas.paint(rect(x, y, w, h), self.shade(colour, 16))
+        self.canvas.paint(rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6)))
         for _ in range(clutter):
             box = rect(x + self.r(-w, w) * 5 // 8, y + self.r(-h, h) * 5 // 8, self.r(6, 14), self.r(5, 10))
             self.canvas.shadow(box, 12)
-            self.canvas.paint(box, self._shift(colour, 22 if self.chance(50) else -34))
+            self.canvas.paint(box, self.shade(colour, 22 if self.chance(50) else -34))
 
     def shed(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str,
              kind: str = "building", height: int = 40):
@@ -294,27 +295,28 @@ class Stage:
         self.canvas.shadow(rect(x, y, w, h, direction), height)
         with self.canvas.item(kind, colour):
             for side, way in ((-1, 54), (1, 18)):
-                half = [(-w, 0), (w, 0), (w, side * h), (-w, side * h)]
-                self.canvas.paint(polygon(half, direction, x, y), self.canvas.lit(self.rgb(colour), way + direction))
+                half = polygon([(-w, 0), (w, 0), (w, side * h), (-w, side * h)], direction, x, y)
+                self.canvas.paint(half, self.canvas.lit(self.rgb(colour), way + direction))
             ribs = [turn([(k, -h), (k + 4, -h), (k + 4, h), (k, h)], direction, x, y)
                     for k in range(-w + 10, w - 6, 16)]
-            self.canvas.paint(ribs, self._shift(colour, -40), 5)
+            self.canvas.paint(ribs, self.shade(colour, -40), 5)
             vents = [loop for k in range(-w + 40, w - 20, 72)
                      for loop in rect(*turn([(k, 0)], direction, x, y)[0].tolist(), 8, 5, direction)]
-            self.canvas.paint(vents, self._shift(colour, 30), 13)
+            self.canvas.paint(vents, self.shade(colour, 30), 13)
 
-    # water ----------------------------------------------------------------------------------------------------------
+    # water
     def water(self, loops: list, kind: str, colour: str = "", surface="water", shore="soil", rim: int = 6):
         """A body of water with a shore; the shore is painted slightly wider than the water."""
         if shore:
             for loop in loops:
-                self.canvas.paint(band(np.concatenate([loop, loop[:1]]), 2 * rim, True), self.surface("soil", shore))
+                outline = band(np.concatenate([loop, loop[:1]]), 2 * rim, True)
+                self.canvas.paint(outline, self.surface("soil", shore))
         with self.canvas.item(kind, colour):
             self.canvas.paint(loops, self.surface("water", surface))
             for size in (14, 11, 8) if len(loops) == 1 else ():
                 middle = loops[0].sum(axis=0) // len(loops[0])
                 deeper = [(loops[0] - middle) * size // 16 + middle]
-                self.canvas.paint(deeper, self.surface("water", self._shift(surface, size - 22)), 9)
+                self.canvas.paint(deeper, self.surface("water", self.shade(surface, size - 22)), 9)
 
     def pool(self, x: int, y: int, half_width: int, half_height: int, direction: int, free: bool = False):
         """A swimming pool: a free shape or a rectangle, with a pale edge."""
@@ -324,7 +326,7 @@ class Stage:
         else:
             outer = rect(x, y, half_width, half_height, direction)
             inner = rect(x, y, half_width - 6, half_height - 6, direction)
-        self.canvas.paint(outer, self._shift("paving", 26))
+        self.canvas.paint(outer, self.shade("paving", 26))
         with self.canvas.item("swimming pool", "blue"):
             self.canvas.paint(inner, self.surface("pool"))
 
@@ -341,10 +343,10 @@ class Stage:
         self.canvas.shadow(hull, 8, 7)
         with self.canvas.item("boat", colour):
             self.canvas.paint(hull, self.rgb(colour))
-            self.canvas.paint(at([(2, 5), (-20, 5), (-20, -5), (2, -5)]), self._shift(colour, -36), 12)
+            self.canvas.paint(at([(2, 5), (-20, 5), (-20, -5), (2, -5)]), self.shade(colour, -36), 12)
             self.canvas.paint(at([(10, 4), (3, 5), (3, -5), (10, -4)]), (60, 70, 80), 12)
 
-    # sport ----------------------------------------------------------------------------------------------------------
+    # sport
     def lines(self, loops: list, strength: int = 13):
         self.canvas.paint(loops, self.rgb("white"), strength)
 
@@ -352,12 +354,13 @@ class Stage:
         """Loops of a rectangle's outline."""
         return band(turn([(-w, -h), (w, -h), (w, h), (-w, h), (-w, -h)], direction, x, y), width, True)
 
-    def court(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str, kind: str):
+    def court(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str,
+              kind: str):
         """A tennis or basketball court with its lines."""
         w, h = half_width, half_height
         with self.canvas.item(kind, colour):
             self.canvas.paint(rect(x, y, w, h, direction), self.surface("concrete", colour))
-            self.canvas.paint(rect(x, y, w * 3 // 4, h * 3 // 4, direction), self.rgb(self._shift(colour, 16)), 9)
+            self.canvas.paint(rect(x, y, w * 3 // 4, h * 3 // 4, direction), self.shade(colour, 16), 9)
             self.lines(self.frame(x, y, w * 3 // 4, h * 3 // 4, direction))
             self.lines(band(turn([(0, -h * 3 // 4), (0, h * 3 // 4)], direction, x, y), 3))
             if kind == "basketball court":
@@ -385,8 +388,8 @@ class Stage:
             self.lines(ring(x, y, h * 5 // 16, 3))
             for side in (-1, 1):
                 for depth, half in ((a // 5, b // 2), (a // 12, b // 4)):
-                    self.lines(band(at([(side * a, -half), (side * (a - depth), -half), (side * (a - depth), half),
-                                        (side * a, half)]), 3))
+                    inner, outer = side * (a - depth), side * a
+                    self.lines(band(at([(outer, -half), (inner, -half), (inner, half), (outer, half)]), 3))
 
 
 def heading(dx: int, dy: int) -> int:
@@ -401,8 +404,8 @@ def oval(x: int, y: int, half_length: int, radius: int, direction: int = 0) -> l
     return polygon(np.stack([(COS * radius >> 10) + shift, SIN * radius >> 10], axis=1), direction, x, y)
 
 
-def wavy(stage: Stage, start: int, end: int, sway: int, knots: int = 5, lo: int = -190, hi: int = SPAN + 190) -> np.ndarray:
+def wavy(stage: Stage, start: int, end: int, sway: int, knots: int = 5) -> np.ndarray:
     """A smooth line from left to right, from height `start` to `end`, swaying by up to `sway`."""
-    xs = [lo + (hi - lo) * k // (knots - 1) for k in range(knots)]
+    xs = [-190 + (SPAN + 380) * k // (knots - 1) for k in range(knots)]
     ys = [start + (end - start) * k // (knots - 1) + stage.r(-sway, sway) for k in range(knots)]
     return smooth(np.stack([xs, ys], axis=1))

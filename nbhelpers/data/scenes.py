@@ -1,13 +1,13 @@
 """The built-in data set: aerial scenes drawn by code from a seed, with captions that say what was drawn.
 
-It is generated, not measured from space: no number obtained on it is comparable with a paper. The same seed gives the
-same pixels and captions on every machine. It has the vices of the field's sets on purpose:
+It is generated, not measured from space: no number obtained on it is comparable with a paper. The same seed
+gives the same pixels and captions on every machine. It has the vices of the field's sets on purpose:
 - repeated captions within an image and between images of a class;
-- near-duplicates: every class has an image that is another one taken again (same things at the same places, other
-  grain, brightness and wording), for a third of the classes both in train, for a third one in val and one in test, for
-  a third one in train and one in test;
-- the scene class as a prefix of the file name, one TIFF among PNGs, and files listed with another extension than they
-  have on disk.
+- near-duplicates: every class has an image that is another one taken again (same things at the same places,
+  other grain, brightness and wording): for a third of the classes both are in train, for a third one is in
+  val and one in test, for a third one in train and one in test;
+- the scene class as a prefix of the file name, one TIFF among PNGs, and files listed with another extension
+  than they have on disk.
 """
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLASSES = tuple(sorted(RECIPES))
 SMALLEST = 16                       # pixels an object must show to be spoken of
 PERIOD = 20                         # splits and twins repeat after so many images of a class
 VAL, TEST = (1, 8, 15), (2, 9, 16)  # places within the period; the others are train: 70/15/15
-TWINS = (4, 9, 17)                  # place of the image that repeats the one before it, by class number modulo 3
+TWINS = (4, 9, 17)                  # place of the image that repeats the one before it, by class number mod 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SceneSpec:
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """Something drawn: kind, named colour ("" where none is said) and how many it stands for (a wood is one object).
+    """Something drawn: kind, named colour ("" for none) and how many it stands for (a wood is one object).
 
     box     (left, top, right, bottom) in pixels, right and bottom excluded
     centre  (x, y) of the pixels that show it
@@ -85,7 +85,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One image: `.pixels` (224, 224, 3) uint8, the objects in it, the facts told of them and five captions."""
+    """One image: pixels (224, 224, 3) uint8, the objects in it, the facts told of them, five captions."""
     spec: SceneSpec
     pixels: np.ndarray = field(repr=False)
     objects: list[Object] = field(repr=False)
@@ -122,7 +122,8 @@ def draw(spec: SceneSpec) -> Scene:
     pixels, owner = np.rot90(stage.finish(), turns), np.rot90(stage.canvas.owner, turns)
     if mirrored:
         pixels, owner = pixels[:, ::-1], owner[:, ::-1]
-    return Scene(spec, np.ascontiguousarray(pixels), _objects(stage.canvas.names, owner), stage.facts, stage.around)
+    objects = _objects(stage.canvas.names, owner)
+    return Scene(spec, np.ascontiguousarray(pixels), objects, stage.facts, stage.around)
 
 
 def _objects(names: list[tuple[str, str, int]], owner: np.ndarray) -> list[Object]:
@@ -141,7 +142,7 @@ def _objects(names: list[tuple[str, str, int]], owner: np.ndarray) -> list[Objec
 
 
 def specs(count: int = 600, seed: int = 0, world: str = "a") -> list[SceneSpec]:
-    """The pictures of a set of `count`, class by class; the first classes get one more where it does not divide.
+    """The pictures of a set of `count`, class by class; the first classes get the remainder.
 
     Below three images a class, fewer classes are taken, so that every split has images.
     """
@@ -173,11 +174,11 @@ def fingerprint() -> str:
 
 
 def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: str = "a") -> Path:
-    """Writes `images/` and the caption file `dataset_scenes.json` (Karpathy layout); returns the caption file.
+    """Writes `images/` and a caption file `dataset_scenes.json` (Karpathy layout); returns the caption file.
 
-    A folder that holds just this set stays as it is, an outdated one is replaced, anything else is refused. The caption
-    file names the generator's version, seed and world. The first image is a TIFF; the second image of every fifth
-    class is listed as .tif but lies there as .png.
+    A folder that holds just this set stays as it is, an outdated one is replaced, anything else is refused.
+    The caption file names the generator's version, seed and world. The first image is a TIFF; the second
+    image of every fifth class is listed as .tif but lies there as .png.
     """
     folder = Path(folder)
     listing = folder / "dataset_scenes.json"

@@ -47,7 +47,7 @@ def seconds(function, *arguments):
 
 @pytest.mark.parametrize("ties", recall.TIES)
 def test_evaluate_against_sort_and_search(benchmark, scores, ties):
-    """`ratio`: against the stable sort of the released rule; `ratio_unstable`: against numpy's default sort."""
+    """`ratio` is against the released rule's stable sort, `ratio_unstable` against numpy's default sort."""
     stable, expected = seconds(sort_and_search, *scores, "stable")
     unstable = min(seconds(sort_and_search, *scores, None)[0] for _ in range(3))
     found = benchmark(recall.evaluate, *scores, ties=ties)

@@ -14,7 +14,9 @@ PAGE = (0, 0, SPAN, SPAN)
 ROOFS = ("red", "grey", "orange", "brown", "white", "blue")
 CARS = ("white", "red", "blue", "black", "grey", "yellow")
 POND = {"green": (92, 134, 92), "blue": (70, 122, 158), "brown": (134, 112, 82), "dark": (44, 60, 62)}
-CROPS = {"green": (104, 150, 70), "dark green": (68, 102, 60), "yellow": (214, 188, 92), "brown": (150, 112, 80)}
+CROPS = {"green": (104, 150, 70), "dark green": (68, 102, 60), "yellow": (214, 188, 92),
+         "brown": (150, 112, 80)}
+GROUND = {"grass": "green grass", "meadow": "green meadows", "dry": "yellow grass", "soil": "bare land"}
 
 
 def below(line: np.ndarray) -> list:
@@ -23,9 +25,9 @@ def below(line: np.ndarray) -> list:
 
 
 def tell_trees(s: Stage, does: str):
-    """Says "some" or "many" green trees, by how many were drawn; nothing if none."""
+    """Says "some" or "many" green trees, by how many stand on the picture; nothing if hardly any."""
     number = sum(count for kind, _, count in s.canvas.names if kind == "tree")
-    if number:
+    if number > 2:
         s.tell("tree", does, "green", amount="many" if number > 10 else "some")
 
 
@@ -41,14 +43,13 @@ def tell_all(s: Stage, kind: str, does: str, one: str = ""):
     s.tell(kind, does, colours.pop() if len(colours) == 1 else "", one=one)
 
 
-def neighbours(s: Stage, box, step: int = 92, colours=ROOFS, percent: int = 85):
-    """Rows of houses wherever the box is free, whole on the picture."""
-    palette = [s.pick(*colours), s.pick(*colours)]
+def neighbours(s: Stage, box, step: int = 92, percent: int = 85):
+    """Rows of houses in two colours wherever the box is free, whole on the picture."""
+    palette = [s.pick(*ROOFS), s.pick(*ROOFS)]
     for y in range(box[1] + step // 2, box[3], step):
         for x in range(box[0] + step // 2, box[2], step):
             x1, y1 = x + s.r(-6, 6), y + s.r(-6, 6)
-            free = all((x1 - a) ** 2 + (y1 - b) ** 2 > (36 + c) ** 2 for a, b, c in s.taken)
-            if free and s.chance(percent) and s.inside(x1, y1, 40):
+            if s.free(x1, y1, 36) and s.chance(percent) and s.inside(x1, y1, 40):
                 s.take(x1, y1, 40)
                 s.house(x1, y1, 34 + s.r(-5, 5), 24 + s.r(-4, 4), s.pick(0, 18), s.pick(*palette))
 
@@ -59,13 +60,13 @@ def umbrella(s: Stage, x: int, y: int, colour: str, radius: int = 17):
         s.canvas.paint(disc(x, y, radius), s.rgb(colour))
         for k in range(0, 8, 2):
             points = [(x, y), *(disc(x, y, radius)[0][[k * 9, k * 9 + 9]]).tolist()]
-            s.canvas.paint(polygon(points), s._shift(colour, -30), 9)
+            s.canvas.paint(polygon(points), s.shade(colour, -30), 9)
         s.canvas.paint(disc(x, y, 3), s.rgb("white"))
 
 
-def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colour: str, kind: str = "playground"):
+def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colour: str):
     """A running track of the named colour around a football field."""
-    with s.canvas.item(kind, colour):
+    with s.canvas.item("playground", colour):
         s.canvas.paint(oval(x, y, half_length, radius), s.surface("concrete", colour))
         for k in range(1, 6):
             lane = oval(x, y, half_length, radius - k * radius // 24)[0]
@@ -75,16 +76,16 @@ def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colou
 
 
 def tank(s: Stage, x: int, y: int, radius: int, colour: str):
-    lx, ly = s.canvas.light
+    lx, ly = (way * radius // 65 for way in s.canvas.light)
     s.canvas.shadow(disc(x, y, radius), radius * 3 // 4)
     with s.canvas.item("storage tank", colour):
-        s.canvas.paint(disc(x, y, radius), s._shift(colour, -30))
-        s.canvas.paint(disc(x - lx * radius // 260, y - ly * radius // 260, radius * 15 // 16), s._shift(colour, -4))
-        s.canvas.paint(disc(x - lx * radius // 70, y - ly * radius // 70, radius * 5 // 8), s._shift(colour, 10), 10)
-        s.canvas.paint(ring(x, y, radius * 15 // 16, 3), s._shift(colour, -52), 11)
+        s.canvas.paint(disc(x, y, radius), s.shade(colour, -30))
+        s.canvas.paint(disc(x - lx // 4, y - ly // 4, radius * 15 // 16), s.shade(colour, -4))
+        s.canvas.paint(disc(x - lx, y - ly, radius * 5 // 8), s.shade(colour, 10), 10)
+        s.canvas.paint(ring(x, y, radius * 15 // 16, 3), s.shade(colour, -52), 11)
         spokes = [loop for k in range(0, 72, 12) for loop in band([(x, y), disc(x, y, radius - 3)[0][k]], 2)]
-        s.canvas.paint(spokes, s._shift(colour, -40), 6)
-        s.canvas.paint(disc(x, y, max(radius // 10, 4)), s._shift(colour, -50))
+        s.canvas.paint(spokes, s.shade(colour, -40), 6)
+        s.canvas.paint(disc(x, y, max(radius // 10, 4)), s.shade(colour, -50))
 
 
 def crop(s: Stage, name: str, corners):

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbhelpers.data.drawing import SPAN, along, band, beside, between, blob, disc, fractal, noise, polygon, rect, relief, ring, stripes
+from nbhelpers.data.drawing import (SPAN, along, band, beside, between, blob, disc, fractal, noise, polygon,
+                                    rect, relief, ring, stripes)
 from nbhelpers.data.recipes.common import CROPS, HIGH, LOW, POND, crop, tell_trees
 from nbhelpers.data.scene_parts import MIDDLE, Stage, wavy
+
+BUSHES = {"bush": "green", "rock": "brown"}
 
 
 def bareland(s: Stage):
@@ -14,17 +17,17 @@ def bareland(s: Stage):
     s.start("soil", colour, fractal(s.rng, 72, 260) + relief(fractal(s.rng, 28, 90), s.light, 10))
     for _ in range(s.r(2, 5)):
         s.canvas.paint(blob(s.r(0, SPAN), s.r(0, SPAN), s.r(90, 220), s.rng, 6, 8, s.r(10, 26)),
-                       s.surface("soil", s._shift(colour, s.pick(-20, 14, 22))), 9)
+                       s.surface("soil", s.shade(colour, s.pick(-20, 14, 22))), 9)
     for _ in range(s.r(0, 3)):
         track = wavy(s, s.r(60, 840), s.r(60, 840), 90, 5)
         for side in (-9, 9):
-            s.canvas.paint(band(beside(track, side), 6), s._shift(colour, 30), 9)
+            s.canvas.paint(band(beside(track, side), 6), s.shade(colour, 30), 9)
     what = s.pick("bush", "rock", "mound", "pond")
     count = s.r(1, 10)
     if what in ("bush", "rock"):
         for x, y in s.spots(count, 30):
             bush(s, x, y) if what == "bush" else rock(s, x, y)
-        s.tell(what, "scattered on the bare land", "green" if what == "bush" else "brown", one="on the bare land")
+        s.tell(what, "scattered on the bare land", BUSHES[what], one="on the bare land")
     elif what == "mound":
         for x, y in s.spots(min(count, 6), 70):
             mound(s, x, y, s.r(40, 62), colour)
@@ -46,7 +49,7 @@ def mound(s: Stage, x: int, y: int, radius: int, colour):
         for k in range(8):
             size = radius * (8 - k) // 8
             s.canvas.paint(blob(x - lx * k * radius // 300, y - ly * k * radius // 300, size, s.rng, 2, 9),
-                           s.surface("soil", s._shift(colour, -14 + k * 5)), 10)
+                           s.surface("soil", s.shade(colour, -14 + k * 5)), 10)
 
 
 def desert(s: Stage):
@@ -65,19 +68,17 @@ def desert(s: Stage):
         s.tell("car", "driving on the road")
         s.tell("road", "crossing the desert")
     if s.chance(35):
-        (x, y), = s.spots(1, 130) or [(MIDDLE, MIDDLE)]
-        s.canvas.paint(blob(x, y, 118, s.rng, 3), s.surface("grass"), 12)
-        s.water(blob(x, y, 64, s.rng, 4), "lake", "blue", (70, 130, 160), "grass")
-        ring_of = [(x + dx * 92 // 16, y + dy * 92 // 16, s.r(12, 20)) for dx, dy in
-                   ((16, 0), (11, 11), (0, 16), (-11, 11), (-16, 0), (-11, -11), (0, -16), (11, -11))]
-        s.trees(ring_of[:s.r(5, 8)])
+        for x, y in s.spots(1, 130):
+            s.canvas.paint(blob(x, y, 118, s.rng, 3), s.surface("grass"), 12)
+            s.water(blob(x, y, 64, s.rng, 4), "lake", "blue", (70, 130, 160), "grass")
+            s.trees([(*place, s.r(12, 20)) for place in disc(x, y, 92)[0][::9][:s.r(5, 8)].tolist()])
         s.tell("lake", "in the desert", "blue")
         tell_trees(s, "around the small lake")
     count = s.r(0, 9)
     kind = s.pick("bush", "rock")
     for x, y in s.spots(count, 26):
         bush(s, x, y) if kind == "bush" else rock(s, x, y)
-    s.tell(kind, "scattered on the sand", "green" if kind == "bush" else "brown", one="on the sand")
+    s.tell(kind, "scattered on the sand", BUSHES[kind], one="on the sand")
     s.around = f"covered with {name} sand"
 
 
@@ -106,8 +107,7 @@ def farmland(s: Stage):
     colour = s.pick("red", "white", "grey")
     for x, y in s.spots(houses, 44):
         s.house(x, y, s.r(28, 38), s.r(20, 26), s.r(0, 17), colour)
-    if houses:
-        s.tell("house", "beside the fields", colour)
+    s.tell("house", "beside the fields", colour)
     if columns > 1 and s.chance(50):
         x = xs[s.r(1, columns - 1)]
         s.trees([(x + s.r(-6, 6), y, s.r(14, 22)) for y in range(20, SPAN, s.r(44, 80))])
@@ -125,12 +125,14 @@ def pivots(s: Stage):
         with s.canvas.item("round field", name):
             s.canvas.paint(disc(x, y, radius), s.surface("crop", CROPS[name], stripes(s.r(0, 35), 20, 60)))
             for k in range(1, 6):
-                s.canvas.paint(ring(x, y, radius * k // 6, 3), s._shift(CROPS[name], -24), 8)
-            s.canvas.paint(band(np.stack([disc(x, y, radius - 2)[0][s.r(0, 71)], (x, y)]), 4), s.rgb("white"), 9)
+                s.canvas.paint(ring(x, y, radius * k // 6, 3), s.shade(CROPS[name], -24), 8)
+            arm = [disc(x, y, radius - 2)[0][s.r(0, 71)], (x, y)]
+            s.canvas.paint(band(arm, 4), s.rgb("white"), 9)
     for name in dict.fromkeys(names):
         s.tell("round field", "in the farmland", name)
     if count > 1:
-        s.road([(LOW, MIDDLE), (HIGH, MIDDLE)] if count == 4 else [(MIDDLE, LOW), (MIDDLE, HIGH)], 22, lines=False)
+        way = [(LOW, MIDDLE), (HIGH, MIDDLE)] if count == 4 else [(MIDDLE, LOW), (MIDDLE, HIGH)]
+        s.road(way, 22, lines=False)
         s.tell("road", "between the round fields")
     s.around = "surrounded by bare land"
 
@@ -204,7 +206,7 @@ def bale(s: Stage, x: int, y: int):
     s.canvas.shadow(shape, 16)
     with s.canvas.item("hay bale", "yellow"):
         s.canvas.paint(shape, s.rgb("yellow"))
-        s.canvas.paint(rect(x, y, 20, 4, d), s._shift("yellow", 18), 10)
+        s.canvas.paint(rect(x, y, 20, 4, d), s.shade("yellow", 18), 10)
 
 
 def sheep(s: Stage, x: int, y: int):
@@ -266,4 +268,5 @@ def rock(s: Stage, x: int, y: int):
     with s.canvas.item("rock", "brown"):
         s.canvas.paint(shape, s.surface("gravel", "brown"))
         lx, ly = s.canvas.light
-        s.canvas.paint([(shape[0] - (x, y)) * 9 // 16 + (x - lx // 3, y - ly // 3)], s._shift("brown", 34), 11)
+        top = (shape[0] - (x, y)) * 9 // 16 + (x - lx // 3, y - ly // 3)
+        s.canvas.paint([top], s.shade("brown", 34), 11)

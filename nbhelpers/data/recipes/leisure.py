@@ -4,7 +4,8 @@ from __future__ import annotations
 import numpy as np
 
 from nbhelpers.data.drawing import SPAN, band, blob, disc, polygon, rect, turn
-from nbhelpers.data.recipes.common import CARS, HIGH, LOW, PAGE, POND, ROOFS, neighbours, running_track, tell_all, tell_trees, umbrella
+from nbhelpers.data.recipes.common import (CARS, GROUND, HIGH, LOW, PAGE, POND, ROOFS, neighbours,
+                                           running_track, tell_all, tell_trees, umbrella)
 from nbhelpers.data.scene_parts import MIDDLE, Stage, oval, wavy
 
 
@@ -18,8 +19,7 @@ def baseballfield(s: Stage):
         size, homes = s.r(300, 340), [(150, 150, 9), (746, 746, 45)]
     else:
         size = s.r(280, 310)
-        homes = [(448 + 40 * dx, 448 + 40 * dy, d) for dx, dy, d in ((-1, -1, 45), (1, -1, 63), (1, 1, 9), (-1, 1, 27))]
-        homes = homes[:count]
+        homes = [(408, 408, 45), (488, 408, 63), (488, 488, 9), (408, 488, 27)][:count]
         s.canvas.paint(disc(448, 448, 70), s.surface("concrete"))
     for x, y, direction in homes:
         diamond(s, x, y, size, direction)
@@ -27,18 +27,18 @@ def baseballfield(s: Stage):
         s.take(x, y, size // 5)
         s.take(*turn([(size * 7 // 8, 0)], direction - 6, x, y)[0].tolist(), size // 3)
         s.take(*turn([(size * 7 // 8, 0)], direction + 6, x, y)[0].tolist(), size // 3)
-    ground = {"grass": "green grass", "meadow": "green meadow", "dry": "yellow grass"}[land]
-    s.tell("baseball field", "next to each other", one="on the " + ground)
+    s.tell("baseball field", "next to each other", one="surrounded by " + GROUND[land])
+    group = "baseball field" if count == 1 else "baseball fields"
     if s.chance(50) and count < 3:
         s.road([(840, LOW), (840, HIGH)], 48)
         s.drive([(840, LOW), (840, HIGH)], 11, s.r(0, 5), CARS)
-        s.tell("road", "beside the baseball field" if count == 1 else "beside the baseball fields")
+        s.tell("road", f"beside the {group}")
         tell_all(s, "car", "on the road")
     if s.chance(40):
         neighbours(s, PAGE, 96, percent=60)
-        tell_all(s, "house", "near the baseball field" if count == 1 else "near the baseball fields")
+        tell_all(s, "house", f"near the {group}")
     s.scatter_trees(s.pick(0, 14, 40, 60), 18, 30)
-    tell_trees(s, "around the baseball field" if count == 1 else "around the baseball fields")
+    tell_trees(s, f"around the {group}")
 
 
 def diamond(s: Stage, x: int, y: int, size: int, direction: int):
@@ -62,7 +62,8 @@ def diamond(s: Stage, x: int, y: int, size: int, direction: int):
         s.canvas.paint(disc(*mound, max(size // 26, 5)), dirt)
         for k in (-9, 9):
             s.lines(band([(x, y), at([turn([(size, 0)], k)[0]])[0]], 3))
-        for point in ((side * 11 // 16, -side * 11 // 16), (side * 11 // 8, 0), (side * 11 // 16, side * 11 // 16)):
+        base = side * 11 // 16
+        for point in ((base, -base), (2 * base, 0), (base, base)):
             s.lines(rect(*at([point])[0].tolist(), 4, 4, direction), 16)
 
 
@@ -99,13 +100,15 @@ def pavilion(s: Stage, x: int, y: int, radius: int, colour: str):
     s.canvas.shadow([rim], 26)
     with s.canvas.item("pavilion", colour):
         for k in range(8):
-            s.canvas.paint(polygon([rim[k], rim[(k + 1) % 8], (x, y)]), s.canvas.lit(s.rgb(colour), k * 9 + 4))
-        s.canvas.paint(disc(x, y, 5), s._shift(colour, 40))
+            facet = polygon([rim[k], rim[(k + 1) % 8], (x, y)])
+            s.canvas.paint(facet, s.canvas.lit(s.rgb(colour), k * 9 + 4))
+        s.canvas.paint(disc(x, y, 5), s.shade(colour, 40))
 
 
 def playground(s: Stage):
     s.start("grass")
-    s.canvas.paint(rect(MIDDLE, MIDDLE, 520, 420), s.surface("concrete", s.pick((176, 172, 160), (150, 158, 120))))
+    ground = s.pick((176, 172, 160), (150, 158, 120))
+    s.canvas.paint(rect(MIDDLE, MIDDLE, 520, 420), s.surface("concrete", ground))
     track = s.pick("red", "red", "orange", "blue", "brown")
     courts = s.r(0, 4)
     kind, colour = s.pick("basketball court", "tennis court"), s.pick("green", "blue", "red", "orange")
@@ -116,8 +119,8 @@ def playground(s: Stage):
     running_track(s, x, MIDDLE, s.r(110, 130), s.r(190, 220), track)
     s.take(x - 110, MIDDLE, 250)
     s.take(x + 110, MIDDLE, 250)
-    s.tell("playground", f"next to {'the ' + kind + 's' if courts > 1 else 'the ' + kind}" if courts else
-           "surrounded by open ground", track)
+    courts_said = f"next to the {kind}" + "s" * (courts > 1)
+    s.tell("playground", courts_said if courts else "surrounded by open ground", track)
     s.tell("football field", "in the middle of the running track", "green")
     s.tell(kind, "next to the playground", colour)
     if s.chance(60):
@@ -127,7 +130,7 @@ def playground(s: Stage):
         tell_all(s, "car", "on the road")
     if s.chance(50):
         neighbours(s, PAGE, 92, percent=80)
-        tell_all(s, "house", "around the playground")
+        tell_all(s, "house", "around the playground", "near the playground")
     s.scatter_trees(s.pick(8, 20, 40), 16, 26)
     tell_trees(s, "around the playground")
 
@@ -183,14 +186,14 @@ def school(s: Stage):
             s.court(x - 105 + 210 * (k % 2), 550 + 140 * (k // 2), 92, 56, 0, colour, kind)
         s.take(x, 620, 240)
     roof = s.pick(*ROOFS)
-    slots = [(190, 150, 120, 42), (480, 150, 120, 42), (740, 150, 84, 42), (190, 330, 120, 42), (480, 330, 120, 42),
-             (740, 330, 84, 42), (SPAN - x + (40 if side else -40), 520, 60, 42), (SPAN - x + (40 if side else -40), 700, 60, 42)]
-    chosen = s.rng.permutation(len(slots))[:s.r(2, 7)].tolist()
-    for k in sorted(chosen):
-        bx, by, w, h = slots[k]
-        s.house(bx, by, w + s.r(-10, 6), h, 0, roof, "building", 44)
-        s.take(bx - w // 2, by, h + 40)
-        s.take(bx + w // 2, by, h + 40)
+    far = 636 if side else 260
+    slots = [(190, 150, 120), (480, 150, 120), (740, 150, 84), (190, 330, 120), (480, 330, 120),
+             (740, 330, 84), (far, 520, 60), (far, 700, 60)]
+    for k in sorted(s.rng.permutation(len(slots))[:s.r(2, 7)].tolist()):
+        bx, by, w = slots[k]
+        s.house(bx, by, w + s.r(-10, 6), 42, 0, roof, "building", 44)
+        s.take(bx - w // 2, by, 82)
+        s.take(bx + w // 2, by, 82)
     s.tell("building", "in the school", roof)
     if has_track:
         s.tell("playground", "next to the school buildings", track)
@@ -218,7 +221,7 @@ def stadium(s: Stage):
         s.canvas.paint(inner, s.surface("concrete", seats))
         for k in range(1, 4):
             row = oval(MIDDLE, MIDDLE, half, radius - ring_width - k * 9)[0]
-            s.canvas.paint(band(np.concatenate([row, row[:1]]), 2), s._shift(seats, -44), 10)
+            s.canvas.paint(band(np.concatenate([row, row[:1]]), 2), s.shade(seats, -44), 10)
     track = radius - ring_width - 38
     s.canvas.paint(oval(MIDDLE, MIDDLE, half, track), s.surface("grass", (104, 144, 76)))
     s.pitch(MIDDLE, MIDDLE, half + track // 3, track * 11 // 16)
@@ -231,7 +234,7 @@ def stadium(s: Stage):
             s.canvas.paint(polygon([outer[0][k], outer[0][n], inner[0][n], inner[0][k]]),
                            s.canvas.lit(s.rgb(colour), k + 1), 10)
         s.canvas.paint([loop for k in range(0, 72, 3) for loop in band([outer[0][k], inner[0][k]], 3)],
-                       s._shift(colour, -40), 9)
+                       s.shade(colour, -40), 9)
     s.take(MIDDLE - half, MIDDLE, radius + 40)
     s.take(MIDDLE + half, MIDDLE, radius + 40)
     s.tell("stadium", "standing on the open ground", colour, having="with a football field inside")
@@ -244,6 +247,6 @@ def stadium(s: Stage):
         tell_all(s, "car", "on the road")
     if s.chance(35):
         neighbours(s, PAGE, 96, percent=70)
-        tell_all(s, "house", "around the stadium")
+        tell_all(s, "house", "around the stadium", "near the stadium")
     s.scatter_trees(s.pick(10, 26, 50), 16, 26)
     tell_trees(s, "around the stadium")

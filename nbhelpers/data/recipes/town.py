@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbhelpers.data.drawing import SPAN, along, band, between, disc, polygon, rect, ring, turn
-from nbhelpers.data.recipes.common import CARS, HIGH, LOW, PAGE, ROOFS, neighbours, tell_all, tell_colours, tell_trees
+from nbhelpers.data.drawing import SPAN, band, disc, polygon, rect, ring, turn
+from nbhelpers.data.recipes.common import (CARS, GROUND, HIGH, LOW, PAGE, ROOFS, neighbours, tell_all,
+                                           tell_colours, tell_trees)
 from nbhelpers.data.scene_parts import MIDDLE, Stage, wavy
 
 
@@ -17,23 +18,17 @@ def church(s: Stage):
     length, width = s.r(170, 220), s.r(52, 66)
     arm, at = s.r(110, 140), s.r(20, 70)
     dome = s.chance(40)
-    cross = [(-length, -width), (at - width, -width), (at - width, -arm), (at + width, -arm), (at + width, -width),
-             (length, -width), (length, width), (at + width, width), (at + width, arm), (at - width, arm),
-             (at - width, width), (-length, width)]
-    s.canvas.shadow(polygon(cross, 0, x, y), 50)
+    s.canvas.shadow(rect(x, y, length, width) + rect(x + at, y, width, arm), 50)
     with s.canvas.item("church", colour):
-        for (a, b), (c, d), half in (((-length, 0), (length, 0), width), ((at, -arm), (at, arm), width)):
-            turned = 18 if a == c else 0
-            for side in (-1, 1):
-                if turned:
-                    roof = [(a, -arm), (a + side * half, -arm), (a + side * half, -width), (a, 0),
-                            (a + side * half, width), (a + side * half, arm), (a, arm)]
-                    s.canvas.paint(polygon(roof, 0, x, y), s.canvas.lit(s.rgb(colour), 0 if side > 0 else 36))
-                else:
-                    roof = [(a, 0), (c, 0), (c, side * half), (a, side * half)]
-                    s.canvas.paint(polygon(roof, 0, x, y), s.canvas.lit(s.rgb(colour), 18 if side > 0 else 54))
-        s.canvas.paint(band(np.array([(-length, 0), (length, 0)]) + (x, y), 4)
-                       + band(np.array([(at, -arm), (at, arm)]) + (x, y), 4), s._shift(colour, 34))
+        for side in (-1, 1):
+            nave = [(-length, 0), (length, 0), (length, side * width), (-length, side * width)]
+            s.canvas.paint(polygon(nave, 0, x, y), s.canvas.lit(s.rgb(colour), 36 - 18 * side))
+        for side in (-1, 1):
+            eave = side * width
+            transept = [(0, -arm), (eave, -arm), (eave, -width), (0, 0), (eave, width), (eave, arm), (0, arm)]
+            s.canvas.paint(polygon(transept, 0, x + at, y), s.canvas.lit(s.rgb(colour), 18 - 18 * side))
+        ridges = band([(x - length, y), (x + length, y)], 4) + band([(x + at, y - arm), (x + at, y + arm)], 4)
+        s.canvas.paint(ridges, s.shade(colour, 34))
     if dome:
         _dome(s, x + at, y, width + 8, s.pick("white", "green", "blue") if colour != "white" else "grey")
         s.tell("church", "in the middle of a small square", colour, having="with a round dome")
@@ -51,7 +46,7 @@ def church(s: Stage):
         tell_all(s, "car", "on the road near the church")
     if s.chance(60):
         neighbours(s, PAGE, 100, percent=s.r(30, 90))
-        tell_all(s, "house", "around the church")
+        tell_all(s, "house", "around the church", "near the church")
     s.scatter_trees(s.r(10, 34), 18, 30)
     tell_trees(s, "around the church")
 
@@ -62,17 +57,16 @@ def _tower(s: Stage, x: int, y: int, half: int, colour: str):
     with s.canvas.again(len(s.canvas.names) - 1):
         for k, way in enumerate((54, 0, 18, 36)):
             points = [corners[k], corners[(k + 1) % 4], (0, 0)]
-            s.canvas.paint(polygon(points, 0, x, y), s.canvas.lit(s._shift(colour, -14), way))
+            s.canvas.paint(polygon(points, 0, x, y), s.canvas.lit(s.shade(colour, -14), way))
 
 
 def _dome(s: Stage, x: int, y: int, radius: int, colour: str):
     s.canvas.shadow(disc(x, y, radius), 70)
-    lx, ly = s.canvas.light
+    lx, ly = (way * radius // 190 for way in s.canvas.light)
     with s.canvas.item("dome", colour):
         for k in range(8):
-            s.canvas.paint(disc(x - lx * radius * k // 190, y - ly * radius * k // 190, radius * (8 - k) // 8),
-                           s._shift(colour, -40 + 9 * k))
-        s.canvas.paint(disc(x, y, 6), s._shift(colour, 40))
+            s.canvas.paint(disc(x - lx * k, y - ly * k, radius * (8 - k) // 8), s.shade(colour, -40 + 9 * k))
+        s.canvas.paint(disc(x, y, 6), s.shade(colour, 40))
 
 
 def commercial(s: Stage):
@@ -83,8 +77,10 @@ def commercial(s: Stage):
     if crossing:
         s.road([(x, LOW), (x, HIGH)], 66)
         s.canvas.paint(rect(x, y, 32, 32), s.surface("asphalt"))
-    colours = s.pick(("white", "grey"), ("white",), ("grey",), ("white", "brown"), ("blue", "white"), ("red", "grey"))
-    plots = [(*spot, s.r(72, 96), s.r(72, 96)) for spot in s.spots(s.r(3, 10), 104, (100, 100, 796, 796), tries=120)]
+    colours = s.pick(("white", "grey"), ("white",), ("grey",), ("white", "brown"), ("blue", "white"),
+                     ("red", "grey"))
+    spots = s.spots(s.r(3, 10), 104, (100, 100, 796, 796), tries=120)
+    plots = [(*spot, s.r(72, 96), s.r(72, 96)) for spot in spots]
     for x1, y1, w, h in plots:
         s.canvas.paint(rect(x1, y1, w + 18, h + 18), s.surface("paving"))
     for plot in sorted(plots, key=lambda p: p[0] * s.canvas.light[0] + p[1] * s.canvas.light[1]):
@@ -106,10 +102,10 @@ def tall_building(s: Stage, x: int, y: int, w: int, h: int, colour: str, height:
         radius = min(w, h)
         s.canvas.shadow(disc(x, y, radius), height)
         with s.canvas.item("tall building", colour):
-            s.canvas.paint(disc(x, y, radius), s._shift(colour, 14))
-            s.canvas.paint(disc(x, y, radius - 8), s.surface("concrete", s._shift(colour, -8)))
-            s.canvas.paint(ring(x, y, radius * 5 // 8, 5), s._shift(colour, 24))
-            s.canvas.paint(disc(x, y, radius // 4), s._shift(colour, -26))
+            s.canvas.paint(disc(x, y, radius), s.shade(colour, 14))
+            s.canvas.paint(disc(x, y, radius - 8), s.surface("concrete", s.shade(colour, -8)))
+            s.canvas.paint(ring(x, y, radius * 5 // 8, 5), s.shade(colour, 24))
+            s.canvas.paint(disc(x, y, radius // 4), s.shade(colour, -26))
         return
     s.block(x, y, w, h, colour, "tall building", height, s.r(3, 6))
     with s.canvas.again(len(s.canvas.names) - 1):
@@ -127,19 +123,19 @@ def center(s: Stage):
     x, y, radius = MIDDLE + s.r(-60, 60), MIDDLE + s.r(-60, 60), s.r(190, 250)
     colour = s.pick("white", "grey", "blue", "brown", "orange")
     shape = s.pick("round", "star", "hexagon", "oval")
-    s.canvas.paint(ring(x, y, radius + 66, 8), s._shift("paving", -34), 10)
-    s.canvas.paint(ring(x, y, radius + 214, 14), s._shift("paving", -34), 10)
+    s.canvas.paint(ring(x, y, radius + 66, 8), s.shade("paving", -34), 10)
+    s.canvas.paint(ring(x, y, radius + 214, 14), s.shade("paving", -34), 10)
     for k in range(0, 72, 9):
         if s.chance(75):
-            wedge = turn([(radius + 70, -60), (radius + 190, -110), (radius + 190, 110), (radius + 70, 60)], k, x, y)
-            s.canvas.paint([wedge], s.surface("grass"))
+            near, far = radius + 70, radius + 190
+            wedge = polygon([(near, -60), (far, -110), (far, 110), (near, 60)], k, x, y)
+            s.canvas.paint(wedge, s.surface("grass"))
     corners = {"round": 24, "oval": 24, "star": 12, "hexagon": 6}[shape]
     direction = s.r(0, 11)
-    rim = []
-    for k in range(corners):
-        far = radius if shape != "star" or k % 2 == 0 else radius * 5 // 8
-        p = turn([(far, 0)], k * 72 // corners)[0]
-        rim.append((int(p[0]) * (5 if shape == "oval" else 4) // 4, int(p[1]) * (3 if shape == "oval" else 4) // 4))
+    rx, ry = (radius * 5 // 4, radius * 3 // 4) if shape == "oval" else (radius, radius)
+    rim = disc(0, 0, rx, ry)[0][::72 // corners]
+    if shape == "star":
+        rim[1::2] = rim[1::2] * 5 // 8
     rim = turn(rim, direction, x, y)
     s.canvas.shadow([rim], 70)
     kind = {"star": "star-shaped", "hexagon": "hexagonal"}.get(shape, shape) + " building"
@@ -150,10 +146,10 @@ def center(s: Stage):
             way = direction + (2 * k + 1) * 36 // corners
             s.canvas.paint(polygon([a, b, (x, y)]), s.canvas.lit(s.rgb(colour), way))
         for a in rim:
-            s.canvas.paint(band([a, (x, y)], 3), s._shift(colour, 24), 9)
+            s.canvas.paint(band([a, (x, y)], 3), s.shade(colour, 24), 9)
         if s.chance(50):
-            s.canvas.paint(disc(x, y, radius // 4), s._shift(colour, 16))
-            s.canvas.paint(ring(x, y, radius // 4, 6), s._shift(colour, -40))
+            s.canvas.paint(disc(x, y, radius // 4), s.shade(colour, 16))
+            s.canvas.paint(ring(x, y, radius // 4, 6), s.shade(colour, -40))
     s.take(x, y, radius * 5 // 4 + 40)
     if s.chance(70):
         edge = s.pick(50, 846)
@@ -180,15 +176,16 @@ def dense(s: Stage):
     pools = s.r(0, 4)
     for x, y in s.spots(pools, 26):
         s.pool(x, y, 20, 14, s.pick(0, 18))
-    colours = s.pick(("red",), ("grey",), ("orange", "orange", "red"), ("brown", "grey"), ("white", "grey"), ("red", "blue"))
-    edges = sorted([LOW, *[y for y in ys], HIGH])
-    for top, bottom in zip(edges[:-1], edges[1:]):
+    colours = s.pick(("red",), ("grey",), ("orange", "orange", "red"), ("brown", "grey"), ("white", "grey"),
+                     ("red", "blue"))
+    for top, bottom in zip((LOW, *ys), (*ys, HIGH)):
         rows = max((bottom - top - 80) // 82, 1)
         for k in range(rows):
             y = top + 40 + (bottom - top - 80) * (2 * k + 1) // (2 * rows)
             for x in range(-40, SPAN + 60, 76):
-                if all((x - a) ** 2 + (y - b) ** 2 > (30 + c) ** 2 for a, b, c in s.taken) and s.inside(x, y, -20):
-                    s.house(x + s.r(-4, 4), y + s.r(-5, 5), s.r(26, 32), s.r(22, 28), s.pick(0, 18), s.pick(*colours))
+                if s.free(x, y, 30) and s.inside(x, y, -20):
+                    s.house(x + s.r(-4, 4), y + s.r(-5, 5), s.r(26, 32), s.r(22, 28), s.pick(0, 18),
+                            s.pick(*colours))
                     s.take(x, y, 34)
     moving = s.r(0, 6)
     for y in ys:
@@ -209,8 +206,8 @@ def medium(s: Stage):
     other = s.pick(roof, s.pick(*ROOFS))
     count = s.r(5, 10)
     shift = s.r(-20, 20)
-    slots = [(x + shift, int(np.interp(x, *way.T)) + side * depth, side) for x in (120, 285, 450, 615, 780)
-             for side, depth in ((-1, 130), (1, 130), (-1, 310), (1, 310))]
+    slots = [(x + shift, int(way[np.abs(way[:, 0] - x).argmin(), 1]) + side * depth, side)
+             for x in (120, 285, 450, 615, 780) for side, depth in ((-1, 130), (1, 130), (-1, 310), (1, 310))]
     slots = [p for p in slots if s.inside(p[0], p[1], 60)]
     chosen = s.rng.permutation(len(slots))[:count].tolist()
     for n, k in enumerate(chosen):
@@ -254,7 +251,7 @@ def sparse(s: Stage):
     if with_road:
         s.tell("road", "near the house" if count == 1 else "near the houses")
     tell_trees(s, "around the house" if count == 1 else "around the houses")
-    s.around = "covered with " + {"meadow": "green meadows", "grass": "green grass", "dry": "yellow grass"}[land]
+    s.around = "covered with " + GROUND[land]
 
 
 def square(s: Stage):
@@ -262,7 +259,7 @@ def square(s: Stage):
     paving = s.pick((206, 192, 168), (196, 176, 152), (188, 188, 188))
     w, h = s.r(240, 300), s.r(220, 300)
     s.canvas.paint(rect(MIDDLE, MIDDLE, w, h), s.surface("paving", paving))
-    s.canvas.paint(s.frame(MIDDLE, MIDDLE, w, h, 0, 8), s._shift(paving, -30), 12)
+    s.canvas.paint(s.frame(MIDDLE, MIDDLE, w, h, 0, 8), s.shade(paving, -30), 12)
     style = s.pick("lawns", "rings", "tiles")
     if style == "lawns":
         a, b = w // 2 - 4, h // 2 - 4
@@ -272,26 +269,26 @@ def square(s: Stage):
                     s.canvas.paint(rect(MIDDLE + sx * a, MIDDLE + sy * b, a - 36, b - 36), s.surface("grass"))
     elif style == "rings":
         for k in range(6):
-            s.canvas.paint(ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s._shift(paving, -26), 12)
+            s.canvas.paint(ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s.shade(paving, -26), 12)
     else:
         for k in range(-h + 30, h, 60):
-            s.canvas.paint(band([(MIDDLE - w, MIDDLE + k), (MIDDLE + w, MIDDLE + k)], 6), s._shift(paving, -28), 11)
+            s.canvas.paint(rect(MIDDLE, MIDDLE + k, w, 3), s.shade(paving, -28), 11)
         for k in range(-w + 30, w, 60):
-            s.canvas.paint(band([(MIDDLE + k, MIDDLE - h), (MIDDLE + k, MIDDLE + h)], 6), s._shift(paving, -28), 11)
+            s.canvas.paint(rect(MIDDLE + k, MIDDLE, 3, h), s.shade(paving, -28), 11)
     middle, at = s.pick("fountain", "monument", "flower bed"), len(s.canvas.names)
     if middle == "fountain":
         s.canvas.shadow(disc(MIDDLE, MIDDLE, 74), 8)
-        s.canvas.paint(disc(MIDDLE, MIDDLE, 74), s._shift(paving, 26))
+        s.canvas.paint(disc(MIDDLE, MIDDLE, 74), s.shade(paving, 26))
         with s.canvas.item("fountain"):
             s.canvas.paint(disc(MIDDLE, MIDDLE, 64), s.surface("pool"))
             s.canvas.paint(disc(MIDDLE, MIDDLE, 15), s.rgb("white"))
             s.canvas.paint(ring(MIDDLE, MIDDLE, 36, 4), s.rgb("white"), 9)
     elif middle == "monument":
-        s.canvas.paint(rect(MIDDLE, MIDDLE, 60, 60), s._shift(paving, 24))
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 60, 60), s.shade(paving, 24))
         s.canvas.shadow(rect(MIDDLE, MIDDLE, 24, 24), 150)
         with s.canvas.item("monument", "white"):
             s.canvas.paint(rect(MIDDLE, MIDDLE, 24, 24), s.rgb("white"))
-            s.canvas.paint(rect(MIDDLE, MIDDLE, 12, 12), s._shift("white", -30))
+            s.canvas.paint(rect(MIDDLE, MIDDLE, 12, 12), s.shade("white", -30))
     else:
         colour = s.pick("red", "yellow", "orange")
         with s.canvas.item("flower bed", colour):
@@ -315,5 +312,5 @@ def square(s: Stage):
         s.tell("lawn", "in the square", "green")
     s.tell("road", "around the square" if sides > 1 else "beside the square")
     tell_all(s, "car", "on the roads" if sides > 1 else "on the road")
-    tell_all(s, "house", "around the square")
+    tell_all(s, "house", "around the square", "near the square")
     tell_trees(s, "planted along the square")

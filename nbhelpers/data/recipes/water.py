@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbhelpers.data.drawing import SPAN, along, band, blob, polygon, rect, smooth, turn
-from nbhelpers.data.recipes.common import CARS, CROPS, HIGH, LOW, PAGE, POND, ROOFS, below, crop, neighbours, tell_all, tell_trees, umbrella
+from nbhelpers.data.drawing import SPAN, band, blob, polygon, rect, smooth, turn
+from nbhelpers.data.recipes.common import (CARS, CROPS, GROUND, HIGH, LOW, PAGE, POND, ROOFS, below, crop,
+                                           neighbours, tell_all, tell_trees, umbrella)
 from nbhelpers.data.scene_parts import MIDDLE, Stage, wavy
 
 
@@ -13,7 +14,7 @@ def beach(s: Stage):
     s.start("sand")
     coast = wavy(s, s.r(420, 560), s.r(420, 560), 50)
     sea = (s.surface("deep").astype(np.int32), s.surface("shallow").astype(np.int32))
-    s.canvas.paint(below(coast), s.surface("sand", s._shift("sand", -34)))
+    s.canvas.paint(below(coast), s.surface("sand", s.shade("sand", -34)))
     with s.canvas.item("sea"):
         for k in range(12):
             share = (k * 22, 256 - k * 22)
@@ -39,8 +40,7 @@ def beach(s: Stage):
     colour = s.pick("red", "blue", "yellow", "orange", "white")
     for x, y in s.spots(umbrellas, 26, (0, 200, SPAN, 440)):
         umbrella(s, x, y, colour)
-    if umbrellas:
-        s.tell("umbrella", "standing on the sand", colour)
+    s.tell("umbrella", "standing on the sand", colour)
     sails = s.pick("white", "red", "yellow")
     for x, y in s.spots(boats, 46, (0, 640, SPAN, SPAN)):
         s.boat(x, y, s.r(0, 71), s.r(26, 36), sails, s.chance(50))
@@ -76,7 +76,7 @@ def bridge(s: Stage):
         span = rect(x, MIDDLE, wide // 2 + 6, width // 2 + 30)
         s.canvas.shadow(span, 60)
         with s.canvas.item("bridge", "grey"):
-            s.canvas.paint(span, s._shift("concrete", 20))
+            s.canvas.paint(span, s.shade("concrete", 20))
             s.canvas.paint(rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130)))
             if style == "beams":
                 s.lines([loop for y in range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
@@ -102,10 +102,10 @@ def bridge(s: Stage):
     s.take_line(water, width // 2 + 20)
     if banks == "houses":
         neighbours(s, PAGE, 90)
-        tell_all(s, "house", "on both sides of the river")
+        tell_all(s, "house", "on both sides of the river", "near the river")
     if banks != "forest":
         s.scatter_trees(s.r(8, 40), 16, 28)
-    tell_trees(s, "on both sides of the river")
+    tell_trees(s, "near the river")
 
 
 def pond(s: Stage):
@@ -122,10 +122,9 @@ def pond(s: Stage):
     else:
         size = {1: 270, 2: 165, 3: 140, 4: 120, 6: 100}[count]
         for x, y in s.spots(count, size, tries=200):
-            s.water(blob(x, y, s.r(size * 3 // 4, size * 7 // 8), s.rng, 4, s.r(7, 11), s.r(13, 18)), "pond", colour,
-                    POND[colour], s.pick("dry", "soil", "tree"), 8)
-    names = {"meadow": "a green meadow", "grass": "green grass", "dry": "yellow grass", "soil": "bare land"}
-    s.tell("pond", "on the " + names[land].removeprefix("a "), colour)
+            shape = blob(x, y, s.r(size * 3 // 4, size * 7 // 8), s.rng, 4, s.r(7, 11), s.r(13, 18))
+            s.water(shape, "pond", colour, POND[colour], s.pick("dry", "soil", "tree"), 8)
+    s.tell("pond", "on the " + GROUND[land].replace("meadows", "meadow"), colour)
     s.tell("road", "near the water")
     s.tell("car", "on the road near the water")
     roof = s.pick(*ROOFS)
@@ -135,7 +134,7 @@ def pond(s: Stage):
     s.tell("house", "near the water", roof)
     s.scatter_trees(s.pick(0, 6, 14, 40), 16, 30)
     tell_trees(s, "around the water")
-    s.around = "surrounded by " + names[land]
+    s.around = "surrounded by " + GROUND[land]
 
 
 def square_ponds(s: Stage, count: int, colour: str):
@@ -157,7 +156,7 @@ def port(s: Stage):
     quay = s.r(200, 280)
     s.canvas.shadow(rect(MIDDLE, quay - 500, 900, 500), 12)
     s.canvas.paint(rect(MIDDLE, quay - 500, 900, 500), s.surface("concrete"))
-    s.canvas.paint(band([(LOW, quay - 4), (HIGH, quay - 4)], 10), s._shift("concrete", 26))
+    s.canvas.paint(band([(LOW, quay - 4), (HIGH, quay - 4)], 10), s.shade("concrete", 26))
     if s.chance(55):
         marina(s, quay)
     else:
@@ -174,7 +173,7 @@ def marina(s: Stage, quay: int):
         s.canvas.shadow(band([(x, quay), (x, quay + length)], 22), 10)
         with s.canvas.item("pier"):
             s.canvas.paint(band([(x, quay), (x, quay + length)], 22), s.surface("concrete", (190, 176, 150)))
-        slots += [(x + side * 50, quay + k, 0 if side > 0 else 36) for k in range(50, length, 52) for side in (-1, 1)]
+        slots += [(x + dx, quay + k, way) for k in range(50, length, 52) for dx, way in ((-50, 36), (50, 0))]
     slots = [p for p in slots if s.inside(p[0], p[1], 44)]
     many = s.chance(35)
     colour = s.pick("white", "white", "red", "blue", "yellow")
@@ -204,11 +203,10 @@ def docks(s: Stage, quay: int):
     for place in places:
         ship(s, *place, colour)
     stacks = {}
-    for x in range(-60, SPAN + 60, 58):
-        for y in range(-80, quay - 100, 26):
-            if s.chance(72) and (x // 58) % 5:
-                stacks.setdefault(s.pick("red", "blue", "green", "orange", "white", "grey"), []).append(
-                    rect(x, y, 26, 10)[0])
+    for x, y in ((x, y) for x in range(-60, SPAN + 60, 58) for y in range(-80, quay - 100, 26)):
+        if s.chance(72) and (x // 58) % 5 and s.inside(x, y, 0):
+            name = s.pick("red", "blue", "green", "orange", "white", "grey")
+            stacks.setdefault(name, []).append(rect(x, y, 26, 10)[0])
     with s.canvas.item("container", count=sum(map(len, stacks.values()))):
         for name, loops in stacks.items():
             s.canvas.shadow(loops, 14)
@@ -217,7 +215,7 @@ def docks(s: Stage, quay: int):
         if s.inside(x, quay - 30, 60):
             s.canvas.shadow(band([(x, quay - 70), (x, quay + 60)], 10), 70)
             with s.canvas.item("crane", "orange"):
-                s.canvas.paint(rect(x, quay - 40, 22, 16), s._shift("orange", -20))
+                s.canvas.paint(rect(x, quay - 40, 22, 16), s.shade("orange", -20))
                 s.canvas.paint(band([(x, quay - 80), (x, quay + 60)], 9), s.rgb("orange"))
     s.tell("ship", "in the port", colour)
     s.tell("container", "piled on the wharf")
@@ -228,13 +226,14 @@ def ship(s: Stage, x: int, y: int, direction: int, colour: str):
     """A cargo ship of about 110 by 20 pixels, loaded with containers."""
     def at(points):
         return [turn(points, direction, x, y)]
-    hull = at([(220, 0), (196, 22), (160, 40), (-200, 40), (-216, 28), (-216, -28), (-200, -40), (160, -40), (196, -22)])
+    hull = at([(220, 0), (196, 22), (160, 40), (-200, 40), (-216, 28), (-216, -28), (-200, -40), (160, -40),
+               (196, -22)])
     s.canvas.shadow(hull, 30)
     with s.canvas.item("ship", colour):
         s.canvas.paint(hull, s.rgb(colour))
-        s.canvas.paint(at([(150, 26), (-140, 26), (-140, -26), (150, -26)]), s._shift(colour, -34), 12)
+        s.canvas.paint(at([(150, 26), (-140, 26), (-140, -26), (150, -26)]), s.shade(colour, -34), 12)
         s.canvas.paint(at([(-156, 30), (-196, 30), (-196, -30), (-156, -30)]), s.rgb("white"))
-        s.canvas.paint(at([(-160, 8), (-190, 8), (-190, -8), (-160, -8)]), s._shift("white", -60))
+        s.canvas.paint(at([(-160, 8), (-190, 8), (-190, -8), (-160, -8)]), s.shade("white", -60))
         s.lines(band(turn([(178, -24), (206, 0), (178, 24)], direction, x, y), 4), 9)
         boxes = {}
         for k in range(-130, 130, 34):
@@ -242,7 +241,7 @@ def ship(s: Stage, x: int, y: int, direction: int, colour: str):
                 boxes.setdefault(s.pick(colour, colour, colour, "grey", "orange"), []).append(
                     turn([(k, row - 8), (k + 30, row - 8), (k + 30, row + 8), (k, row + 8)], direction, x, y))
         for name, loops in boxes.items():
-            s.canvas.paint(loops, s._shift(name, 14), 13)
+            s.canvas.paint(loops, s.shade(name, 14), 13)
 
 
 def river(s: Stage):
@@ -261,21 +260,23 @@ def river(s: Stage):
     way = wavy(s, s.r(300, 600), s.r(300, 600), s.r(40, 200), s.r(4, 6))
     s.water(band(way, width), "river", colour, tone, s.pick("soil", "sand", "tree"), s.r(5, 14))
     s.take_line(way, width // 2 + 14)
-    s.tell("river", {"forest": "flowing through the forest", "farmland": "flowing through the farmland",
-                     "meadow": "winding across the meadow", "bare land": "crossing the bare land"}[land], colour)
+    s.tell("river", {"meadow": "winding across the meadow", "bare land": "crossing the bare land"}.get(
+        land, f"flowing through the {land}"), colour)
     middle = way[len(way) // 2 - 2:len(way) // 2 + 3].tolist()
     what = s.pick("boats", "boats", "island", "bridge")
     if what == "boats":
         sails = s.pick("white", "red", "blue", "yellow")
         slots = [p for p in way[2::max(len(way) // 9, 1)].tolist() if s.inside(*p, 40)]
         for x, y in slots[:s.r(1, 6)]:
-            s.boat(x, y + s.r(-width // 5, width // 5), s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
+            y += s.r(-width // 5, width // 5)
+            s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
         s.tell("boat", "sailing on the river", sails)
     elif what == "island":
         x, y = middle[2]
         with s.canvas.item("island"):
             s.canvas.paint(blob(x, y, width // 3, s.rng, 3, 8, 26), s.surface("grass"))
-        s.trees([(x + s.r(-width // 4, width // 4), y + s.r(-width // 6, width // 6), s.r(13, 20)) for _ in range(4)])
+        w, h = width // 4, width // 6
+        s.trees([(x + s.r(-w, w), y + s.r(-h, h), s.r(13, 20)) for _ in range(4)])
         s.tell("island", "in the middle of the river")
     else:
         x, y = middle[2]
@@ -287,11 +288,10 @@ def river(s: Stage):
         s.tell("bridge", "over the river")
     if land in ("meadow", "bare land"):
         s.scatter_trees(s.r(10, 40), 16, 30)
-        tell_trees(s, "on both sides of the river")
+        tell_trees(s, "along the river")
     if land != "forest" and s.chance(40):
         roof = s.pick(*ROOFS)
         for x, y in s.spots(s.r(1, 4), 44):
             s.house(x, y, s.r(28, 36), s.r(20, 26), s.r(0, 35), roof)
         s.tell("house", "near the river", roof)
-    s.around = "surrounded by " + {"forest": "a dense forest", "farmland": "farmland", "meadow": "green meadows",
-                                   "bare land": "bare land"}[land]
+    s.around = "surrounded by " + {"forest": "a dense forest", "meadow": "green meadows"}.get(land, land)

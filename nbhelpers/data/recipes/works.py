@@ -4,7 +4,8 @@ from __future__ import annotations
 import numpy as np
 
 from nbhelpers.data.drawing import SPAN, band, beside, disc, polygon, rect, smooth
-from nbhelpers.data.recipes.common import CARS, CROPS, HIGH, LOW, PAGE, below, crop, neighbours, tank, tell_all, tell_colours, tell_trees
+from nbhelpers.data.recipes.common import (CARS, CROPS, GROUND, HIGH, LOW, PAGE, crop, neighbours, tank,
+                                           tell_all, tell_colours, tell_trees)
 from nbhelpers.data.scene_parts import MIDDLE, Stage, wavy
 
 
@@ -17,7 +18,7 @@ def airport(s: Stage):
         return crossing_runways(s, land, colour)
     s.canvas.paint(rect(MIDDLE, 260, 800, 260), s.surface("concrete"))
     for y in range(60, 520, 64):
-        s.canvas.paint(band([(LOW, y), (HIGH, y)], 2), s._shift("concrete", -20), 10)
+        s.canvas.paint(band([(LOW, y), (HIGH, y)], 2), s.shade("concrete", -20), 10)
     s.canvas.paint(band([(s.r(150, 750), 500), (s.r(150, 750), 720)], 56), s.surface("concrete", "asphalt"))
     runway(s, [(LOW, 720), (HIGH, 720)], 96)
     count = s.r(1, 6)
@@ -28,7 +29,7 @@ def airport(s: Stage):
         s.shed(MIDDLE, 96, s.r(340, 400), 50, 0, roof, "terminal", 50)
         for k in range(6):
             s.canvas.shadow(rect(slots[k], 168, 9, 26), 20)
-            s.canvas.paint(rect(slots[k], 168, 9, 26), s._shift("concrete", 30))
+            s.canvas.paint(rect(slots[k], 168, 9, 26), s.shade("concrete", 30))
         where = "parked near the terminal"
     else:
         roof = s.pick("white", "blue", "red", "green")
@@ -36,7 +37,8 @@ def airport(s: Stage):
             s.shed(150 + 150 * k, 90, 64, 60, 18, roof, "hangar", 44)
         where = "parked in front of the hangars"
     for k in range(6):
-        s.canvas.paint(band(smooth([(slots[k], 300), (slots[k], 420), (slots[k] + 90, 440)]), 4), s.rgb("yellow"), 11)
+        line = smooth([(slots[k], 300), (slots[k], 420), (slots[k] + 90, 440)])
+        s.canvas.paint(band(line, 4), s.rgb("yellow"), 11)
     for k in chosen:
         plane(s, slots[k], 262, 54, 64, colour)
     s.tell("plane", where, colour)
@@ -46,7 +48,7 @@ def airport(s: Stage):
     if s.chance(60):
         s.scatter_trees(18, 16, 26, (-20, 800, SPAN + 20, SPAN + 60))
         tell_trees(s, "next to the runway")
-    s.around = "surrounded by " + {"grass": "green grass", "dry": "yellow grass", "meadow": "green meadows"}[land]
+    s.around = "surrounded by " + GROUND[land]
 
 
 def plane(s: Stage, x: int, y: int, direction: int, size: int, colour: str):
@@ -56,16 +58,17 @@ def plane(s: Stage, x: int, y: int, direction: int, size: int, colour: str):
 
     def both(points):
         return at(points) + at([(a, -b) for a, b in points])
-    body = at([(128, 0), (118, 9), (92, 14), (-70, 13), (-126, 4), (-126, -4), (-70, -13), (92, -14), (118, -9)])
+    body = at([(128, 0), (118, 9), (92, 14), (-70, 13), (-126, 4), (-126, -4), (-70, -13), (92, -14),
+               (118, -9)])
     wings = both([(46, 8), (-34, 116), (-58, 116), (-22, 8)])
     tail = both([(-92, 3), (-122, 46), (-134, 46), (-118, 3)])
     s.canvas.shadow(body + wings + tail, 22)
     with s.canvas.item("plane", colour):
-        s.canvas.paint(wings + tail, s._shift(colour, -14))
-        s.canvas.paint(both([(34, 44), (34, 56), (4, 56), (4, 44)]), s._shift(colour, -60))
+        s.canvas.paint(wings + tail, s.shade(colour, -14))
+        s.canvas.paint(both([(34, 44), (34, 56), (4, 56), (4, 44)]), s.shade(colour, -60))
         s.canvas.paint(body, s.rgb(colour))
         s.canvas.paint(at([(104, 0), (116, 6), (110, 8), (100, 0), (110, -8), (116, -6)]), (60, 70, 84), 13)
-        s.canvas.paint(at([(-84, 0), (-122, 2), (-130, 0), (-122, -2)]), s._shift(colour, -70))
+        s.canvas.paint(at([(-84, 0), (-122, 2), (-130, 0), (-122, -2)]), s.shade(colour, -70))
 
 
 def runway(s: Stage, points, width: int):
@@ -101,26 +104,24 @@ def crossing_runways(s: Stage, land: str, colour: str):
     s.tell("runway", "crossing each other", one="in the airport")
     s.scatter_trees(s.r(0, 24), 16, 28)
     tell_trees(s, "next to the runway" if not both else "next to the runways")
-    s.around = "surrounded by " + {"grass": "green grass", "dry": "yellow grass", "meadow": "green meadows"}[land]
+    s.around = "surrounded by " + GROUND[land]
 
 
 def industrial(s: Stage):
     s.start("concrete", s.pick((160, 156, 148), (172, 160, 142), (148, 148, 150)))
     y = s.r(400, 500)
     s.road([(LOW, y), (HIGH, y)], 60)
-    colours = s.pick(("blue",), ("white",), ("red",), ("grey",), ("blue", "white"), ("white", "grey"), ("blue", "red"))
-    rows = [(y - 230, 150), (y + 230, 150)]
-    for middle, half in rows:
+    colours = s.pick(("blue",), ("white",), ("red",), ("grey",), ("blue", "white"), ("white", "grey"),
+                     ("blue", "red"))
+    for middle in (y - 230, y + 230):
         x = -40
         while x < SPAN:
-            w = s.r(80, 150)
-            if s.chance(80):
-                place = (x + w, middle + s.r(-16, 16))
-                shape = (s.r(90, half), w - 12, 18) if s.chance(50) else (w - 12, s.r(90, half), 0)
-                if s.inside(place[0], place[1], 96):
-                    s.shed(*place, *shape, s.pick(*colours), "factory building")
-                    s.take(*place, min(shape[:2]) + 10)
-                    s.take_line([(place[0], place[1] - half * 2 // 3), (place[0], place[1] + half * 2 // 3)], w - 12)
+            w, h = s.r(80, 150), s.r(90, 150)
+            x1, y1 = x + w, middle + s.r(-16, 16)
+            if s.chance(80) and s.inside(x1, y1, 96):
+                shape = (h, w - 12, 18) if s.chance(50) else (w - 12, h, 0)
+                s.shed(x1, y1, *shape, s.pick(*colours), "factory building")
+                s.take_line([(x1, y1 - h), (x1, y1), (x1, y1 + h)], w)
             x += 2 * w + 10
     tanks = s.r(0, 5)
     for x, y1 in s.spots(tanks, 38):
@@ -223,7 +224,7 @@ def train(s: Stage, x: int, y: int, coaches: int, colour: str):
     with s.canvas.item("train", colour):
         s.canvas.paint([rect(x + 35 * (coaches - 1), y, 35 * (coaches - 1), 4)[0]], s.rgb("black"))
         s.canvas.paint(cars, s.rgb(colour))
-        s.canvas.paint([rect(x + 70 * k, y, 28, 3)[0] for k in range(coaches)], s._shift(colour, 40), 10)
+        s.canvas.paint([rect(x + 70 * k, y, 28, 3)[0] for k in range(coaches)], s.shade(colour, 40), 10)
 
 
 def storagetanks(s: Stage):
@@ -252,15 +253,16 @@ def storagetanks(s: Stage):
     else:
         places = s.spots(count, size + 16, tries=90)
     for x, y1 in places:
-        s.canvas.paint(rect(x, y1, size + 15, size + 15), s.surface("gravel", s.pick((176, 164, 146), (164, 158, 150))), 13)
+        pad = s.surface("gravel", s.pick((176, 164, 146), (164, 158, 150)))
+        s.canvas.paint(rect(x, y1, size + 15, size + 15), pad, 13)
     for (x0, y0), (x1, y1) in zip(places[:-1], places[1:]):
         s.canvas.shadow(band([(x0, y0), (x1, y0), (x1, y1)], 6), 8)
-        s.canvas.paint(band([(x0, y0), (x1, y0), (x1, y1)], 6), s._shift("grey", 30))
+        s.canvas.paint(band([(x0, y0), (x1, y0), (x1, y1)], 6), s.shade("grey", 30))
     for x, y1 in places:
         tank(s, x, y1, size - s.r(0, size // 8), colour)
         s.take(x, y1, size + 20)
-    s.tell("storage tank", "near the " + beside if beside != "nothing" else
-           {"grass": "on the grass", "soil": "on the bare land", "concrete": "on the concrete ground"}[land], colour)
+    ground = {"grass": "on the grass", "soil": "on the bare land", "concrete": "on the concrete ground"}[land]
+    s.tell("storage tank", ground if beside == "nothing" else f"near the {beside}", colour)
     group = "storage tanks" if len(places) > 1 else "storage tank"
     s.tell("road", f"beside the {group}")
     s.tell("river", f"beside the {group}", "green")
@@ -273,10 +275,11 @@ def storagetanks(s: Stage):
 def viaduct(s: Stage):
     land = s.pick("grass", "meadow", "dry")
     s.start(land)
+    s.around = "surrounded by " + GROUND[land]
     if s.chance(30):
-        for x in range(LOW, HIGH, 230):
-            for y in range(LOW, HIGH, 190):
-                crop(s, s.pick(*CROPS), [(x, y), (x + 220, y), (x + 220, y + 180), (x, y + 180)])
+        for x, y in ((x, y) for x in range(LOW, HIGH, 230) for y in range(LOW, HIGH, 190)):
+            crop(s, s.pick(*CROPS), [(x, y), (x + 220, y), (x + 220, y + 180), (x, y + 180)])
+        s.around = "surrounded by farmland"
     x, y, wide = MIDDLE + s.r(-80, 80), MIDDLE + s.r(-80, 80), s.r(76, 96)
     loops = s.pick(0, 2, 4, 4)
     corners = [(-1, -1), (1, 1), (1, -1), (-1, 1)][:loops]
@@ -297,7 +300,8 @@ def viaduct(s: Stage):
     upper = [(x, LOW), (x, HIGH)]
     ways = [upper]
     if loops == 0 and s.chance(60):
-        ways.append(smooth([(LOW, s.r(60, 200)), (x - 120, y - 60), (x + 100, y + 60), (HIGH, s.r(700, 840))], 4))
+        corners = [(LOW, s.r(60, 200)), (x - 120, y - 60), (x + 100, y + 60), (HIGH, s.r(700, 840))]
+        ways.append(smooth(corners, 4))
     elif loops == 0:
         ways.append([(x + 170, LOW), (x + 170, HIGH)])
     for way in ways:
@@ -311,4 +315,3 @@ def viaduct(s: Stage):
     tell_all(s, "car", "on the roads", "on the road")
     s.scatter_trees(s.pick(10, 30, 60), 14, 26)
     tell_trees(s, "near the viaduct")
-    s.around = "surrounded by " + {"grass": "green grass", "meadow": "green meadows", "dry": "yellow grass"}[land]

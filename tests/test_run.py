@@ -1,0 +1,136 @@
+"""run.start checks parameters, seeds, names folders; Run.show and Run.write_record write where they say."""
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nbhelpers import figures, run
+from nbhelpers.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+
+
+def test_the_root_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (run.repository_root() / "pyproject.toml").is_file()
+    assert run.runs_root() == tmp_path / "runs"
+    monkeypatch.delenv("NBHELPERS_RUNS")
+    assert run.runs_root() == run.repository_root() / "runs"
+
+
+def test_a_relative_run_root_is_refused(monkeypatch):
+    monkeypatch.setenv("NBHELPERS_RUNS", "runs")
+    with pytest.raises(UserError, match="must be absolute"):
+        run.runs_root()
+
+
+def test_folders_follow_the_profile(tmp_path):
+    started = run.start("20_pir", PROFILE="mine", SEED=3, SIZE="tiny", LR=1e-4)
+    assert started.parameters.size == "tiny" and started.parameters.lr == 1e-4
+    assert started.folder == tmp_path / "runs" / "mine"
+    assert started.cache == tmp_path / "runs" / "cache"
+    assert started.records == started.folder / "records"
+    assert started.checkpoints == started.folder / "checkpoints"
+    assert started.figures == started.folder / "figures" / "20_pir"
+
+
+def test_equal_seeds_give_equal_numbers():
+    def drawn(seed):
+        run.start("20_pir", SEED=seed)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+    first, second, other = drawn(1), drawn(1), drawn(2)
+    assert first == second
+    assert all(a != b for a, b in zip(first, other))
+
+
+def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
+    run.start("20_pir")
+    header = capsys.readouterr().out
+    assert "20_pir · profile default · seed 0" in header
+    assert "scenes (generated" in header and f"torch {torch.__version__.split('+')[0]}" in header
+    assert str(tmp_path) not in header
+    run.start("20_pir", SET="ucm", DATA=str(tmp_path))
+    assert "ucm (real)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"SEED": "0"}, "SEED is '0', a str, but must be int"),
+    ({"SEED": True}, "SEED is True, a bool, but must be int"),
+    ({"SEED": -1}, "SEED is -1; it must be at least 0"),
+    ({"SEED": 2**32}, "below 2\\*\\*32"),
+    ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes,.*rsicd"),
+    ({"SIZE": "big"}, "SIZE is 'big'; choose one of tiny, compact, paper"),
+    ({"DEVICE": "tpu"}, "DEVICE is 'tpu'"),
+    ({"LR": "1e-4"}, "write 1.0e-4"),
+    ({"EPOCHS": 0}, "EPOCHS is 0; it must be at least 1"),
+    ({"EPOCHS": 1.5}, "EPOCHS is 1.5, a float"),
+    ({"PROFILE": "../mine"}, "PROFILE is '../mine'"),
+    ({"SET": "ucm"}, "SET ucm needs DATA"),
+    ({"SET": "ucm", "DATA": "/no/such/folder"}, "DATA is '/no/such/folder', not a folder"),
+    ({"seed": 1}, "in capitals: SEED"),
+])
+def test_wrong_parameters_are_refused_in_a_sentence(wrong, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        run.start("20_pir", **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.start("20_pir", DEVICE="auto").device == "cpu"
+    with pytest.raises(UserError, match="no CUDA device"):
+        run.start("20_pir", DEVICE="cuda")
+
+
+def test_threads_follow_the_environment(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("NBHELPERS_THREADS", "1")
+        run.start("20_pir")
+        assert torch.get_num_threads() == 1
+        monkeypatch.setenv("NBHELPERS_THREADS", "100000")
+        run.start("20_pir")
+        assert torch.get_num_threads() == os.cpu_count()
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setenv("NBHELPERS_THREADS", "two")
+    with pytest.raises(UserError, match="NBHELPERS_THREADS is 'two'"):
+        run.start("20_pir")
+
+
+def test_show_writes_the_figure_and_shows_that_file(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    started = run.start("20_pir")
+    figure = figures.ablation_bars(pd.DataFrame({"variant": ["a"], "value": [1.0]}))
+    started.show(figure, "ablation")
+    assert shown[0].data == (started.figures / "ablation.png").read_bytes()
+
+
+def test_a_record_carries_what_the_run_knows(monkeypatch):
+    from nbhelpers import records
+    written = {}
+    monkeypatch.setattr(records, "write", lambda folder, record, ranks: written.update(record, folder=folder))
+    started = run.start("20_pir", SEED=5)
+    started.write_record({"epochs": 1}, {}, system="PIR", data_fingerprint="0" * 64, seconds=1.0)
+    assert written["folder"] == started.records
+    assert (written["notebook"], written["profile"], written["set"], written["seed"], written["device"]) == \
+        ("20_pir", "default", "scenes", 5, started.device)
+    assert written["system"] == "PIR" and written["config"] == {"epochs": 1}
+
+
+def test_importing_the_room_loads_no_torch():
+    code = "import sys, nbhelpers.run, nbhelpers.batch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(run.__file__).parents[1]).returncode == 0

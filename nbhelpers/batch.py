@@ -108,10 +108,11 @@ def _problems(name: str, value: Any, known: dict[str, dict[str, str]]) -> list[s
         return [f"no notebook has a parameter {name}" + (f" (did you mean {close[0]}?)" if close else "")]
     is_now = f"{name} is {value!r}, a {type(value).__name__}"
     return [f"{is_now}, but {notebook} wants {kind}{_advice(value, kind)}"
-            for notebook, kind in wanted.items() if not _fits(value, kind)]
+            for notebook, kind in wanted.items() if not fits(value, kind)]
 
 
-def _fits(value: Any, kind: str) -> bool:
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value is of an annotated kind; a float may be written as an int, a bool only as a bool."""
     return isinstance(value, KINDS.get(kind, ())) and (kind == "bool" or not isinstance(value, bool))
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -43,9 +44,9 @@ def verify(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> list[str]:
 def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:
     """Notebooks whose names start with one of `names` (all for none), sorted; UserError where none does."""
     paths = sorted(notebooks.glob("*.ipynb"))
-    for name in names:
+    for name in names or [""]:
         if not any(path.name.startswith(name) for path in paths):
-            raise UserError(f"No notebook in {notebooks} starts with '{name}'.")
+            raise UserError(f"There is no notebook {name}*.ipynb in {notebooks}.")
     return [path for path in paths if not names or path.name.startswith(tuple(names))]
 
 
@@ -81,7 +82,7 @@ def _executed(path: Path) -> nbformat.NotebookNode:
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
                             coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
     try:
-        return client.execute()
+        return client.execute(env=os.environ | {"TQDM_DISABLE": "1"})
     except CellExecutionError as error:
         raise UserError(f"{path.name} was not stored: {error.ename}: {error.evalue}") from error
     except DeadKernelError as error:

@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -145,21 +147,36 @@ def test_a_notebook_without_its_record_has_not_finished(notebooks, tmp_path):
 
 # the chain --------------------------------------------------------------------------------------------------
 
-def run(notebooks: Path, upto: str, **options) -> list[str]:
-    """The notebooks that one call executed to their end; a file stands in for the sources of the package."""
+def test_make_hands_its_variables_on(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "python").chmod(0o755)
+    call = ["make", "-s", "-o", "setup", "run", f"BIN={tmp_path}", "DATA=two words", "PROFILE=ucm", "UPTO=20"]
+    done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["-m", "nbhelpers", "run", "--profile", "ucm", "--data", "two words",
+                                        "--seed", "0", "--upto", "20"]
+
+
+def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
+    """A call of the chain; a file stands in for the sources of the package."""
     (source := notebooks / "source.py").touch()
     code = ("import sys, json; from pathlib import Path; from nbhelpers import batch; "
             f"batch.sources = lambda: [{str(source)!r}]; "
             "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))")
-    done = subprocess.run([sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto} | options)],
-                          capture_output=True, text=True, cwd=batch.repository_root())
-    run.code, run.errors = done.returncode, done.stderr
-    return re.findall(r"^(\w+) finished in", done.stdout, re.M)
+    command = [sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto} | options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, cwd=batch.repository_root())
+
+
+def run(notebooks: Path, upto: str, **options) -> list[str]:
+    """The notebooks that one call executed to their end."""
+    process = start(notebooks, upto, **options)
+    output, run.errors = process.communicate()
+    run.code = process.returncode
+    return re.findall(r"^(\w+) finished in", output, re.M)
 
 
 def test_only_what_changed_is_run_again(notebooks, tmp_path):
-    assert run(notebooks, "11") == ["00_start_here", "10_prepare_data", "11_audit_data"]
-    assert run(notebooks, "11") == [] and run.code == 0
+    assert run(notebooks, "12") == [step.name for step in batch.select("12")], "in the order of the chain"
     assert not (notebooks / ".snakemake").exists() and (tmp_path / "runs/default/.snakemake").exists()
     write_notebook(notebooks, "10_prepare_data", "print('changed')")
     assert run(notebooks, "11") == ["10_prepare_data", "11_audit_data"], "11 reads what 10 writes"
@@ -176,7 +193,8 @@ def test_a_changed_source_or_seed_runs_again_and_a_later_date_does_not(notebooks
 
 def test_the_sources_are_what_a_notebook_may_use():
     names = {Path(path).name for path in batch.sources()}
-    assert {"figures.py", "scenes.py", "pir.py"} <= names and not {"batch.py", "stored.py", "__main__.py"} & names
+    assert {"figures.py", "scenes.py", "pir.py"} <= names
+    assert not {"batch.py", "stored.py", "__main__.py"} & names
 
 
 def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
@@ -186,6 +204,19 @@ def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
     assert re.fullmatch(r"10_prepare_data failed in cell \[3\]: ZeroDivisionError: .*\n", run.errors)
     assert (tmp_path / "runs/default/notebooks/10_prepare_data-seed4.ipynb").is_file()
     assert not (tmp_path / "runs/default/notebooks/11_audit_data-seed4.ipynb").exists()
+
+
+def test_a_killed_run_is_taken_up_again(notebooks, tmp_path):
+    flag = tmp_path / "flag"
+    wait = f"import pathlib, time; flag = pathlib.Path({str(flag)!r})"
+    write_notebook(notebooks, "00_start_here", wait, "flag.exists() or (flag.touch(), time.sleep(600))")
+    process = start(notebooks, "00")
+    while not flag.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert run(notebooks, "00") == ["00_start_here"] and run.code == 0
 
 
 def test_two_runs_do_not_meet_in_one_profile(notebooks, tmp_path):
@@ -265,7 +296,7 @@ def test_a_failing_notebook_is_not_stored(tmp_path):
     with pytest.raises(UserError, match="00_a.ipynb was not stored: ZeroDivisionError"):
         stored.store([], tmp_path)
     assert path.read_bytes() == before
-    with pytest.raises(UserError, match="starts with '77'"):
+    with pytest.raises(UserError, match="no notebook 77"):
         stored.store(["77"], tmp_path)
 
 

@@ -156,6 +156,12 @@ def test_scene_of_a_file_name(file, scene):
     assert scene_of(file) == scene
 
 
+def test_a_scene_class_is_cleaned_and_an_empty_one_is_none(tmp_path):
+    for given, scene in ((" a\u2028b\ud800", "a b"), (" ", "airport"), (7, "airport")):
+        path = put(tmp_path / "d.json", karpathy(**{"class": given}))
+        assert layouts.read(path).images.scene[0] == scene
+
+
 def test_ids_are_stems_unless_stems_repeat():
     assert image_ids(["a/x.jpg", "b/y.tif"]) == ["x", "y"]
     assert image_ids(["a/x.jpg", "b/x.jpg"]) == ["a/x", "b/x"]
@@ -293,7 +299,7 @@ def test_a_file_that_is_no_caption_file(content, words, tmp_path):
     ({"filename": None}, "1 rows have no file name (first: images[0])"),
     ({"filename": 17}, "1 rows have no file name"),
     ({"filename": ""}, "1 rows have no file name"),
-    ({"split": None}, "1 images have an unknown split (first: airport_1.jpg: 'None')"),
+    ({"split": None}, "1 images have an unknown split (first: airport_1.jpg: None)"),
     ({"split": "dev"}, "1 images have an unknown split (first: airport_1.jpg: 'dev')"),
     ({"split": ["train"]}, "1 images have an unknown split"),
     ({"sentences": None}, "1 images have no sentences (first: airport_1.jpg)"),
@@ -337,9 +343,9 @@ def test_names_that_leave_their_folder_are_refused(name, layout, tmp_path):
 def test_many_faults_of_one_class_make_one_sentence_that_is_short(tmp_path):
     rows = [{"filename": "../" + "x" * 10_000, "split": "train", "sentences": [{"raw": "a"}]}] * 500 + [7, None]
     data = karpathy()
-    data["images"] += rows
+    data["images"] += rows + [{"filename": "y" * 10_000, "split": "train"}, {"filename": "z" * 10_000}]
     problems = layouts.scan(put(tmp_path / "d.json", data)).problems
-    assert sorted(problem[:3] for problem in problems) == ["2 r", "500"]
+    assert sorted(problem[:3] for problem in problems) == ["1 i", "1 i", "2 r", "500"]
     assert all(len(problem) < 300 for problem in problems)
 
 

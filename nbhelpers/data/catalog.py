@@ -139,13 +139,14 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
         captions, pictures = find(key, data_folder)
         where = [f"Captions were taken from {captions}.", f"Images were taken from {pictures}."]
     reading = layouts.scan(captions)
-    known = KNOWN.get(key) or KNOWN.get(recognise(reading.table))
+    recognised = key if key in KNOWN else recognise(reading.table)
+    known = KNOWN.get(recognised)
     where += [f"The layout of the captions is {reading.layout}.", *reading.notes]
     if known:
         split = known.split_name(reading.table)
         where.append(f"The image counts are those of {known.title}, {split}." if split else
                      f"The image counts are not those of {known.title}: compare with other work with care.")
-    table = name_scenes(dataclasses.replace(reading.usable(), name=key), key)
+    table = name_scenes(dataclasses.replace(reading.usable(), name=key), recognised)
     if "val" not in set(table.images.split) and "train" in set(table.images.split):
         held, before = hold_out(table), int((table.images.split == "train").sum())
         taken = int((held.images.split == "val").sum())

@@ -243,7 +243,7 @@ def relief(height: np.ndarray, light: tuple[int, int], gain: int) -> np.ndarray:
 
 
 def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tree crowns from above: (shade, tone), int16 fields; each crown is a lit dome with a tone of its own."""
+    """Tree crowns from above: (shade, tone), int16 fields; each crown is a lit dome of its own tone."""
     count = SIDE // cell + 3
     spots = rng.integers(0, cell * UNIT, (count, count, 2), dtype=np.int32)
     tones = rng.integers(-128, 129, (count, count), dtype=np.int32)

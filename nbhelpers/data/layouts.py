@@ -251,7 +251,7 @@ def _read_rows(parts: dict, rows: Rows) -> None:
             texts = caption if once or caption is None else [caption]
             rows.add(where, file, split, texts, row.get("label_name"), once)
         if captions:
-            rows.faults["stray"] += [key[:80] for key in captions]
+            rows.faults["stray"] += captions
 
 
 def _annotations(truth: dict, rows: Rows) -> dict[str, list]:

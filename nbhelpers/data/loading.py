@@ -1,7 +1,7 @@
 """From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs, cached features.
 
-Threads build the batches, not worker processes: decoding is done once (images.DecodedCache), what is left runs
-in C without Python's lock, no batch is copied through shared memory, and threads start safely after CUDA did.
+Threads build the batches, not worker processes: images are decoded once (DecodedCache), the rest runs in C
+without Python's lock, no batch is copied through shared memory, and threads start safely after CUDA did.
 """
 from __future__ import annotations
 

@@ -61,14 +61,15 @@ class Rows:
             return self.faults["name"].append(where)
         plain = safe_file_name(file) and PurePosixPath(file).name == file.split("/")[-1]
         if not plain or UNPRINTABLE.search(file):
-            return self.faults["unsafe"].append(f"{file[:80]!r}")
+            return self.faults["unsafe"].append(f"{file[:100]!r}")
         if split not in SPLITS:
-            return self.faults["split"].append(f"{file}: {str(split)[:80]!r}")
+            return self.faults["split"].append(f"{file}: {split!r}")
         if file in self.images and (once or self.images[file][0] != split):
             return self.faults["twice"].append(file)
         if not isinstance(texts, list) or not texts:
             return self.faults["bare"].append(file)
-        self.images.setdefault(file, (split, scene if isinstance(scene, str) and scene else scene_of(file)))
+        scene = UNPRINTABLE.sub(" ", scene).strip() if isinstance(scene, str) else ""
+        self.images.setdefault(file, (split, scene or scene_of(file)))
         for text in texts:
             if isinstance(text, str):
                 clean = UNPRINTABLE.sub(" ", text)
@@ -91,7 +92,8 @@ class Rows:
         captions = [(ids[file], text) for file, text in self.captions]
         table = CaptionTable(name, pd.DataFrame(images, columns=IMAGE_COLUMNS, dtype=str),
                              pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
-        problems = [_FAULTS[kind].format(n=len(found), first=found[0]) for kind, found in self.faults.items()]
+        problems = [_FAULTS[kind].format(n=len(found), first=found[0][:120])
+                    for kind, found in self.faults.items()]
         if self.cleaned:
             self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
         empty = _empty(table)

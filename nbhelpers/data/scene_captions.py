@@ -21,20 +21,24 @@ PLURALS = {"church": "churches", "bush": "bushes", "sheep": "sheep"}
 ROOFED = {"house", "villa", "building", "factory building", "hangar", "platform", "station building"}
 MASSES = {"sea"}
 AT = {"beach"}
-# kinds that are the scene itself: other things lie near them, not in them
+# kinds that are the scene itself: other things lie near them, not in them, save for those INSIDE
 SELVES = {"baseball field", "bridge", "church", "pond", "river", "playground", "stadium", "storage tank",
           "viaduct", "tall building", "factory building", "mountain"}
-INSIDE = {"football field", "stand"}
+INSIDE = {"stadium": ("football field", "stand"), "playground": ("football field",), "bridge": ("river",),
+          "river": ("bridge", "island")}
 NEAR, FAR = 75, 149   # pixels: a third of the picture
-
-
+# "parked near the terminal", to which "on the left side" may be added
 ACTION = re.compile(r"(?!surrounded|covered)\w+(ed|ing) (?!.*side by side)")
 
 
 @dataclass(frozen=True)
 class Told:
-    """A fact in words: "three white planes", "are", "parked near the terminal", "on the left side" or ""."""
+    """A fact in words: "three white planes", "are", "parked near the terminal", "on the left side" or "".
+
+    kind, objects   what it is about; masks and boxes are those of the objects
+    """
     kind: str
+    objects: tuple
     noun: str
     be: str
     does: str
@@ -104,7 +108,8 @@ def tell(facts, objects) -> list[Told]:
             box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
             place = place_of([o.centre for o in seen], box, count == 1)
         noun, be = noun_phrase(fact.kind, count, fact.colour, fact.having, fact.amount)
-        told.append(Told(fact.kind, noun, be, fact.one if fact.one and count == 1 else fact.does, place))
+        does = fact.one if fact.one and count == 1 else fact.does
+        told.append(Told(fact.kind, tuple(seen), noun, be, does, place))
     return told
 
 
@@ -130,7 +135,7 @@ def _field_sentences(scene: str, told: list[Told], around: str, rng):
         if t.place and ACTION.match(t.does):
             pool.append(f"{t.noun} {t.be} {t.does} {t.place}")
     for other in told[1:]:
-        if told[0].kind in SELVES and other.kind not in INSIDE:
+        if told[0].kind in SELVES and other.kind not in INSIDE.get(told[0].kind, ()):
             rest.append(f"{other.noun} {other.be} near {told[0].noun.replace('many', 'the')}")
         elif told[0].kind not in SELVES and other.kind not in MASSES:
             main.append(f"{told[0].noun} and {other.noun} are {at} {article(name)}")

@@ -93,10 +93,14 @@ class Scene:
     around: str = field(repr=False)
 
     @cached_property
+    def told(self) -> list[scene_captions.Told]:
+        """What the captions speak of: words and the objects meant."""
+        return scene_captions.tell(self.facts, self.objects)
+
+    @cached_property
     def captions(self) -> list[str]:
-        told = scene_captions.tell(self.facts, self.objects)
         rng = _stream(self.spec, self.spec.number, 2)
-        return scene_captions.captions(self.spec.scene, told, self.around, rng, self.spec.world)
+        return scene_captions.captions(self.spec.scene, self.told, self.around, rng, self.spec.world)
 
 
 def _stream(spec: SceneSpec, number: int, purpose: int) -> np.random.Generator:
@@ -212,7 +216,7 @@ def _write_image(folder: Path, scene: Scene, number: int) -> dict:
     """Saves the pixels and returns the image's entry in the caption file."""
     spec = scene.spec
     suffix = ".tif" if number == 0 else ".png"
-    Image.fromarray(scene.pixels).save(folder / (spec.name + suffix))
+    Image.fromarray(scene.pixels).save(folder / (spec.name + suffix), compress_level=1)
     if spec.number == 1 and CLASSES.index(spec.scene) % 5 == 0:
         suffix = ".tif"
     sentences = [{"raw": text, "tokens": re.findall(r"[a-z-]+", text.lower()), "imgid": number,

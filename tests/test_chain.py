@@ -1,0 +1,68 @@
+"""The whole chain in the default profile, once, as `make run` runs it; then what it left behind."""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nbhelpers import batch, records
+
+pytestmark = pytest.mark.skipif(not os.environ.get("NBHELPERS_RUNS"),
+                                reason="runs in the folder named by NBHELPERS_RUNS, as `make test` sets it")
+
+
+def make_run() -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "nbhelpers", "run"], cwd=batch.repository_root(),
+                          capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def chain() -> subprocess.CompletedProcess:
+    done = make_run()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture
+def folder(chain) -> Path:
+    return Path(os.environ["NBHELPERS_RUNS"]) / "default"
+
+
+def test_every_notebook_runs_to_its_end(chain, folder):
+    for step in batch.CHAIN:
+        executed = nbformat.read(folder / "notebooks" / f"{step.name}-seed0.ipynb", as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code), step.name
+        assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+        assert re.search(rf"^{step.name} +\d+ +{step.budget}", chain.stdout, re.M), "no seconds beside budget"
+
+
+def test_records_are_complete_and_better_than_chance(folder):
+    found = records.read(folder / "records")
+    assert {(record["profile"], record["set"]) for record in found} == {("default", "scenes")}
+    full = next(record for record in found if record["notebook"] == "20_pir" and record["variant"] == "")
+    score, chance = full["metrics"]["expectation"]["mR"], full["chance"]["mR"]
+    assert score > 2 * chance
+    low, high = full["intervals"]["mR"]
+    assert low <= score <= high
+
+
+def test_the_leaderboard_is_printed(chain):
+    assert "PIR" in chain.stdout and "scenes test split" in chain.stdout
+
+
+def test_figures_are_written_and_small(chain, folder):
+    written = list((folder / "figures").rglob("*.png"))
+    assert {path.parent.name for path in written} >= {"10_prepare_data", "20_pir", "30_evaluate_retrieval"}
+    assert all(path.stat().st_size < 300_000 for path in written)
+
+
+def test_a_second_call_runs_nothing_again(chain):
+    again = make_run()
+    assert again.returncode == 0
+    assert "finished in" not in again.stdout

@@ -1,0 +1,138 @@
+"""The notebooks as files: skeleton, parameters, tags, links, stored form; and the profiles against them."""
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nbhelpers import batch, stored
+
+FOLDER = batch.NOTEBOOKS
+PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+BOOKS = {name: nbformat.read(path, as_version=4) for name, path in PATHS.items()}
+PROFILES = sorted(path.stem for path in (FOLDER / "profiles").glob("*.yaml"))
+IGNORED = "nbval-ignore-output"
+
+every_notebook = pytest.mark.parametrize("name", BOOKS)
+
+
+def code_cells(name: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in BOOKS[name].cells if cell.cell_type == "code"]
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def parameters_cell(name: str) -> nbformat.NotebookNode:
+    tagged = [cell for cell in code_cells(name) if "parameters" in tags(cell)]
+    assert len(tagged) == 1, f"{name} has {len(tagged)} cells tagged parameters"
+    return tagged[0]
+
+
+def test_the_folder_holds_the_chain_and_nothing_else():
+    assert list(BOOKS) == [step.name for step in batch.CHAIN]
+    assert all(re.fullmatch(r"\d\d_[a-z_]+", name) for name in BOOKS)
+    assert len({name[:2] for name in BOOKS}) == len(BOOKS)
+
+
+@every_notebook
+def test_it_begins_with_its_title_its_table_and_its_neighbours(name):
+    first = BOOKS[name].cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# \S", first.source)
+    head = first.source.lower()
+    assert all(f"| {word}" in head for word in ("reads", "writes", "time")), "the table reads / writes / time"
+    names = [step.name for step in batch.CHAIN]
+    place = names.index(name)
+    for neighbour in names[max(place - 1, 0):place] + names[place + 1:place + 2]:
+        assert f"({neighbour}.ipynb)" in first.source, f"no link to {neighbour}"
+
+
+@every_notebook
+def test_it_ends_with_summary_exercises_and_references(name):
+    text = "\n".join(cell.source for cell in BOOKS[name].cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## (.+)$", text, re.M)
+    assert headings[-3:] == ["Summary", "Exercises", "References"]
+    assert BOOKS[name].cells[-1].cell_type == "markdown"
+
+
+@every_notebook
+def test_parameters_are_annotated_commented_literals(name):
+    cell = parameters_cell(name)
+    found = {}
+    for line in cell.source.splitlines():
+        statement, = ast.parse(line).body
+        assert isinstance(statement, ast.AnnAssign), f"'{line}' is not NAME: kind = literal"
+        kind, value = ast.unparse(statement.annotation), ast.literal_eval(statement.value)
+        assert statement.target.id.isupper(), f"'{line}' has no upper-case name"
+        assert "#" in line[statement.end_col_offset:], f"'{line}' has no comment"
+        assert batch.fits(value, kind), f"'{line}' is not of its kind"
+        found[statement.target.id] = kind, value
+    assert batch.known_parameters(PATHS[name]) == {key: kind for key, (kind, _) in found.items()}
+    assert found["PROFILE"] == ("str", "default")
+    assert found.get("SEED", ("int", 0)) == ("int", 0)
+
+
+@every_notebook
+def test_set_up_starts_the_run_with_every_parameter(name):
+    starts = [(cell, call) for cell in code_cells(name) for call in ast.walk(ast.parse(cell.source))
+              if isinstance(call, ast.Call) and ast.unparse(call.func) == "nbhelpers.start"]
+    assert len(starts) == 1
+    cell, call = starts[0]
+    assert ast.literal_eval(call.args[0]) == name
+    assert all(keyword.arg == ast.unparse(keyword.value) for keyword in call.keywords)
+    assert {keyword.arg for keyword in call.keywords} == set(batch.known_parameters(PATHS[name]))
+    assert IGNORED in tags(cell), "the header differs between machines"
+
+
+@every_notebook
+def test_cells_are_short_and_told_about(name):
+    for cell in code_cells(name):
+        assert len(cell.source.splitlines()) <= 40, cell.source
+    kinds = "".join(cell.cell_type[0] for cell in BOOKS[name].cells)
+    assert "ccc" not in kinds, "three code cells in a row without a word between them"
+
+
+@every_notebook
+def test_code_suits_papermill_and_nbval(name):
+    nodes = []
+    for cell in code_cells(name):
+        assert set(tags(cell)) <= {"parameters", IGNORED}
+        assert not re.search(r"^\s*[%!]", cell.source, re.M), "magics and shell commands are no Python"
+        assert not re.search(r";\s*$", cell.source), "nbval shows what a trailing semicolon hides"
+        nodes += ast.walk(ast.parse(cell.source))
+    assert any(isinstance(node, ast.Assert) for node in nodes), "it is run unattended and asserts nothing"
+    assert BOOKS[name].metadata.kernelspec.name == "python3"
+
+
+@every_notebook
+def test_relative_links_lead_somewhere(name):
+    for cell in BOOKS[name].cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", cell.source):
+                assert (Path(FOLDER) / target).exists(), f"{target} does not exist"
+
+
+@every_notebook
+def test_it_is_in_its_stored_form(name):
+    assert stored.verify([name]) == []
+
+
+@every_notebook
+def test_nbval_has_something_to_compare(name):
+    compared = [cell for cell in code_cells(name) if cell.outputs and IGNORED not in tags(cell)]
+    assert compared, "no checked cell has a stored output"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_fit_the_notebooks(profile):
+    given = batch.check_profile(profile, {"SEED": 0})
+    assert batch.read_profile(profile)["PROFILE"] == profile
+    assert all(values["PROFILE"] == profile for values in given.values())
+
+
+def test_the_published_profiles_are_there():
+    assert {"ucm", "rsicd", "paper_rsicd", "paper_rsitmd", "paper_ucm", "paper_nwpu"} <= set(PROFILES)

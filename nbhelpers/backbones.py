@@ -34,11 +34,17 @@ def _swin_tiny_standin() -> SwinTransformer:
 
 
 def _resnet_standin() -> ResNet:
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=(16, 32, 64, 128), stem_width=16)
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=(8, 16, 32, 64))
 
 
 def _deit_s(heads: int) -> nn.Module:
     return timm.create_model("deit_small_patch16_224", num_classes=0, num_heads=heads)
+
+
+def _vgg19_bn() -> nn.Module:
+    tower = timm.create_model("vgg19_bn", num_classes=0)
+    tower.pre_logits = nn.Identity()  # all of VGG's classifier goes; its feature map is averaged, as ResNet's is
+    return tower
 
 
 # name -> (constructor, what the tower is fed). The 12-head DeiT-S is the released code's; the real one has 6 (pir.md 2.1).
@@ -54,7 +60,7 @@ VISION = {
 PRIOR = {
     "resnet_standin": _resnet_standin,
     "resnet50": lambda: timm.create_model("resnet50", num_classes=0),
-    "vgg19_bn": lambda: timm.create_model("vgg19_bn", num_classes=0),
+    "vgg19_bn": _vgg19_bn,
 }
 
 TEXT = {

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from nbhelpers.errors import atomic_write
@@ -38,8 +39,7 @@ STYLE = {
 
 
 def _styled(plot):
-    """Draws with STYLE, which leaves the caller's settings alone, and fixes the layout, which would creep a little
-    with every further drawing."""
+    """Draws with STYLE, the caller's own left alone, and fixes the layout, which creeps when redrawn."""
     @functools.wraps(plot)
     def draw(*args, **options) -> Figure:
         with matplotlib.rc_context(STYLE):
@@ -119,6 +119,25 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] = (), colu
 
 
 @_styled
+def parts_told(image: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[str]) -> Figure:
+    """The image, and for each mask (H, W) bool the image outlined there and pale elsewhere, under its words."""
+    columns = min(4, 1 + len(masks))
+    rows = -(-(1 + len(masks)) // columns)
+    figure = _figure(2.6 * columns, 3.05 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    pale = 190 + image.mean(axis=2, keepdims=True).astype(np.uint8) // 5
+    shown = [image, *(np.where(mask[..., None], image, pale) for mask in masks)]
+    for axes, picture, text in zip(grid, shown, ["the image", *words]):
+        _picture(axes, picture)
+        axes.set_title(_wrap(text, 2.4, lines=2), fontsize=SMALL, pad=3)
+    for axes, mask in zip(grid[1:], masks):
+        axes.contour(np.asarray(mask, float), [0.5], colors=RED, linewidths=1.5)
+    for axes in grid[len(shown):]:
+        axes.set_visible(False)
+    return figure
+
+
+@_styled
 def captions_beside_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Figure:
     """One row per image: the image, and right of it its captions."""
     wrapped = [[_wrap(text, 7.4, SMALL, 2) for text in texts] for texts in captions]
@@ -188,6 +207,7 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
     for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms)):
         panels[0].plot(history[x], history[term], style, label=term)
     panels[0].set(xlabel=x, ylabel="training loss")
+    panels[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     _legend_above(panels[0], 3)
     if shown:
         scores = history[[x, validation]].dropna()
@@ -250,17 +270,21 @@ def _global_token(axes, colour, value: float, kept: bool) -> None:
 
 @_styled
 def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -> Figure:
-    """Scores of N images (rows) and M texts (columns); small squares frame the pairs that belong together."""
+    """Scores of N images (rows) and M texts (columns); frames mark the pairs that belong together."""
     rows, columns = similarity.shape
     figure = _figure(max(5.0, min(11.0, 1.8 + 5 * columns / rows)), 5)
     axes = figure.subplots()
     drawn = axes.imshow(similarity, cmap="viridis", aspect="auto", interpolation="nearest")
     axes.set(xlabel="text", ylabel="image")
+    axes.locator_params(integer=True)
     axes.grid(False)
     figure.colorbar(drawn, ax=axes, label="similarity", pad=0.02)
     if owner is not None:
+        width = min(2, 24 / rows)
+        black = withStroke(linewidth=2 * width, foreground="black")  # white alone is lost on yellow
         for text, image in enumerate(owner):
-            axes.add_patch(Rectangle((text - 0.5, image - 0.5), 1, 1, fill=False, edgecolor="white"))
+            axes.add_patch(Rectangle((text - 0.46, image - 0.46), 0.92, 0.92, fill=False, edgecolor="white",
+                                     linewidth=width, path_effects=[black]))
     return figure
 
 
@@ -321,12 +345,13 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], bins: int = 20) -> Figure:
     panels = figure.subplots(1, len(ranks), squeeze=False).ravel()
     for axes, (name, values), colour in zip(panels, ranks.items(), COLOURS):
         values = np.asarray(values, float) + 1
-        edges = np.geomspace(1, max(values.max(), 2) + 1, bins + 1)
+        edges = np.unique(np.geomspace(1, max(values.max(), 2) + 1, bins + 1).round())  # ranks are whole
         axes.hist(values, edges, color=colour, edgecolor="white")
         axes.axvline(np.median(values), color="black", linestyle="--", linewidth=1.5)
         axes.set(xscale="log", xlabel="rank of the first right item", ylabel="queries",
                  title=f"{name}: median {np.median(values):.1f}")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -396,6 +421,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
         left += counts[split].to_numpy(float)
     axes.set_yticks(range(len(counts)), [_wrap(name, 2.2, lines=1) for name in counts.index])
     axes.set(xlabel="images", ylim=(len(counts) - 0.5, -0.5))
+    axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", visible=False)
     _legend_above(axes, 3)
     return figure

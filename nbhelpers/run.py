@@ -139,8 +139,9 @@ def _check_values(parameters: dict[str, Any]) -> None:
             raise UserError(f"{name} is {parameters[name]}; it must be at least {lowest}.")
     if parameters["SEED"] >= 2**32:
         raise UserError(f"SEED is {parameters['SEED']}; it must be below 2**32.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", parameters["PROFILE"]):
-        raise UserError(f"PROFILE is '{parameters['PROFILE']}'; take letters, digits, '_' and '-' only.")
+    profile = parameters["PROFILE"]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", profile) or profile == "cache":
+        raise UserError(f"PROFILE is '{profile}'; take letters, digits, '_' and '-' only, and not 'cache'.")
     if parameters["SET"] != "scenes" and not parameters["DATA"]:
         raise UserError(f"SET {parameters['SET']} needs DATA, the folder that holds its images and captions.")
     if parameters["DATA"] and not Path(parameters["DATA"]).is_dir():

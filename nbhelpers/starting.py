@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nbhelpers import backbones, training, weights
 from nbhelpers.backbones import ImageInput
+from nbhelpers.data import scenes
 from nbhelpers.data.augment import normalize
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.images import resize
@@ -24,7 +25,9 @@ from nbhelpers.data.loading import FeatureCache, Tokenizer, image_batches, train
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
-DROPPED_HEADS = ("classifier.*", "head.*", "fc.*", "head_dist.*")  # of published classifiers, which towers do not have
+# In published files and not in our towers: classifiers, and the buffers of Swin that timm computes.
+DROPPED = ("classifier.*", "head.*", "fc.*", "head_dist.*", "pre_logits.*", "*.relative_position_index", "*.attn_mask")
+SMALLEST_CLASS = 5  # training images; smaller classes (numeric names that stand for no class) teach no prior
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Tower:
         return cls(found.name, str(found.path), found.source, found.sha256, found.kind)
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors under the names of the module that `backbones` builds."""
+        """The tensors under the names of the module that `backbones` builds. UserError if the file changed since."""
+        if weights.sha256(self.path) != self.sha256:
+            raise UserError(f"{self.path} changed since 12_starting_weights took it for '{self.name}'; run that notebook again.")
         if self.name == "efficientnet_lite0":
             return weights.lite0_state(self.path)
         if self.name in ("minilm", "bert_base"):
@@ -83,24 +88,25 @@ class Start:
         """UserError if `12_starting_weights` has not written it yet."""
         if not Path(path).is_file():
             raise UserError(f"{path} does not exist; run 12_starting_weights first, it says what each system starts from.")
-        content = json.loads(Path(path).read_text())
-        return cls(**{**content, "towers": {name: Tower(**tower) for name, tower in content["towers"].items()}})
+        try:
+            content = json.loads(Path(path).read_text())
+            return cls(**{**content, "towers": {name: Tower(**tower) for name, tower in content["towers"].items()}})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not say what a system starts from ({error}); run 12_starting_weights again.") from error
 
     def read_tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer, self.max_length, self.fixed)
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Loads every tower that `model` has. UserError, nothing partial, if a file does not fit its tower."""
+        """Loads every tower that `model` has. UserError, with that tower as it was, if a file does not fit it."""
         for attribute, tower in self.towers.items():
             if module := getattr(model, attribute, None):
-                weights.load_into(module, tower.state(), allow_unexpected=DROPPED_HEADS)
+                weights.load_into(module, tower.state(), allow_unexpected=DROPPED)
         return model
 
     def build(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
         """`make()` with the random part of its weights drawn from `seed`, then filled."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.fill(make())
+        return self.fill(seeded(make, seed))
 
     def sha256s(self) -> list[str]:
         return [tower.sha256 for tower in self.towers.values()]
@@ -111,9 +117,16 @@ class Start:
                 for attribute, t in self.towers.items()]
 
 
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """`make()` with its random weights drawn from `seed`, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
 # ---- scene recognition: what a prior, or a stand-in tower, is fitted to ---------------------------------------------
 class SceneBatches:
-    """Shuffled batches of images or feature rows with their scene classes; images are flipped and turned at random.
+    """Shuffled batches of images or feature rows with their scene classes; images are turned by random quarters.
 
     inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from (seed, epoch).
     """
@@ -170,9 +183,9 @@ def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
 
 def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
                starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
-    """Fits the SceneClassifier that `build()` gives, or loads it, and saves its body as a tower's weights."""
+    """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights."""
     key = training.checkpoint_key([config], fingerprint, starting_weights, config.seed, sys.modules[__name__])
-    classifier, _, _ = training.load_or_train(name, build, batches, config, folder, key)
+    classifier, _, _ = training.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
     path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
     return classifier, Tower.stand_in(name, path, source)
 
@@ -183,6 +196,7 @@ def stand_in_start(data: DataSet, folder: Path, seed: int, images: int, epochs: 
     captions; BERT starts at random. Also the accuracy of each tower on a held-out fifth of that world, in percent."""
     tokenizer = train_tokenizer(list(data.table.split("train").captions.text), Path(folder) / f"{data.table.name}-tokenizer.json")
     pictures, scene = other_world(images, seed)
+    fingerprint = f"world b, {images} images, {scenes.fingerprint()}"
     held = np.arange(len(pictures)) % 5 == 0
     config = training.TrainConfig(epochs, lr=2e-3, batch_size=32, seed=seed)
     towers, accuracy = {}, {}
@@ -195,7 +209,7 @@ def stand_in_start(data: DataSet, folder: Path, seed: int, images: int, epochs: 
                 backbones.prior_tower(name), lambda body, inputs: body(inputs))
             return SceneClassifier(body, int(scene.max()) + 1, pooled)
 
-        classifier, towers[attribute] = fit_scenes(name, build, batches, config, folder, f"world b, {images} images",
+        classifier, towers[attribute] = fit_scenes(name, build, batches, config, folder, fingerprint,
                                                    source="fitted to the scene classes of another generated world")
         accuracy[name] = 100 * float((classifier.predict(pictures[held], image) == scene[held]).mean())
     return Start(str(tokenizer), 47, towers), accuracy
@@ -203,7 +217,6 @@ def stand_in_start(data: DataSet, folder: Path, seed: int, images: int, epochs: 
 
 def other_world(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(N,112,112,3) uint8 pictures and (N,) class of the generated world "b": other palette, other sentences."""
-    from nbhelpers.data import scenes
     made = list(scenes.generate(images, seed=seed, world="b"))
     pixels = np.stack([resize(scene.pixels, backbones.image_input("swin_standin").size) for scene in made])
     return pixels, np.array([scenes.CLASSES.index(scene.spec.scene) for scene in made])
@@ -213,29 +226,42 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
                   ) -> tuple[Start, dict[str, float]]:
     """EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
 
-    Classes of fewer than 5 training images (numeric names that stand for no class) are left out of the fit.
+    UserError if no training class is large enough for a fit.
     """
     vision, text = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm")
     folder_of_text = str(Path(text.path) if Path(text.path).is_dir() else Path(text.path).parent)
     body = Start(folder_of_text, 32, {"vision_encoder": vision}).fill(_Holder(backbones.vision_tower("efficientnet_lite0")))
-    features, scene, classes = {}, {}, []
+    classes, parts = scene_classes(data.table), []
     for split in ("train", "val"):
         table = data.table.split(split)
-        if split == "train":
-            counts = table.images.scene.value_counts()
-            classes = sorted(counts.index[counts >= 5])
-        known = table.images.scene.isin(classes).to_numpy()
-        features[split] = _global_features(body.vision_encoder, table, data, cache, vision.sha256, workers)[known]
-        scene[split] = np.array([classes.index(name) for name in table.images.scene[known]])
-    config = training.TrainConfig(epochs, lr=1e-3, batch_size=64, seed=seed)
-    batches = SceneBatches(features["train"], scene["train"], config.batch_size, seed)
-    width = features["train"].shape[1]
-    classifier, head = fit_scenes(f"scene_head-{data.table.name}", lambda: SceneClassifier(backbones.SceneHead(width), len(classes)),
-                                  batches, config, folder, data.table.fingerprint(), (vision.sha256,),
-                                  source=f"fitted on the training classes of {data.table.name}")
-    accuracy = {"scene_head": 100 * float((classifier.predict(features["val"]) == scene["val"]).mean())}
+        rows, scene = _labelled(table, classes)
+        parts.append((_global_features(body.vision_encoder, table, data, cache, vision.sha256, workers)[rows], scene))
+    (train, train_scene), (val, val_scene) = parts
+    config = training.TrainConfig(epochs, lr=1e-3, batch_size=min(64, len(train)), seed=seed)
+    batches = SceneBatches(train, train_scene, config.batch_size, seed)
+    classifier, head = fit_scenes(
+        f"scene_head-{data.table.name}", lambda: SceneClassifier(backbones.SceneHead(train.shape[1]), len(classes)),
+        batches, config, folder, data.table.fingerprint(), (vision.sha256,),
+        source=f"fitted on the training classes of {data.table.name}")
+    accuracy = {"scene_head": 100 * float((classifier.predict(val) == val_scene).mean())}
     towers = {"vision_encoder": vision, "text_encoder": text, "conv_encoder": head}
     return Start(folder_of_text, 32, towers, fixed=True, classes=classes), accuracy
+
+
+def scene_classes(table: CaptionTable) -> list[str]:
+    """The classes with at least SMALLEST_CLASS training images, sorted. UserError without two of them."""
+    counts = table.split("train").images.scene.value_counts()
+    classes = sorted(counts.index[counts >= SMALLEST_CLASS])
+    if len(classes) < 2:
+        raise UserError(f"{table.name} has {len(classes)} scene classes of {SMALLEST_CLASS} or more training images, too few to fit "
+                        "a scene prior; name the classes in the file names or in the captions' JSON.")
+    return classes
+
+
+def _labelled(table: CaptionTable, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images of these classes, and the index of the class of each."""
+    rows = np.flatnonzero(table.images.scene.isin(classes))
+    return rows, np.array([classes.index(name) for name in table.images.scene.iloc[rows]], int)
 
 
 class _Holder(nn.Module):
@@ -254,12 +280,41 @@ def _global_features(body: nn.Module, table: CaptionTable, data: DataSet, cache:
     return np.asarray(cached["global"], np.float32)
 
 
-def paper_start(prior: str, folder: Path | None = None) -> Start:
-    """The published towers. prior: "aid" (the authors' ResNet-50, which no hub has) or "imagenet"; UserError if missing."""
-    names = {"aid": "resnet50_aid", "imagenet": "resnet50"}
-    if prior not in names:
-        raise UserError(f"PRIOR is '{prior}'; at paper size choose aid (the authors' file) or imagenet.")
+def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower) -> tuple[Tower, dict[str, float]]:
+    """PRIOR=fit: the ResNet-50 of ImageNet fitted to the training classes of this set, fed as the Swin beside it is.
+
+    Also its accuracy on the validation split, in percent.
+    """
+    image, classes = backbones.image_input("swin_t"), scene_classes(data.table)
+    resized, parts = data.pixels.resized(image.size), []
+    for split in ("train", "val"):
+        table = data.table.split(split)
+        rows, scene = _labelled(table, classes)
+        parts.append((resized[data.pixels.rows(table.images.file)[rows]], scene))
+    (train, train_scene), (val, val_scene) = parts
+    config = training.TrainConfig(epochs, lr=1e-4, batch_size=min(64, len(train)), seed=seed)
+    batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
+    start = Start("", 0, {"body": resnet})
+    classifier, tower = fit_scenes(
+        f"resnet50-{data.table.name}",
+        lambda: start.fill(SceneClassifier(backbones.prior_tower("resnet50"), len(classes))),
+        batches, config, folder, data.table.fingerprint(), (resnet.sha256,),
+        source=f"ImageNet, then fitted on the training classes of {data.table.name}")
+    return tower, {"resnet50": 100 * float((classifier.predict(val, image) == val_scene).mean())}
+
+
+def paper_start(prior: str, folder: Path | None = None, fit: Callable[[Tower], Tower] | None = None) -> Start:
+    """The published towers. UserError if one is missing, before anything is trained.
+
+    prior  "aid" (the authors' ResNet-50, which no hub has), "imagenet", "fit" (what `fit` makes of imagenet's, see
+           `fitted_prior`), or "random" (what the released loader leaves of an ordinary file, pir.md 8.1)
+    """
+    names = {"aid": "resnet50_aid", "imagenet": "resnet50", "fit": "resnet50", "random": None}
+    if prior not in names or (prior == "fit" and fit is None):
+        raise UserError(f"PRIOR is '{prior}'; at paper size choose aid (the authors' file), imagenet, fit or random.")
     towers = {"vision_encoder": "swin_t", "text_encoder": "bert_base", "conv_encoder": names[prior]}
-    found = {attribute: Tower.resolved(name, folder) for attribute, name in towers.items()}
+    found = {attribute: Tower.resolved(name, folder) for attribute, name in towers.items() if name}
+    if prior == "fit":
+        found["conv_encoder"] = fit(found["conv_encoder"])
     text = Path(found["text_encoder"].path)
     return Start(str(text if text.is_dir() else text.parent), 47, found)

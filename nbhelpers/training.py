@@ -334,7 +334,7 @@ def checkpoint_key(configs: Iterable, fingerprint: str, starting_weights: Iterab
     paper              the module whose source is part of the key, with that of this file and of the loading
     """
     here = Path(__file__).parent
-    sources = [Path(paper.__file__), here / "training.py", here / "schedule.py", here / "data" / "loading.py"]
+    sources = [Path(paper.__file__), here / "training.py", here / "schedule.py", here / "data" / "loading.py", here / "data" / "augment.py"]
     content = {"configs": list(configs), "fingerprint": fingerprint, "weights": list(starting_weights),
                "seed": seed, "sources": [path.read_text(encoding="utf-8") for path in sources]}
 

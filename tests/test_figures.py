@@ -52,6 +52,7 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
                            index=[f"denseresidential {i}" for i in range(24)])
     return {
         "contact_sheet": figures.contact_sheet(pictures(8), [f"storage tanks {i}" for i in range(8)], 6),
+        "parts_told": figures.parts_told(pictures(1)[0], [np.eye(96, dtype=bool)] * 4, CAPTIONS[:4]),
         "captions_beside_images": figures.captions_beside_images(pictures(2), [CAPTIONS, CAPTIONS[:2]]),
         "retrieved": figures.retrieved(LONG, pictures(5), [0.9, 0.8, 0.7, 0.6, 0.5], [0, 1, 0, 0, 1]),
         "retrieved_texts": figures.retrieved_texts(pictures(1)[0], CAPTIONS * 2, [0.5] * 10, [1, 0] * 5),
@@ -130,6 +131,14 @@ def test_the_callers_style_is_left_alone():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_part_told_keeps_its_pixels_and_the_rest_turns_pale():
+    image, mask = pictures(1)[0], np.zeros((96, 96), bool)
+    mask[10:20, 30:50] = True
+    whole, part = [axes.images[0].get_array() for axes in figures.parts_told(image, [mask], ["a pond"]).axes]
+    assert (whole == image).all() and (part[mask] == image[mask]).all()
+    assert part[~mask].min() >= 190
+
+
 def test_belief_lies_on_its_tokens():
     values = np.zeros(50)
     values[0], values[1 + 2 * 7 + 5] = 0.3, 0.7
@@ -161,6 +170,18 @@ def test_ranks_are_shown_from_one():
     axes = figures.rank_histogram({"image→text": np.array([0, 0, 2])}).axes[0]
     assert axes.get_title() == "image→text: median 1.0"
     assert sum(patch.get_height() for patch in axes.patches) == 3
+
+
+def test_neighbouring_ranks_leave_no_gap():
+    axes = figures.rank_histogram({"text→image": np.arange(300)}).axes[0]
+    assert all(patch.get_height() > 0 for patch in axes.patches)
+
+
+def test_frames_lie_on_the_pairs_and_ticks_on_whole_numbers():
+    axes = figures.similarity_matrix(np.eye(3, 6), np.array([0, 0, 1, 1, 2, 2])).axes[0]
+    framed = [tuple(np.round(np.add(patch.get_xy(), 0.46), 6)) for patch in axes.patches]
+    assert framed == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]
+    assert all(tick == round(tick) for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_ticklocs())
 
 
 def test_dollars_in_captions_are_not_mathematics():

@@ -237,15 +237,15 @@ def test_image_and_caption_batches_keep_the_table_order(data, workers):
     expected = np.stack([TestTransform(32)(pixels[i]) for i in (1, 3, 5)])
     assert torch.equal(torch.cat(found), augment.normalize(expected, half, half))
     tokenizer = Tokenizer(MINILM, 20, fixed=True)
-    ids, masks = zip(*loading.caption_batches(test, tokenizer, batch_size=4))
+    ids, masks = zip(*loading.caption_batches([clean_caption(text) for text in test.captions.text], tokenizer, 4))
     assert [len(part) for part in ids] == [4, 4, 1]
     whole = tokenizer([clean_caption(text) for text in test.captions.text])
     assert torch.equal(torch.cat(ids), whole[0]) and torch.equal(torch.cat(masks), whole[1])
 
 
 # ---- cached features ---------------------------------------------------------------------------------------
-def features(width, count, views=()):
-    values = np.random.default_rng(width).standard_normal((count, *views, width)).astype(np.float32)
+def features(width, count):
+    values = np.random.default_rng(width).standard_normal((count, width)).astype(np.float32)
     return values, lambda rows: {f"f{width}": values[rows]}
 
 
@@ -318,19 +318,21 @@ def test_feature_batches_follow_rows_and_images(data, tmp_path):
     assert all(torch.equal(a["image_index"], b["image_index"]) for a, b in zip(plain, batches_of(dataset, 1)))
 
 
-def test_each_pair_draws_one_of_the_cached_views_per_epoch(data, tmp_path):
+def test_equal_captions_share_a_row_of_the_text_features(data, tmp_path):
     table = data[0].split("train")
-    images, function = features(8, 4, views=(3,))
-    dataset = FeatureDataset(table, FeatureCache.build(function, 4, 3, "i", tmp_path),
-                             FeatureCache.build(features(5, 12)[1], 12, 5, "t", tmp_path), seed=3, views=3)
-    drawn = set()
-    for epoch in range(12):
-        dataset.set_epoch(epoch)
-        found = dataset.__getitems__([7, 8])["f8"].numpy()  # two captions of image 2
-        view = [int(np.random.default_rng([3, epoch, row]).integers(3)) for row in (7, 8)]
-        np.testing.assert_array_equal(found, images.astype(np.float16)[2, view])
-        drawn.add(tuple(view))
-    assert len(drawn) > 4
+    rows = np.array([0, 1, 1, 2, 0, 3, 3, 3, 2, 1, 0, 2])
+    texts, function = features(5, 4)
+    dataset = FeatureDataset(table, FeatureCache.build(features(8, 4)[1], 4, 3, "i", tmp_path),
+                             FeatureCache.build(function, 4, 5, "t", tmp_path), text_rows=rows)
+    found = dataset.__getitems__([7, 1, 2])["f5"].numpy()
+    np.testing.assert_array_equal(found, texts.astype(np.float16)[[3, 1, 1]])
+
+
+def test_distinct_captions_are_those_after_cleaning():
+    images = pd.DataFrame({"image_id": ["a"], "file": ["a.png"], "split": ["train"], "scene": ["x"]})
+    captions = pd.DataFrame({"image_id": ["a"] * 3, "text": ["A plane.", "two planes", "a plane"]})
+    texts, rows = loading.distinct_captions(CaptionTable("t", images, captions))
+    assert texts == ["a plane", "two planes"] and rows.tolist() == [0, 1, 0]
 
 
 def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
@@ -343,5 +345,3 @@ def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
         FeatureDataset(table, image, image)
     with pytest.raises(UserError, match="share the name 'f8'"):
         FeatureDataset(table, image, wrong)
-    with pytest.raises(UserError, match="'f8' have 8 views, not 2"):
-        FeatureDataset(table, image, text, views=2)

@@ -76,6 +76,7 @@ def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
     ({"EPOCHS": 0}, "EPOCHS is 0; it must be at least 1"),
     ({"EPOCHS": 1.5}, "EPOCHS is 1.5, a float"),
     ({"PROFILE": "../mine"}, "PROFILE is '../mine'"),
+    ({"PROFILE": "cache"}, "not 'cache'"),
     ({"SET": "ucm"}, "SET ucm needs DATA"),
     ({"SET": "ucm", "DATA": "/no/such/folder"}, "DATA is '/no/such/folder', not a folder"),
     ({"seed": 1}, "in capitals: SEED"),

@@ -136,10 +136,14 @@ def image_batches(table: CaptionTable, pixels: DecodedCache, size: int, batch_si
         yield torch.from_numpy(out)
 
 
-def caption_batches(table: CaptionTable, tokenizer: Tokenizer, batch_size: int = 128,
-                    max_words: int = 30) -> Iterator[tuple[Tensor, Tensor]]:
-    """ids (B, L), mask (B, L) of every cleaned caption of the table, in its order."""
-    texts = [clean_caption(text, max_words) for text in table.captions.text]
+def distinct_captions(table: CaptionTable, max_words: int = 30) -> tuple[list[str], np.ndarray]:
+    """The distinct cleaned captions by first appearance, and (M,) for each caption of the table its row among them."""
+    rows, texts = pd.factorize(table.captions.text.map(lambda text: clean_caption(text, max_words)))
+    return list(texts), rows
+
+
+def caption_batches(texts: list[str], tokenizer: Tokenizer, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+    """ids (B, L), mask (B, L) of the cleaned captions `texts`, in their order."""
     for start in range(0, len(texts), batch_size):
         yield tokenizer(texts[start:start + batch_size])
 
@@ -211,27 +215,22 @@ class FeatureDataset(_Pairs):
     UserError if the numbers of images or captions differ from the table's.
     """
 
-    def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache,
-                 seed: int = 0, views: int = 1):
+    def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache, seed: int = 0,
+                 text_rows: np.ndarray | None = None):
         super().__init__(table, seed)
-        for features, count in ((image_features, len(table)), (text_features, len(self))):
+        self.text_rows = np.arange(len(self)) if text_rows is None else text_rows
+        for kind, features, count in (("image", image_features, len(table)), ("text", text_features, self.text_rows.max() + 1)):
             for name, array in features.items():
                 if len(array) != count:
-                    raise UserError(f"The cached features '{name}' have {len(array)} rows for {count} in the "
+                    raise UserError(f"The cached {kind} features '{name}' have {len(array)} rows for {count} in the "
                                     "table; build them from this table.")
-        for name, array in image_features.items():
-            if views > 1 and array.shape[1] != views:
-                raise UserError(f"The cached features '{name}' have {array.shape[1]} views, not {views}.")
         if shared := set(image_features.arrays) & set(text_features.arrays):
             raise UserError(f"Image and text features share the name '{min(shared)}'; rename one.")
-        self.image_features, self.text_features, self.views = image_features, text_features, views
+        self.image_features, self.text_features = image_features, text_features
 
     def _fields(self, rows, image):
-        where = image
-        if self.views > 1:
-            where = image, np.array([self.draw(row).integers(self.views) for row in rows])
-        parts = [(name, array[where]) for name, array in self.image_features.items()]
-        parts += [(name, array[rows]) for name, array in self.text_features.items()]
+        parts = [(name, array[image]) for name, array in self.image_features.items()]
+        parts += [(name, array[self.text_rows[rows]]) for name, array in self.text_features.items()]
         return {name: torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
                 for name, part in parts}
 

@@ -97,9 +97,9 @@ class Rows:
         if self.cleaned:
             self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
         empty = _empty(table)
-        if not captions:
+        if not captions and not problems:
             problems.append("There is no caption at all; is this the right file?")
-        elif empty.mean() > MAX_EMPTY:
+        elif captions and empty.mean() > MAX_EMPTY:
             first = table.captions.image_id[empty].iloc[0]
             problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of {first}), more than "
                             f"{MAX_EMPTY:.0%}; the file is damaged.")

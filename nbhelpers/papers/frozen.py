@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ class FrozenConfig:
     hidden: int = 512           # width of the heads' hidden layer; 0: a linear projection
     dropout: float = 0.2
     temperature: float = 0.07
-    use_mask: bool = True       # sentences are averaged over their words, never over padding
-    freeze_towers: bool = True
+    use_mask: ClassVar[bool] = True       # sentences are averaged over their words, never over padding
+    freeze_towers: ClassVar[bool] = True
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> FrozenConfig:
@@ -47,6 +48,7 @@ class FrozenHeads(DualEncoder):
         self.image_head = self._head(self.vision_encoder.num_features)
         self.text_head = self._head(self.text_encoder.config.hidden_size)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
+        self.train()  # from the first batch on, the towers rest
 
     def _head(self, width: int) -> nn.Module:
         c = self.config
@@ -76,6 +78,7 @@ class FrozenHeads(DualEncoder):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Batch of cached features `vision`, `text`, or of pixels and ids, with mask and image_index (B,)."""
-        image, text = (gather(rows) for rows in self.embed_batch(batch))
-        loss = contrastive_loss(image, text, self.temp, gather(batch["image_index"]))
-        return {"loss": loss, "contrastive": loss}
+        image, text = (gather(rows.float()) for rows in self.embed_batch(batch))
+        with torch.autocast(image.device.type, enabled=False):  # as in PIR
+            loss = contrastive_loss(image, text, self.temp, gather(batch["image_index"]))
+        return {"loss": loss, "contrastive": loss, "temp": self.temp.detach()}

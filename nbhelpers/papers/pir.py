@@ -6,7 +6,7 @@ B batch, D embedding width, k filter size, n_v and n_t the numbers of layers. Pa
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class PIRConfig:
     text_global: str = "cls"          # "mean": the mean of the words takes the place of [CLS] (deviation, compact size)
     use_mask: bool = False            # True: padding is not attended (deviation; the release attends it)
     freeze_towers: bool = False       # True: vision and text towers frozen, in eval mode (deviation, compact size)
+    feature_dropout: float = 0.0      # on the image tower's features in training (deviation, compact size: nothing else varies them)
     finetune_prior: bool = False      # the release's `finetune_conv`
     prior_batchnorm: str = "eval"     # "release": the frozen prior's batch statistics drift, as released
     one_sided_gather: bool = False    # True: gathered negatives carry no gradient to other processes, as released
@@ -59,6 +60,8 @@ class PIRConfig:
             "prior_batchnorm must be 'eval' or 'release'": self.prior_batchnorm not in ("eval", "release"),
             "instru_num and cycle_num must be at least 1": min(self.instru_num, self.cycle_num) < 1,
             "a scene head needs freeze_towers=True": self.prior == "scene_head" and not self.freeze_towers,
+            "freeze_towers rests the prior too": self.freeze_towers and (self.finetune_prior or self.prior_batchnorm == "release"),
+            "triplet replaces both other losses; set affiliation=False beside it": self.triplet and self.affiliation,
         }
         wrong = [text for text, is_wrong in problems.items() if is_wrong]
         if wrong:
@@ -68,13 +71,14 @@ class PIRConfig:
     def tiny(cls, vocab_size: int, **changes) -> PIRConfig:
         """Stand-in towers at 112 px; trains in seconds on a CPU."""
         return replace(cls(vision="swin_standin", text="bert_standin", prior="resnet_standin", vocab_size=vocab_size,
-                           embed_dim=64, heads=4), **changes)
+                           embed_dim=64, heads=4, dropout=0.1), **changes)
 
     @classmethod
     def compact(cls, **changes) -> PIRConfig:
         """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen, and a scene prior fitted on the training classes."""
         return replace(cls(vision="efficientnet_lite0", text="minilm", prior="scene_head", embed_dim=128,
-                           use_mask=True, text_global="mean", freeze_towers=True), **changes)
+                           use_mask=True, text_global="mean", feature_dropout=0.5,
+                           freeze_towers=True), **changes)
 
     @classmethod
     def paper(cls, **changes) -> PIRConfig:
@@ -100,9 +104,9 @@ class Attention(nn.Module):
     def forward(self, v: Tensor, k: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """v, k (B,N,D), q (B,M,D) -> (B,M,D). mask (B,1,1,N) bool, True = excluded."""
         split = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -1e9)
         out = F.scaled_dot_product_attention(split(self.linear_q(q)), split(self.linear_k(k)), split(self.linear_v(v)),
-                                             attn_mask=bias, dropout_p=self.dropout if self.training else 0.0)
+                                             attn_mask=None if mask is None else ~mask,
+                                             dropout_p=self.dropout if self.training else 0.0)
         return self.linear_merge(out.transpose(1, 2).flatten(2))
 
 
@@ -156,7 +160,8 @@ class PIR(DualEncoder):
         super().__init__()
         self.config, D = config, config.embed_dim
         vision, text, prior = towers or self._build_towers(config)
-        self.temp = nn.Parameter(torch.tensor(config.temperature))
+        if not config.triplet:
+            self.temp = nn.Parameter(torch.tensor(config.temperature))
         if config.affiliation:
             self.temp2 = nn.Parameter(torch.tensor(config.temperature))
         self.vision_encoder, self.text_encoder = vision, text
@@ -170,6 +175,8 @@ class PIR(DualEncoder):
             self.img_ca = stack(CrossAttention(D, config.heads, config.dropout), config.instru_num)
             self.head_img = nn.Linear(D, D)
             prior.requires_grad_(config.finetune_prior)
+        else:
+            self.IMAGE_FEATURES = ("vision",)
         if config.lca:
             self.mapping_txt = stack(nn.Linear(D, D), config.cycle_num)
             self.txt_sa = stack(SelfAttention(D, config.heads, config.dropout), config.cycle_num)
@@ -178,15 +185,14 @@ class PIR(DualEncoder):
         if config.freeze_towers:
             vision.requires_grad_(False)
             text.requires_grad_(False)
+        self.train()  # from the first batch on, frozen parts rest
 
     @staticmethod
     def _build_towers(config: PIRConfig):
         vision, text = backbones.vision_tower(config.vision), backbones.text_tower(config.text, config.vocab_size)
-        if not config.vir:
-            return vision, text, None
         if config.prior == "scene_head":
             return vision, text, backbones.SceneHead(vision.num_features)
-        return vision, text, backbones.prior_tower(config.prior)
+        return vision, text, backbones.prior_tower(config.prior) if config.vir else None
 
     def frozen(self) -> list[nn.Module]:
         """Frozen towers stay in eval mode; the prior too, unless `prior_batchnorm` asks for the released drift."""
@@ -206,11 +212,7 @@ class PIR(DualEncoder):
     def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """(B,L) -> text (B,L,W). The mask reaches BERT only with `use_mask` (the release attends padding)."""
         attended = mask if self.config.use_mask else torch.ones_like(mask)
-        text = self.text_encoder(input_ids=ids, attention_mask=attended).last_hidden_state
-        if self.config.text_global == "mean":
-            share = attended / attended.sum(1, keepdim=True)
-            text = torch.cat([(text * share.unsqueeze(2)).sum(1, keepdim=True), text[:, 1:]], dim=1)
-        return {"text": text}
+        return {"text": self.text_encoder(input_ids=ids, attention_mask=attended).last_hidden_state}
 
     # ---- VIR: belief, filtering, Spatial-PAE (spec 2.6) ------------------------------------------------------------
     def instruct(self, vision: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,6 +232,7 @@ class PIR(DualEncoder):
 
     def embed_images(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
         """Tower features -> (B,D) unit rows: L2norm(g + head(F[:,0])), or L2norm(g) without VIR."""
+        vision = F.dropout(vision, self.config.feature_dropout, self.training)
         if not self.config.vir:
             return F.normalize(self.vision_proj(vision[:, 0]), dim=1)
         tokens, instruction, logits = self.instruct(vision, prior)
@@ -247,30 +250,37 @@ class PIR(DualEncoder):
 
     # ---- LCA: language cycle attention, Temporal-PAE (spec 2.7) ------------------------------------------------------
     def embed_texts(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tower features (B,L,W) -> (B,D) unit rows. mask (B,L), 1 = word, is used only with `use_mask`."""
+        """Tower features (B,L,W) -> (B,D) unit rows. mask (B,L), 1 = word, is used, and needed, only with `use_mask`."""
+        attended = mask if self.config.use_mask else torch.ones(text.shape[:2], device=text.device)
+        if self.config.text_global == "mean":
+            share = (attended / attended.sum(1, keepdim=True)).unsqueeze(1)
+            text = torch.cat([share @ text, text[:, 1:]], dim=1)
         if not self.config.lca:
             return F.normalize(self.text_proj(text[:, 0]), dim=1)
-        words = self.text_proj(text)
-        excluded = mask[:, None, None, :] == 0 if self.config.use_mask and mask is not None else None
-        state = words
+        state = words = self.text_proj(text)
+        excluded = attended[:, None, None, :] == 0 if self.config.use_mask else None
         for mapping, attend, cross in zip(self.mapping_txt, self.txt_sa, self.txt_ca):
             state = cross(mapping(state), attend(state, excluded), excluded)
         return F.normalize(words[:, 0] + self.head_txt(state[:, 0]), dim=1)
 
     # ---- training --------------------------------------------------------------------------------------------------
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with image_index and scene (B,) -> loss and its terms."""
-        image, text = (gather(rows, self.config.one_sided_gather) for rows in self.embed_batch(batch))
+        """Batch of pixels and ids, or of cached features, with image_index and scene (B,) -> loss, terms, temperatures."""
+        image, text = (gather(rows.float(), self.config.one_sided_gather) for rows in self.embed_batch(batch))
+        with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
+            return self._losses(image, text, batch)
+
+    def _losses(self, image: Tensor, text: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.config.triplet:
             loss = triplet_loss(image, text, self.config.margin, self.config.max_violation)
             return {"loss": loss, "triplet": loss}
-        terms = {"contrastive": contrastive_loss(image, text, self.temp, gather(batch["image_index"]))}
-        total = terms["contrastive"]
-        if self.config.affiliation:
-            symmetric = self.config.affiliation_form == "symmetric"
-            terms["affiliation"] = affiliation_loss(image, text, gather(batch["scene"]), self.temp2, symmetric)
-            total = total + self.config.center_factor * terms["affiliation"]
-        return {"loss": total, **terms}
+        terms = {"contrastive": contrastive_loss(image, text, self.temp, gather(batch["image_index"])), "temp": self.temp.detach()}
+        if not self.config.affiliation:
+            return {"loss": terms["contrastive"], **terms}
+        symmetric = self.config.affiliation_form == "symmetric"
+        affiliation = affiliation_loss(image, text, gather(batch["scene"]), self.temp2, symmetric)
+        total = terms["contrastive"] + self.config.center_factor * affiliation
+        return {"loss": total, **terms, "affiliation": affiliation, "temp2": self.temp2.detach()}
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """Decay and no-decay groups by the release's substring rule (spec 5); frozen parameters are left out."""
@@ -321,21 +331,17 @@ _STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"
 FROM_RELEASE = [(rf"^conv_encoder\.{index}\.", f"conv_encoder.{name}.") for index, name in _STAGES.items()]
 TO_RELEASE = [(rf"^conv_encoder\.{name}\.", f"conv_encoder.{index}.") for index, name in _STAGES.items()]
 
+RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that the released Swin stores and timm does not
+
 
 def _shift_downsample(state: dict[str, Tensor], by: int) -> dict[str, Tensor]:
     """Old Swin keeps a downsample at the end of stage i, timm at the start of stage i+1."""
     def moved(name: str) -> str:
         parts = name.split(".")
-        if name.startswith("vision_encoder.layers.") and parts[3] == "downsample":
+        if name.startswith("vision_encoder.layers.") and parts[3:4] == ["downsample"]:
             parts[2] = str(int(parts[2]) + by)
         return ".".join(parts)
     return {moved(name): value for name, value in state.items()}
-
-
-def _swin_buffers(model: PIR) -> dict[str, Tensor]:
-    """The buffers that the released Swin stores and timm recomputes."""
-    kept = ("relative_position_index", "attn_mask")
-    return {f"vision_encoder.{name}": b for name, b in model.vision_encoder.named_buffers() if name.endswith(kept)}
 
 
 def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
@@ -343,7 +349,7 @@ def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
 
     Every other key must find its place, else UserError lists the keys and nothing is loaded.
     """
-    recomputed = [name for name in state if name.endswith(("relative_position_index", "attn_mask"))]
+    recomputed = [name for name in state if name.endswith(RECOMPUTED)]
     kept = {name: value for name, value in state.items() if name not in recomputed}
     weights.load_into(model, weights.rename(_shift_downsample(kept, +1), FROM_RELEASE))
     return recomputed
@@ -351,21 +357,31 @@ def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
 
 def release_state(model: PIR) -> dict[str, Tensor]:
     """The model's state dict with the authors' key names, their Swin buffers included."""
-    state = {**model.state_dict(), **_swin_buffers(model)}
-    return weights.rename(_shift_downsample(state, -1), TO_RELEASE)
+    buffers = {f"vision_encoder.{name}": b for name, b in model.vision_encoder.named_buffers() if name.endswith(RECOMPUTED)}
+    return weights.rename(_shift_downsample({**model.state_dict(), **buffers}, -1), TO_RELEASE)
+
+
+def _config(fields) -> PIRConfig:
+    try:
+        return PIRConfig(**fields)
+    except TypeError as error:
+        raise UserError(f"The checkpoint does not say which PIR it is ({error}); give another one.") from error
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
-    """The configuration a released checkpoint was made with: sizes from its tensors, k from its settings."""
+    """Of a released checkpoint: what `write_release` noted, else sizes from its tensors and k from its settings."""
     def layers(name: str) -> int:
         return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
     if "vision_proj.weight" not in state or "text_proj.weight" not in state:
         raise UserError("This file holds no PIR: vision_proj and text_proj are missing; give a checkpoint of PIR.")
+    if "nbhelpers" in settings:
+        return _config(settings["nbhelpers"])
     swin = "vision_encoder.layers.0.blocks.0.norm1.weight" in state
-    return PIRConfig(vision="swin_t" if swin else "deit_s_released", embed_dim=len(state["vision_proj.weight"]),
-                     vir="conv_proj.weight" in state, lca="mapping_txt.0.weight" in state, affiliation="temp2" in state,
-                     instru_num=max(layers("mapping_img"), 1), cycle_num=max(layers("mapping_txt"), 1),
-                     filter_size=int(settings.get("filter_size", PIRConfig.filter_size)))
+    return _config(dict(
+        vision="swin_t" if swin else "deit_s_released", embed_dim=len(state["vision_proj.weight"]),
+        vir="conv_proj.weight" in state, lca="mapping_txt.0.weight" in state, affiliation="temp2" in state,
+        triplet="temp" not in state, instru_num=max(layers("mapping_img"), 1), cycle_num=max(layers("mapping_txt"), 1),
+        filter_size=settings.get("filter_size", PIRConfig.filter_size)))
 
 
 def read(path) -> tuple[PIR, dict]:
@@ -380,16 +396,19 @@ def read(path) -> tuple[PIR, dict]:
         load_release(model, state)
         return model.eval(), {"system": "pir", "release": True, "config": settings}
     state, meta = weights.load_checkpoint(path, {"system": "pir"})
-    model = PIR(PIRConfig(**meta["model"]))
+    model = PIR(_config(meta.get("model")))
     weights.load_into(model, state)
     return model.eval(), meta
 
 
 def write_release(model: PIR, path) -> None:
-    """Writes the authors' layout, {'model': state dict, 'config': dict}, for their code to read."""
+    """Writes the authors' layout, {'model': state dict, 'config': dict}. UserError with another prior than a ResNet."""
     c = model.config
+    if c.vir and not c.prior.startswith("resnet"):
+        raise UserError(f"The authors' layout has no place for the prior '{c.prior}'; use weights.save_checkpoint instead.")
     settings = {"embed_dim": c.embed_dim, "filter_size": c.filter_size, "instru_num": c.instru_num, "cycle_num": c.cycle_num,
                 "is_baseline": not (c.vir or c.lca), "use_affil_loss": c.affiliation, "center_factor": c.center_factor,
-                "use_triplet_loss": c.triplet, "temp1": c.temperature, "temp2": c.temperature}
+                "use_triplet_loss": c.triplet, "temp1": c.temperature, "temp2": c.temperature,
+                "nbhelpers": asdict(c)}
     with atomic_write(path) as temporary:
         torch.save({"model": {k: v.detach().cpu() for k, v in release_state(model).items()}, "config": settings}, temporary)

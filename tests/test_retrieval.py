@@ -1,0 +1,236 @@
+"""From a data set and a dual encoder to embeddings and records: the cache of frozen towers changes nothing but the time."""
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from coloured_set import coloured, words
+
+from nbhelpers import backbones, recall, records, retrieval
+from nbhelpers.data.loading import clean_caption, image_batches
+from nbhelpers.errors import UserError
+from nbhelpers.papers.frozen import FrozenConfig, FrozenHeads
+from nbhelpers.papers.pir import PIR, PIRConfig
+from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.run import Run
+
+HALF = 2e-3  # what features kept in float16 may change in a unit vector's components
+IMAGE = backbones.image_input("swin_standin")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return coloured(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data, tmp_path_factory):
+    return words(data, tmp_path_factory.mktemp("tokenizer"))
+
+
+def build(config, seed: int = 0):
+    torch.manual_seed(seed)
+    return FrozenHeads(config) if isinstance(config, FrozenConfig) else PIR(config)
+
+
+def resting(tokenizer, **changes) -> PIRConfig:
+    return PIRConfig.tiny(tokenizer.vocab_size, freeze_towers=True, use_mask=True, instru_num=1, cycle_num=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return build(resting(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def cached(data, tokenizer, model, cache):
+    return RetrievalTask(data, tokenizer, IMAGE, towers=model, cache=cache, workers=1)
+
+
+@pytest.fixture
+def direct(data, tokenizer):
+    return RetrievalTask(data, tokenizer, IMAGE, workers=1)
+
+
+# ---- embeddings ------------------------------------------------------------------------------------------------------
+def test_embeddings_stand_in_file_order(data, tokenizer, direct):
+    table, one = data.table.split("test"), build(PIRConfig.tiny(tokenizer.vocab_size)).eval()
+    found = direct.embeddings(one, "test")
+    with torch.no_grad():
+        pixels = next(image_batches(table, data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
+        texts = one.encode_texts(*tokenizer([clean_caption(text) for text in table.captions.text]))
+        np.testing.assert_allclose(found.images, one.encode_images(pixels).numpy(), atol=1e-6)
+        np.testing.assert_allclose(found.texts, texts.numpy(), atol=1e-6)
+    assert list(table.images.image_id[found.owner]) == list(table.captions.image_id)
+    assert found.similarity().shape == (12, 24) and found.images.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found.texts, axis=1), 1, atol=1e-5)
+
+
+def test_captions_are_encoded_in_batches_of_the_papers_size(data, tokenizer, direct, monkeypatch):
+    sizes, one = [], build(PIRConfig.tiny(tokenizer.vocab_size))
+    monkeypatch.setattr(one, "encode_texts", lambda ids, mask: sizes.append(len(ids)) or torch.ones(len(ids), 2))
+    monkeypatch.setattr(one, "encode_images", lambda pixels: torch.ones(len(pixels), 2))
+    monkeypatch.setattr(retrieval, "BATCH", 10)
+    direct.embeddings(one, "test")
+    assert sizes == [10, 10, 4]
+
+
+def test_cached_features_give_the_embeddings_of_the_towers(model, cached, direct):
+    ours, theirs = cached.embeddings(model, "val"), direct.embeddings(model, "val")
+    np.testing.assert_allclose(ours.images, theirs.images, atol=HALF)
+    np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+    assert np.array_equal(ours.owner, theirs.owner)
+    assert np.ptp(theirs.images, axis=0).max() > 10 * HALF and np.ptp(theirs.texts, axis=0).max() > 10 * HALF
+
+
+def test_the_frozen_floor_reads_the_features_that_pir_cached(tokenizer, model, cached, direct):
+    floor = build(FrozenConfig.tiny(tokenizer.vocab_size))
+    floor.vision_encoder, floor.text_encoder = model.vision_encoder, model.text_encoder
+    ours, theirs = cached.embeddings(floor, "val"), direct.embeddings(floor, "val")
+    np.testing.assert_allclose(ours.images, theirs.images, atol=HALF)
+    np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+
+
+def test_the_mean_of_words_is_taken_after_the_cache(data, tokenizer, model, cached, direct):
+    averaging = build(resting(tokenizer, text_global="mean"))
+    ours, theirs = cached.embeddings(averaging, "val"), direct.embeddings(averaging, "val")
+    np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_its_mode(model, cached, training):
+    model.train(training)
+    cached.embeddings(model, "val")
+    assert model.training == training and not model.vision_encoder.training
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+def counted(model, monkeypatch) -> list[int]:
+    seen = []
+    for name in ("image_features", "text_features"):
+        original = getattr(type(model), name)
+        monkeypatch.setattr(model, name, lambda *inputs, o=original: seen.append(len(inputs[0])) or o(model, *inputs))
+    return seen
+
+
+def test_every_image_and_distinct_caption_passes_its_tower_once(data, tokenizer, tmp_path, monkeypatch):
+    one = build(resting(tokenizer))
+    seen = counted(one, monkeypatch)
+    task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1)
+    task.embeddings(one, "val")
+    distinct = data.table.split("val").captions.text.nunique()
+    assert seen == [8, distinct] and distinct == 12
+    task.embeddings(one, "val")
+    task.validate(one)
+    RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1).embeddings(one, "val")
+    assert seen == [8, distinct]
+
+
+def test_a_new_folder_for_other_weights_splits_inputs_and_options(data, tokenizer, tmp_path):
+    def folders(towers=None, image=IMAGE, split="val", **options):
+        task = RetrievalTask(data, tokenizer, image, towers=towers or build(resting(tokenizer)), cache=tmp_path, workers=1, **options)
+        task.features(split)
+        return len(list(tmp_path.glob("features-*")))
+
+    assert folders() == folders() == 2
+    assert folders(build(resting(tokenizer), seed=1)) == 4
+    changed = build(resting(tokenizer))
+    next(changed.text_encoder.parameters()).data[3, 3] += 0.5
+    assert folders(changed) == 6
+    assert folders(starting_weights=("a" * 64,)) == 8 and folders(starting_weights=("b" * 64,)) == 10
+    assert folders(image=replace(IMAGE, mean=(0.0, 0.0, 0.0))) == 12
+    assert folders(split="test") == 14
+
+
+def test_what_trains_is_not_cached(data, tokenizer):
+    with pytest.raises(UserError, match="freeze_towers=True"):
+        RetrievalTask(data, tokenizer, IMAGE, towers=build(PIRConfig.tiny(tokenizer.vocab_size)))
+
+
+def test_a_model_of_other_towers_is_not_evaluated_on_cached_features(tokenizer, model, cached):
+    others = [build(resting(tokenizer), seed=1), build(replace(resting(tokenizer), use_mask=False)),
+              build(resting(tokenizer, prior="resnet_standin", vision="efficientnet_lite0"))]
+    for other in others:
+        other.train()
+        with pytest.raises(UserError, match="not those whose features are cached"):
+            cached.embeddings(other, "val")
+        assert other.training
+    cached.embeddings(build(resting(tokenizer).baseline()), "val")  # has no prior, the rest is the same
+
+
+def test_captions_of_changing_length_cannot_be_cached(data, tmp_path):
+    loose = words(data, tmp_path, fixed=False)
+    one = build(resting(loose))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="fixed=True"):
+        patch.setattr(retrieval, "BATCH", 1)
+        RetrievalTask(data, loose, IMAGE, towers=one, cache=tmp_path, workers=1).features("val")
+
+
+# ---- training batches ------------------------------------------------------------------------------------------------
+def test_training_batches_hold_pixels_or_the_cached_features_of_the_same_pairs(data, model, cached, direct):
+    loader = cached.train_loader(16)
+    batch = next(iter(loader))
+    assert set(batch) == {"vision", "prior", "text", "mask", "image_index", "scene"}
+    plain = next(iter(direct.train_loader(16)))
+    assert set(plain) == {"pixels", "ids", "mask", "image_index", "scene"}
+    assert torch.equal(batch["image_index"], plain["image_index"]) and torch.equal(batch["mask"], plain["mask"])
+    assert torch.equal(batch["scene"], plain["scene"])
+    table = data.table.split("train")
+    pixels = next(image_batches(table, data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
+    model.eval()
+    with torch.no_grad():
+        expected = model.loss(plain | {"pixels": pixels[plain["image_index"]]})
+        ours = model.loss(batch)
+    torch.testing.assert_close(ours["loss"], expected["loss"], atol=0.02, rtol=0)
+    loader.sampler.set_epoch(1)
+    assert not torch.equal(next(iter(loader))["image_index"], batch["image_index"])
+
+
+# ---- results -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def run(tmp_path):
+    return Run("20_pir", SimpleNamespace(profile="test", set="scenes", seed=3), "cpu", tmp_path)
+
+
+def test_a_record_agrees_with_the_embeddings(run, model, cached):
+    weights = [{"name": "vision_encoder: swin_standin", "source": "a test", "sha256": "0" * 64, "kind": "stand-in"}]
+    written = retrieval.write_record(run, "PIR", "", model, cached, weights, 1.5, "a note", selected_on="test")
+    path = run.records / "20_pir-seed3.json"
+    assert records.read([path]) == [written]
+    found = cached.embeddings(model, "test")
+    scores = found.similarity()
+    for rule in recall.TIES:
+        assert written["metrics"][rule] == pytest.approx(recall.evaluate(scores, found.owner, ties=rule).metrics)
+    first = [np.max(scores[i, found.owner == i]) >= scores[i].max() for i in range(len(scores))]
+    assert written["metrics"]["optimistic"]["i2t_R@1"] == pytest.approx(100 * np.mean(first))
+    again, owner = records.read_recall(path)
+    assert again.metrics == pytest.approx(written["metrics"]["expectation"]) and np.array_equal(owner, found.owner)
+    low, high = written["intervals"]["mR"]
+    assert low <= written["metrics"]["expectation"]["mR"] <= high and low < high
+    assert all(written["ceiling"][key] >= written["metrics"]["expectation"][key] - 1e-6 for key in written["ceiling"])
+    assert written["chance"] == pytest.approx(recall.chance(found.owner))
+    assert written["protocol"] == {"split": "test", "ties": "expectation", "selected_on": "test"}
+    assert written["weights"] == weights and written["data_fingerprint"] == cached.table("test").fingerprint()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert written["parameters"] == {"all": sum(p.numel() for p in model.parameters()), "trainable": trained}
+
+
+def test_validation_speaks_of_the_validation_split(model, cached):
+    found = cached.embeddings(model, "val")
+    assert cached.validate(model) == pytest.approx(recall.evaluate(found.similarity(), found.owner).metrics)
+
+
+def test_compare_has_a_row_for_each_system_and_metric(model, cached):
+    found = cached.embeddings(model, "test")
+    table = retrieval.compare({"one": found.recall(), "two": found.recall("optimistic")}, found.owner)
+    assert len(table) == 14 and (table.low <= table.value).all() and (table.value <= table.high).all()
+    one = table[(table.system == "one") & (table.metric == "mR")]
+    assert one.value.item() == pytest.approx(found.recall().metrics["mR"])

@@ -1,6 +1,6 @@
 # make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEED=1 UPTO=20
 # make test   every test         make lab    the notebooks in JupyterLab       make bench  the benchmarks
-# make figures  copies chosen figures of a finished run to figures/            make setup  only the installation
+# make figures  copies chosen figures of a finished run to figures/<PROFILE>/  make setup  only the installation
 # make clean  removes the installation, the generated data and the runs of the default profile; other runs stay
 
 PYTHON  ?= python3
@@ -8,7 +8,7 @@ PROFILE ?= default
 DATA    ?=
 SEED    ?= 0
 UPTO    ?=
-FIGURES ?= 20_pir/belief 20_pir/retrieved 30_evaluate_retrieval/recall
+FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 30_evaluate_retrieval/recall
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
@@ -41,8 +41,8 @@ lab: setup
 
 figures: setup
 	@for name in $(FIGURES); do \
-		mkdir -p "figures/$$(dirname $$name)" && cp "$(RUNS)/$(PROFILE)/figures/$$name.png" "figures/$$name.png" \
-		&& echo "figures/$$name.png" || exit 1; \
+		kept="figures/$(PROFILE)/$$name.png" && mkdir -p "$$(dirname $$kept)" \
+		&& cp "$(RUNS)/$(PROFILE)/figures/$$name.png" "$$kept" && echo "$$kept" || exit 1; \
 	done
 
 bench: setup

@@ -94,7 +94,7 @@ class RetrievalTask:
     @torch.inference_mode()
     def _image_features(self, table: CaptionTable):
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        for pixels in self._pixels(table):
+        for pixels in self.pixels(table):
             yield {name: value.cpu().numpy() for name, value in model.image_features(pixels.to(device)).items()}
 
     @torch.inference_mode()
@@ -104,7 +104,8 @@ class RetrievalTask:
             found = model.text_features(ids.to(device), mask.to(device))
             yield {"mask": mask.numpy()} | {name: value.cpu().numpy() for name, value in found.items()}
 
-    def _pixels(self, table: CaptionTable):
+    def pixels(self, table: CaptionTable):
+        """Batches (B,3,S,S) of the normalised test-transform pixels of every image of the table, in its order."""
         return image_batches(table, self.data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers)
 
     @torch.inference_mode()
@@ -116,7 +117,7 @@ class RetrievalTask:
         training = model.training
         model.eval()
         if self.towers is None:
-            images = [model.encode_images(pixels.to(device)) for pixels in self._pixels(table)]
+            images = [model.encode_images(pixels.to(device)) for pixels in self.pixels(table)]
             cleaned = [clean_caption(text) for text in table.captions.text]
             texts = _rows([model.encode_texts(ids.to(device), mask.to(device))
                            for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH)])

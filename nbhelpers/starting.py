@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from nbhelpers.errors import UserError, atomic_write
 # In published files and not in our towers: classifiers, and the buffers of Swin that timm computes.
 DROPPED = ("classifier.*", "head.*", "fc.*", "head_dist.*", "pre_logits.*", "*.relative_position_index", "*.attn_mask")
 SMALLEST_CLASS = 5  # training images; smaller classes (numeric names that stand for no class) teach no prior
+BERT_LENGTH, MINILM_LENGTH = 47, 32  # longest caption in tokens
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ class Start:
             if module := getattr(model, attribute, None):
                 weights.load_into(module, tower.state(), allow_unexpected=DROPPED)
         return model
+
+    @classmethod
+    def for_checkpoint(cls, text_tower: str, path: Path) -> Start:
+        """What evaluating a whole model needs: a tokenizer and no weights. BERT-base and MiniLM share one vocabulary, which
+        comes with MiniLM's package; a stand-in reads with the tokenizer of the `Start` at `path`."""
+        if text_tower == "bert_standin":
+            return replace(cls.read(path), towers={})
+        found = weights.resolve("minilm").path
+        compact = text_tower == "minilm"
+        return cls(str(found), MINILM_LENGTH if compact else BERT_LENGTH, {}, fixed=compact)
 
     def build(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
         """`make()` with the random part of its weights drawn from `seed`, then filled."""
@@ -212,7 +223,7 @@ def stand_in_start(data: DataSet, folder: Path, seed: int, images: int, epochs: 
         classifier, towers[attribute] = fit_scenes(name, build, batches, config, folder, fingerprint,
                                                    source="fitted to the scene classes of another generated world")
         accuracy[name] = 100 * float((classifier.predict(pictures[held], image) == scene[held]).mean())
-    return Start(str(tokenizer), 47, towers), accuracy
+    return Start(str(tokenizer), BERT_LENGTH, towers), accuracy
 
 
 def other_world(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +241,7 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
     """
     vision, text = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm")
     folder_of_text = str(Path(text.path) if Path(text.path).is_dir() else Path(text.path).parent)
-    body = Start(folder_of_text, 32, {"vision_encoder": vision}).fill(_Holder(backbones.vision_tower("efficientnet_lite0")))
+    body = Start(folder_of_text, MINILM_LENGTH, {"vision_encoder": vision}).fill(_Holder(backbones.vision_tower("efficientnet_lite0")))
     classes, parts = scene_classes(data.table), []
     for split in ("train", "val"):
         table = data.table.split(split)
@@ -245,7 +256,7 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
         source=f"fitted on the training classes of {data.table.name}")
     accuracy = {"scene_head": 100 * float((classifier.predict(val) == val_scene).mean())}
     towers = {"vision_encoder": vision, "text_encoder": text, "conv_encoder": head}
-    return Start(folder_of_text, 32, towers, fixed=True, classes=classes), accuracy
+    return Start(folder_of_text, MINILM_LENGTH, towers, fixed=True, classes=classes), accuracy
 
 
 def scene_classes(table: CaptionTable) -> list[str]:
@@ -317,4 +328,4 @@ def paper_start(prior: str, folder: Path | None = None, fit: Callable[[Tower], T
     if prior == "fit":
         found["conv_encoder"] = fit(found["conv_encoder"])
     text = Path(found["text_encoder"].path)
-    return Start(str(text if text.is_dir() else text.parent), 47, found)
+    return Start(str(text if text.is_dir() else text.parent), BERT_LENGTH, found)

@@ -220,6 +220,17 @@ def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_p
     assert seen["vision"].shape == (1, 50, 1280) and seen["prior"].shape == (1, 256)
 
 
+def test_a_whole_checkpoint_needs_a_tokenizer_and_no_weights(start, tmp_path):
+    bert, minilm = (Start.for_checkpoint(name, tmp_path / "none.json") for name in ("bert_base", "minilm"))
+    assert not bert.towers and not minilm.towers and (bert.max_length, bert.fixed) == (47, False)
+    assert (minilm.max_length, minilm.fixed) == (32, True)
+    assert bert.read_tokenizer().encode(["a red field"])[0][0] == 101 and bert.read_tokenizer().vocab_size == 30522
+    path = start.write(tmp_path / "pir.json")
+    assert Start.for_checkpoint("bert_standin", path) == replace(start, towers={})
+    with pytest.raises(UserError, match="run 12_starting_weights first"):
+        Start.for_checkpoint("bert_standin", tmp_path / "none.json")
+
+
 def test_classes_too_small_to_fit_are_left_out_and_too_few_refused(data):
     table = data.table
     one = replace(table, images=table.images.assign(scene=table.images.image_id.where(table.images.scene == "red", "other")))

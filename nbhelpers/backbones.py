@@ -34,7 +34,7 @@ def _swin_tiny_standin() -> SwinTransformer:
 
 
 def _resnet_standin() -> ResNet:
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=(8, 16, 32, 64))
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=(16, 32, 64, 128), stem_type="deep", stem_width=8)
 
 
 def _deit_s(heads: int) -> nn.Module:

@@ -195,7 +195,8 @@ def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
 def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
                starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
     """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights."""
-    key = training.checkpoint_key([config], fingerprint, starting_weights, config.seed, sys.modules[__name__])
+    towers = {"towers": Path(backbones.__file__).read_text(encoding="utf-8")}
+    key = training.checkpoint_key([config, towers], fingerprint, starting_weights, config.seed, sys.modules[__name__])
     classifier, _, _ = training.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
     path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
     return classifier, Tower.stand_in(name, path, source)

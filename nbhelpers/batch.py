@@ -35,7 +35,7 @@ CHAIN = (
     Step("10_prepare_data", 20),
     Step("11_audit_data", 20, reads=("10_prepare_data",)),
     Step("12_starting_weights", 90, reads=("10_prepare_data",)),
-    Step("20_pir", 150, reads=("10_prepare_data", "12_starting_weights"), record=True),
+    Step("20_pir", 240, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("30_evaluate_retrieval", 20, reads=("20_pir",)),
     Step("90_leaderboard", 20, reads=("20_pir", "30_evaluate_retrieval")),
 )

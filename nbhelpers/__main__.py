@@ -32,16 +32,36 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     data = commands.add_parser("data", help="look at a data set, or decode it").add_subparsers(
-        required=True, metavar="check|prepare")
+        required=True, metavar="check|prepare|shards")
     check = data.add_parser("check", help="what captions and images hold, and what is wrong with them")
     check.add_argument("--captions", required=True, help="file, or folder of a layout of several files")
     check.add_argument("--images", help="folder, zip or tar of the images; left away, they are not looked at")
-    check.add_argument("--layout", help="karpathy, precomp, rows, lavis or nwpu; recognised if left away")
+    check.add_argument("--layout", help="karpathy, precomp, rows, lavis, nwpu, shards or arrow; recognised if left away")
     check.set_defaults(command=_check)
     prepare = data.add_parser("prepare", help="decode the images of a set once, into the cache")
     prepare.add_argument("--set", default="scenes", help="ucm, rsicd, ...; scenes (default) is generated")
     prepare.add_argument("--data", default="", help="folder that holds the set; none for scenes")
     prepare.set_defaults(command=_prepare)
+    shards = data.add_parser("shards", help="write images and captions as WebDataset shards")
+    shards.add_argument("--captions", required=True, help="file, or folder of a layout of several files")
+    shards.add_argument("--images", required=True, help="folder, zip or tar of the images")
+    shards.add_argument("--out", required=True, help="new folder for the shards")
+    shards.add_argument("--split", nargs="+", default=["train"], help="train (default), val, test; several may be named")
+    shards.add_argument("--size", type=int, default=1000, help="most captions in a shard (default 1000)")
+    shards.set_defaults(command=_shards)
+
+    retrieve = commands.add_parser("retrieve", help="evaluate a trained system on images and captions")
+    retrieve.add_argument("--system", required=True, help="pir, pir_clip, pe_rsitr or cfitr")
+    retrieve.add_argument("--checkpoint", required=True, help="a file of this project or of the system's authors")
+    retrieve.add_argument("--captions", required=True, help="file of captions, such as dataset_rsicd.json, or folder")
+    retrieve.add_argument("--images", required=True, help="folder, zip or tar of the images")
+    retrieve.add_argument("--split", default="test", help="train, val or test (default)")
+    retrieve.add_argument("--ties", default="expectation", choices=("expectation", "released"),
+                          help="who wins among equal scores (default: expectation)")
+    retrieve.add_argument("--start", help="what 12_starting_weights noted, if it lies outside the checkpoint's run")
+    retrieve.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    retrieve.add_argument("--out", help="folder for a result record; left away, none is written")
+    retrieve.set_defaults(command=_retrieve)
 
     run = commands.add_parser("run", help="run the notebooks in order, headlessly")
     run.add_argument("--profile", default="default", help="a file of notebooks/profiles, without .yaml")
@@ -76,6 +96,28 @@ def _prepare(arguments: argparse.Namespace) -> None:
     print("\n".join(dataset.where))
     print(dataset.table.counts().to_string())
     print(f"The decoded images lie in {dataset.pixels.folder}.")
+
+
+def _shards(arguments: argparse.Namespace) -> None:
+    from nbhelpers.data import layouts, shards
+    from nbhelpers.data.images import ImageStore
+    table = layouts.read(arguments.captions)
+    written = shards.write(table, ImageStore.open(arguments.images), arguments.out, tuple(arguments.split), arguments.size)
+    print(f"{sum(written.values())} samples in {len(written)} shards lie in {arguments.out}.")
+
+
+def _retrieve(arguments: argparse.Namespace) -> None:
+    from nbhelpers import systems
+    system = systems.load(arguments.system, arguments.checkpoint, arguments.start, arguments.device)
+    found = systems.retrieve(system, arguments.captions, arguments.images, arguments.split)
+    record = found.write_record(arguments.out, arguments.ties) if arguments.out else None
+    for note in found.notes:
+        print(note)
+    print(f"{arguments.split}: {len(found.table)} images, {len(found.table.captions)} captions; recalls in percent, ties by "
+          f"{arguments.ties}")
+    print(found.recalls(arguments.ties).to_string(float_format="{:.2f}".format, na_rep=""))
+    if record:
+        print(f"The record is {record}.")
 
 
 def _run(arguments: argparse.Namespace) -> int:

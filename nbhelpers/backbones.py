@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import open_clip
 import timm
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ViltConfig, ViltModel
 
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD
 from nbhelpers.errors import UserError
@@ -128,3 +130,118 @@ class SceneHead(nn.Sequential):
 def prior_tower(name: str) -> nn.Module:
     """A scene-recognition CNN without classifier: (B,3,S,S) -> (B,`num_features`)."""
     return _choose(PRIOR, "prior", name)()
+
+
+# ---- CLIP -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CLIPSize:
+    """What open_clip builds, and the frozen towers (vision, text) that stand below it in the compact size."""
+
+    embed_dim: int
+    vision: dict
+    text: dict
+    image: ImageInput
+    quick_gelu: bool = False
+    towers: tuple[str, str] | None = None
+
+
+_B32 = dict(embed_dim=512, vision=dict(layers=12, width=768, patch_size=32, image_size=224),
+            text=dict(layers=12, width=512, heads=8, context_length=77, vocab_size=49408), image=ImageInput(224))
+CLIP = {
+    "clip_standin": CLIPSize(64, dict(layers=4, width=96, head_width=24, patch_size=16, image_size=112),
+                             dict(layers=4, width=64, heads=4, context_length=40, vocab_size=49408), ImageInput(112)),
+    "clip_compact": CLIPSize(256, dict(layers=3, width=256, patch_size=1, image_size=7),
+                             dict(layers=3, width=256, heads=4, context_length=32, vocab_size=1),
+                             VISION["efficientnet_lite0"][1], towers=("efficientnet_lite0", "minilm")),
+    "vit_b32": CLIPSize(**_B32),
+    "vit_b32_quickgelu": CLIPSize(**_B32, quick_gelu=True),   # the weights of OpenAI want this activation
+}
+
+
+def clip_size(name: str) -> CLIPSize:
+    return _choose(CLIP, "CLIP", name)
+
+
+def clip(name: str) -> open_clip.CLIP:
+    """An open_clip model. In the compact size its patch embedding reads the map of the frozen vision tower, and its token
+    embedding the states of the frozen text tower."""
+    size = clip_size(name)
+    model = open_clip.CLIP(size.embed_dim, size.vision, size.text, quick_gelu=size.quick_gelu)
+    if size.towers:
+        with torch.device("meta"):
+            vision, text = vision_tower(size.towers[0]), text_tower(size.towers[1])
+        model.visual.conv1 = nn.Conv2d(vision.num_features, size.vision["width"], 1, bias=False)
+        model.token_embedding = nn.Linear(text.config.hidden_size, size.text["width"], bias=False)
+    return model
+
+
+# ---- the instruction encoder of PIR-CLIP --------------------------------------------------------------------------------
+_RN50 = dict(layers=(3, 4, 6, 3), width=64, heads=32)
+INSTRUCTION = {"clip_standin": dict(layers=(1, 1, 1, 1), width=16, heads=8), "vit_b32": _RN50, "vit_b32_quickgelu": _RN50}
+
+
+def instruction_encoder(name: str) -> nn.Module:
+    """What looks at the image beside the CLIP `name`, and answers (B,D) in its embedding width.
+
+    (B,3,S,S) pixels -> (B,D): CLIP's own ResNet with attention pooling. In the compact size a `SceneHead`, over the global
+    token of the frozen vision tower.
+    """
+    size = clip_size(name)
+    if size.towers:
+        with torch.device("meta"):
+            vision = vision_tower(size.towers[0])
+        return SceneHead(vision.num_features, size.embed_dim)
+    return ModifiedResNet(output_dim=size.embed_dim, image_size=size.image.size, **INSTRUCTION[name])
+
+
+# ---- ViLT -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ViLTSize:
+    """What transformers builds, and the frozen towers (vision, text) that stand below it in the compact size."""
+
+    vilt: dict
+    image: ImageInput
+    towers: tuple[str, str] | None = None
+
+
+VILT = {
+    "vilt_standin": ViLTSize(dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256,
+                                  image_size=112, patch_size=16, max_position_embeddings=32),
+                             ImageInput(112, HALF_MEAN, HALF_STD)),
+    "vilt_compact": ViLTSize(dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, intermediate_size=768,
+                                  image_size=7, patch_size=1, max_position_embeddings=32, vocab_size=1),
+                             VISION["efficientnet_lite0"][1], towers=("efficientnet_lite0", "minilm")),
+    "vilt_b32": ViLTSize(dict(num_hidden_layers=12, max_position_embeddings=40), ImageInput(384, HALF_MEAN, HALF_STD)),
+}
+
+
+def vilt_size(name: str) -> ViLTSize:
+    return _choose(VILT, "ViLT", name)
+
+
+def vilt(name: str, vocab_size: int | None = None, dropout: float = 0.1) -> ViltModel:
+    """A ViLT with pooler; `vocab_size` replaces the published vocabulary (stand-ins only). In the compact size its patch
+    embedding reads the map of the frozen vision tower, and its word embedding the states of the frozen text tower."""
+    size = vilt_size(name)
+    settings = dict(size.vilt)
+    if vocab_size is not None:
+        settings["vocab_size"] = vocab_size
+    if not size.towers:
+        return vilt_model(**settings, dropout=dropout)
+    with torch.device("meta"):
+        vision, text = vision_tower(size.towers[0]), text_tower(size.towers[1])
+    model = vilt_model(**settings, num_channels=vision.num_features, dropout=dropout)
+    model.embeddings.text_embeddings.word_embeddings = nn.Linear(text.config.hidden_size, settings["hidden_size"], bias=False)
+    return model
+
+
+def vilt_model(dropout: float = 0.1, **settings) -> ViltModel:
+    """A ViLT of any size, as its authors build and initialise it: transformers differs in the epsilon of the layers' norms,
+    in the dropout behind the GELU and in positions that start at zero."""
+    model = ViltModel(ViltConfig(**settings, layer_norm_eps=1e-6, hidden_dropout_prob=dropout, pad_token_id=0))
+    model.embeddings.text_embeddings.LayerNorm.eps = 1e-12
+    for layer in model.encoder.layer:
+        layer.intermediate.intermediate_act_fn = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
+    for start in (model.embeddings.cls_token, model.embeddings.position_embeddings):
+        nn.init.trunc_normal_(start, std=0.02)
+    return model

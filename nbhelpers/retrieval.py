@@ -17,7 +17,7 @@ from nbhelpers.backbones import ImageInput
 from nbhelpers.data import audit
 from nbhelpers.data.augment import TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches, clean_caption,
+from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
                                     distinct_captions, image_batches, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -44,22 +44,23 @@ class Embeddings:
 class RetrievalTask:
     """One data set as one dual encoder sees it.
 
-    With `towers`, a model whose towers are frozen, every image and caption passes its towers once (test transform, no
-    augmentation); the features are cached in `cache` under a key of everything they depend on, and training and
-    evaluation read those; the tokenizer must pad to a fixed length. Without it, images are augmented and pass the
+    With `towers`, a model whose towers are frozen, every image and caption passes its towers once; the features are
+    cached in `cache` under a key of everything they depend on, so that systems on the same towers share them, and training
+    and evaluation read those; the tokenizer must pad to a fixed length. Without it, images are augmented and pass the
     towers in every epoch.
 
-    starting_weights  sha256 of what fills the towers; not given, it is taken from their tensors
+    views  of each training image that are cached: draws of the training transform; 0: the image under the test transform
+
     UserError if `towers` are not frozen, or if a model with others is evaluated on their features.
     """
 
     def __init__(self, data: DataSet, tokenizer: Tokenizer, image: ImageInput, seed: int = 0, workers: int = 2,
-                 towers: nn.Module | None = None, starting_weights: tuple[str, ...] = (), cache: Path | None = None):
+                 towers: nn.Module | None = None, cache: Path | None = None, views: int = 0):
         self.data, self.tokenizer, self.image, self.seed, self.workers = data, tokenizer, image, seed, workers
         if towers is not None and not towers.config.freeze_towers:
             raise UserError("Only frozen towers can be cached; build the model with freeze_towers=True or give no towers.")
-        self.towers, self.cache = towers, cache
-        self.starting_weights = starting_weights or (_sha256(towers) if towers is not None else ())
+        self.towers, self.cache, self.views = towers, cache, views
+        self.towers_sha256 = _sha256(towers) if towers is not None else ""
 
     def table(self, split: str) -> CaptionTable:
         return self.data.table.split(split)
@@ -68,7 +69,8 @@ class RetrievalTask:
         """Shuffled full batches of the training pairs. `randaugment` as in augment.TrainTransform; unused with `towers`."""
         table = self.table("train")
         if self.towers is not None:
-            dataset = FeatureDataset(table, *self.features("train"), self.seed, distinct_captions(table)[1])
+            dataset = FeatureDataset(table, *self.features("train"), self.seed,
+                                     distinct_captions(table, self.tokenizer.clean)[1], self.views)
         else:
             transform = TrainTransform(self.image.size, randaugment=randaugment)
             dataset = PairDataset(table, self.data.pixels, transform, self.tokenizer, self.seed, self.image.mean, self.image.std)
@@ -80,33 +82,41 @@ class RetrievalTask:
         A row for each image of the split, and for each of its `distinct_captions`.
         """
         table = self.table(split)
-        images = self._cached("images", split, table, len(table), self._image_features)
-        texts = self._cached("texts", split, table, len(distinct_captions(table)[0]), self._text_features)
+        views = self.views if split == "train" else 0
+        kind = f"images, {views} views, seed {self.seed}" if views else "images"
+        images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table), self._image_features(table, views))
+        distinct = distinct_captions(table, self.tokenizer.clean)[0]
+        texts = self._cached("texts", self.towers.TEXT_FEATURES, split, table, len(distinct), self._text_features(distinct))
         return images, texts
 
-    def _cached(self, kind: str, split: str, table: CaptionTable, count: int, compute) -> FeatureCache:
-        model = self.towers
-        key = json.dumps([kind, split, table.fingerprint(), self.data.pixels.key, self.tokenizer.sha256, repr(self.image),
-                          self.starting_weights, type(model).__name__, repr(model.config)])
-        batches = compute(table)
+    def _cached(self, kind: str, names: tuple[str, ...], split: str, table: CaptionTable, count: int, batches) -> FeatureCache:
+        key = json.dumps([kind, names, split, table.fingerprint(), self.data.pixels.key, self.tokenizer.sha256,
+                          repr(self.image), self.towers_sha256, self.towers.config.use_mask])
         return FeatureCache.build(lambda indices: next(batches), count, BATCH, key, self.cache)
 
     @torch.inference_mode()
-    def _image_features(self, table: CaptionTable):
+    def _image_features(self, table: CaptionTable, views: int):
+        """Batches of name -> (B,...), or (B,V,...) with views."""
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        for pixels in self.pixels(table):
-            yield {name: value.cpu().numpy() for name, value in model.image_features(pixels.to(device)).items()}
+        augmented = [TrainTransform(self.image.size)] * views or [None]
+        drawn = [self.pixels(table, transform, (self.seed, view)) for view, transform in enumerate(augmented)]
+        for parts in zip(*drawn):
+            seen = [model.image_features(pixels.to(device)) for pixels in parts]
+            yield {name: np.stack([one[name].cpu().numpy() for one in seen], axis=1) if views else value.cpu().numpy()
+                   for name, value in seen[0].items()}
 
     @torch.inference_mode()
-    def _text_features(self, table: CaptionTable):
+    def _text_features(self, texts: list[str]):
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        for ids, mask in caption_batches(distinct_captions(table)[0], self.tokenizer, BATCH):
+        for ids, mask in caption_batches(texts, self.tokenizer, BATCH):
             found = model.text_features(ids.to(device), mask.to(device))
             yield {"mask": mask.numpy()} | {name: value.cpu().numpy() for name, value in found.items()}
 
-    def pixels(self, table: CaptionTable):
-        """Batches (B,3,S,S) of the normalised test-transform pixels of every image of the table, in its order."""
-        return image_batches(table, self.data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers)
+    def pixels(self, table: CaptionTable, augmented: TrainTransform | None = None, seed: tuple[int, ...] = ()):
+        """Batches (B,3,S,S) of the normalised pixels of every image of the table, in its order: under the test transform,
+        or one draw of `augmented`."""
+        return image_batches(table, self.data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers,
+                             augmented, seed)
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
@@ -118,14 +128,14 @@ class RetrievalTask:
         model.eval()
         if self.towers is None:
             images = [model.encode_images(pixels.to(device)) for pixels in self.pixels(table)]
-            cleaned = [clean_caption(text) for text in table.captions.text]
+            cleaned = [self.tokenizer.clean(text) for text in table.captions.text]
             texts = _rows([model.encode_texts(ids.to(device), mask.to(device))
                            for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH)])
         else:
             seen, read = self.features(split)
             images = [model.embed_images(**part) for part in _parts(seen, model.IMAGE_FEATURES, device)]
             distinct = _rows([model.embed_texts(**part) for part in _parts(read, (*model.TEXT_FEATURES, "mask"), device)])
-            texts = distinct[distinct_captions(table)[1]]
+            texts = distinct[distinct_captions(table, self.tokenizer.clean)[1]]
         model.train(training)
         return Embeddings(_rows(images), texts, table.owner())
 
@@ -171,16 +181,16 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
 
 
 def _frozen_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the frozen parts of a dual encoder, by their names in it."""
-    frozen = tuple(f"{name}." for name, part in model.named_children() if part in model.frozen())
-    return {name: value for name, value in model.state_dict().items() if name.startswith(frozen)}
+    """The tensors of the frozen towers of a dual encoder, by their names in it."""
+    parts = [(name, part) for name, part in model.named_children() if any(part is one for one in model.towers())]
+    return {f"{name}.{key}": value for name, part in parts for key, value in part.state_dict().items()}
 
 
-def _sha256(towers: nn.Module) -> tuple[str]:
+def _sha256(towers: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in _frozen_state(towers).items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return (digest.hexdigest(),)
+    return digest.hexdigest()
 
 
 def _parts(cache: FeatureCache, names: tuple[str, ...], device):

@@ -19,10 +19,10 @@ from nbhelpers.errors import UserError
 
 KINDS = {
     "PROFILE": str, "SET": str, "DATA": str, "SIZE": str, "DEVICE": str, "CHECKPOINT": str, "PRIOR": str,
-    "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "WORKERS": int, "LR": float,
+    "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "WORKERS": int, "VIEWS": int, "LR": float,
 }
 CHOICES = {"SIZE": ("tiny", "compact", "paper"), "DEVICE": ("auto", "cpu", "cuda")}
-LOWEST = {"SEED": 0, "EPOCHS": 1, "BATCH_SIZE": 1, "WORKERS": 0}
+LOWEST = {"SEED": 0, "EPOCHS": 1, "BATCH_SIZE": 1, "WORKERS": 0, "VIEWS": 0}
 
 
 def repository_root() -> Path:

@@ -22,7 +22,10 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     warmup_fraction: float = 0.1   # of all optimiser steps
-    schedule: str = "linear"       # linear | cosine | constant
+    warmup_steps: int | None = None  # the same in steps; takes the place of the fraction
+    schedule: str = "linear"       # linear | cosine | constant | step
+    step_epochs: int = 20          # of "step": every so many epochs ...
+    step_factor: float = 0.7       # ... the rate is multiplied by this
     precision: str = "fp32"        # fp32 | bf16 | fp16
     accumulate: int = 1            # batches per optimiser step; in-batch negatives stay within each batch
     clip_norm: float | None = None
@@ -33,12 +36,14 @@ class TrainConfig:
     keep: str = "best"             # weights left in the model: best (epoch, where validated) | last
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "step_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"warmup_fraction is {self.warmup_fraction}; it lies between 0 and 1.")
-        for name, known in (("schedule", ("linear", "cosine", "constant")),
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise UserError(f"warmup_steps is {self.warmup_steps}; it must be at least 0.")
+        for name, known in (("schedule", ("linear", "cosine", "constant", "step")),
                             ("precision", ("fp32", "bf16", "fp16")), ("keep", ("best", "last"))):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} '{getattr(self, name)}' is unknown; choose from {', '.join(known)}.")
@@ -75,14 +80,18 @@ class History:
 def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
     """Factor on the peak learning rate at optimiser step t = 0..total-1.
 
-    Warm-up over the first int(total * warmup_fraction) steps as t / warm-up: the first step has rate 0
-    (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then to 0 at t = total.
+    Warm-up over the first `warmup_steps`, else int(total * warmup_fraction), steps as t / warm-up: the first step has
+    rate 0 (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then "linear" and "cosine" fall
+    to 0 at t = total; "step" multiplies by `step_factor` from every `step_epochs`-th epoch on (pe_rsitr.md section 5).
     """
-    warm = int(total * config.warmup_fraction)
+    warm = int(total * config.warmup_fraction) if config.warmup_steps is None else config.warmup_steps
 
     def factor(t: int) -> float:
         if t < warm:
             return (t + (config.schedule == "cosine")) / warm
+        if config.schedule == "step":
+            epoch = t * config.epochs // total
+            return config.step_factor ** ((epoch + 1) // config.step_epochs)
         done = (t - warm) / (total - warm)
         falling = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
         return falling[config.schedule]

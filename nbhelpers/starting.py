@@ -5,41 +5,44 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones, training, weights
-from nbhelpers.backbones import ImageInput
-from nbhelpers.data import scenes
-from nbhelpers.data.augment import normalize
-from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.images import resize
-from nbhelpers.data.loading import FeatureCache, Tokenizer, image_batches, train_tokenizer
-from nbhelpers.data.table import CaptionTable
+from nbhelpers import backbones, weights
+from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.weight_names import LAYOUTS
 
 # In published files and not in our towers: classifiers, and the buffers of Swin that timm computes.
 DROPPED = ("classifier.*", "head.*", "fc.*", "head_dist.*", "pre_logits.*", "*.relative_position_index", "*.attn_mask")
-SMALLEST_CLASS = 5  # training images; smaller classes (numeric names that stand for no class) teach no prior
-BERT_LENGTH, MINILM_LENGTH = 47, 32  # longest caption in tokens
+CLIP_WORDS = "clip"  # in the place of a tokenizer's path: CLIP's byte pairs, which open_clip brings along
+MINILM_LENGTH = 32   # longest caption in tokens
+# Towers that read the words of BERT -> longest caption in tokens, whether all are padded to it, whether [SEP] ends it.
+BERT_WORDS = {"bert_base": (47, False, False), "vilt_b32": (40, True, True),
+              **dict.fromkeys(("minilm", "clip_compact", "vilt_compact"), (MINILM_LENGTH, True, False))}
+CLIP_OF = {"gelu": "vit_b32", "quick_gelu": "vit_b32_quickgelu"}  # activation -> name in backbones.CLIP
+NO_LAST_PROJECTION = "attnpool.c_proj.*"  # of CLIP's ResNet-50; PIR-CLIP's leads into another width
 
 
 @dataclass(frozen=True)
 class Tower:
-    """One tower's weights: file, its sha256, where it came from, and the kind that records know."""
+    """One tower's weights: file, its sha256, where it came from, and the kind that records know.
+
+    layout  how the file names its tensors, in weight_names.LAYOUTS; "": as the tower does
+    left    shell patterns of the tower's tensors that the file lacks, and that stay random
+    """
 
     name: str
     path: str
     source: str
     sha256: str
     kind: str      # package | hub | file | stand-in | random
+    layout: str = ""
+    left: list[str] = field(default_factory=list)
 
     @classmethod
     def stand_in(cls, name: str, path: Path, source: str) -> Tower:
@@ -47,35 +50,37 @@ class Tower:
         return cls(name, str(path), source, weights.sha256(path), "stand-in")
 
     @classmethod
-    def resolved(cls, name: str, folder: Path | None = None) -> Tower:
-        """Public weights by name or path, as `weights.resolve` finds them. UserError if they are missing."""
-        found = weights.resolve(name, folder)
-        return cls(found.name, str(found.path), found.source, found.sha256, found.kind)
+    def resolved(cls, name: str, folder: Path | None = None, layout: str = "", left: tuple[str, ...] = ()) -> Tower:
+        """Public weights by name or path, as `weights.resolve` finds them. UserError if they are missing.
+
+        layout  of a path; a known name brings its own
+        """
+        found, known = weights.resolve(name, folder), weights.KNOWN.get(name)
+        source = f"{found.source}, without {', '.join(left)}" if left else found.source
+        return cls(found.name, str(found.path), source, found.sha256, found.kind, known.layout if known else layout, list(left))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors under the names of the module that `backbones` builds. UserError if the file changed since."""
         if weights.sha256(self.path) != self.sha256:
             raise UserError(f"{self.path} changed since 12_starting_weights took it for '{self.name}'; run that notebook again.")
-        if self.name == "efficientnet_lite0":
-            return weights.lite0_state(self.path)
-        if self.name in ("minilm", "bert_base"):
-            return weights.bert_state(self.path)
-        return weights.read_state_dict(self.path)
+        return LAYOUTS[self.layout](self.path)
 
 
 @dataclass(frozen=True)
 class Start:
     """towers: attribute of the model ("vision_encoder", ...) -> Tower. What is not named there starts at random.
 
-    tokenizer   path of a tokenizer.json or of its folder, with the longest caption in tokens
+    tokenizer   path of a tokenizer.json or of its folder, or CLIP_WORDS; with the longest caption in tokens
+    fixed, sep  as `loading.Tokenizer` has them
     classes     scene classes the prior was fitted on, in its order; empty without a fitted prior
-    options     fields of the model's configuration that follow from these weights
+    options     fields that the model's configuration must have, since these weights want them
     """
 
     tokenizer: str
     max_length: int
     towers: dict[str, Tower]
     fixed: bool = False
+    sep: bool = False
     classes: list[str] = field(default_factory=list)
     options: dict = field(default_factory=dict)
 
@@ -96,24 +101,36 @@ class Start:
             raise UserError(f"{path} does not say what a system starts from ({error}); run 12_starting_weights again.") from error
 
     def read_tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer, self.max_length, self.fixed)
+        if self.tokenizer == CLIP_WORDS:
+            return CLIPTokenizer(self.max_length)
+        return Tokenizer(self.tokenizer, self.max_length, self.fixed, self.sep)
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Loads every tower that `model` has. UserError, with that tower as it was, if a file does not fit it."""
+        """Loads every tower that `model` has. UserError, with that tower as it was, if a file does not fit it, and for a
+        model whose configuration is not what the weights want: a CLIP with the wrong activation would work, but badly."""
+        for name, wanted in self.options.items():
+            found = getattr(getattr(model, "config", None), name, wanted)
+            if found != wanted:
+                raise UserError(f"This {type(model).__name__} was configured with {name}={found!r}, but its starting weights want "
+                                f"{wanted!r}; give the options of the Start to its configuration.")
         for attribute, tower in self.towers.items():
             if module := getattr(model, attribute, None):
-                weights.load_into(module, tower.state(), allow_unexpected=DROPPED)
+                weights.load_into(module, tower.state(), allow_missing=tower.left, allow_unexpected=DROPPED)
         return model
 
     @classmethod
-    def for_checkpoint(cls, text_tower: str, path: Path) -> Start:
-        """What evaluating a whole model needs: a tokenizer and no weights. BERT-base and MiniLM share one vocabulary, which
-        comes with MiniLM's package; a stand-in reads with the tokenizer of the `Start` at `path`."""
-        if text_tower == "bert_standin":
-            return replace(cls.read(path), towers={})
-        found = weights.resolve("minilm").path
-        compact = text_tower == "minilm"
-        return cls(str(found), MINILM_LENGTH if compact else BERT_LENGTH, {}, fixed=compact)
+    def for_checkpoint(cls, name: str, path: Path) -> Start:
+        """What evaluating a whole model needs: a tokenizer and no weights. BERT-base, MiniLM and ViLT share one vocabulary,
+        which comes with MiniLM's package; stand-ins read with the tokenizer of the `Start` at `path`.
+
+        name  of the model's text tower, CLIP or ViLT in `backbones`
+        """
+        if name in BERT_WORDS:
+            length, fixed, sep = BERT_WORDS[name]
+            return cls(str(weights.resolve("minilm").path), length, {}, fixed, sep)
+        if name in backbones.CLIP:
+            return cls(CLIP_WORDS, backbones.clip_size(name).text["context_length"], {}, fixed=True)
+        return replace(cls.read(path), towers={})
 
     def build(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
         """`make()` with the random part of its weights drawn from `seed`, then filled."""
@@ -135,191 +152,25 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
-# ---- scene recognition: what a prior, or a stand-in tower, is fitted to ---------------------------------------------
-class SceneBatches:
-    """Shuffled batches of images or feature rows with their scene classes; images are turned by random quarters.
-
-    inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from (seed, epoch).
-    """
-
-    def __init__(self, inputs: np.ndarray, scene: np.ndarray, batch_size: int, seed: int, image: ImageInput | None = None):
-        self.inputs, self.scene, self.batch_size, self.seed, self.image = inputs, scene, batch_size, seed, image
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.inputs) // self.batch_size
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(len(self.inputs))
-        for step in range(len(self)):
-            rows = np.sort(order[step * self.batch_size:(step + 1) * self.batch_size])
-            inputs = np.array(self.inputs[rows])
-            if self.image is not None:
-                turned = np.stack([np.rot90(x, turns) for x, turns in zip(inputs, rng.integers(4, size=len(rows)))])
-                inputs = normalize(turned, self.image.mean, self.image.std)
-            yield {"inputs": torch.as_tensor(inputs), "scene": torch.from_numpy(self.scene[rows])}
-
-
-class SceneClassifier(nn.Module):
-    """`body` with a linear classifier over the (B,W) vector that `pooled(body, inputs)` makes of a batch."""
-
-    def __init__(self, body: nn.Module, classes: int, pooled=lambda body, inputs: body(inputs)):
-        super().__init__()
-        self.body, self.pooled = body, pooled
-        self.classifier = nn.Linear(body.num_features, classes)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        return self.classifier(self.pooled(self.body, inputs))
-
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": F.cross_entropy(self.logits(batch["inputs"]), batch["scene"])}
-
-    @torch.inference_mode()
-    def predict(self, inputs: np.ndarray, image: ImageInput | None = None) -> np.ndarray:
-        """(N,) class index of each image (N,S,S,3) uint8 or feature row (N,W)."""
-        device = next(self.parameters()).device
-        parts = [normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
-                 for part in np.array_split(inputs, max(1, len(inputs) // 64))]
-        return torch.cat([self.logits(part.to(device)).argmax(1) for part in parts]).cpu().numpy()
-
-
-def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
-    """What a vision tower knows of the whole image: the first of its `image_tokens`."""
-    return backbones.image_tokens(body, pixels)[:, 0]
-
-
-def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
-               starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
-    """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights."""
-    towers = {"towers": Path(backbones.__file__).read_text(encoding="utf-8")}
-    key = training.checkpoint_key([config, towers], fingerprint, starting_weights, config.seed, sys.modules[__name__])
-    classifier, _, _ = training.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
-    path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
-    return classifier, Tower.stand_in(name, path, source)
-
-
-# ---- the starts of PIR in its three sizes -----------------------------------------------------------------------------
-def stand_in_start(data: DataSet, folder: Path, seed: int, images: int, epochs: int) -> tuple[Start, dict[str, float]]:
-    """Towers of the tiny size, fitted to the scene classes of *another* generated world, and a tokenizer of the training
-    captions; BERT starts at random. Also the accuracy of each tower on a held-out fifth of that world, in percent."""
-    tokenizer = train_tokenizer(list(data.table.split("train").captions.text), Path(folder) / f"{data.table.name}-tokenizer.json")
-    pictures, scene = other_world(images, seed)
-    fingerprint = f"world b, {images} images, {scenes.fingerprint()}"
-    held = np.arange(len(pictures)) % 5 == 0
-    config = training.TrainConfig(epochs, lr=2e-3, batch_size=32, seed=seed)
-    towers, accuracy = {}, {}
-    for attribute, name in (("vision_encoder", "swin_standin"), ("conv_encoder", "resnet_standin")):
-        image = backbones.image_input("swin_standin")
-        batches = SceneBatches(pictures[~held], scene[~held], config.batch_size, seed, image)
-
-        def build():
-            body, pooled = (backbones.vision_tower(name), global_token) if name in backbones.VISION else (
-                backbones.prior_tower(name), lambda body, inputs: body(inputs))
-            return SceneClassifier(body, int(scene.max()) + 1, pooled)
-
-        classifier, towers[attribute] = fit_scenes(name, build, batches, config, folder, fingerprint,
-                                                   source="fitted to the scene classes of another generated world")
-        accuracy[name] = 100 * float((classifier.predict(pictures[held], image) == scene[held]).mean())
-    return Start(str(tokenizer), BERT_LENGTH, towers), accuracy
-
-
-def other_world(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N,112,112,3) uint8 pictures and (N,) class of the generated world "b": other palette, other sentences."""
-    made = list(scenes.generate(images, seed=seed, world="b"))
-    pixels = np.stack([resize(scene.pixels, backbones.image_input("swin_standin").size) for scene in made])
-    return pixels, np.array([scenes.CLASSES.index(scene.spec.scene) for scene in made])
-
-
-def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2
-                  ) -> tuple[Start, dict[str, float]]:
-    """EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
-
-    UserError if no training class is large enough for a fit.
-    """
+# ---- package weights (compact size) -----------------------------------------------------------------------------------
+def package_start(**options) -> Start:
+    """EfficientNet-Lite0 and MiniLM, with MiniLM's words; `options` as in Start. UserError if a package is missing."""
     vision, text = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm")
-    folder_of_text = str(Path(text.path) if Path(text.path).is_dir() else Path(text.path).parent)
-    body = Start(folder_of_text, MINILM_LENGTH, {"vision_encoder": vision}).fill(_Holder(backbones.vision_tower("efficientnet_lite0")))
-    classes, parts = scene_classes(data.table), []
-    for split in ("train", "val"):
-        table = data.table.split(split)
-        rows, scene = _labelled(table, classes)
-        parts.append((_global_features(body.vision_encoder, table, data, cache, vision.sha256, workers)[rows], scene))
-    (train, train_scene), (val, val_scene) = parts
-    config = training.TrainConfig(epochs, lr=1e-3, batch_size=min(64, len(train)), seed=seed)
-    batches = SceneBatches(train, train_scene, config.batch_size, seed)
-    classifier, head = fit_scenes(
-        f"scene_head-{data.table.name}", lambda: SceneClassifier(backbones.SceneHead(train.shape[1]), len(classes)),
-        batches, config, folder, data.table.fingerprint(), (vision.sha256,),
-        source=f"fitted on the training classes of {data.table.name}")
-    accuracy = {"scene_head": 100 * float((classifier.predict(val) == val_scene).mean())}
-    towers = {"vision_encoder": vision, "text_encoder": text, "conv_encoder": head}
-    return Start(folder_of_text, MINILM_LENGTH, towers, fixed=True, classes=classes), accuracy
+    return Start(_folder(text), MINILM_LENGTH, {"vision_encoder": vision, "text_encoder": text}, fixed=True, options=options)
 
 
-def scene_classes(table: CaptionTable) -> list[str]:
-    """The classes with at least SMALLEST_CLASS training images, sorted. UserError without two of them."""
-    counts = table.split("train").images.scene.value_counts()
-    classes = sorted(counts.index[counts >= SMALLEST_CLASS])
-    if len(classes) < 2:
-        raise UserError(f"{table.name} has {len(classes)} scene classes of {SMALLEST_CLASS} or more training images, too few to fit "
-                        "a scene prior; name the classes in the file names or in the captions' JSON.")
-    return classes
+def _folder(tower: Tower) -> str:
+    """Where a tower's tokenizer lies: its folder, or that of its file."""
+    path = Path(tower.path)
+    return str(path if path.is_dir() else path.parent)
 
 
-def _labelled(table: CaptionTable, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the images of these classes, and the index of the class of each."""
-    rows = np.flatnonzero(table.images.scene.isin(classes))
-    return rows, np.array([classes.index(name) for name in table.images.scene.iloc[rows]], int)
-
-
-class _Holder(nn.Module):
-    def __init__(self, vision_encoder: nn.Module):
-        super().__init__()
-        self.vision_encoder = vision_encoder.eval()
-
-
-@torch.inference_mode()
-def _global_features(body: nn.Module, table: CaptionTable, data: DataSet, cache: Path, sha256: str, workers: int) -> np.ndarray:
-    """(N,W) float32 global tokens of every image of the table, computed once per weights and images."""
-    image = backbones.image_input("efficientnet_lite0")
-    batches = image_batches(table, data.pixels, image.size, 128, image.mean, image.std, workers)
-    key = json.dumps(["global token", sha256, table.fingerprint(), data.pixels.key])
-    cached = FeatureCache.build(lambda rows: {"global": global_token(body, next(batches)).numpy()}, len(table), 128, key, cache)
-    return np.asarray(cached["global"], np.float32)
-
-
-def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower) -> tuple[Tower, dict[str, float]]:
-    """PRIOR=fit: the ResNet-50 of ImageNet fitted to the training classes of this set, fed as the Swin beside it is.
-
-    Also its accuracy on the validation split, in percent.
-    """
-    image, classes = backbones.image_input("swin_t"), scene_classes(data.table)
-    resized, parts = data.pixels.resized(image.size), []
-    for split in ("train", "val"):
-        table = data.table.split(split)
-        rows, scene = _labelled(table, classes)
-        parts.append((resized[data.pixels.rows(table.images.file)[rows]], scene))
-    (train, train_scene), (val, val_scene) = parts
-    config = training.TrainConfig(epochs, lr=1e-4, batch_size=min(64, len(train)), seed=seed)
-    batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
-    start = Start("", 0, {"body": resnet})
-    classifier, tower = fit_scenes(
-        f"resnet50-{data.table.name}",
-        lambda: start.fill(SceneClassifier(backbones.prior_tower("resnet50"), len(classes))),
-        batches, config, folder, data.table.fingerprint(), (resnet.sha256,),
-        source=f"ImageNet, then fitted on the training classes of {data.table.name}")
-    return tower, {"resnet50": 100 * float((classifier.predict(val, image) == val_scene).mean())}
-
-
+# ---- published weights (paper size); UserError if they are missing, before anything is trained -------------------------
 def paper_start(prior: str, folder: Path | None = None, fit: Callable[[Tower], Tower] | None = None) -> Start:
-    """The published towers. UserError if one is missing, before anything is trained.
+    """PIR: the published towers.
 
     prior  "aid" (the authors' ResNet-50, which no hub has), "imagenet", "fit" (what `fit` makes of imagenet's, see
-           `fitted_prior`), or "random" (what the released loader leaves of an ordinary file, pir.md 8.1)
+           `stand_ins.fitted_prior`), or "random" (what the released loader leaves of an ordinary file, pir.md 8.1)
     """
     names = {"aid": "resnet50_aid", "imagenet": "resnet50", "fit": "resnet50", "random": None}
     if prior not in names or (prior == "fit" and fit is None):
@@ -328,5 +179,46 @@ def paper_start(prior: str, folder: Path | None = None, fit: Callable[[Tower], T
     found = {attribute: Tower.resolved(name, folder) for attribute, name in towers.items() if name}
     if prior == "fit":
         found["conv_encoder"] = fit(found["conv_encoder"])
-    text = Path(found["text_encoder"].path)
-    return Start(str(text if text.is_dir() else text.parent), BERT_LENGTH, found)
+    length, fixed, sep = BERT_WORDS["bert_base"]
+    return Start(_folder(found["text_encoder"]), length, found, fixed, sep)
+
+
+def paper_clip_start(name: str, activation: str = "", folder: Path | None = None) -> Start:
+    """PE-RSITR, and PIR-CLIP without instruction encoder: a published CLIP ViT-B/32 by name or path.
+
+    activation  "gelu" or "quick_gelu", as the weights were trained; said by the known names, and by the user for a path
+    """
+    known = weights.KNOWN.get(name)
+    if known and not known.activation:
+        raise UserError(f"'{name}' is no CLIP ViT-B/32; choose {', '.join(n for n, k in weights.KNOWN.items() if k.activation)} "
+                        "or the path of a file.")
+    said = known.activation if known else activation
+    if said not in CLIP_OF or activation not in ("", said):
+        raise UserError(f"ACTIVATION is '{activation}' for the CLIP '{name}'; " + (
+            f"it was trained with {said}: leave ACTIVATION empty." if known else
+            "its file does not tell: say quick_gelu (all that descends from OpenAI's weights) or gelu (LAION's)."))
+    tower = Tower.resolved(name, folder, layout="clip")
+    size = backbones.clip_size(CLIP_OF[said])
+    return Start(CLIP_WORDS, size.text["context_length"], {"clip": tower}, fixed=True, options={"clip": CLIP_OF[said]})
+
+
+def with_instruction(start: Start, name: str, folder: Path | None = None) -> Start:
+    """PIR-CLIP: `start` with an instruction encoder, a CLIP ResNet-50 by name or path, or "random".
+
+    Its last projection stays random; the source of the authors' own is unknown (pir_clip.md 7).
+    """
+    if name == "random":
+        return start
+    encoder = Tower.resolved(name, folder, layout="clip_resnet", left=(NO_LAST_PROJECTION,))
+    return replace(start, towers=start.towers | {"res_visual": encoder})
+
+
+def paper_vilt_start(name: str, folder: Path | None = None) -> Start:
+    """CFITR: a published ViLT-B/32 by name or path, of its authors or of transformers, with the rank head where the file has
+    one or a matching head; it says so."""
+    trunk = Tower.resolved(name, folder, layout="vilt")
+    towers = {"vilt": trunk}
+    if LAYOUTS["vilt_rank"](trunk.path):
+        towers["rank_output"] = replace(trunk, layout="vilt_rank")
+    print(f"{trunk.name}: the rank head {'comes with it' if 'rank_output' in towers else 'is not in it and starts at random'}")
+    return replace(Start.for_checkpoint("vilt_b32", Path()), towers=towers, options={"vilt": "vilt_b32"})

@@ -4,7 +4,7 @@
     history = fit(model, loader, config, folder, validate=lambda model: {"mR": ...})
 
 A model offers `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors) and, if it wants its own groups,
-`parameter_groups(weight_decay)`. What stays frozen has requires_grad False before `fit`; a model that keeps
+`parameter_groups(weight_decay)` and `after_step()`, called after each update. What stays frozen has requires_grad False before `fit`; a model that keeps
 frozen parts in eval mode overrides `train()`.
 """
 from __future__ import annotations
@@ -192,6 +192,8 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        if hasattr(self.model, "after_step"):
+            self.model.after_step()
 
     def _settle(self):
         """Makes sure that the weights may be saved: a finite loss can have a gradient that is not."""

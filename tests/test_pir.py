@@ -104,6 +104,8 @@ OPTIONS = {
     "center_factor": replace(SMALL, center_factor=10.0),
     "use_mask": replace(SMALL, use_mask=True),
     "text_mean": replace(SMALL, text_global="mean"),
+    "feature_norm": replace(SMALL, feature_norm=True),
+    "feature_dropout": replace(SMALL, feature_dropout=0.5),
 }
 
 
@@ -128,6 +130,43 @@ def test_the_baseline_has_linear_projections_alone():
     parts = {name.split(".")[0] for name, _ in small(SMALL.baseline()).named_parameters()}
     assert parts == {"temp", "vision_encoder", "text_encoder", "vision_proj", "text_proj"}
     assert set(small(SMALL.baseline()).loss(pairs())) == {"loss", "contrastive", "temp"}
+
+
+def test_with_zero_heads_pir_starts_as_its_baseline_and_leaves_it():
+    batch = pairs()
+    model = PIR(replace(SMALL, zero_heads=True), (swin(), bert(), resnet()))
+    baseline = PIR(SMALL.baseline(), (model.vision_encoder, model.text_encoder, None))
+    baseline.load_state_dict({key: value for key, value in model.state_dict().items() if key in baseline.state_dict()})
+    assert torch.equal(both(model, batch), both(baseline, batch))
+    model.train()
+    for _ in range(2):  # the first step moves the heads alone
+        step(model, batch, lr=1e-3)
+    assert model.img_sa[0].mhatt.linear_q.weight.grad.abs().max() > 0
+    assert not torch.allclose(both(model, batch), both(baseline, batch), atol=1e-4)
+
+
+def test_normed_features_forget_their_scale():
+    model, batch = small(feature_norm=True).eval(), pairs()
+    with torch.no_grad():
+        image, text = model.image_features(batch["pixels"]), model.text_features(batch["ids"], batch["mask"])["text"]
+        for embed, features in ((lambda x: model.embed_images(x, image["prior"]), image["vision"]), (model.embed_texts, text)):
+            torch.testing.assert_close(embed(7.0 * features), embed(features), atol=1e-4, rtol=0)
+        torch.testing.assert_close(model.belief(7.0 * image["vision"], image["prior"]), model.belief(**image), atol=1e-4, rtol=0)
+
+
+def test_dropped_channels_are_the_same_in_all_tokens():
+    model = small(feature_dropout=0.5, vir=False)
+    seen = []
+    model.vision_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tokens = torch.ones(3, 50, model.vision_encoder.num_features)
+    model.embed_images(tokens)
+    assert set(seen[0].unique().tolist()) == {0.0, 2.0}
+    model.eval().embed_images(tokens)
+    assert torch.equal(seen[1], tokens[:, 0])
+    whole = small(feature_dropout=0.5)
+    whole.vision_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    whole.embed_images(tokens, torch.ones(3, whole.conv_encoder.num_features))
+    assert torch.equal(seen[2], seen[2][:, :1].expand_as(seen[2])) and not torch.equal(seen[2][0], seen[2][1])
 
 
 def test_the_terms_add_up_with_the_weight_of_the_affiliation():

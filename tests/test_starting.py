@@ -4,25 +4,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from coloured_set import COLOURS, coloured
-from torch import nn
+from open_clip.modified_resnet import ModifiedResNet
 
-from nbhelpers import backbones, starting, training, weights
-from nbhelpers.data import scenes
+from nbhelpers import backbones, starting, weights
+from nbhelpers.data.loading import CLIPTokenizer
 from nbhelpers.errors import UserError
+from nbhelpers.papers.cfitr import CFITR, CFITRConfig
+from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.papers.frozen import FrozenConfig, FrozenHeads
+from nbhelpers.papers.pe_rsitr import PERSITR, PERSITRConfig
 from nbhelpers.papers.pir import PIR, PIRConfig
-from nbhelpers.starting import SceneBatches, SceneClassifier, Start, Tower
-
-IMAGE = backbones.image_input("swin_standin")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return coloured(tmp_path_factory.mktemp("data"))
+from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
+from nbhelpers.starting import Start, Tower
 
 
 @pytest.fixture
@@ -39,7 +34,7 @@ def towers(tmp_path):
 
 @pytest.fixture
 def start(towers, tmp_path):
-    return Start(str(tmp_path / "tokenizer.json"), 12, towers, fixed=True, classes=["a", "b"], options={"filter_size": 9})
+    return Start(str(tmp_path / "tokenizer.json"), 12, towers, fixed=True, classes=["a", "b"], options={"filter_size": 40})
 
 
 def make():
@@ -116,131 +111,68 @@ def test_weights_that_changed_since_or_went_away_are_refused(start, towers, tmp_
         start.fill(make())
 
 
-# ---- scene recognition ---------------------------------------------------------------------------------------------------
-def squares(count=20, size=112):
-    """Dark and bright pictures, with classes 0 and 1."""
-    scene = np.arange(count) % 2
-    noise = np.random.default_rng(0).integers(0, 60, size=(count, size, size, 3))
-    return (noise + 150 * scene[:, None, None, None]).astype(np.uint8), scene
+def test_a_model_configured_otherwise_than_the_weights_want_is_refused(start):
+    model = PIR(PIRConfig.tiny(30, instru_num=1, cycle_num=1, filter_size=30))
+    before = model.vision_encoder.norm.weight.clone()
+    with pytest.raises(UserError, match="PIR was configured with filter_size=30, but its starting weights want 40"):
+        start.fill(model)
+    assert torch.equal(model.vision_encoder.norm.weight, before)
 
 
-def drawn(batches, epoch):
-    batches.set_epoch(epoch)
-    return [(batch["inputs"], batch["scene"]) for batch in batches]
+def test_parts_that_a_file_lacks_stay_random_only_if_they_are_named(start, towers, tmp_path):
+    state = weights.read_state_dict(towers["conv_encoder"].path)
+    path = weights.save_checkpoint(tmp_path / "part.safetensors", {n: v for n, v in state.items() if not n.startswith("layer4.")}, {})
+    tower = Tower.stand_in("part", path, "")
+    with pytest.raises(UserError, match="layer4.0.conv1.weight"):
+        replace(start, towers={"conv_encoder": tower}).fill(make())
+    model = replace(start, towers={"conv_encoder": replace(tower, left=["layer4.*"])}).build(make, 0)
+    drawn = starting.seeded(make, 0).conv_encoder.layer4.state_dict()
+    assert all(torch.equal(value, drawn[name]) for name, value in model.conv_encoder.layer4.state_dict().items())
+    assert (model.conv_encoder.layer3[0].conv1.weight == 0.25).all()
 
 
-def test_scene_batches_depend_on_seed_and_epoch_alone():
-    pictures, scene = squares()
-    rows = np.arange(20, dtype=np.float32)[:, None]
-    first, second = (SceneBatches(pictures, scene, 6, 1, IMAGE) for _ in range(2))
-    drawn(first, 7)
-    for (a, own), (b, other) in zip(drawn(first, 2), drawn(second, 2)):
-        assert torch.equal(a, b) and torch.equal(own, other)
-    assert a.shape == (6, 3, 112, 112) and a.dtype == torch.float32 and len(first) == 3
-    orders = [torch.cat([x for x, _ in drawn(SceneBatches(rows, scene, 6, seed), epoch)]).flatten().tolist()
-              for seed, epoch in ((1, 2), (1, 3), (2, 2))]
-    assert orders[0] != orders[1] != orders[2] and all(len(set(order)) == 18 for order in orders)
-    for inputs, own in drawn(SceneBatches(rows, scene, 6, 1), 0):
-        assert torch.equal(inputs.flatten().long() % 2, own)
-
-
-def test_pictures_are_turned_but_never_changed_otherwise():
-    picture = np.random.default_rng(1).integers(0, 256, size=(1, 112, 112, 3), dtype=np.uint8)
-    plain = backbones.ImageInput(112, (0.0,) * 3, (1.0,) * 3)
-    batches = SceneBatches(picture, np.zeros(1, int), 1, 0, plain)
-    seen = {tuple((255 * drawn(batches, epoch)[0][0][0]).round().permute(1, 2, 0).numpy().astype(np.uint8)[:2, :2].ravel())
-            for epoch in range(20)}
-    assert seen == {tuple(np.rot90(picture[0], turns)[:2, :2].ravel()) for turns in range(4)}
-
-
-def test_a_classifier_is_fitted_once_and_its_body_becomes_a_tower(tmp_path):
-    pictures, scene = squares(size=32)
-    config = training.TrainConfig(epochs=15, lr=3e-3, batch_size=10, seed=0, schedule="constant", warmup_fraction=0.0)
-
-    def fit(fingerprint="data"):
-        batches = SceneBatches(pictures, scene, 10, 0, IMAGE)
-        return starting.fit_scenes("prior", lambda: SceneClassifier(backbones.prior_tower("resnet_standin"), 2), batches, config,
-                                   tmp_path, fingerprint, source="squares")
-
-    torch.manual_seed(8)
-    classifier, tower = fit()
-    assert (classifier.predict(pictures, IMAGE) == scene).mean() > 0.9
-    again, same = fit()
-    assert same == tower and len(list(tmp_path.glob("prior-*/model.safetensors"))) == 1
-    torch.manual_seed(9)  # what was drawn before changes nothing
-    assert fit("other data")[1].sha256 == tower.sha256 and len(list(tmp_path.glob("prior-*/model.safetensors"))) == 2
-    filled = Start("", 0, {"conv_encoder": tower}).build(make, 0)
-    torch.testing.assert_close(filled.conv_encoder.state_dict(), {n: v.cpu() for n, v in classifier.body.state_dict().items()})
-    assert tower.kind == "stand-in" and tower.source == "squares"
-
-
-def test_the_global_token_stands_for_a_vision_tower():
-    body = backbones.vision_tower("swin_standin").eval()
-    classifier = SceneClassifier(body, 3, starting.global_token).eval()
-    pixels = torch.randn(2, 3, 112, 112)
-    expected = classifier.classifier(backbones.image_tokens(body, pixels)[:, 0])
-    torch.testing.assert_close(classifier.logits(pixels), expected)
+# ---- tokenizers -----------------------------------------------------------------------------------------------------------
+def test_a_start_may_name_the_words_of_clip(tmp_path):
+    start = Start("clip", 40, {}, fixed=True)
+    tokenizer = Start.read(start.write(tmp_path / "clip.json")).read_tokenizer()
+    ids, mask = tokenizer(["A red field."])
+    assert isinstance(tokenizer, CLIPTokenizer) and ids.shape == (1, 40) and tokenizer.vocab_size == 49408
+    assert ids[0, 0] == 49406 and ids[0, mask.sum() - 1] == 49407 and tokenizer.clean("A red field.") == "A red field."
 
 
 # ---- the starts ------------------------------------------------------------------------------------------------------------
-def test_the_other_world_is_another_and_always_the_same():
-    pixels, scene = starting.other_world(6, seed=0)
-    assert pixels.shape == (6, 112, 112, 3) and pixels.dtype == np.uint8
-    assert [scenes.CLASSES[i] for i in scene] == [spec.scene for spec in scenes.specs(6, 0, "a")]
-    assert np.array_equal(pixels, starting.other_world(6, seed=0)[0])
-    ours = np.stack([starting.resize(made.pixels, 112) for made in scenes.generate(6, seed=0, world="a")])
-    assert all(np.abs(a.astype(int) - b).mean() > 5 for a, b in zip(pixels, ours))
-    assert not np.array_equal(pixels, starting.other_world(6, seed=1)[0])
-
-
-def test_the_tiny_start_fills_both_towers_from_the_other_world(data, tmp_path, monkeypatch):
-    pictures, scene = squares(42)
-    monkeypatch.setattr(starting, "other_world", lambda images, seed: (pictures[:images], scene[:images]))
-    start, accuracy = starting.stand_in_start(data, tmp_path, seed=0, images=42, epochs=1)
-    assert set(start.towers) == {"vision_encoder", "conv_encoder"} and set(accuracy) == {"swin_standin", "resnet_standin"}
-    assert all(0 <= percent <= 100 for percent in accuracy.values())
-    tokenizer = start.read_tokenizer()
-    model = start.build(lambda: PIR(PIRConfig.tiny(tokenizer.vocab_size)), 0)
-    found = weights.read_state_dict(start.towers["vision_encoder"].path)
-    assert torch.equal(model.vision_encoder.norm.weight, found["norm.weight"])
-    again, _ = starting.stand_in_start(data, tmp_path, seed=0, images=42, epochs=1)
-    assert again == start
-
-
-def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_path):
-    start, accuracy = starting.compact_start(data, tmp_path, tmp_path, seed=0, epochs=30, workers=1)
-    assert start.classes == sorted(COLOURS) and start.fixed and accuracy["scene_head"] > 50
-    assert [tower.kind for tower in start.towers.values()] == ["package", "package", "stand-in"]
-    model = start.build(lambda: PIR(PIRConfig.compact()), 0).eval()
-    head = weights.read_state_dict(start.towers["conv_encoder"].path)
-    assert torch.equal(model.conv_encoder[0].weight, head["0.weight"])
-    tokenizer = start.read_tokenizer()
-    ids, mask = tokenizer(["a red field"])
-    assert ids.shape == (1, 32) and tokenizer.vocab_size == 30522
-    seen = model.image_features(torch.zeros(1, 3, 224, 224))
-    assert seen["vision"].shape == (1, 50, 1280) and seen["prior"].shape == (1, 256)
-
-
 def test_a_whole_checkpoint_needs_a_tokenizer_and_no_weights(start, tmp_path):
-    bert, minilm = (Start.for_checkpoint(name, tmp_path / "none.json") for name in ("bert_base", "minilm"))
-    assert not bert.towers and not minilm.towers and (bert.max_length, bert.fixed) == (47, False)
-    assert (minilm.max_length, minilm.fixed) == (32, True)
-    assert bert.read_tokenizer().encode(["a red field"])[0][0] == 101 and bert.read_tokenizer().vocab_size == 30522
+    nowhere = tmp_path / "none.json"
+    lengths = {"bert_base": (47, False), "minilm": (32, True), "vilt_b32": (40, True), "clip_compact": (32, True),
+               "vilt_compact": (32, True), "vit_b32": (77, True), "vit_b32_quickgelu": (77, True), "clip_standin": (40, True)}
+    for name, (length, fixed) in lengths.items():
+        found = Start.for_checkpoint(name, nowhere)
+        assert not found.towers and (found.max_length, found.fixed) == (length, fixed), name
+        tokenizer = found.read_tokenizer()
+        assert (tokenizer.max_length, tokenizer.fixed) == (length, fixed)
+        ids = tokenizer.encode(["a red field"])[0]
+        assert (ids[0], ids[-1]) == {"vilt_b32": (101, 102)}.get(name, (49406, 49407) if found.tokenizer == "clip" else (101, ids[-1]))
+        assert tokenizer.vocab_size == (49408 if found.tokenizer == "clip" else 30522)
+    assert 102 not in Start.for_checkpoint("bert_base", nowhere).read_tokenizer().encode(["a red field"])[0]  # PIR has no [SEP]
     path = start.write(tmp_path / "pir.json")
-    assert Start.for_checkpoint("bert_standin", path) == replace(start, towers={})
-    with pytest.raises(UserError, match="run 12_starting_weights first"):
-        Start.for_checkpoint("bert_standin", tmp_path / "none.json")
+    for name in ("bert_standin", "vilt_standin"):
+        assert Start.for_checkpoint(name, path) == replace(start, towers={})
+        with pytest.raises(UserError, match="run 12_starting_weights first"):
+            Start.for_checkpoint(name, nowhere)
 
 
-def test_classes_too_small_to_fit_are_left_out_and_too_few_refused(data):
-    table = data.table
-    one = replace(table, images=table.images.assign(scene=table.images.image_id.where(table.images.scene == "red", "other")))
-    with pytest.raises(UserError, match="colours has 1 scene classes of 5 or more training images"):
-        starting.scene_classes(one)
-    two = replace(table, images=table.images.assign(scene=table.images.scene.where(table.images.scene != "red", table.images.image_id)))
-    assert starting.scene_classes(two) == ["blue", "green", "grey"]
-    rows, scene = starting._labelled(two.split("val"), ["blue", "green", "grey"])
-    assert list(two.split("val").images.scene.iloc[rows]) == [["blue", "green", "grey"][i] for i in scene]
+def test_compact_sizes_read_with_one_tokenizer_so_that_they_share_features(tmp_path):
+    shas = {starting.package_start().read_tokenizer().sha256}
+    shas |= {Start.for_checkpoint(name, tmp_path).read_tokenizer().sha256 for name in ("minilm", "clip_compact", "vilt_compact")}
+    assert len(shas) == 1
+
+
+def test_the_package_towers_fill_every_compact_system():
+    model = starting.package_start(clip="clip_compact").build(lambda: CLIP(CLIPConfig.compact()), 0)
+    lite0 = weights.read_state_dict(weights.resolve("efficientnet_lite0").path)
+    assert torch.equal(model.vision_encoder.conv_stem.weight, lite0["_conv_stem.weight"])
+    with pytest.raises(UserError, match="clip='clip_standin', but its starting weights want 'clip_compact'"):
+        starting.package_start(clip="clip_compact").fill(CLIP(CLIPConfig.tiny()))
 
 
 @pytest.fixture
@@ -269,14 +201,103 @@ def test_the_paper_start_stops_without_the_aid_prior_unless_another_is_chosen(pu
             starting.paper_start(prior, published, fit)
 
 
-def test_a_fitted_prior_starts_from_the_given_resnet(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(backbones.PRIOR, "resnet50", backbones.PRIOR["resnet_standin"])
-    monkeypatch.setattr(backbones, "image_input", lambda name: backbones.ImageInput(40))
-    torch.manual_seed(0)
-    body = backbones.prior_tower("resnet50")
-    nn.init.constant_(body.layer4[0].bn2.bias, 3.0)
-    path = weights.save_checkpoint(tmp_path / "imagenet.safetensors", body, {})
-    tower, accuracy = starting.fitted_prior(data, tmp_path, 0, 2, Tower.stand_in("resnet50", path, "a test"))
-    state = weights.read_state_dict(tower.path)
-    assert (state["layer4.0.bn2.bias"] - 3).abs().max() < 0.1 and tower.sha256 != weights.sha256(path)
-    assert 0 <= accuracy["resnet50"] <= 100 and "fitted on the training classes of colours" in tower.source
+# ---- a published CLIP (PIR-CLIP, PE-RSITR) ----------------------------------------------------------------------------------
+@pytest.fixture
+def small_b32(monkeypatch, tmp_path):
+    """ViT-B/32 made small in both activations, with one file of weights as OpenAI's and LAION's users have them."""
+    monkeypatch.delenv("NBHELPERS_WEIGHTS", raising=False)
+    for name, quick in (("vit_b32", False), ("vit_b32_quickgelu", True)):
+        size = replace(backbones.CLIP["clip_standin"], quick_gelu=quick)
+        monkeypatch.setitem(backbones.CLIP, name, size)
+        monkeypatch.setitem(backbones.INSTRUCTION, name, backbones.INSTRUCTION["clip_standin"])
+    state = {name: torch.full_like(value, 0.25) for name, value in backbones.clip("vit_b32").state_dict().items()}
+    for name in ("clip_vit_b32", "clip_vit_b32_laion2b", "georsclip_vit_b32", "mine"):
+        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / f"{name}.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, expected", [("clip_vit_b32", "vit_b32_quickgelu"), ("clip_vit_b32_laion2b", "vit_b32"),
+                                            ("georsclip_vit_b32", "vit_b32_quickgelu")])
+def test_a_known_clip_brings_its_activation(small_b32, name, expected):
+    start = starting.paper_clip_start(name, folder=small_b32)
+    assert start.options == {"clip": expected} and start.towers["clip"].layout == "clip"
+    other = {"vit_b32": "vit_b32_quickgelu", "vit_b32_quickgelu": "vit_b32"}[expected]
+    for system, config in ((PIRCLIP, PIRCLIPConfig), (PERSITR, PERSITRConfig)):
+        small = dict(bottleneck=4, share_dim=4) if system is PERSITR else {}
+        model = start.build(lambda: system(config.paper(clip=expected, **small)), 0)
+        assert (model.clip.visual.conv1.weight == 0.25).all() and (model.clip.token_embedding.weight == 0.25).all()
+        with pytest.raises(UserError, match=f"clip='{other}', but its starting weights want '{expected}'"):
+            start.build(lambda: system(config.paper(clip=other, **small)), 0)
+
+
+def test_the_activation_of_a_file_must_be_said_and_that_of_a_known_clip_cannot_be_changed(small_b32):
+    path = str(small_b32 / "mine.pt")
+    assert starting.paper_clip_start(path, "gelu").options == {"clip": "vit_b32"}
+    assert starting.paper_clip_start(path, "quick_gelu").options == {"clip": "vit_b32_quickgelu"}
+    for activation in ("", "relu"):
+        with pytest.raises(UserError, match="its file does not tell: say quick_gelu"):
+            starting.paper_clip_start(path, activation)
+    with pytest.raises(UserError, match="it was trained with quick_gelu: leave ACTIVATION empty"):
+        starting.paper_clip_start("clip_vit_b32", "gelu", small_b32)
+    with pytest.raises(UserError, match="'swin_t' is no CLIP"):
+        starting.paper_clip_start("swin_t", "", small_b32)
+
+
+def test_a_clip_that_is_missing_is_an_error_before_any_training(small_b32, monkeypatch):
+    monkeypatch.setattr(weights, "_on_hub", lambda known, download: None)
+    with pytest.raises(UserError, match="RemoteCLIP-ViT-B-32.pt, 605 MB"):
+        starting.paper_clip_start("remoteclip_vit_b32", folder=small_b32)
+
+
+def test_part_of_a_clip_is_refused_key_by_key(small_b32):
+    path = small_b32 / "mine.pt"
+    state = torch.load(path)["state_dict"]
+    torch.save({name: value for name, value in state.items() if "ln_post" not in name} | {"visual.extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="nothing was loaded") as error:
+        starting.paper_clip_start(str(path), "gelu").build(lambda: CLIP(CLIPConfig(clip="vit_b32")), 0)
+    assert all(key in str(error.value) for key in ("visual.ln_post.weight", "visual.ln_post.bias", "visual.extra"))
+
+
+def test_an_instruction_encoder_fills_all_but_its_last_projection(small_b32):
+    encoder = backbones.instruction_encoder("clip_standin")
+    theirs = ModifiedResNet((1, 1, 1, 1), output_dim=99, heads=8, image_size=112, width=16)
+    torch.save({f"visual.{name}": value for name, value in theirs.state_dict().items()}, small_b32 / "clip_rn50.pt")
+    start = starting.paper_clip_start("clip_vit_b32", folder=small_b32)
+    assert starting.with_instruction(start, "random") == start
+    start = starting.with_instruction(start, "clip_rn50", small_b32)
+    model = start.build(lambda: PIRCLIP(PIRCLIPConfig.paper(**start.options)), 0)
+    filled = model.res_visual.state_dict()
+    assert filled.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(value, filled[name]) for name, value in theirs.state_dict().items() if "c_proj" not in name)
+    assert "without attnpool.c_proj" in start.record()[1]["source"] and start.record()[1]["name"] == "res_visual: clip_rn50"
+    plain = start.build(lambda: PIRCLIP(PIRCLIPConfig.paper(**start.options).baseline()), 0)
+    assert not hasattr(plain, "res_visual")
+
+
+# ---- a published ViLT (CFITR) --------------------------------------------------------------------------------------------
+@pytest.fixture
+def small_vilt(monkeypatch, tmp_path):
+    monkeypatch.delenv("NBHELPERS_WEIGHTS", raising=False)
+    monkeypatch.setitem(backbones.VILT, "vilt_b32", backbones.VILT["vilt_standin"])
+    state = {f"vilt.{name}": torch.full_like(value, 0.25) for name, value in backbones.vilt("vilt_b32", 60).state_dict().items()}
+    torch.save(state, tmp_path / "vilt_mlm.bin")
+    torch.save(state | {"rank_output.weight": torch.full((1, 64), 2.0), "rank_output.bias": torch.zeros(1)}, tmp_path / "mine.bin")
+    return tmp_path
+
+
+def test_a_vilt_fills_the_trunk_and_the_rank_head_where_the_file_has_one(small_vilt, capsys):
+    def build(start):
+        return start.build(lambda: CFITR(CFITRConfig(vocab_size=60, split=2, hidden=8, bits=8)), 0)
+
+    start = starting.paper_vilt_start("vilt_mlm", small_vilt)
+    assert "is not in it and starts at random" in capsys.readouterr().out and set(start.towers) == {"vilt"}
+    model = build(start)
+    assert (model.vilt.encoder.layer[3].output.dense.weight == 0.25).all() and model.rank_output.weight.std() > 0
+    start = starting.paper_vilt_start(str(small_vilt / "mine.bin"))
+    assert "comes with it" in capsys.readouterr().out
+    assert (build(start).rank_output.weight == 2).all() and start.options == {"vilt": "vilt_b32"}
+    tokenizer = start.read_tokenizer()
+    ids, mask = tokenizer(["a red field"])
+    assert ids.shape == (1, 40) and ids[0, mask.sum() - 1] == 102
+    with pytest.raises(UserError, match="vilt='vilt_standin', but its starting weights want 'vilt_b32'"):
+        start.fill(CFITR(CFITRConfig.tiny(60)))

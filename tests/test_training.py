@@ -103,6 +103,22 @@ def test_constant_schedule_warms_up_and_stays():
     np.testing.assert_allclose(learning_rates(config, 4), [0, 1, 2, 2])
 
 
+def test_warmup_in_steps_takes_the_place_of_the_fraction():
+    config = TrainConfig(1, 2.0, schedule="constant", warmup_fraction=0.5, warmup_steps=3)
+    np.testing.assert_allclose(learning_rates(config, 8), [0, 2 / 3, 4 / 3, 2, 2, 2, 2, 2])
+    np.testing.assert_allclose(learning_rates(replace(config, warmup_steps=0), 2), [2, 2])
+    longer = replace(config, schedule="cosine", warmup_steps=20)  # than the training: it never reaches its peak
+    np.testing.assert_allclose(learning_rates(longer, 4), [0.1, 0.2, 0.3, 0.4])
+
+
+def test_step_schedule_falls_with_every_twentieth_epoch():
+    config = TrainConfig(45, 2e-4, schedule="step", warmup_fraction=0.0)
+    expected = 2e-4 * 0.7 ** np.repeat([0, 1, 2], [19 * 3, 20 * 3, 6 * 3])
+    np.testing.assert_allclose(learning_rates(config, 3), expected)
+    halved = replace(config, epochs=4, lr=1.0, step_epochs=2, step_factor=0.5)
+    np.testing.assert_allclose(learning_rates(halved, 1), [1, 0.5, 0.5, 0.25])
+
+
 def test_the_optimiser_gets_rates_groups_and_settings(tmp_path):
     seen, kept = [], ("lr", "weight_decay", "betas", "eps")
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(
@@ -353,8 +369,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     for figures in ({"mR": math.nan}, {"other": 1.0}):
         with pytest.raises(UserError, match="among them mR"):
             fit(Toy(), loader(), CONFIG, tmp_path / str(len(figures)), lambda model: figures)
-    for change in ({"epochs": 0}, {"schedule": "step"}, {"precision": "fp8"}, {"warmup_fraction": 2.0},
-                   {"keep": "all"}):
+    for change in ({"epochs": 0}, {"schedule": "stairs"}, {"precision": "fp8"}, {"warmup_fraction": 2.0},
+                   {"warmup_steps": -1}, {"step_epochs": 0}, {"keep": "all"}):
         with pytest.raises(UserError, match=next(iter(change))):
             replace(CONFIG, **change)
 

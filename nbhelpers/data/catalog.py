@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nbhelpers.data import layouts
+from nbhelpers.data import layouts, shards
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
 
@@ -166,7 +166,8 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
     folder = Path(data_folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"The data folder {folder} does not exist; name the one that holds the set '{key}'.")
-    captions, pictures = _find_captions(key, folder), _find_images(key, folder)
+    captions = _find_captions(key, folder)
+    pictures = captions if captions and shards.layout_of(captions) else _find_images(key, folder)
     if captions and pictures:
         return captions, pictures
     lacking = " and ".join(["captions"] * (not captions) + ["images"] * (not pictures))
@@ -177,16 +178,20 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
 
 def expected_tree(key: str) -> str:
     return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}_train.json with its other splits or a "
-            f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images")
+            f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
+            f"{key}_shards or {key}_train.arrow, which hold both")
 
 
 def _find_captions(key: str, folder: Path) -> Path | None:
     entries = _entries(folder)
-    for name in (f"dataset_{key}.json", f"{key}_train.json", f"{key}-train.json", f"{key}_precomp"):
+    for name in (f"dataset_{key}.json", f"{key}_train.json", f"{key}-train.json", f"{key}_precomp", f"{key}_shards",
+                 f"{key}_train.arrow"):
         if name in entries:
             return entries[name]
     for own in _own_folders(key, folder):
         names = _entries(own)
+        if shards.layout_of(own):
+            return own
         if any(name.endswith((".json", "_caps.txt")) for name in names):
             try:
                 return layouts.caption_file(own)

@@ -142,8 +142,12 @@ class ImageStore:
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
-        """UserError if `path` is missing, holds no images, is damaged or has unsafe names."""
+        """Also of shards and arrow tables. UserError if `path` is missing, holds no images, is damaged or has unsafe names."""
+        from nbhelpers.data import shards  # which stands on this module
+
         path = Path(path)
+        if packed := shards.image_store(path):
+            return packed
         if path.is_dir():
             members, read = _open_folder(path)
         elif not path.is_file():
@@ -180,13 +184,20 @@ class ImageStore:
         return best[0]
 
     def read(self, file: str) -> np.ndarray:
-        """(H, W, 3) uint8 of a listed file. UserError as `locate` and `decode`."""
+        """(H, W, 3) uint8 of a listed file. UserError as `encoded` and `decode`."""
+        return decode(self.encoded(file), self.where(self.locate(file)))
+
+    def encoded(self, file: str) -> bytes:
+        """The bytes of a listed file as they are stored. UserError as `locate`, and if they cannot be read."""
         member = self.locate(file)
         try:
-            data = self._read(member)
+            return self._read(member)
         except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise UserError(f"{member} in {self.path} cannot be read ({error}); fetch it again.") from error
-        return decode(data, f"{member} in {self.path}")
+            raise UserError(f"{self.where(member)} cannot be read ({error}); fetch it again.") from error
+
+    def where(self, member: str) -> str:
+        """What messages call a member."""
+        return f"{member} in {self.path}"
 
     def stat(self) -> str:
         """sha256 hex over every member's name, size and checksum (zip) or time of change (folder, tar)."""

@@ -7,6 +7,8 @@
 | rows     | `S_train.json`: one `{"image", "caption", "label_name"}` per caption; val, test: five per image |
 | lavis    | `S_train.json` as above; `S_test.json` of images, their captions in COCO's `S_test_gt.json`    |
 | nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                       |
+| shards   | WebDataset tars, and                                                                          |
+| arrow    | ViLT's tables, both with their images inside: see `shards`                                    |
 
 No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
 the path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
@@ -19,11 +21,12 @@ from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
+from nbhelpers.data import shards
 from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
-LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu")
+LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow")
 WRITABLE = LAYOUTS[:4]
 MAX_BYTES = 2**30  # the largest published caption file has 30 MB
 
@@ -39,8 +42,9 @@ def read(path: Path | str, layout: str | None = None) -> CaptionTable:
     return scan(path, layout).usable()
 
 
-def scan(path: Path | str, layout: str | None = None) -> Reading:
-    """As `read`, but goes on past broken rows and reports them. UserError where nothing can be read."""
+def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> Reading:
+    """As `read`, but goes on past broken rows and reports them; with `joined`, captions of an image that is listed twice in
+    its split are joined. UserError where nothing can be read."""
     path = Path(path).expanduser()
     if layout not in (None, *LAYOUTS):
         raise UserError(f"Unknown layout '{layout}'; the layouts are {', '.join(LAYOUTS)}.")
@@ -48,9 +52,12 @@ def scan(path: Path | str, layout: str | None = None) -> Reading:
         raise UserError(f"{path} does not exist; name the caption file, or the folder that holds its parts.")
     if path.is_file() and _PRECOMP_FILE.fullmatch(path.name):
         path = path.parent
+    rows = Rows(joined)
+    if packed := shards.layout_of(path):
+        _agree(packed, layout, path)
+        return rows.reading(path, _plain_name(shards.read(path, rows)), packed)
     if path.is_dir():
         path = caption_file(path)
-    rows = Rows()
     if path.is_dir():
         _agree("precomp", layout, path)
         _read_precomp(path, rows)

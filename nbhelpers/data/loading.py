@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pandas as pd
 import tokenizers
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform
+from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform, TrainTransform
 from nbhelpers.data.images import DecodedCache
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_folder, atomic_write
@@ -44,7 +45,10 @@ class Tokenizer:
     max_length  most ids of a caption, special tokens included
     fixed       True: every batch is padded to max_length, so that embeddings do not depend on the batch
     vocab_size  number of ids;  sha256  hex over the file and the options
+    clean       what a caption passes before it is encoded
     """
+
+    clean = staticmethod(clean_caption)
 
     def __init__(self, path: Path | str, max_length: int = 47, fixed: bool = False, sep: bool = False):
         path = Path(path)
@@ -89,6 +93,26 @@ class Tokenizer:
         return self.pad(self.encode(texts))
 
 
+class CLIPTokenizer(Tokenizer):
+    """CLIP's byte pairs, as open_clip reads them: start token, words, end token; the end token stays where a caption is
+    cut. The mask is 1 up to and with it. Captions are not cleaned but for what CLIP itself does.
+
+    max_length  most ids of a caption, both special tokens included; batches are always padded to it
+    """
+
+    clean = staticmethod(str)
+
+    def __init__(self, max_length: int = 77):
+        self._model = open_clip.tokenizer.SimpleTokenizer(context_length=max_length)
+        self._pad, self.max_length, self.fixed, self.vocab_size = 0, max_length, True, self._model.vocab_size
+        self.sha256 = hashlib.sha256(repr((open_clip.__version__, max_length, sorted(self._model.encoder))).encode()).hexdigest()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, not padded."""
+        first, last = self._model.sot_token_id, self._model.eot_token_id
+        return [[first, *self._model.encode(text)[:self.max_length - 2], last] for text in texts]
+
+
 def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522) -> Path:
     """Writes a tokenizer.json of the special tokens and the most frequent words of the cleaned `texts`.
 
@@ -126,19 +150,26 @@ def _each(function, indices) -> None:
 
 
 def image_batches(table: CaptionTable, pixels: DecodedCache, size: int, batch_size: int = 128, mean=CLIP_MEAN,
-                  std=CLIP_STD, workers: int = 1) -> Iterator[Tensor]:
-    """(B, 3, size, size) float32 normalised test pixels of every image of the table, in its order."""
-    rows, resized, normalizer = pixels.rows(table.images.file), pixels.resized(size), Normalizer(mean, std)
+                  std=CLIP_STD, workers: int = 1, augmented: TrainTransform | None = None, seed=()) -> Iterator[Tensor]:
+    """(B, 3, size, size) float32 normalised pixels of every image of the table, in its order: those of the test
+    transform, or of one draw of `augmented` from default_rng([*seed, row])."""
+    rows, normalizer = pixels.rows(table.images.file), Normalizer(mean, std)
+    source = pixels if augmented else pixels.resized(size)
     for start in range(0, len(rows), batch_size):
         part = rows[start:start + batch_size]
         out = np.empty((len(part), 3, size, size), np.float32)
-        _in_threads(lambda i: normalizer.into(resized[part[i]], out[i]), len(part), workers)
+
+        def fill(i):
+            image = source[part[i]]
+            normalizer.into(augmented(image, np.random.default_rng([*seed, start + i])) if augmented else image, out[i])
+
+        _in_threads(fill, len(part), workers)
         yield torch.from_numpy(out)
 
 
-def distinct_captions(table: CaptionTable, max_words: int = 30) -> tuple[list[str], np.ndarray]:
+def distinct_captions(table: CaptionTable, clean: Callable[[str], str] = clean_caption) -> tuple[list[str], np.ndarray]:
     """The distinct cleaned captions by first appearance, and (M,) for each caption of the table its row among them."""
-    rows, texts = pd.factorize(table.captions.text.map(lambda text: clean_caption(text, max_words)))
+    rows, texts = pd.factorize(table.captions.text.map(clean))
     return list(texts), rows
 
 
@@ -172,7 +203,7 @@ class _Pairs(Dataset):
         rows = np.asarray(rows)
         image = self.owner[rows]
         return {**self._fields(rows, image), "image_index": torch.from_numpy(image),
-                "scene": torch.from_numpy(self.scene[image])}
+                "scene": torch.from_numpy(self.scene[image]), "row": torch.from_numpy(rows)}
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
@@ -180,7 +211,7 @@ class _Pairs(Dataset):
 
 class PairDataset(_Pairs):
     """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64,
-    image_index and scene (B,) int64 (row of table.images; class by first appearance).
+    image_index, scene and row (B,) int64 (row of table.images; class by first appearance; row of table.captions).
 
     transform  augment.TrainTransform or TestTransform
     pixels     the cache of the table, or of one it was split from
@@ -188,12 +219,12 @@ class PairDataset(_Pairs):
     """
 
     def __init__(self, table: CaptionTable, pixels: DecodedCache, transform, tokenizer: Tokenizer,
-                 seed: int = 0, mean=CLIP_MEAN, std=CLIP_STD, max_words: int = 30):
+                 seed: int = 0, mean=CLIP_MEAN, std=CLIP_STD):
         super().__init__(table, seed)
         self.transform, self.tokenizer, self.normalizer = transform, tokenizer, Normalizer(mean, std)
         self.pixels = pixels.resized(transform.size) if isinstance(transform, TestTransform) else pixels
         self.pixel_rows = pixels.rows(table.images.file)
-        self.encoded = tokenizer.encode([clean_caption(text, max_words) for text in table.captions.text])
+        self.encoded = tokenizer.encode([tokenizer.clean(text) for text in table.captions.text])
 
     def _fields(self, rows, image):
         out = np.empty((len(rows), 3, self.transform.size, self.transform.size), np.float32)
@@ -209,15 +240,16 @@ class PairDataset(_Pairs):
 
 class FeatureDataset(_Pairs):
     """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under
-    the model's own names, floats as float32, and image_index and scene as PairDataset.
+    the model's own names, floats as float32, and image_index, scene and row as PairDataset.
 
-    views  V > 1: every image array is (N, V, ...), and each pair draws one of its V views in each epoch.
+    views  V > 0: every image array is (N, V, ...), and each pair draws one of its V views in each epoch.
     UserError if the numbers of images or captions differ from the table's.
     """
 
     def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache, seed: int = 0,
-                 text_rows: np.ndarray | None = None):
+                 text_rows: np.ndarray | None = None, views: int = 0):
         super().__init__(table, seed)
+        self.views = views
         self.text_rows = np.arange(len(self)) if text_rows is None else text_rows
         for kind, features, count in (("image", image_features, len(table)), ("text", text_features, self.text_rows.max() + 1)):
             for name, array in features.items():
@@ -229,7 +261,8 @@ class FeatureDataset(_Pairs):
         self.image_features, self.text_features = image_features, text_features
 
     def _fields(self, rows, image):
-        parts = [(name, array[image]) for name, array in self.image_features.items()]
+        view = tuple(self.draw(row).integers(self.views) for row in rows) if self.views else ...
+        parts = [(name, array[image, view]) for name, array in self.image_features.items()]
         parts += [(name, array[self.text_rows[rows]]) for name, array in self.text_features.items()]
         return {name: torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
                 for name, part in parts}

@@ -46,9 +46,13 @@ class Reading:
 
 
 class Rows:
-    """Collects images and captions, and for each kind of fault the places where it was met."""
+    """Collects images and captions, and for each kind of fault the places where it was met.
 
-    def __init__(self):
+    joined  an image that is listed again in its split is no fault: its captions are joined, and that is noted
+    """
+
+    def __init__(self, joined: bool = False):
+        self.joined, self.again = joined, 0
         self.images: dict[str, tuple[str, str]] = {}  # file -> split, scene
         self.captions: list[tuple[str, str]] = []  # file, text
         self.faults: dict[str, list[str]] = defaultdict(list)
@@ -64,8 +68,9 @@ class Rows:
             return self.faults["unsafe"].append(f"{file[:100]!r}")
         if split not in SPLITS:
             return self.faults["split"].append(f"{file}: {split!r}")
-        if file in self.images and (once or self.images[file][0] != split):
+        if file in self.images and (once and not self.joined or self.images[file][0] != split):
             return self.faults["twice"].append(file)
+        self.again += once and file in self.images
         if not isinstance(texts, list) or not texts:
             return self.faults["bare"].append(file)
         scene = UNPRINTABLE.sub(" ", scene).strip() if isinstance(scene, str) else ""
@@ -94,6 +99,8 @@ class Rows:
                              pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
         problems = [_FAULTS[kind].format(n=len(found), first=found[0][:120])
                     for kind, found in self.faults.items()]
+        if self.again:
+            self.notes.append(f"{self.again} images were listed again; their captions were joined.")
         if self.cleaned:
             self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
         empty = _empty(table)

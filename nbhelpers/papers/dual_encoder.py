@@ -18,6 +18,10 @@ class DualEncoder(nn.Module):
         """Parts that stay in eval mode and get no gradient."""
         return []
 
+    def towers(self) -> list[nn.Module]:
+        """The frozen parts that see pixels and ids; what they give can be cached."""
+        return self.frozen()
+
     def train(self, mode: bool = True):
         super().train(mode)
         for part in self.frozen():

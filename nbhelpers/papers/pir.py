@@ -45,7 +45,9 @@ class PIRConfig:
     text_global: str = "cls"          # "mean": the mean of the words takes the place of [CLS] (deviation, compact size)
     use_mask: bool = False            # True: padding is not attended (deviation; the release attends it)
     freeze_towers: bool = False       # True: vision and text towers frozen, in eval mode (deviation, compact size)
-    feature_dropout: float = 0.0      # on the image tower's features in training (deviation, compact size: nothing else varies them)
+    feature_dropout: float = 0.0      # share of the image tower's channels dropped in training, alike in all tokens (deviation)
+    feature_norm: bool = False        # LayerNorm, without gains, on what the towers give: Swin and BERT end in one (deviation)
+    zero_heads: bool = False          # head_img and head_txt start at zero, so that PIR starts as its baseline (deviation)
     finetune_prior: bool = False      # the release's `finetune_conv`
     prior_batchnorm: str = "eval"     # "release": the frozen prior's batch statistics drift, as released
     one_sided_gather: bool = False    # True: gathered negatives carry no gradient to other processes, as released
@@ -77,8 +79,8 @@ class PIRConfig:
     def compact(cls, **changes) -> PIRConfig:
         """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen, and a scene prior fitted on the training classes."""
         return replace(cls(vision="efficientnet_lite0", text="minilm", prior="scene_head", embed_dim=128,
-                           use_mask=True, text_global="mean", feature_dropout=0.5,
-                           freeze_towers=True), **changes)
+                           use_mask=True, text_global="mean", feature_dropout=0.5, feature_norm=True, zero_heads=True,
+                           center_factor=0.3, freeze_towers=True), **changes)
 
     @classmethod
     def paper(cls, **changes) -> PIRConfig:
@@ -175,13 +177,17 @@ class PIR(DualEncoder):
             self.img_ca = stack(CrossAttention(D, config.heads, config.dropout), config.instru_num)
             self.head_img = nn.Linear(D, D)
             prior.requires_grad_(config.finetune_prior)
-        else:
+        if not config.vir or config.prior == "scene_head":
             self.IMAGE_FEATURES = ("vision",)
         if config.lca:
             self.mapping_txt = stack(nn.Linear(D, D), config.cycle_num)
             self.txt_sa = stack(SelfAttention(D, config.heads, config.dropout), config.cycle_num)
             self.txt_ca = stack(CrossAttention(D, config.heads, config.dropout), config.cycle_num)
             self.head_txt = nn.Linear(D, D)
+        if config.zero_heads:
+            for name, p in self.named_parameters():
+                if name.startswith(("head_img.", "head_txt.")):
+                    nn.init.zeros_(p)
         if config.freeze_towers:
             vision.requires_grad_(False)
             text.requires_grad_(False)
@@ -200,14 +206,15 @@ class PIR(DualEncoder):
         rests = self.config.vir and not self.config.finetune_prior and self.config.prior_batchnorm == "eval"
         return towers + [self.conv_encoder] if rests else towers
 
+    def towers(self) -> list[nn.Module]:
+        """A scene head reads the features of the vision tower, so it does not count among the towers."""
+        return self.frozen()[:2] if self.config.prior == "scene_head" else self.frozen()
+
     # ---- what the towers see -------------------------------------------------------------------------------------
     def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision (B,1+N,W) with the global token first and, with VIR, prior (B,P)."""
-        vision = backbones.image_tokens(self.vision_encoder, pixels)
-        if not self.config.vir:
-            return {"vision": vision}
-        seen = vision[:, 0] if self.config.prior == "scene_head" else pixels
-        return {"vision": vision, "prior": self.conv_encoder(seen)}
+        """(B,3,S,S) -> vision (B,1+N,W) with the global token first and, with VIR and its own CNN, prior (B,P)."""
+        features = {"vision": backbones.image_tokens(self.vision_encoder, pixels)}
+        return features | {"prior": self.conv_encoder(pixels)} if "prior" in self.IMAGE_FEATURES else features
 
     def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """(B,L) -> text (B,L,W). The mask reaches BERT only with `use_mask` (the release attends padding)."""
@@ -232,7 +239,10 @@ class PIR(DualEncoder):
 
     def embed_images(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
         """Tower features -> (B,D) unit rows: L2norm(g + head(F[:,0])), or L2norm(g) without VIR."""
-        vision = F.dropout(vision, self.config.feature_dropout, self.training)
+        prior = self._prior(vision, prior)
+        vision = self._normed(vision)
+        if self.training and self.config.feature_dropout:
+            vision = vision * F.dropout(vision.new_ones(len(vision), 1, vision.shape[2]), self.config.feature_dropout)
         if not self.config.vir:
             return F.normalize(self.vision_proj(vision[:, 0]), dim=1)
         tokens, instruction, logits = self.instruct(vision, prior)
@@ -241,12 +251,19 @@ class PIR(DualEncoder):
             kept = cross(mapping(instruction).expand_as(kept), attend(kept))
         return F.normalize(tokens[:, 0] + self.head_img(kept[:, 0]), dim=1)
 
+    def _prior(self, vision: Tensor, prior: Tensor | None) -> Tensor | None:
+        """A scene head reads the global token; another prior comes with the features."""
+        return self.conv_encoder(vision[:, 0]) if self.config.vir and self.config.prior == "scene_head" else prior
+
+    def _normed(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features, features.shape[-1:]) if self.config.feature_norm else features
+
     @torch.no_grad()
-    def belief(self, vision: Tensor, prior: Tensor) -> Tensor:
+    def belief(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
         """(B,candidates) rows that sum to one; column 0 is the global token, the rest the image in raster order."""
         if not self.config.vir:
             raise UserError("This PIR was built without VIR, so it holds no belief; build it with vir=True.")
-        return self.instruct(vision, prior)[2].softmax(1)
+        return self.instruct(self._normed(vision), self._prior(vision, prior))[2].softmax(1)
 
     # ---- LCA: language cycle attention, Temporal-PAE (spec 2.7) ------------------------------------------------------
     def embed_texts(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -255,6 +272,7 @@ class PIR(DualEncoder):
         if self.config.text_global == "mean":
             share = (attended / attended.sum(1, keepdim=True)).unsqueeze(1)
             text = torch.cat([share @ text, text[:, 1:]], dim=1)
+        text = self._normed(text)
         if not self.config.lca:
             return F.normalize(self.text_proj(text[:, 0]), dim=1)
         state = words = self.text_proj(text)

@@ -1,0 +1,484 @@
+"""CFITR: Zhou, Wu, Deng, "Toward Efficient and Accurate Remote Sensing Image-Text Retrieval With a Coarse-to-Fine
+Approach", IEEE GRSL 22, 2024.
+
+In this order: configuration, the modules on top of ViLT, the model (dual stream, hash codes, single stream), the captions
+that false texts are drawn from, the losses, files. B batch, N patches, L caption length, d width, F false texts of an image.
+The *states* of an image (B,1+N,d) or a text (B,L,d) are its tokens behind the lower layers, where ViLT is cut: not
+normalised, modality already added. They are what is cached, and what the upper layers read. Names of parameters are the
+authors', those of the trunk `vilt` are transformers'.
+"""
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViltModel
+
+from nbhelpers import backbones, weights
+from nbhelpers.data.loading import distinct_captions
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.distributed import gather, rank
+from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.papers import vilt
+from nbhelpers.papers.dual_encoder import DualEncoder
+
+
+@dataclass(frozen=True)
+class CFITRConfig:
+    """One CFITR. Sizes and weights are the release's; where it has an error, the default is mended and the error a choice."""
+
+    vilt: str = "vilt_b32"            # a name in backbones.VILT
+    vocab_size: int | None = None     # None: ViLT's published vocabulary
+    split: int = 6                    # lower layers, which read image and text apart; the others read both together
+    bits: int = 128                   # of a hash code
+    hidden: int = 4096                # width of the hash heads' hidden layer
+    lfem: bool = True                 # local feature enhancement; off in the release, which builds it and leaves it out
+    false_texts: int = 15             # F
+    false_from: str = "others"        # "all": also captions that do describe the image, as released
+    negatives_from: str = "all"       # of the triplet loss; "others": not those of a batch that match too (deviation, small sets)
+    bank: str = "intended"            # "released": a code bank that is never written and turns to zero
+    balance: str = "sample"           # sum over the bits of a sample, as released; "bit": over the samples of a bit
+    margin: float = 0.2               # of the triplet loss
+    beta: float = 0.001               # weight of the quantisation loss, a sum over the batch (8 pairs in the release)
+    gamma: float = 0.01               # weight of the balance loss, a sum like it
+    dropout: float = 0.1
+    use_mask: ClassVar[bool] = True   # padding is attended nowhere
+
+    def __post_init__(self):
+        layers = backbones.vilt_size(self.vilt).vilt["num_hidden_layers"]
+        problems = {
+            f"split {self.split} must leave layers on both sides of the {layers} of {self.vilt}": not 1 <= self.split < layers,
+            "bits, hidden and false_texts must be at least 1": min(self.bits, self.hidden, self.false_texts) < 1,
+            "false_from and negatives_from must be 'others' or 'all'": {self.false_from, self.negatives_from} - {"others", "all"},
+            "bank must be 'intended' or 'released'": self.bank not in ("intended", "released"),
+            "balance must be 'sample' or 'bit'": self.balance not in ("sample", "bit"),
+        }
+        wrong = [text for text, is_wrong in problems.items() if is_wrong]
+        if wrong:
+            raise UserError(f"CFITRConfig: {'; '.join(wrong)}.")
+
+    @property
+    def freeze_towers(self) -> bool:
+        """Whether frozen package towers stand below this ViLT, so that their features can be cached."""
+        return backbones.vilt_size(self.vilt).towers is not None
+
+    @classmethod
+    def tiny(cls, vocab_size: int, **changes) -> CFITRConfig:
+        """Four layers at 112 px, seven by seven patches; trains on a CPU."""
+        return replace(cls(vilt="vilt_standin", vocab_size=vocab_size, split=2, bits=64, hidden=256, false_texts=3,
+                           negatives_from="others"), **changes)
+
+    @classmethod
+    def compact(cls, **changes) -> CFITRConfig:
+        """Four layers over the frozen map of EfficientNet-Lite0 and the frozen states of MiniLM."""
+        return replace(cls(vilt="vilt_compact", split=2, hidden=1024, false_texts=3, negatives_from="others"), **changes)
+
+    @classmethod
+    def paper(cls, **changes) -> CFITRConfig:
+        """ViLT-B/32 at 384 px."""
+        return replace(cls(), **changes)
+
+    def released(self) -> CFITRConfig:
+        """What the released code trains: no LFEM, a bank that turns to zero, false texts and negatives that may be true."""
+        return replace(self, lfem=False, bank="released", false_from="all", negatives_from="all", balance="sample")
+
+
+# ---- modules (spec 2.4 to 2.6) ------------------------------------------------------------------------------------------
+class LFEM(nn.Module):
+    """Local feature enhancement: a residual block of convolutions over the square patch grid, in raster order."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        half = channels // 2
+        self.net = nn.Sequential(nn.Conv2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+                                 nn.Conv2d(half, half, 5, padding=2), nn.BatchNorm2d(half), nn.ReLU(),
+                                 nn.Conv2d(half, channels, 3, padding=1), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,N,d) -> (B,N,d). In training the batch statistics are those of all processes."""
+        count, side = len(x), math.isqrt(x.shape[1])
+        every = gather(x) if self.training else x
+        grid = every.transpose(1, 2).unflatten(2, (side, side))
+        out = F.relu(self.net(grid) + grid).flatten(2).transpose(1, 2)
+        return out[rank() * count:(rank() + 1) * count] if self.training else out
+
+
+class PositionPool(nn.Module):
+    """One learned weight for each position, padding included, and a tanh: (B,n,d) -> (B,d)."""
+
+    def __init__(self, positions: int):
+        super().__init__()
+        self.dense = nn.Linear(positions, 1)
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x.transpose(1, 2)).squeeze(2).tanh()
+
+
+def hash_head(width: int, hidden: int, bits: int) -> nn.Sequential:
+    """(B,width) -> (B,bits) in (-1,1)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, bits), nn.Tanh())
+
+
+class CFITR(DualEncoder):
+    """As a dual encoder it is the coarse stage: `encode_images` and `encode_texts` give the continuous codes as unit rows.
+
+    `trunk` may replace the configured ViLT, e.g. in tests. To train, the model needs the captions (`set_captions`).
+    """
+
+    def __init__(self, config: CFITRConfig, trunk: ViltModel | None = None):
+        super().__init__()
+        self.config = config
+        self.vilt = trunk or backbones.vilt(config.vilt, config.vocab_size, config.dropout)
+        width = self.vilt.config.hidden_size
+        self.rank_output = nn.Linear(width, 1)
+        nn.init.normal_(self.rank_output.weight, std=0.02)
+        nn.init.zeros_(self.rank_output.bias)
+        if config.lfem:
+            self.res = LFEM(width)
+        self.imagepooler_be = PositionPool(self.vilt.embeddings.position_embeddings.shape[1])
+        self.textpooler_be = PositionPool(self.vilt.config.max_position_embeddings)
+        self.image_module = hash_head(width, config.hidden, config.bits)
+        self.text_module = hash_head(width, config.hidden, config.bits)
+        self.captions: Captions | None = None
+        self.register_buffer("bank", None)
+        if towers := backbones.vilt_size(config.vilt).towers:
+            self.vision_encoder = backbones.vision_tower(towers[0]).requires_grad_(False)
+            self.text_encoder = backbones.text_tower(towers[1]).requires_grad_(False)
+        self.train()  # from the first batch on, frozen parts rest
+
+    def frozen(self) -> list[nn.Module]:
+        return [self.vision_encoder, self.text_encoder] if self.config.freeze_towers else []
+
+    def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower."""
+        return {"vision": backbones.image_tokens(self.vision_encoder, pixels) if self.config.freeze_towers else pixels}
+
+    def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """(B,L) -> text: the same ids, or the states (B,L,C) of the frozen tower."""
+        if not self.config.freeze_towers:
+            return {"text": ids}
+        return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}
+
+    # ---- dual stream: the lower layers read image and text apart (spec 2.1 to 2.4) -----------------------------------------
+    def image_states(self, vision: Tensor, permutation: Tensor | None = None) -> Tensor:
+        """Tower features -> (B,1+N,d), with LFEM over the patches. UserError for LFEM out of raster order."""
+        states = vilt.through(self.vilt.encoder.layer[:self.config.split], vilt.image_tokens(self.vilt, vision, permutation))
+        if not self.config.lfem:
+            return states
+        if permutation is not None:
+            raise UserError("LFEM convolves the patch grid, which a permutation destroys; leave the one or the other out.")
+        return torch.cat([states[:, :1], self.res(states[:, 1:])], dim=1)
+
+    def text_states(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Tower features (B,L) or (B,L,C), mask (B,L), 1 = word -> (B,L,d); padding is not attended, but has states.
+
+        UserError if L is not the length of the pooling.
+        """
+        length = self.vilt.config.max_position_embeddings
+        if text.shape[1] != length:
+            raise UserError(f"This CFITR pools over {length} positions, padding included, and got captions of {text.shape[1]}; "
+                            f"give the tokenizer max_length={length} and fixed=True.")
+        return vilt.through(self.vilt.encoder.layer[:self.config.split], vilt.text_tokens(self.vilt, text), mask)
+
+    # ---- hash codes (spec 2.4, 2.5) ------------------------------------------------------------------------------------
+    def pooled_images(self, states: Tensor) -> Tensor:
+        """(B,1+N,d) -> (B,d): the trunk's last norm, which both stages share, and the learned position pooling."""
+        return self.imagepooler_be(self.vilt.layernorm(states))
+
+    def pooled_texts(self, states: Tensor) -> Tensor:
+        """(B,L,d) -> (B,d), over all positions."""
+        return self.textpooler_be(self.vilt.layernorm(states))
+
+    def image_codes(self, states: Tensor) -> Tensor:
+        """(B,1+N,d) -> continuous codes h (B,bits) in (-1,1)."""
+        return self.image_module(self.pooled_images(states))
+
+    def text_codes(self, states: Tensor) -> Tensor:
+        """(B,L,d) -> continuous codes h (B,bits) in (-1,1)."""
+        return self.text_module(self.pooled_texts(states))
+
+    @staticmethod
+    def binary(h: Tensor) -> Tensor:
+        """Continuous codes -> bool of the same shape: the sign, True for plus. A zero, which has none, counts as plus."""
+        return h >= 0
+
+    def embed_images(self, vision: Tensor) -> Tensor:
+        return F.normalize(self.image_codes(self.image_states(vision)), dim=1)
+
+    def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
+        return F.normalize(self.text_codes(self.text_states(text, mask)), dim=1)
+
+    # ---- single stream: the upper layers read both together (spec 2.7) ------------------------------------------------------
+    def fuse_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
+                   image_mask: Tensor | None = None) -> Tensor:
+        """P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N) -> (P,d), ViLT's pooled first word."""
+        if image_mask is None:
+            image_mask = text_mask.new_ones(image_states.shape[:2])
+        x = vilt.through(self.vilt.encoder.layer[self.config.split:], torch.cat([text_states, image_states], dim=1),
+                         torch.cat([text_mask, image_mask], dim=1))
+        return self.vilt.pooler(self.vilt.layernorm(x))
+
+    def score_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
+                    image_mask: Tensor | None = None) -> Tensor:
+        """P pairs of states, as in `fuse_pairs` -> (P,) scores; the larger, the better they match."""
+        return self.rank_output(self.fuse_pairs(image_states, text_states, text_mask, image_mask)).squeeze(1)
+
+    # ---- training (spec 3) ---------------------------------------------------------------------------------------------
+    def set_captions(self, captions: Captions, seed: int = 0) -> CFITR:
+        """Gives the model what it trains with: the captions for false texts, and a bank of one random code for each.
+
+        The bank is a buffer of the state dict, since a resumed training needs it; models that are only read have none.
+        """
+        self.captions = captions
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(captions), self.config.bits, generator=generator)
+        self.bank = _signs(noise).to(self.rank_output.weight.device)
+        return self
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Batch of pixels and ids, or of cached features, with mask and row (B,), the row of each caption among those of
+        `set_captions` -> loss and its terms: triplet, quantisation and balance (not weighted), rerank.
+
+        Batch statistics, negatives and sums are over the pairs of all processes: the inputs of the hash heads are gathered
+        before the heads. UserError without captions, and for a single pair in training.
+        """
+        if self.captions is None:
+            raise UserError("This CFITR has no captions to draw false texts from; call set_captions before training.")
+        row = batch["row"]
+        drawn = self.captions.draw(row.cpu(), self.config.false_texts, self.config.false_from == "all")
+        false = {name: value.to(row.device) for name, value in self.captions.texts(drawn.flatten()).items()}
+        image = self.image_states(**(self.image_features(batch["pixels"]) if "pixels" in batch else {"vision": batch["vision"]}))
+        mask = torch.cat([batch["mask"], false["mask"]])
+        text = self.text_states(torch.cat([self._text(batch), self._text(false)]), mask)
+        pooled = [gather(rows.float()) for rows in (self.pooled_images(image), self.pooled_texts(text[:len(row)]))]
+        if self.training and len(pooled[0]) < 2:
+            raise UserError("A single pair has no batch statistics and no negative; train CFITR on batches of two or more.")
+        h_image, h_text = self.image_module(pooled[0]).float(), self.text_module(pooled[1]).float()
+        scores = gather(self._score_choices(image, text, mask).float())
+        row = gather(row)
+        with torch.autocast(row.device.type, enabled=False):  # 16-bit sums would be too coarse
+            return self._losses(h_image, h_text, self._matches(row), self._targets(row, h_image, h_text), scores)
+
+    def _text(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.text_features(batch["ids"], batch["mask"])["text"] if "ids" in batch else batch["text"]
+
+    def _score_choices(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """image (B,1+N,d); text and mask of the B captions, then of F false texts of each image -> (B,1+F), the own first."""
+        count = len(image)
+        choices = [torch.cat([x[:count, None], x[count:].unflatten(0, (count, -1))], dim=1) for x in (text, mask)]
+        each = image.unsqueeze(1).expand(-1, choices[0].shape[1], -1, -1)
+        return self.score_pairs(each.flatten(0, 1), *(x.flatten(0, 1) for x in choices)).unflatten(0, (count, -1))
+
+    def _matches(self, row: Tensor) -> Tensor:
+        """(B,B) bool: which images and texts of a batch are no negatives of each other."""
+        if self.config.negatives_from == "all":
+            return torch.eye(len(row), dtype=torch.bool, device=row.device)
+        return self.captions.describe(row.cpu(), row.cpu().expand(len(row), -1)).to(row.device)
+
+    def _targets(self, row: Tensor, h_image: Tensor, h_text: Tensor) -> Tensor:
+        """The codes (B,bits) that the bank holds of these rows; in training the next ones take their place.
+
+        The intended next code is that of the mean of h_image and h_text, the released one is zero. Both are due at the end
+        of the epoch; a row comes only once in an epoch, so that nothing reads them before.
+        """
+        targets = self.bank[row].float()
+        if self.training:
+            self.bank[row] = _signs(h_image + h_text) if self.config.bank == "intended" else torch.zeros_like(self.bank[row])
+        return targets
+
+    def _losses(self, h_image: Tensor, h_text: Tensor, matches: Tensor, targets: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        c = self.config
+        triplet = triplet_loss(h_image, h_text, matches, c.margin)
+        quantisation = quantisation_loss(h_image, h_text, targets)
+        balance = balance_loss(h_image, h_text, c.balance)
+        rerank = rerank_loss(scores)
+        return {"loss": triplet + c.beta * quantisation + c.gamma * balance + rerank, "triplet": triplet,
+                "quantisation": quantisation, "balance": balance, "rerank": rerank}
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """Decay and no-decay groups by the release's names (spec 5): LayerNorms and biases are spared, BatchNorms are not."""
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        spared = [bool(re.search("bias|layernorm|LayerNorm", name)) for name, _ in trained]
+        return [{"params": [p for (_, p), free in zip(trained, spared) if not free], "weight_decay": weight_decay},
+                {"params": [p for (_, p), free in zip(trained, spared) if free], "weight_decay": 0.0}]
+
+
+def _signs(h: Tensor) -> Tensor:
+    return CFITR.binary(h).to(torch.int8) * 2 - 1
+
+
+class Captions:
+    """The training captions, from which every step draws false texts anew with torch's generator of the CPU.
+
+    owner   (M,) the image of each caption;  string (M,) which of T distinct texts it reads
+    tokens  of the T distinct texts: ids (T,L) or, of a frozen tower, text (T,L,C), with mask (T,L); stays on the CPU
+    UserError if an image has no false text, since all texts stand among its captions.
+    """
+
+    def __init__(self, owner: np.ndarray, string: np.ndarray, tokens: dict[str, np.ndarray]):
+        self.owner, self.string, self.tokens = torch.as_tensor(owner), torch.as_tensor(string), tokens
+        self.distinct = len(tokens["mask"])
+        self.described = torch.unique(self.owner * self.distinct + self.string)  # all (image, text) that belong together
+        if (self.described // self.distinct).bincount().max() == self.distinct:
+            raise UserError("An image has all texts among its captions, which leaves no false one; train on more captions.")
+
+    @classmethod
+    def of(cls, task) -> Captions:
+        """The training captions of a retrieval.RetrievalTask: as ids or, where it caches towers, as their features."""
+        table = task.table("train")
+        texts, string = distinct_captions(table, task.tokenizer.clean)
+        if task.towers is not None:
+            return cls(table.owner(), string, task.features("train")[1].arrays)
+        ids, mask = task.tokenizer(texts)
+        return cls(table.owner(), string, {"ids": ids.numpy(), "mask": mask.numpy()})
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def draw(self, row: Tensor, count: int, also_true: bool = False) -> Tensor:
+        """Rows (B,) of captions -> (B,count) rows of texts, uniformly and with replacement, from those that no caption of
+        the own image reads like; `also_true` draws from all, as released."""
+        drawn = torch.randint(len(self), (len(row), count))
+        while not also_true and (true := self.describe(row, drawn)).any():
+            drawn[true] = torch.randint(len(self), (int(true.sum()),))
+        return drawn
+
+    def describe(self, row: Tensor, drawn: Tensor) -> Tensor:
+        """(B,count) bool: whether the image of `row` has the drawn text among its captions."""
+        return torch.isin(self.owner[row].unsqueeze(1) * self.distinct + self.string[drawn], self.described)
+
+    def texts(self, row: Tensor) -> dict[str, Tensor]:
+        """The tokens of these captions (n,), floats as float32."""
+        wanted = self.string[row].numpy()
+        found = {name: torch.from_numpy(np.asarray(array[wanted])) for name, array in self.tokens.items()}
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def without_repeats(table: CaptionTable) -> CaptionTable:
+    """Each text once per image, the first kept: what the release trains on and tests with (spec 4), in the files' order."""
+    return replace(table, captions=table.captions.drop_duplicates())
+
+
+# ---- losses (spec 3): h (B,bits) continuous codes of pairs ----------------------------------------------------------------
+def cosine(h_image: Tensor, h_text: Tensor) -> Tensor:
+    """(B,bits), (M,bits) -> (B,M), with the release's epsilon."""
+    norms = h_image.norm(dim=1).unsqueeze(1) * h_text.norm(dim=1)
+    return h_image @ h_text.t() / (norms + 1e-8)
+
+
+def triplet_loss(h_image: Tensor, h_text: Tensor, matches: Tensor, margin: float, hardest: bool = True) -> Tensor:
+    """Hinge over the hardest in-batch negative of each query, or over all pairs; averaged, the two directions added.
+
+    matches  (B,B) bool, images by texts: what is no negative, the pairs themselves among it
+    """
+    scores = cosine(h_image, h_text)
+    own = scores.diagonal()
+    texts = (margin + scores - own[:, None]).clamp(min=0).masked_fill(matches, 0)
+    images = (margin + scores - own[None, :]).clamp(min=0).masked_fill(matches, 0)
+    return texts.amax(1).mean() + images.amax(0).mean() if hardest else texts.mean() + images.mean()
+
+
+def quantisation_loss(h_image: Tensor, h_text: Tensor, targets: Tensor) -> Tensor:
+    """Squared distance of both codes from the bank's, summed."""
+    return (targets - h_image).square().sum() + (targets - h_text).square().sum()
+
+
+def balance_loss(h_image: Tensor, h_text: Tensor, over: str = "sample") -> Tensor:
+    """Squared sums over the bits of each sample, as released, or over the samples of each "bit"; summed."""
+    axis = 1 if over == "sample" else 0
+    return h_image.sum(axis).square().sum() + h_text.sum(axis).square().sum()
+
+
+def rerank_loss(scores: Tensor) -> Tensor:
+    """Cross-entropy of the own text, column 0 of (B,1+F), among the false ones."""
+    return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
+
+
+# ---- files (spec 7) --------------------------------------------------------------------------------------------------------
+DEAD = "transformer.SE_blocks."  # blocks in the authors' files that nothing calls
+
+
+def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
+    """Fills `model` from the authors' state dict; returns the keys left out: dead ones and, without LFEM, those of LFEM.
+
+    Every other key must find its place, else UserError lists the keys and nothing is loaded.
+    """
+    unused = (DEAD,) if model.config.lfem else (DEAD, "res.")
+    dropped = [name for name in state if vilt.DEAD.match(name) or name.startswith(unused)]
+    kept = {name: value for name, value in state.items() if name not in dropped}
+    weights.load_into(model, vilt.from_authors(kept), allow_missing=("bank",))
+    return dropped
+
+
+def release_state(model: CFITR) -> dict[str, Tensor]:
+    """The model's state dict with the authors' key names, without the bank, which they keep outside."""
+    return vilt.to_authors(weights.rename(model.state_dict(), [("^bank$", None)]))
+
+
+def load_vilt(model: CFITR, state: dict[str, Tensor]) -> tuple[bool, list[str]]:
+    """Starts the trunk from a file of ViLT, of its authors or of transformers, and the rank head where the file has one or a
+    matching head. All else keeps its random start.
+
+    -> whether the rank head was filled, and the keys of the file that were left out. UserError, and nothing loaded, if the
+    trunk or the head does not fit.
+    """
+    found, dropped = vilt.read_trunk(state)
+    started = any(name.startswith("rank_output.") for name in found)
+    needed = ("vilt.", "rank_output.") if started else ("vilt.",)
+    weights.load_into(model, found, allow_missing=[name for name in model.state_dict() if not name.startswith(needed)])
+    return started, dropped
+
+
+def _config(fields) -> CFITRConfig:
+    try:
+        return CFITRConfig(**fields)
+    except TypeError as error:
+        raise UserError(f"The checkpoint does not say which CFITR it is ({error}); give another one.") from error
+
+
+def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
+    """Of a released checkpoint: what `write_release` noted, else ViLT-B/32 as released, with the sizes of its hash heads."""
+    if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:
+        raise UserError("This file holds no CFITR: image_module and textpooler_be are missing; give a checkpoint of CFITR.")
+    if "nbhelpers" in settings:
+        return _config(settings["nbhelpers"])
+    bits, hidden = state["image_module.3.weight"].shape
+    return CFITRConfig.paper(bits=bits, hidden=hidden).released()
+
+
+def read(path) -> tuple[CFITR, dict]:
+    """A CFITR from our checkpoint or the authors', in eval mode and without bank, and what the file says of itself;
+    of the authors' also the keys that were `dropped`.
+
+    UserError on a file of another model, with the keys that do not fit.
+    """
+    state, rest = weights.read_checkpoint(path)
+    if "meta" not in rest:
+        settings = rest.get("hyper_parameters") if isinstance(rest.get("hyper_parameters"), dict) else {}
+        model = CFITR(config_of_release(state, settings))
+        dropped = load_release(model, state)
+        return model.eval(), {"system": "cfitr", "release": True, "config": settings, "dropped": dropped}
+    state, meta = weights.load_checkpoint(path, {"system": "cfitr"})
+    model = CFITR(_config(meta.get("model")))
+    weights.load_into(model, state, allow_unexpected=("bank",))
+    return model.eval(), meta
+
+
+def write_release(model: CFITR, path) -> None:
+    """Writes the authors' Lightning layout, without what is dead in it (they load with strict=False).
+
+    UserError in the compact size, whose frozen towers have no place there.
+    """
+    if model.config.freeze_towers:
+        raise UserError("The authors' layout has no place for frozen towers; use weights.save_checkpoint instead.")
+    state = {name: value.detach().cpu() for name, value in release_state(model).items()}
+    with atomic_write(path) as temporary:
+        torch.save({"state_dict": state, "hyper_parameters": {"nbhelpers": asdict(model.config)}}, temporary)

@@ -1,0 +1,264 @@
+"""PIR-CLIP: Pan, Ma, Ma, Bai, Chen, arXiv 2405.10160 (v3: PriorCLIP). A CLIP whose image tower is told what to look at.
+
+In the paper's order: configuration, the model (instruction token, soft belief), the losses, the authors' file format.
+B batch, N patches, W width of the image tower, D embedding width. Parameter names are the authors', below `clip`.
+"""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbhelpers import backbones, weights
+from nbhelpers.distributed import gather, rank, world_size
+from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, pool_image
+from nbhelpers.papers.pir import affiliation_loss, contrastive_loss
+
+
+@dataclass(frozen=True)
+class PIRCLIPConfig(CLIPConfig):
+    """One PIR-CLIP on the CLIP `clip`. The defaults are the paper's; each deviation from it is a field of its own."""
+
+    instruction_token: bool = True    # off: a plain CLIP, pooled at its class token
+    belief: str = "soft"              # "soft": it weighs the tokens; "hard": it drops all but `filter_size`, as in PIR; "none"
+    belief_rule: str = "official"     # "pre_fix": the release before October 2024; "rank": weights by the rank of a token
+    filter_size: int = 40             # tokens that a hard belief keeps
+    affiliation: bool = True          # affiliation loss beside the contrastive one
+    multi_positive: bool = False      # True: captions of one image share the target, as in PIR (deviation)
+    local_classes: bool = False       # True: class centres over the pairs of each process alone, as released
+    one_sided_gather: bool = False    # True: gathered negatives carry no gradient to other processes, as released
+    freeze_instruction: bool = True   # False: it trains, its batch norms over each process's own images, as released
+    freeze_text: bool = False         # True: as in the figure of v1 and v2; v3 and the release train it
+
+    def __post_init__(self):
+        problems = {
+            "belief must be 'soft', 'hard' or 'none'": self.belief not in ("soft", "hard", "none"),
+            "belief_rule must be 'official', 'pre_fix' or 'rank'": self.belief_rule not in ("official", "pre_fix", "rank"),
+            f"filter_size {self.filter_size} must be at least 1": self.filter_size < 1,
+            "a belief needs the instruction token; set belief='none' too": self.belief != "none" and not self.instruction_token,
+        }
+        wrong = [text for text, is_wrong in problems.items() if is_wrong]
+        if wrong:
+            raise UserError(f"PIRCLIPConfig: {'; '.join(wrong)}.")
+
+    @classmethod
+    def compact(cls, **changes) -> PIRCLIPConfig:
+        """The instruction encoder is a head on the frozen global token; nobody publishes one, so it trains."""
+        return replace(cls(clip="clip_compact", freeze_instruction=False), **changes)
+
+    def baseline(self) -> PIRCLIPConfig:
+        """The same CLIP, fine-tuned plainly."""
+        return replace(self, instruction_token=False, belief="none", affiliation=False)
+
+
+class PIRCLIP(CLIP):
+    """A CLIP with the instruction encoder `res_visual` beside it, whose answer `vision_proj_res` makes a token of."""
+
+    def __init__(self, config: PIRCLIPConfig):
+        super().__init__(config)
+        if config.instruction_token:
+            self.res_visual = backbones.instruction_encoder(config.clip).requires_grad_(not config.freeze_instruction)
+            self.vision_proj_res = nn.Linear(backbones.clip_size(config.clip).embed_dim, len(self.clip.visual.class_embedding))
+        if config.freeze_text:
+            for part in (*self._text_modules(), self.clip.positional_embedding, self.clip.text_projection):
+                part.requires_grad_(False)
+        self.train()  # from the first batch on, frozen parts rest
+
+    def _text_modules(self) -> list[nn.Module]:
+        return [self.clip.token_embedding, self.clip.transformer, self.clip.ln_final]
+
+    def frozen(self) -> list[nn.Module]:
+        """Frozen package towers, instruction encoder and text tower stay in eval mode, batch norms included."""
+        parts = super().frozen()
+        if self.config.freeze_instruction and hasattr(self, "res_visual"):
+            parts = [*parts, self.res_visual]
+        return [*parts, *self._text_modules()] if self.config.freeze_text else parts
+
+    # ---- the image tower (spec 2.1, 2.2) -------------------------------------------------------------------------------
+    def instruct(self, vision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `image_features` gives -> tokens X (B,1+N,W), instruction y (B,1,W), belief logits X.y (B,1+N).
+
+        The logits are float32 also under mixed precision: y is not normalised, and float16 ends at 65504.
+        UserError without instruction token.
+        """
+        if not self.config.instruction_token:
+            raise UserError("This PIR-CLIP was built without instruction token, so it holds no belief; build it with one.")
+        tokens = image_tokens(self.clip, vision)
+        seen = vision[:, 0] if self.config.freeze_towers else vision
+        instruction = self.vision_proj_res(self.res_visual(seen)).unsqueeze(1)
+        logits = (tokens.float() * instruction.float()).sum(2)  # autocast would take a matrix product in 16 bits
+        return tokens, instruction, logits
+
+    def apply_belief(self, tokens: Tensor, logits: Tensor) -> Tensor:
+        """(B,1+N,W) -> (B,1+N,W) weighted, or (B,filter_size,W) of a hard belief, best first."""
+        if self.config.belief == "none":
+            return tokens
+        if self.config.belief == "soft":
+            return soft_belief(tokens.float(), logits.softmax(1), self.config.belief_rule)
+        k = self.config.filter_size
+        if logits.shape[1] < k:
+            raise UserError(f"filter_size is {k} but the image tower has {logits.shape[1]} tokens; lower filter_size.")
+        kept = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+
+    def pooled(self, vision: Tensor) -> Tensor:
+        """-> (B,D), not normalised: the instruction token after the blocks, or, without one, the class token."""
+        if self.config.instruction_token:
+            tokens, instruction, logits = self.instruct(vision)
+            tokens = torch.cat([instruction, self.apply_belief(tokens, logits)], dim=1)
+        else:
+            tokens = image_tokens(self.clip, vision)
+        return pool_image(self.clip, self.clip.visual.transformer(tokens))
+
+    def embed_images(self, vision: Tensor) -> Tensor:
+        return F.normalize(self.pooled(vision), dim=1)
+
+    @torch.no_grad()
+    def belief(self, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """-> belief, rows that sum to one, and the weights that the configured rule adds to it: (B,1+N) each.
+
+        Column 0 is the class token, the rest the image in raster order.
+        """
+        belief = self.instruct(vision)[2].softmax(1)
+        return belief, added_weights(belief, self.config.belief_rule)
+
+    @torch.no_grad()
+    def instruction_figures(self, vision: Tensor) -> dict[str, float]:
+        """Means over a batch that show an instruction which rules all or vanishes (spec 8.9): the norm of y, and the
+        entropy of the belief in nats, log(1 + N) where it knows nothing."""
+        _, instruction, logits = self.instruct(vision)
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        return {"instruction_norm": instruction.float().norm(dim=2).mean().item(), "belief_entropy": entropy.mean().item()}
+
+    # ---- training (spec 3) ---------------------------------------------------------------------------------------------
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Batch of pixels and ids, or of cached features, with mask and, where the options want them, scene and image_index
+        (B,) -> loss, terms, scale.
+
+        Both terms share one scale; it multiplies, so it is the inverse of PIR's temperature.
+        """
+        c = self.config
+        image, text = (gather(rows.float(), c.one_sided_gather) for rows in self.embed_batch(batch))
+        scale = self.clip.logit_scale.exp()
+        with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
+            image_index = gather(batch["image_index"]) if c.multi_positive else None
+            loss = contrastive = contrastive_loss(image, text, 1 / scale, image_index)
+            terms = {"contrastive": contrastive, "scale": scale.detach()}
+            if c.affiliation:
+                scene = batch["scene"] * world_size() + rank() if c.local_classes else batch["scene"]
+                terms["affiliation"] = affiliation_loss(image, text, gather(scene), 1 / scale, symmetric=True)
+                loss = contrastive + terms["affiliation"]
+        return {"loss": loss, **terms}
+
+
+# ---- soft belief (spec 2.2): belief (B,1+N), rows that sum to one --------------------------------------------------------
+def added_weights(belief: Tensor, rule: str) -> Tensor:
+    """(B,1+N) what joins the belief of a token in its weight; no gradient flows through ranks.
+
+    "official"  1/sqrt(1 + o_i), o_i the token that holds rank i: as released, the inverse of the order that was meant
+    "rank"      1/sqrt(1 + r_i), r_i the rank of token i, 0 for the highest belief
+    "pre_fix"   the belief once more, as released until October 2024
+    """
+    if rule == "pre_fix":
+        return belief
+    order = belief.argsort(dim=1, descending=True, stable=True)
+    place = order if rule == "official" else order.argsort(dim=1)
+    return (1 + place).to(belief.dtype).rsqrt()
+
+
+def soft_belief(tokens: Tensor, belief: Tensor, rule: str = "official") -> Tensor:
+    """(B,1+N,W) -> the same tokens in the same order, weighted, then each column with unit norm over the tokens.
+
+    Over the columns of a token the norm would take all weights back.
+    """
+    weight = belief + added_weights(belief, rule)
+    return F.normalize(tokens * weight.unsqueeze(2), dim=1)
+
+
+def labels_from_names(names: list[str]) -> Tensor:
+    """(B,) int64 class of each image of a batch: what stands before the first '_' of its file name, by first appearance.
+
+    As released, a name without '_' is a class of its own, extension included.
+    """
+    labels: dict[str, int] = {}
+    return torch.tensor([labels.setdefault(name.split("_")[0], len(labels)) for name in names], dtype=torch.int64)
+
+
+# ---- starting weights (spec 7) -------------------------------------------------------------------------------------------
+INSTRUCTION_KEYS = ("res_visual.", "vision_proj_res.")
+JIT_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's files
+
+
+def load_clip(model: PIRCLIP, state: dict[str, Tensor]) -> list[str]:
+    """Fills the CLIP of `model` from a state dict under open_clip's names; returns the keys of `model` that it leaves.
+
+    Those are all keys of the instruction encoder and its projection. UserError, and nothing is loaded, if another key is
+    missing or a key of the file has no place. The file does not say its activation: OpenAI's want "vit_b32_quickgelu".
+    """
+    weights.load_into(model.clip, weights.rename(state, [(r"^module\.", "")]), allow_unexpected=JIT_NUMBERS)
+    return [name for name in model.state_dict() if name.startswith(INSTRUCTION_KEYS)]
+
+
+def load_instruction(model: PIRCLIP, state: dict[str, Tensor]) -> None:
+    """Fills the instruction encoder from the image tower of a CLIP RN50 under open_clip's names.
+
+    The last projection of its attention pool leads into another width there and stays as it is.
+    """
+    kept = weights.rename(state, [(r"^module\.", ""), (r"^visual\.attnpool\.c_proj\.", None)])
+    weights.load_into(model.res_visual, kept, prefix="visual.", allow_missing=("attnpool.c_proj.*",))
+
+
+# ---- the authors' files (spec 7, 10) -------------------------------------------------------------------------------------
+FROM_RELEASE = [(r"^module\.", ""), (r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
+TO_RELEASE = [(r"^clip\.", "")]
+
+
+def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
+    """Fills `model` from the authors' state dict. Every key must find its place, else UserError and nothing is loaded."""
+    weights.load_into(model, weights.rename(state, FROM_RELEASE))
+
+
+def release_state(model: PIRCLIP) -> dict[str, Tensor]:
+    """The model's state dict with the authors' key names."""
+    return weights.rename(model.state_dict(), TO_RELEASE)
+
+
+def _config(fields) -> PIRCLIPConfig:
+    try:
+        return PIRCLIPConfig(**fields)
+    except TypeError as error:
+        raise UserError(f"The checkpoint does not say which PIR-CLIP it is ({error}); give another one.") from error
+
+
+def read(path) -> tuple[PIRCLIP, dict]:
+    """A PIR-CLIP from our checkpoint or the authors', in eval mode, and what the file says of itself.
+
+    The authors' published file is older than their fix of the belief rule (spec 8.1): evaluate it under both, with
+    `model.config = replace(model.config, belief_rule="pre_fix")` for the other.
+    UserError on a file of another model, with the keys that do not fit.
+    """
+    state, rest = weights.read_checkpoint(path)
+    if "meta" not in rest:
+        if "nbhelpers" not in rest and not any("vision_proj_res." in name for name in state):
+            raise UserError("This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of PIR-CLIP, or start "
+                            "one from a plain CLIP by load_clip.")
+        model = PIRCLIP(_config(rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
+        load_release(model, state)
+        return model.eval(), {"system": "pir_clip", "release": True}
+    state, meta = weights.load_checkpoint(path, {"system": "pir_clip"})
+    model = PIRCLIP(_config(meta.get("model")))
+    weights.load_into(model, state)
+    return model.eval(), meta
+
+
+def write_release(model: PIRCLIP, path) -> None:
+    """Writes the authors' layout, {'state_dict': ..., 'epoch': ..., 'name': ...}. UserError in the compact size."""
+    if model.config.freeze_towers:
+        raise UserError("The authors' layout has no place for the frozen towers of the compact size; use "
+                        "weights.save_checkpoint instead.")
+    state = {name: value.detach().cpu() for name, value in release_state(model).items()}
+    with atomic_write(path) as temporary:
+        torch.save({"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": asdict(model.config)}, temporary)

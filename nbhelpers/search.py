@@ -1,0 +1,400 @@
+"""Two-stage search around CFITR (nbhelpers/papers/cfitr.py; spec 6): Hamming candidates, post-processing, reranking.
+
+Offline, the states at which the layers are split and the packed hash codes of a gallery are written once into a Store. Online,
+a query is compared with all codes, the best K items pass the remaining layers together with it, and their scores alone
+decide the ranking. B batch, N images, M texts, Q queries, G gallery items, K candidates, P pairs, W bytes of a code.
+"""
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nbhelpers import recall
+from nbhelpers.data.loading import distinct_captions
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError
+from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.store import Store
+
+K = 70            # candidates that are reranked, in both directions (spec 6.4)
+NEIGHBOURS = 10   # best scores that PPSR averages (spec 6.3)
+POOL = 1000       # nearest codes that PPSR looks at first, which spares most queries a second pass over all codes
+PAIRS = 128       # pairs that pass the fine stage at once
+
+
+# ---- offline: what is stored of an image or a text -------------------------------------------------------------------------
+def store_key(model: nn.Module, kind: str) -> dict[str, object]:
+    """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and the hash length."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, value in model.state_dict().items():
+        if name != "bank":  # only training reads it, and a model that was loaded has none
+            digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest.hexdigest()[:16]}
+
+
+@torch.inference_mode()
+def encode(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, object]:
+    """Inputs of images (`vision`) or texts (`text`, `mask`) -> codes (B,W) uint8 array, states (B,n,d) and, of texts, mask
+    (B,L) uint8. UserError in training mode and on NaN.
+    """
+    _check_resting(model)
+    if "mask" in inputs:
+        states = model.text_states(**inputs)
+        h, mask = model.text_codes(states), {"mask": inputs["mask"].to(torch.uint8)}
+    else:
+        states = model.image_states(**inputs)
+        h, mask = model.image_codes(states), {}
+    if not (states.isfinite().all() and h.isfinite().all()):
+        raise UserError("The states or codes of the model hold NaN or infinity; look for a diverged model or broken pixels.")
+    return {"codes": pack(model.binary(h)), "states": states} | mask
+
+
+def _check_resting(model: nn.Module) -> None:
+    if model.training:
+        raise UserError("The model is in training mode, where dropout and batch statistics change all it gives; "
+                        "call model.eval().")
+
+
+def pack(signs: Tensor) -> np.ndarray:
+    """(B,bits) booleans or -1/+1 -> (B,W) uint8, the first bit highest; missing bits of the last byte are 0."""
+    return np.packbits(signs.cpu().numpy() > 0, axis=1)
+
+
+def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Callable, Callable]:
+    """Two functions of row numbers (B,), one of the images and one of the captions of a split in file order.
+
+    They give what `encode` takes, on the model's device: features of the task's cache, or pixels and ids.
+    """
+    table, device = task.table(split), next(model.parameters()).device
+    if task.towers is not None:
+        task._check_towers(model)
+        (seen, read), row = task.features(split), distinct_captions(table, task.tokenizer.clean)[1]
+        first = (0,) if task.views and split == "train" else ()  # of several views of an image
+
+        def cached(cache, names, at):
+            parts = {name: torch.from_numpy(np.array(cache[name][at])).to(device) for name in names}
+            return {name: part.float() if part.is_floating_point() else part for name, part in parts.items()}
+
+        return (lambda rows: cached(seen, model.IMAGE_FEATURES, (rows, *first)),
+                lambda rows: cached(read, (*model.TEXT_FEATURES, "mask"), row[rows]))
+    cleaned = [task.tokenizer.clean(text) for text in table.captions.text]
+
+    def images(rows):
+        part = CaptionTable(table.name, table.images.iloc[rows], table.captions.iloc[:0])
+        return model.image_features(torch.cat(list(task.pixels(part))).to(device))
+
+    def texts(rows):
+        ids, mask = (part.to(device) for part in task.tokenizer([cleaned[row] for row in rows]))
+        return model.text_features(ids, mask) | {"mask": mask}
+
+    return images, texts
+
+
+def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path | str,
+                 states: bool = True) -> tuple[Store, Store]:
+    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file order.
+
+    Without `states` only the codes, as a bank of queries needs them. See Store.build for what an existing folder means.
+    """
+    table, (images, texts) = task.table(split), split_inputs(model, task, split)
+
+    def stored(kind, items, inputs, read_by):
+        def rows_of(rows):
+            encoded = encode(model, inputs(rows))
+            return encoded if states else {"codes": encoded["codes"]}
+
+        return Store.build(Path(folder) / kind, store_key(model, kind) | {"inputs": read_by}, items, rows_of)
+
+    return (stored("images", list(table.images.image_id), images, repr(task.image)),
+            stored("texts", list(table.captions.text), texts, task.tokenizer.sha256[:16]))
+
+
+# ---- coarse scores ---------------------------------------------------------------------------------------------------------
+def negative_hamming(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Packed codes (Q,W), (G,W) -> (Q,G) float32: minus the number of bits that differ (spec 6.2)."""
+    signs = [2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, gallery)]
+    return (signs[0] @ signs[1].T - signs[0].shape[1]) / 2
+
+
+def post_process(scores: np.ndarray, columns: np.ndarray | None = None, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """PPSR (spec 6.3): twice the scores (Q,G), less the mean of the best `neighbours` of their row and of their column.
+
+    The paper's search post-processes coarse scores; of fine ones it would change the ranking itself.
+    columns  (G,) the column means that a bank of other queries gave (`bank_means`), which is what an online search can
+             know; None: those of these scores, as released, where every query depends on all others (transductive)
+    """
+    scores = np.asarray(scores, dtype=np.float32)
+    if columns is None:
+        columns = _best_mean(scores.T, neighbours)
+    return 2 * scores - _best_mean(scores, neighbours)[:, None] - columns
+
+
+def _best_mean(scores: np.ndarray, neighbours: int) -> np.ndarray:
+    """(Q,G) -> (Q,): the mean of the best `neighbours` of each row, or of all where there are fewer."""
+    kept = min(_at_least_one(neighbours, "neighbour"), scores.shape[1])
+    return np.partition(scores, -kept, axis=1)[:, -kept:].mean(1)
+
+
+def bank_means(gallery: np.ndarray, bank: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """Packed codes (G,W) and those of training queries (any number,W) -> (G,) float32 column means of PPSR."""
+    index, kept = _index(bank), min(_at_least_one(neighbours, "neighbour"), len(bank))
+    means = np.empty(len(gallery), dtype=np.float32)
+    for start in range(0, len(gallery), 4096):
+        block = slice(start, start + 4096)
+        means[block] = -index.search(np.ascontiguousarray(gallery[block]), kept)[0].mean(1, dtype=np.float32)
+    return means
+
+
+def chosen(scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q,G) booleans: the best k of each row, of equal scores the first ones. UserError on NaN."""
+    if np.isnan(scores).any():
+        raise UserError("The coarse scores hold NaN; look for a diverged model.")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :_at_least_one(k, "candidate")]
+    mask = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(mask, best, True, axis=1)
+    return mask
+
+
+def _at_least_one(number: int, what: str) -> int:
+    if number < 1:
+        raise UserError(f"A search takes at least one {what}, not {number}.")
+    return number
+
+
+def _index(codes: np.ndarray) -> faiss.IndexBinaryFlat:
+    index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    index.use_heap = False  # it counts by distance instead, which costs less the more candidates are asked for
+    index.add(np.ascontiguousarray(codes))
+    return index
+
+
+# ---- fine scores -----------------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_rows: np.ndarray,
+                batch: int = PAIRS) -> np.ndarray:
+    """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each a Store or encoded queries.
+
+    UserError if a score is NaN or infinite.
+    """
+    device, scores = next(model.parameters()).device, []
+
+    def taken(values, rows):
+        part = values[torch.from_numpy(rows)] if isinstance(values, Tensor) else torch.from_numpy(values[rows])
+        return part.to(device)
+
+    for start in range(0, len(image_rows), batch):
+        image, text = image_rows[start:start + batch], text_rows[start:start + batch]
+        states = taken(images["states"], image).float(), taken(texts["states"], text).float()
+        scores.append(model.score_pairs(*states, taken(texts["mask"], text).long()).float().cpu().numpy())
+    scores = np.concatenate(scores)
+    if not np.isfinite(scores).all():
+        raise UserError("The single stream gave NaN or infinite scores; look for a diverged model.")
+    return scores
+
+
+def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None,
+                batch: int = PAIRS) -> np.ndarray:
+    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere."""
+    wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
+    scores = np.full(wanted.shape, -np.inf, dtype=np.float32)
+    image_rows, text_rows = np.nonzero(wanted)
+    scores[wanted] = pair_scores(model, images, image_rows, texts, text_rows, batch)
+    return scores
+
+
+# ---- a whole split ---------------------------------------------------------------------------------------------------------
+def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = K, t2i: np.ndarray | None = None,
+              ks: tuple[int, ...] = (1, 5, 10), ties: str = "expectation") -> recall.Recall:
+    """Recalls of the search that reranks each query's best k of `coarse` (N,M) by `fine` (N,M); owner as in `recall.evaluate`.
+
+    t2i  (N,M) coarse scores where texts are the queries, if they differ from those where images are
+    A query whose own items all miss the best k fails, as released; its rank is an expected one behind them. UserError if
+    `fine` lacks a candidate.
+    """
+    candidates = chosen(coarse, k), chosen((coarse if t2i is None else t2i).T, k).T
+    if not np.isfinite(fine[candidates[0] | candidates[1]]).all():
+        raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all that `chosen` names.")
+    by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties) for mask in candidates)
+    texts_found = [mask[owner, np.arange(len(owner))] for mask in candidates]
+    image_found = np.bincount(owner, texts_found[0], minlength=len(fine)) > 0
+    return replace(by_image, t2i_ranks=by_text.t2i_ranks, i2t_hits=by_image.i2t_hits * image_found[:, None],
+                   t2i_hits=by_text.t2i_hits * texts_found[1][:, None])
+
+
+def stages(model: nn.Module, images: Store, texts: Store, owner: np.ndarray, k: int = K, neighbours: int = NEIGHBOURS,
+           banks: tuple[Store, Store] | None = None, exhaustive: bool = False,
+           ties: str = "expectation") -> dict[str, recall.Recall]:
+    """Recalls of every stage over a whole split: of the coarse scores "Hamming" and "PPSR" alone and, under the same names
+    with " + fine", after reranking.
+
+    banks       stores of training images and texts: then also "PPSR online", with the column means that these give
+    exhaustive  then also "exhaustive": every pair through the single stream
+    """
+    hamming = negative_hamming(images["codes"], texts["codes"])
+    coarse = {"Hamming": (hamming, hamming)}
+    coarse["PPSR"] = (post_process(hamming, neighbours=neighbours),) * 2
+    if banks is not None:
+        of_texts = bank_means(texts["codes"], banks[0]["codes"], neighbours)
+        of_images = bank_means(images["codes"], banks[1]["codes"], neighbours)
+        coarse["PPSR online"] = (post_process(hamming, of_texts, neighbours), post_process(hamming.T, of_images, neighbours).T)
+    wanted = np.logical_or.reduce([chosen(i2t, k) | chosen(t2i.T, k).T for i2t, t2i in coarse.values()])
+    fine = fine_scores(model, images, texts, None if exhaustive else wanted)
+    results = {}
+    for name, (i2t, t2i) in coarse.items():
+        by_text = recall.evaluate(t2i, owner, ties=ties)
+        results[name] = replace(recall.evaluate(i2t, owner, ties=ties), t2i_ranks=by_text.t2i_ranks, t2i_hits=by_text.t2i_hits)
+        results[f"{name} + fine"] = two_stage(i2t, fine, owner, k, t2i, ties=ties)
+    return results | ({"exhaustive": recall.evaluate(fine, owner, ties=ties)} if exhaustive else {})
+
+
+# ---- online ----------------------------------------------------------------------------------------------------------------
+class Found(NamedTuple):
+    """The best gallery rows (Q,K) of each query, best first, and their scores (Q,K)."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+class Search:
+    """One direction of the search: `gallery` is a store of images or of texts, the queries are of the other kind.
+
+    bank        codes of training queries, for PPSR; None: plain Hamming distance
+    k           candidates that are reranked, at most the gallery
+    neighbours  of PPSR;  batch: pairs that pass the fine stage at once
+    Queries are what `encode` gave for them. Of equal scores the first row wins. UserError if the gallery
+    is empty, holds no states, or was encoded by another model, and if the bank holds no queries of this model.
+    """
+
+    def __init__(self, model: nn.Module, gallery: Store, bank: Store | None = None, k: int = K, neighbours: int = NEIGHBOURS,
+                 batch: int = PAIRS):
+        _check_resting(model)
+        if "states" not in gallery.arrays or not len(gallery):
+            raise UserError("The gallery is empty or holds only codes; write a store with states (`write_stores`).")
+        self.images = gallery.key.get("kind") == "images"
+        ours, queries = store_key(model, "images" if self.images else "texts"), "texts" if self.images else "images"
+        for store, wanted in ((gallery, ours), (bank, ours | {"kind": queries})):
+            if store is not None and not wanted.items() <= store.key.items():
+                raise UserError(f"The search wants a store under {wanted}, not {store.key}; encode it with this model.")
+        self.model, self.gallery, self.k, self.batch = model, gallery, min(_at_least_one(k, "candidate"), len(gallery)), batch
+        self.neighbours = min(_at_least_one(neighbours, "neighbour"), len(gallery))
+        self.index = _index(gallery["codes"])
+        self.columns = None if bank is None else bank_means(gallery["codes"], bank["codes"], neighbours)
+        self.lowest = None if bank is None else self.columns.min()
+
+    def coarse(self, codes: np.ndarray) -> Found:
+        """Packed query codes (Q,W) -> the K candidates of each by Hamming distance or, with a bank, by PPSR; exact."""
+        if self.columns is None:
+            distances, rows = self.index.search(codes, self.k)
+            return Found(rows, -distances.astype(np.float32))
+        pool = min(max(self.k, self.neighbours, POOL), len(self.gallery))
+        found = [self._post_processed(*query) for query in zip(codes, *self.index.search(codes, pool))]
+        return Found(*(np.stack(part) for part in zip(*found)))
+
+    def _post_processed(self, code: np.ndarray, distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The K candidates of one query, from its nearest rows and, if better ones may lie beyond them, from all."""
+        own = -distances[:self.neighbours].mean(dtype=np.float32)
+        scores = -2 * distances.astype(np.float32) - own - self.columns[rows]
+        bound = np.partition(scores, -self.k)[-self.k]
+        reach = (-own - self.lowest - bound) / 2  # an item farther away scores less than `bound`, whatever its column mean
+        if distances[-1] <= reach + 1:
+            _, distances, rows = self.index.range_search(code[None], math.floor(reach) + 2)
+            scores = -2 * distances.astype(np.float32) - own - self.columns[rows]
+        rows, scores = rows[scores >= bound], scores[scores >= bound]
+        best = np.lexsort((rows, -scores))[:self.k]
+        return rows[best], scores[best]
+
+    def rerank(self, query: Mapping[str, object], rows: np.ndarray) -> np.ndarray:
+        """Encoded queries and gallery rows (Q,any number) -> fine scores of the same shape."""
+        own = np.repeat(np.arange(len(rows)), rows.shape[1])
+        sides = (self.gallery, rows.ravel()), (query, own)
+        (images, image), (texts, text) = sides if self.images else sides[::-1]
+        return pair_scores(self.model, images, image, texts, text, self.batch).reshape(rows.shape)
+
+    def __call__(self, query: Mapping[str, object]) -> Found:
+        """Encoded queries -> their candidates in the order of the fine scores; of equal ones the better candidate leads."""
+        if ("mask" in query) != self.images:
+            raise UserError(f"This search finds {self.gallery.key['kind']}; give it queries of the other kind.")
+        rows = self.coarse(query["codes"]).rows
+        scores = self.rerank(query, rows)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return Found(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+
+
+# ---- what a query costs (spec 6) -------------------------------------------------------------------------------------------
+class _Repeated:
+    """An array that seems to have more rows: row r is row r mod N."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.array[rows % len(self.array)]
+
+
+def tiled(gallery: Store, count: int) -> Store:
+    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the codes are copied."""
+    codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
+    return Store(gallery.key, {name: codes if name == "codes" else _Repeated(array) for name, array in gallery.arrays.items()})
+
+
+def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:
+    """Median time of a call, after one that warms up; waits for the GPU where there is one."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times[1:]))
+
+
+def query_times(search: Search, inputs: Mapping[str, Tensor], repeats: int = 5) -> dict[str, float]:
+    """Milliseconds of one query: `encode` it, `coarse` (distance, post-processing, best K), `fine` (K pairs), and `total`, all
+    three in one go. The encoding of the gallery, which is done offline, is in none of them.
+
+    inputs  of the query alone, as `split_inputs` gives them for one row
+    """
+    query = encode(search.model, inputs)
+    candidates = search.coarse(query["codes"]).rows
+    return {"encode": milliseconds(lambda: encode(search.model, inputs), repeats),
+            "coarse": milliseconds(lambda: search.coarse(query["codes"]), repeats),
+            "fine": milliseconds(lambda: search.rerank(query, candidates), repeats),
+            "total": milliseconds(lambda: search(encode(search.model, inputs)), repeats)}
+
+
+def exhaustive_times(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable | None = None,
+                     repeats: int = 1) -> dict[str, float]:
+    """Milliseconds of the same query against every item: `cached` encodes it and passes the remaining layers with all stored
+    states; with `gallery_inputs` (row numbers (B,) -> inputs) `scratch` passes all layers with each item, as a single-stream
+    model must that stores nothing.
+    """
+    everything = np.arange(len(search.gallery))[None]
+    times = {"cached": milliseconds(lambda: search.rerank(encode(search.model, inputs), everything), repeats)}
+    if gallery_inputs is not None:
+        times["scratch"] = milliseconds(lambda: from_scratch(search, inputs, gallery_inputs), repeats)
+    return times
+
+
+@torch.inference_mode()
+def from_scratch(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable) -> np.ndarray:
+    """(G,) fine scores of one query without any store."""
+    model, scores = search.model, []
+    for start in range(0, len(search.gallery), search.batch):
+        item = gallery_inputs(np.arange(start, min(start + search.batch, len(search.gallery))))
+        count = len(next(iter(item.values())))
+        query = {name: part.expand(count, *part.shape[1:]) for name, part in inputs.items()}
+        image, text = (item, query) if search.images else (query, item)
+        pairs = model.score_pairs(model.image_states(**image), model.text_states(**text), text["mask"])
+        scores.append(pairs.float().cpu().numpy())
+    return np.concatenate(scores)

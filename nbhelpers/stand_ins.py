@@ -1,0 +1,197 @@
+"""Scene recognition, fitted here where nobody publishes the weights: PIR's prior, PIR-CLIP's instruction encoder, and the
+image towers of the tiny size."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbhelpers import backbones, training, weights
+from nbhelpers.backbones import ImageInput
+from nbhelpers.data.augment import normalize
+from nbhelpers.data.catalog import DataSet
+from nbhelpers.data.loading import train_tokenizer
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError
+from nbhelpers.papers.clip import CLIP, CLIPConfig
+from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.starting import BERT_WORDS, Start, Tower, package_start, seeded
+
+SMALLEST_CLASS = 5  # training images; smaller classes (numeric names that stand for no class) teach no prior
+STAND_IN = "fitted to the scene classes of another generated world"
+
+
+class SceneBatches:
+    """Shuffled batches of images or feature rows with their scene classes; images are turned by random quarters.
+
+    inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from (seed, epoch).
+    """
+
+    def __init__(self, inputs: np.ndarray, scene: np.ndarray, batch_size: int, seed: int, image: ImageInput | None = None):
+        self.inputs, self.scene, self.batch_size, self.seed, self.image = inputs, scene, batch_size, seed, image
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.inputs) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.inputs))
+        for step in range(len(self)):
+            rows = np.sort(order[step * self.batch_size:(step + 1) * self.batch_size])
+            inputs = np.array(self.inputs[rows])
+            if self.image is not None:
+                turned = np.stack([np.rot90(x, turns) for x, turns in zip(inputs, rng.integers(4, size=len(rows)))])
+                inputs = normalize(turned, self.image.mean, self.image.std)
+            yield {"inputs": torch.as_tensor(inputs), "scene": torch.from_numpy(self.scene[rows])}
+
+
+class SceneClassifier(nn.Module):
+    """`body` with a linear classifier over the (B,width) vector that `pooled(body, inputs)` makes of a batch.
+
+    width  None: the body's `num_features`
+    """
+
+    def __init__(self, body: nn.Module, classes: int, pooled=lambda body, inputs: body(inputs), width: int | None = None):
+        super().__init__()
+        self.body, self.pooled = body, pooled
+        self.classifier = nn.Linear(width or body.num_features, classes)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.classifier(self.pooled(self.body, inputs))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.logits(batch["inputs"]), batch["scene"])}
+
+    @torch.inference_mode()
+    def predict(self, inputs: np.ndarray, image: ImageInput | None = None) -> np.ndarray:
+        """(N,) class index of each image (N,S,S,3) uint8 or feature row (N,W)."""
+        device = next(self.parameters()).device
+        parts = [normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
+                 for part in np.array_split(inputs, max(1, len(inputs) // 64))]
+        return torch.cat([self.logits(part.to(device)).argmax(1) for part in parts]).cpu().numpy()
+
+
+def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
+    """What a vision tower knows of the whole image: the first of its `image_tokens`."""
+    return backbones.image_tokens(body, pixels)[:, 0]
+
+
+def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
+               starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
+    """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights."""
+    towers = {"towers": Path(backbones.__file__).read_text(encoding="utf-8")}
+    key = training.checkpoint_key([config, towers], fingerprint, starting_weights, config.seed, sys.modules[__name__])
+    classifier, _, _ = training.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
+    path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
+    return classifier, Tower.stand_in(name, path, source)
+
+
+# ---- the tiny size: everything is learned in another generated world ---------------------------------------------------
+def fitted(name: str, other: DataSet, folder: Path, seed: int, epochs: int) -> tuple[Tower, float]:
+    """One of the stand-ins of `classifier_of`, fitted to the scene classes of the training split of `other`; also its accuracy
+    on the other two splits, in percent."""
+    image, classes = backbones.image_input("swin_standin"), scene_classes(other.table)
+    train, train_scene = _pictures(other, image.size, classes, "train")
+    held, held_scene = _pictures(other, image.size, classes, "val", "test")
+    config = training.TrainConfig(epochs, lr=2e-3, batch_size=min(32, len(train)), seed=seed)
+    batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
+    classifier, tower = fit_scenes(name, lambda: classifier_of(name, len(classes)), batches, config, folder,
+                                   other.table.fingerprint(), source=STAND_IN)
+    return tower, 100 * float((classifier.predict(held, image) == held_scene).mean())
+
+
+def classifier_of(name: str, classes: int) -> SceneClassifier:
+    """A stand-in with a head for so many classes: "instruction_standin" (PIR-CLIP's), or a prior or image tower of `backbones`."""
+    if name == "instruction_standin":
+        width = backbones.clip_size("clip_standin").embed_dim
+        return SceneClassifier(backbones.instruction_encoder("clip_standin"), classes, width=width)
+    if name in backbones.PRIOR:
+        return SceneClassifier(backbones.prior_tower(name), classes)
+    return SceneClassifier(backbones.vision_tower(name), classes, global_token)
+
+
+def stand_in_start(data: DataSet, other: DataSet, folder: Path, seed: int, epochs: int) -> tuple[Start, dict[str, float]]:
+    """PIR: image tower and prior fitted to the scene classes of `other`, and a tokenizer of the training captions; BERT starts
+    at random. Also the accuracy of each tower in `other`, in percent."""
+    tokenizer = train_tokenizer(list(data.table.split("train").captions.text), Path(folder) / f"{data.table.name}-tokenizer.json")
+    names = {"vision_encoder": "swin_standin", "conv_encoder": "resnet_standin"}
+    found = {attribute: fitted(name, other, folder, seed, epochs) for attribute, name in names.items()}
+    towers = {attribute: tower for attribute, (tower, _) in found.items()}
+    return Start(str(tokenizer), BERT_WORDS["bert_base"][0], towers), {names[a]: percent for a, (_, percent) in found.items()}
+
+
+# ---- real data: a prior of its training classes -----------------------------------------------------------------------
+def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2, device: str = "cpu"
+                  ) -> tuple[Start, dict[str, float]]:
+    """PIR: EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
+
+    The head reads the global tokens of the features that all systems on these towers share (see RetrievalTask). Also its
+    accuracy on the validation split, in percent. UserError if no training class is large enough for a fit.
+    """
+    start, classes = package_start(), scene_classes(data.table)
+    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(device)
+    task = RetrievalTask(data, start.read_tokenizer(), backbones.image_input("efficientnet_lite0"), seed, workers, towers, cache)
+    parts = []
+    for split in ("train", "val"):
+        rows, scene = _labelled(task.table(split), classes)
+        parts.append((np.float32(task.features(split)[0]["vision"][:, 0])[rows], scene))
+    (train, train_scene), (val, val_scene) = parts
+    config = training.TrainConfig(epochs, lr=1e-3, batch_size=min(64, len(train)), seed=seed)
+    batches = SceneBatches(train, train_scene, config.batch_size, seed)
+    classifier, head = fit_scenes(
+        f"scene_head-{data.table.name}", lambda: SceneClassifier(backbones.SceneHead(train.shape[1]), len(classes)),
+        batches, config, folder, data.table.fingerprint(), (start.towers["vision_encoder"].sha256,),
+        source=f"fitted on the training classes of {data.table.name}")
+    accuracy = {"scene_head": 100 * float((classifier.predict(val) == val_scene).mean())}
+    return replace(start, towers=start.towers | {"conv_encoder": head}, classes=classes), accuracy
+
+
+def scene_classes(table: CaptionTable) -> list[str]:
+    """The classes with at least SMALLEST_CLASS training images, sorted. UserError without two of them."""
+    counts = table.split("train").images.scene.value_counts()
+    classes = sorted(counts.index[counts >= SMALLEST_CLASS])
+    if len(classes) < 2:
+        raise UserError(f"{table.name} has {len(classes)} scene classes of {SMALLEST_CLASS} or more training images, too few to fit "
+                        "a scene prior; name the classes in the file names or in the captions' JSON.")
+    return classes
+
+
+def _labelled(table: CaptionTable, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images of these classes, and the index of the class of each."""
+    rows = np.flatnonzero(table.images.scene.isin(classes))
+    return rows, np.array([classes.index(name) for name in table.images.scene.iloc[rows]], int)
+
+
+def _pictures(data: DataSet, size: int, classes: list[str], *splits: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N,size,size,3) of these classes in these splits, and the index of the class of each."""
+    table = data.table.split(*splits)
+    rows, scene = _labelled(table, classes)
+    return data.pixels.resized(size)[data.pixels.rows(table.images.file)[rows]], scene
+
+
+def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower) -> tuple[Tower, dict[str, float]]:
+    """PRIOR=fit: the ResNet-50 of ImageNet fitted to the training classes of this set, fed as the Swin beside it is.
+
+    Also its accuracy on the validation split, in percent.
+    """
+    image, classes = backbones.image_input("swin_t"), scene_classes(data.table)
+    (train, train_scene), (val, val_scene) = (_pictures(data, image.size, classes, split) for split in ("train", "val"))
+    config = training.TrainConfig(epochs, lr=1e-4, batch_size=min(64, len(train)), seed=seed)
+    batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
+    start = Start("", 0, {"body": resnet})
+    classifier, tower = fit_scenes(
+        f"resnet50-{data.table.name}",
+        lambda: start.fill(SceneClassifier(backbones.prior_tower("resnet50"), len(classes))),
+        batches, config, folder, data.table.fingerprint(), (resnet.sha256,),
+        source=f"ImageNet, then fitted on the training classes of {data.table.name}")
+    return tower, {"resnet50": 100 * float((classifier.predict(val, image) == val_scene).mean())}

@@ -1,0 +1,102 @@
+"""Published weights under the names of the modules that `backbones` builds: rules of renaming, one layout of files after another."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nbhelpers.papers import vilt
+from nbhelpers.weights import read_state_dict, rename
+
+Rules = list[tuple[str, str | None]]
+
+# EfficientNet-Lite0 as its package names it -> timm's tf_efficientnet_lite0. Block number -> "stage.block":
+_LITE0_BLOCKS = [f"{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
+LITE0_RULES: Rules = [
+    (r"^_conv_stem\.", "conv_stem."), (r"^_bn0\.", "bn1."),
+    (r"^_conv_head\.", "conv_head."), (r"^_bn1\.", "bn2."), (r"^_fc\.", "classifier."),
+    (r"^_blocks\.0\._project_conv\.", "blocks.0.0.conv_pw."),  # the first block has no expansion
+    (r"^_blocks\.0\._bn", "blocks.0.0.bn"),
+    (r"\._project_conv\.", ".conv_pwl."), (r"\._bn2\.", ".bn3."),
+    (r"\._depthwise_conv\.", ".conv_dw."), (r"\._bn1\.", ".bn2."),
+    (r"\._expand_conv\.", ".conv_pw."), (r"\._bn0\.", ".bn1."),
+    *((rf"^_blocks\.{number}\.", f"blocks.{place}.") for number, place in enumerate(_LITE0_BLOCKS))]
+
+# BERT as published (with or without heads, with TensorFlow's names in LayerNorm) -> transformers' BertModel
+BERT_RULES: Rules = [
+    (r"^(cls\.|(bert\.)?pooler\.|(bert\.)?embeddings\.position_ids$)", None), (r"^bert\.", ""),
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
+
+# CLIP of open_clip, as trained on several processes, or of OpenAI, with what its archives keep beside the weights
+CLIP_RULES: Rules = [
+    (r"^module\.", ""), (r"^(input_resolution|context_length|vocab_size)$", None), (r"(^|\.)attn_mask$", None)]
+
+# CLIP of Hugging Face -> open_clip's, once its three attention projections are one
+HF_CLIP_RULES: Rules = [
+    (r"\.position_ids$", None), (r"^text_model\.", ""), (r"^vision_model\.", "visual."),
+    (r"embeddings\.class_embedding$", "class_embedding"), (r"embeddings\.patch_embedding\.", "conv1."),
+    (r"embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"embeddings\.token_embedding\.", "token_embedding."), (r"encoder\.layers\.", "transformer.resblocks."),
+    (r"\.self_attn\.", ".attn."), (r"\.layer_norm", ".ln_"), (r"\.mlp\.fc1\.", ".mlp.c_fc."), (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"\.pre_layrnorm\.", ".ln_pre."), (r"\.post_layernorm\.", ".ln_post."), (r"^final_layer_norm\.", "ln_final."),
+    (r"^text_projection\.weight$", "text_projection"), (r"^visual_projection\.weight$", "visual.proj")]
+
+
+def lite0_state(path: Path | str) -> dict[str, Tensor]:
+    """The package's EfficientNet-Lite0 under timm's names. It wants pixels (x - 0.5) / 0.5, x in [0, 1]."""
+    return rename(read_state_dict(path), LITE0_RULES)
+
+
+def bert_state(path: Path | str) -> dict[str, Tensor]:
+    """A published BERT (file or folder) under the names of `BertModel(add_pooling_layer=False)`."""
+    return rename(read_state_dict(path), BERT_RULES)
+
+
+def clip_state(path: Path | str) -> dict[str, Tensor]:
+    """A published CLIP under the names of open_clip: a file of open_clip or of those who fine-tune with it, OpenAI's archive,
+    or Hugging Face's. No file tells which activation it was trained with."""
+    state = rename(read_state_dict(path), CLIP_RULES)
+    if "visual_projection.weight" not in state:
+        return state
+    turned = {name: value.t() if name.endswith("_projection.weight") else value for name, value in state.items()}
+    return rename(_packed(turned), HF_CLIP_RULES)
+
+
+def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """q_proj, k_proj and v_proj of each attention as the one in_proj of torch's own, in this order."""
+    packed = {}
+    for name, value in state.items():
+        if found := re.fullmatch(r"(.+\.)([qkv])_proj\.(weight|bias)", name):
+            start, which, kind = found.groups()
+            if which == "q" and all(f"{start}{other}_proj.{kind}" in state for other in "kv"):
+                packed[f"{start}in_proj_{kind}"] = torch.cat([state[f"{start}{each}_proj.{kind}"] for each in "qkv"])
+        else:
+            packed[name] = value
+    return packed
+
+
+def clip_resnet_state(path: Path | str) -> dict[str, Tensor]:
+    """The image tower of a published CLIP ResNet-50 without its last projection, which leads into that CLIP's own width."""
+    seen = {name: value for name, value in clip_state(path).items() if name.startswith("visual.")}
+    return rename(seen, [(r"^visual\.", ""), (r"^attnpool\.c_proj\.", None)])
+
+
+def vilt_state(path: Path | str) -> dict[str, Tensor]:
+    """A published ViLT, of its authors or of transformers, under the names of `ViltModel`; without heads."""
+    state = vilt.read_trunk(read_state_dict(path))[0]
+    return rename(state, [(r"^rank_output\.", None), (r"^vilt\.", "")])
+
+
+def vilt_rank_state(path: Path | str) -> dict[str, Tensor]:
+    """Weight and bias of its rank head, or what its matching head says of a match; empty if it has neither."""
+    state = vilt.read_trunk(read_state_dict(path))[0]
+    return {name.removeprefix("rank_output."): value for name, value in state.items() if name.startswith("rank_output.")}
+
+
+# What `Known.layout` and `Tower.layout` name; "": the file has our module's names already.
+LAYOUTS: dict[str, Callable[[Path | str], dict[str, Tensor]]] = {
+    "": read_state_dict, "lite0": lite0_state, "bert": bert_state, "clip": clip_state, "clip_resnet": clip_resnet_state,
+    "vilt": vilt_state, "vilt_rank": vilt_rank_state}

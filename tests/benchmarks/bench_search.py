@@ -1,0 +1,110 @@
+"""What a query of the two-stage search costs: over a million codes, and with a CFITR against its own exhaustive search.
+
+The weights are random, since no time depends on them. All runs in one thread; the coarse search is timed by that thread's
+work, so that other load on the machine counts little.
+"""
+from __future__ import annotations
+
+import itertools
+import time
+
+import faiss
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from nbhelpers import search
+from nbhelpers.papers.cfitr import CFITR, CFITRConfig
+from nbhelpers.search import Search
+from nbhelpers.store import Store
+
+MILLION, BANK, BITS, TEXTS = 1_000_000, 1_000, 128, 5465
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
+
+
+def model_of(size: str) -> CFITR:
+    torch.manual_seed(0)
+    return CFITR(CFITRConfig.tiny(1000, bits=BITS) if size == "tiny" else CFITRConfig.compact()).eval()
+
+
+# ---- a million codes -------------------------------------------------------------------------------------------------------
+def codes(rows: int, seed: int, centres: int = 30, flipped: float = 0.1) -> np.ndarray:
+    """Packed codes around `centres` classes, as trained codes lie; without centres uniform, where distances hardly differ."""
+    rng = np.random.default_rng(seed)
+    bits = rng.random((rows, BITS), dtype=np.float32) < (flipped if centres else 0.5)
+    if centres:
+        bits ^= np.random.default_rng(0).integers(0, 2, (centres, BITS), dtype=bool)[rng.integers(0, centres, rows)]
+    return np.packbits(bits, axis=1)
+
+
+@pytest.fixture(scope="module", params=[0, 30], ids=["uniform", "30-classes"])
+def million(request, tmp_path_factory):
+    """({stage: search}, 50 query codes, bytes that the search with PPSR added to this process)."""
+    folder, centres, model = tmp_path_factory.mktemp("million") / "texts", request.param, model_of("tiny")
+    key = search.store_key(model, "texts")
+    Store.build(folder, key, [str(row) for row in range(MILLION)],
+                lambda rows: {"codes": codes(len(rows), rows[0] + 1, centres)}, batch=100_000)
+    bank = Store(key | {"kind": "images"}, {"codes": codes(BANK, 8, centres)})
+    queries = codes(50, 9, centres)
+    before = psutil.Process().memory_info().rss
+    gallery = Store(key, Store.open(folder).arrays | {"states": np.zeros((1, 1, 1), np.float16)})
+    with_bank = Search(model, gallery, bank)
+    with_bank.coarse(queries[:1])
+    grown = psutil.Process().memory_info().rss - before
+    return {"hamming": Search(model, gallery), "ppsr": with_bank}, queries, grown
+
+
+@pytest.mark.benchmark(timer=time.thread_time)
+@pytest.mark.parametrize("stage", ["hamming", "ppsr"])
+def test_coarse_search_over_a_million_codes(benchmark, million, stage):
+    """Distance, post-processing and the best 70, one query at a time. The aim is less than 10 ms on one core."""
+    engine, queries = million[0][stage], itertools.cycle(million[1][:, None])
+    found = benchmark.pedantic(lambda: engine.coarse(next(queries)), rounds=100, warmup_rounds=10)
+    assert found.rows.shape == (1, search.K)
+    assert benchmark.stats.stats.median < 0.010
+
+
+def test_memory_of_a_million_codes(million):
+    """All that the search holds: mapped codes, index, column means; the states stay on the disk."""
+    print(f"{million[2] / 1e6:.0f} MB")
+    assert million[2] < 64e6
+
+
+# ---- two stages against all pairs ------------------------------------------------------------------------------------------
+def pixels_and_captions(model: CFITR):
+    """What the model reads of one image and of TEXTS captions: noise, since only time counts here."""
+    length = model.vilt.config.max_position_embeddings
+    mask = (torch.arange(length) < torch.randint(6, 16, (TEXTS, 1))).long()
+    if model.config.freeze_towers:
+        image, texts = torch.randn(1, 50, 1280), torch.randn(TEXTS, length, 384)
+    else:
+        image, texts = torch.randn(1, 3, 112, 112), torch.randint(1, 1000, (TEXTS, length))
+    return {"vision": image}, lambda rows: {"text": texts[rows], "mask": mask[rows]}
+
+
+@pytest.mark.parametrize("size", ["tiny", "compact"])
+def test_a_query_against_its_exhaustive_search(benchmark, size, tmp_path):
+    """K = 70 of RSICD's 5465 texts. The aim is at most 1/20 of the exhaustive search, here even of that from stored states."""
+    model = model_of(size)
+    image, texts = pixels_and_captions(model)
+    gallery = Store.build(tmp_path / "texts", search.store_key(model, "texts"), [str(row) for row in range(TEXTS)],
+                          lambda rows: search.encode(model, texts(rows)))
+    bank = Store(search.store_key(model, "images"), {"codes": codes(BANK, 8)})
+    engine = Search(model, gallery, bank)
+    times = search.query_times(engine, image)
+    exhaustive = search.exhaustive_times(engine, image, texts if size == "tiny" else None)
+    benchmark.pedantic(lambda: engine(search.encode(model, image)), rounds=5, warmup_rounds=1)
+    ratios = {name: round(value / times["total"], 1) for name, value in exhaustive.items()}
+    benchmark.extra_info |= {name: f"{value:.1f} ms" for name, value in (times | exhaustive).items()} | {"ratios": ratios}
+    print({name: round(value, 2) for name, value in (times | exhaustive).items()}, ratios)
+    assert min(ratios.values()) >= 20

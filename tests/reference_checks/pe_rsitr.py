@@ -1,0 +1,153 @@
+"""PE-RSITR against the vectors of the authors' modules, and of an exact loss."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nbhelpers import backbones
+from nbhelpers.papers import pe_rsitr
+from nbhelpers.papers.clip import image_tokens, text_tokens
+from nbhelpers.recall import evaluate
+from reference_checks.common import fill, same_output
+
+
+def close(ours, theirs, atol):
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+def recorded_dropout(monkeypatch, *keep):
+    """Each dropout that drops anything keeps what the next of these masks kept."""
+    masks = iter(keep)
+    monkeypatch.setattr(F, "dropout", lambda x, p, training: x * next(masks) / (1 - p) if training and p else x)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_pe_rsitr_adapter(vectors, monkeypatch, mode):
+    v = vectors("pe_rsitr/mrs_adapter.npz")
+    m = v.meta
+    adapter = pe_rsitr.MRSAdapter(m["d_model"], m["visual_width"], m["bottleneck"], m["shared_up_dim"], m["dropout"])
+    fill(adapter, v.param()).train(mode == "train")
+    recorded_dropout(monkeypatch, v["input/keep_text"], v["input/keep_visual"])
+    text, visual = v.leaf("input/x_text"), v.leaf("input/x_visual")
+    made = adapter(text, visual=False), adapter(visual, visual=True)
+    scalar = (made[0] * v["input/cot_text"]).sum() + (made[1] * v["input/cot_visual"]).sum()
+    scalar.backward()
+    same_output(made[0], v[f"output/{mode}/text"])
+    same_output(made[1], v[f"output/{mode}/visual"])
+    torch.testing.assert_close(scalar, v[f"output/{mode}/scalar"], atol=1e-5, rtol=1e-5)
+    close(text.grad, v[f"grad/{mode}/x_text"], 1e-5)
+    close(visual.grad, v[f"grad/{mode}/x_visual"], 1e-5)
+    checked = [name for name, p in adapter.named_parameters() if f"grad/{mode}/{name}" in v.arrays]
+    for name in checked:
+        close(adapter.get_parameter(name).grad, v[f"grad/{mode}/{name}"], 5e-5)
+    assert len(checked) == 2
+
+
+def test_pe_rsitr_adapter_of_full_size(vectors):
+    v = vectors("pe_rsitr/mrs_adapter_fullsize.npz")
+    text, visual = v["input/x_text"], v["input/x_visual"]
+    config = pe_rsitr.PERSITRConfig.paper()
+    adapter = pe_rsitr.MRSAdapter(text.shape[2], visual.shape[2], config.bottleneck, config.share_dim)
+    names = sorted(name for name, _ in adapter.named_parameters())
+    assert names == v.meta["names"] and sum(p.numel() for p in adapter.parameters()) == v.meta["params"]
+    with torch.no_grad():
+        for i, name in enumerate(names):
+            p = adapter.get_parameter(name)
+            p.copy_(torch.from_numpy(0.05 * np.sin(np.arange(p.numel()) * 0.37 + i)).view_as(p))
+    adapter.eval()
+    same_output(adapter(text, visual=False), v["output/text"])
+    same_output(adapter(visual, visual=True), v["output/visual"])
+
+
+@pytest.fixture
+def pe_rsitr_clip(vectors, monkeypatch):
+    """(the vectors, a PERSITR on the tiny CLIP of their sizes)."""
+    v = vectors("pe_rsitr/adapted_clip.npz")
+    m = v.meta
+    monkeypatch.setitem(backbones.CLIP, "reference", backbones.CLIPSize(
+        m["embed"],
+        dict(layers=m["layers"], width=m["vw"], head_width=m["vw"] // m["vh"], patch_size=m["patch"], image_size=m["res"]),
+        dict(layers=m["layers"], width=m["d_model"], heads=m["th"], context_length=m["ctx"], vocab_size=m["vocab"]),
+        backbones.ImageInput(m["res"]), quick_gelu=True))
+    config = pe_rsitr.PERSITRConfig("reference", m["adapter_bottleneck"], m["adapter_shared_dim"], adapter_dropout=0.0,
+                                    view_dropout=m["aug_dropout"])
+    return v, pe_rsitr.PERSITR(config)
+
+
+def caption_mask(ids):
+    return (torch.arange(ids.shape[1]) <= ids.argmax(1, keepdim=True)).long()
+
+
+def test_pe_rsitr_starts_as_clip(pe_rsitr_clip):
+    v, model = pe_rsitr_clip
+    pe_rsitr.load_release(model, v.param())
+    for name, p in model.Uniadapt.named_parameters():
+        if "up_proj" in name:
+            torch.nn.init.zeros_(p)
+    ids = v["input/text"].long()
+    with torch.no_grad():
+        same_output(model.eval().image_vectors(image_tokens(model.clip, v["input/image"])), v["output/init/image"])
+        same_output(model.text_vectors(text_tokens(model.clip, ids), caption_mask(ids)), v["output/init/text"])
+
+
+def test_pe_rsitr_adapted_clip_and_its_views(pe_rsitr_clip, monkeypatch):
+    v, model = pe_rsitr_clip
+    pe_rsitr.load_release(model, v.param())
+    assert {name.removeprefix("PE_RSITR."): p.shape for name, p in pe_rsitr.release_state(model).items()} == {
+        name: p.shape for name, p in v.param().items()}
+    pixels, ids = v.leaf("input/image"), v["input/text"].long()
+    patches, words, mask = image_tokens(model.clip, pixels), text_tokens(model.clip, ids), caption_mask(ids)
+    made = {"image": model.image_vectors(patches), "text": model.text_vectors(words, mask)}
+    recorded_dropout(monkeypatch, v["input/keep_image"], v["input/keep_text"])
+    made["image_aug"] = model.image_vectors(model.view(patches))
+    made["text_aug"] = model.text_vectors(model.view(words), mask)
+    for name, value in made.items():
+        same_output(value, v[f"output/{name}"])
+    image, text = v["input/cot_i"], v["input/cot_t"]
+    scalar = sum((made[name] * cotangent).sum() for name, cotangent in (
+        ("image", image), ("text", text), ("image_aug", image.flip(0)), ("text_aug", text.flip(0))))
+    scalar.backward()
+    torch.testing.assert_close(scalar, v["output/scalar"], atol=1e-5, rtol=1e-5)
+    close(pixels.grad, v["grad/image"], 1e-5)
+    for name, p in model.Uniadapt.named_parameters():
+        close(p.grad, v[f"grad/Uniadapt.{name}"], 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hard", "all"])
+def test_pe_rsitr_hmmc_loss(vectors, kind):
+    v = vectors("pe_rsitr/hmmc.npz")
+    rows = {name: v.leaf(f"input/{name}") for name in ("v", "t", "v_aug", "t_aug")}
+    pairs = {"cross": ("v", "t"), "intra_v": ("v", "v_aug"), "intra_t": ("t", "t_aug")}
+    terms = {name: pe_rsitr.ranking_loss(rows[a], rows[b], v.meta["margin"], hardest=kind == "hard")
+             for name, (a, b) in pairs.items()}
+    total = sum(terms.values())
+    total.backward()
+    for name, value in (terms | {"total": total}).items():
+        close(value, v[f"output/{kind}/{name}"], 1e-5)
+    for name, leaf in rows.items():
+        close(leaf.grad, v[f"grad/{kind}/{name}"], 1e-5)
+    close(pe_rsitr.unit_rows(rows["v"]) @ pe_rsitr.unit_rows(rows["t"]).t(), v["output/cos_vt"], 1e-5)
+
+
+def test_pe_rsitr_evaluation_protocol(vectors):
+    v = vectors("pe_rsitr/metrics.npz")
+    image, caption = (pe_rsitr.unit_rows(v[f"input/{name}"]) for name in ("image", "caption"))
+    scores = (image @ caption.t()).numpy()
+    np.testing.assert_allclose(scores, v.arrays["output/sims"], atol=1e-5)
+    found = evaluate(scores, np.arange(scores.shape[1]) // v.meta["captions_per_image"])
+    keys = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    np.testing.assert_allclose([found.metrics[key] for key in keys], v.arrays["output/recalls"], atol=1e-5)
+    assert found.metrics["mR"] == pytest.approx(float(v["output/mR"]), abs=1e-5)
+    ranks = [figure for way in (found.i2t_ranks, found.t2i_ranks) for figure in (np.floor(np.median(way)) + 1, way.mean() + 1)]
+    np.testing.assert_allclose(ranks, v.arrays["output/medr_meanr"], atol=1e-5)
+
+
+def test_pe_rsitr_paper_parameter_counts():
+    with torch.device("meta"):
+        model = pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.paper())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 161_088
+    assert sum(p.numel() for p in model.clip.parameters()) == 151_277_313
+    assert sum(p.numel() for p in model.parameters()) == 151_277_313 + 161_088
+    assert len(model.clip.state_dict()) == 302

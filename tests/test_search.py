@@ -1,0 +1,487 @@
+"""The two-stage search: coarse scores against loops, rankings against all pairs, both directions, and what is refused."""
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from coloured_set import coloured
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbhelpers import backbones, recall, search
+from nbhelpers.data.loading import Tokenizer, train_tokenizer
+from nbhelpers.errors import UserError
+from nbhelpers.papers.cfitr import CFITR, CFITRConfig, Captions
+from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.search import Search
+from nbhelpers.store import Store
+
+HALF = 5e-3  # what states kept in float16 may change in a score of the small models below; those spread over more than 0.5
+
+
+def words(data, folder, length: int = 32):
+    captions = list(data.table.split("train").captions.text)
+    return Tokenizer(train_tokenizer(captions, folder / "tokenizer.json"), length, fixed=True)
+
+
+def lively(config, seed: int = 0):
+    """A random model in eval mode whose scores and codes differ clearly between pairs."""
+    torch.manual_seed(seed)
+    model = CFITR(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(("vilt.", "rank_output.", "imagepooler_be.", "textpooler_be.")) and parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return coloured(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data, tmp_path_factory):
+    return words(data, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return lively(CFITRConfig.tiny(tokenizer.vocab_size, bits=16, hidden=32))
+
+
+@pytest.fixture(scope="module")
+def task(data, tokenizer):
+    return RetrievalTask(data, tokenizer, backbones.vilt_size("vilt_standin").image, workers=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="module")
+def stores(model, task, folder):
+    """(images, texts) of the test split: 12 and 24."""
+    return search.write_stores(model, task, "test", folder)
+
+
+@pytest.fixture(scope="module")
+def banks(model, task, tmp_path_factory):
+    return search.write_stores(model, task, "train", tmp_path_factory.mktemp("train"), states=False)
+
+
+@pytest.fixture(scope="module")
+def queries(model, task):
+    """(encoded images, encoded texts) of the test split, their states in float32."""
+    images, texts = search.split_inputs(model, task, "test")
+    return search.encode(model, images(np.arange(12))), search.encode(model, texts(np.arange(24)))
+
+
+@pytest.fixture(scope="module")
+def fine(model, stores):
+    return search.fine_scores(model, *stores)
+
+
+# ---- coarse scores against loops -------------------------------------------------------------------------------------------
+def codes(rows: int, bits: int, seed: int = 0) -> np.ndarray:
+    return search.pack(torch.from_numpy(np.random.default_rng(seed).integers(0, 2, (rows, bits))))
+
+
+def stable_best(scores, k: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda item: (-scores[item], item))[:k]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 140), st.integers(0, 99))
+def test_packed_codes_differ_in_the_bits_that_differ(queries, items, bits, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 2, (queries, bits)), rng.integers(0, 2, (items, bits))
+    packed = search.pack(torch.from_numpy(a) == 1), search.pack(torch.from_numpy(2 * b - 1))
+    assert packed[0].shape == (queries, -(-bits // 8)) and packed[0].dtype == np.uint8
+    assert np.array_equal(search.negative_hamming(*packed), -(a[:, None] != b).sum(2))
+
+
+def post_processed(scores, neighbours):
+    """The formula, item by item."""
+    mean = lambda line: np.mean(sorted(line)[-neighbours:])
+    return [[2 * s - mean(row) - mean(scores[:, j]) for j, s in enumerate(row)] for row in scores]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(1, 12), st.integers(0, 99))
+def test_post_processing_follows_its_formula(queries, items, neighbours, seed):
+    scores = -np.random.default_rng(seed).integers(0, 17, (queries, items)).astype(np.float32)
+    np.testing.assert_allclose(search.post_process(scores, neighbours=neighbours), post_processed(scores, neighbours), atol=1e-5)
+
+
+def test_online_post_processing_takes_its_columns_from_the_bank():
+    gallery, bank, query = codes(30, 16), codes(25, 16, 1), codes(4, 16, 2)
+    columns = search.bank_means(gallery, bank)
+    assert columns == pytest.approx(np.sort(search.negative_hamming(gallery, bank), axis=1)[:, -10:].mean(1))
+    scores = search.negative_hamming(query, gallery)
+    together = search.post_process(scores, columns)
+    alone = np.vstack([search.post_process(row[None], columns) for row in scores])
+    assert np.array_equal(together, alone)  # no query depends on another one
+    assert not np.allclose(search.post_process(scores), together)
+    assert search.bank_means(gallery, bank[:3]) == pytest.approx(search.negative_hamming(gallery, bank[:3]).mean(1))
+
+
+def engine(model, gallery, **options) -> Search:
+    """A search over codes alone, whose fine stage is never called."""
+    key = search.store_key(model, "texts")
+    bank = Store(key | {"kind": "images"}, {"codes": options.pop("bank")}) if "bank" in options else None
+    return Search(model, Store(key, {"codes": gallery, "states": gallery, "mask": gallery}), bank, **options)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 20), st.sampled_from([0, 1, 1000]), st.integers(0, 10_000))
+def test_candidates_are_the_best_of_all_and_of_equal_ones_the_first(items, k, neighbours, pool, seed):
+    """Codes of few bits, so that many distances and scores tie. `pool` 0 is a search without a bank."""
+    gallery, query, bank = codes(items, 8, seed), codes(3, 8, seed + 1), codes(15, 8, seed + 2)
+    scores = search.negative_hamming(query, gallery)
+    if pool:
+        scores = search.post_process(scores, search.bank_means(gallery, bank, neighbours), neighbours)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "POOL", pool)
+        found = engine(Plain(), gallery, k=k, neighbours=neighbours, **({"bank": bank} if pool else {})).coarse(query)
+    assert found.rows.tolist() == [stable_best(row, k) for row in scores]
+    assert np.array_equal(found.scores, np.take_along_axis(scores, found.rows, 1))
+    assert np.array_equal(search.chosen(scores, k).sum(1), [min(k, items)] * 3)
+    assert [np.flatnonzero(mask).tolist() for mask in search.chosen(scores, k)] == [sorted(stable_best(row, k)) for row in scores]
+
+
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_candidates_of_many_long_codes(with_bank):
+    gallery, query, bank = codes(20_000, 128), codes(5, 128, 1), codes(300, 128, 2)
+    scores = search.negative_hamming(query, gallery)
+    if with_bank:
+        scores = search.post_process(scores, search.bank_means(gallery, bank))
+    found = engine(Plain(), gallery, **({"bank": bank} if with_bank else {})).coarse(query)
+    assert np.array_equal(found.rows, np.argsort(-scores, axis=1, kind="stable")[:, :70])
+
+
+def test_a_far_item_that_no_query_of_the_bank_is_near_to_is_not_missed():
+    """By Hamming distance it would come behind the others, which are more than are looked at first."""
+    others = search.POOL + 50
+    bits = np.zeros((others + 1, 128), dtype=int)
+    bits[:others, :10] = 1    # distance 10 from the query, 0 from the bank
+    bits[others, 20:35] = 1   # distance 15 from the query, 25 from the bank
+    gallery, bank, query = (search.pack(torch.from_numpy(part)) for part in (bits, bits[:1], 0 * bits[:1]))
+    found = engine(Plain(), gallery, bank=bank).coarse(query)
+    assert found.rows[0].tolist() == [others, *range(69)]
+    assert found.scores[0].tolist() == [-30 + 10 + 25] + 69 * [-20 + 10]
+
+
+# ---- a model with known scores ---------------------------------------------------------------------------------------------
+class Plain(torch.nn.Module):
+    """States are the inputs, codes their signs; a pair scores by the dot product of the sums of its states."""
+
+    def __init__(self, bits: int = 8):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.config = CFITRConfig(bits=bits)
+        self.eval()
+
+    def image_states(self, vision):
+        return vision * self.scale
+
+    def text_states(self, text, mask):
+        return text * self.scale
+
+    def image_codes(self, states):
+        return states[:, 0].tanh()
+
+    text_codes = image_codes
+    binary = staticmethod(CFITR.binary)
+
+    def score_pairs(self, image_states, text_states, text_mask):
+        return (image_states.sum(1) * (text_states * text_mask.unsqueeze(2)).sum(1)).sum(1)
+
+
+def plain_rows(kind: str, rows: int, seed: int = 0) -> dict:
+    states = torch.randn(rows, 3, 8, generator=torch.Generator().manual_seed(seed))
+    inputs = {"vision": states} if kind == "images" else {"text": states, "mask": torch.tensor([[1, 1, 0]]).expand(rows, -1)}
+    return search.encode(Plain(), inputs)
+
+
+def in_memory(kind: str, rows: dict) -> Store:
+    arrays = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in rows.items()}
+    return Store(search.store_key(Plain(), kind), arrays)
+
+
+@pytest.mark.parametrize("kind, other", [("images", "texts"), ("texts", "images")])
+def test_equal_fine_scores_keep_the_order_of_the_candidates(kind, other):
+    rows = plain_rows(kind, 6)
+    twice = {name: value[[0, 1, 1, 2, 1, 3]] for name, value in rows.items()}
+    found = Search(Plain(), in_memory(kind, twice))(plain_rows(other, 5, seed=1))
+    for line in found.rows.tolist():
+        assert [row for row in line if row in (1, 2, 4)] == [1, 2, 4]
+        assert sorted(line) == list(range(6))
+
+
+def test_masked_words_do_not_count():
+    texts = plain_rows("texts", 4)
+    changed = texts | {"states": texts["states"].clone()}
+    changed["states"][:, 2] += 9
+    query = plain_rows("images", 2, seed=1)
+    assert np.array_equal(*(Search(Plain(), in_memory("texts", rows))(query).scores for rows in (texts, changed)))
+
+
+# ---- the search against all pairs ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["images", "texts"])
+@pytest.mark.parametrize("k", [1, 5, 70])
+def test_rankings_are_those_of_all_pairs_within_the_candidates(model, stores, banks, queries, fine, kind, k):
+    """Also with K beyond the gallery; the query's states are float32, the stored ones float16."""
+    gallery, bank, query = (stores[0], banks[1], queries[1]) if kind == "images" else (stores[1], banks[0], queries[0])
+    expected = fine.T if kind == "images" else fine
+    engine = Search(model, gallery, bank, k)
+    found, candidates = engine(query), engine.coarse(query["codes"]).rows
+    assert found.rows.shape == (len(expected), min(k, len(gallery)))
+    assert np.array_equal(np.sort(found.rows), np.sort(candidates))
+    np.testing.assert_allclose(found.scores, np.take_along_axis(expected, found.rows, 1), atol=HALF)
+    assert (np.diff(found.scores) <= 0).all() and np.ptp(expected, axis=1).min() > 20 * HALF
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_batch_of_queries_gives_what_each_gives_alone(model, stores, banks, queries, kind):
+    engine = Search(model, stores[kind], banks[1 - kind], k=5, batch=4)
+    together = engine(queries[1 - kind])
+    for row in range(len(together.rows)):
+        alone = engine({name: value[row:row + 1] for name, value in queries[1 - kind].items()})
+        assert np.array_equal(alone.rows[0], together.rows[row])
+        np.testing.assert_allclose(alone.scores[0], together.scores[row], atol=1e-4)
+
+
+def test_states_in_float16_keep_the_scores(model, queries, fine):
+    exact = search.pair_scores(model, queries[0], np.repeat(np.arange(12), 24), queries[1], np.tile(np.arange(24), 12))
+    assert np.ptp(exact) > 0.5
+    np.testing.assert_allclose(fine.ravel(), exact, atol=HALF)
+
+
+def test_scores_from_scratch_are_those_from_the_store(model, task, stores, fine):
+    images, texts = search.split_inputs(model, task, "test")
+    one = np.zeros(1, dtype=int)
+    directions = (stores[1], images(one), texts, fine[0]), (stores[0], texts(one), images, fine[:, 0])
+    for gallery, inputs, items, expected in directions:
+        engine = Search(model, gallery, batch=5)
+        np.testing.assert_allclose(search.from_scratch(engine, inputs, items), expected, atol=HALF)
+
+
+def test_added_images_are_found(model, task, stores, queries, tmp_path):
+    images, _ = search.split_inputs(model, task, "test")
+    items = [str(row) for row in range(12)]
+
+    def built(count):
+        return Store.build(tmp_path / "images", search.store_key(model, "images"), items[:count],
+                           lambda rows: search.encode(model, images(rows)), batch=4)
+
+    assert Search(model, built(7), k=12)(queries[1]).rows.max() == 6
+    grown = Search(model, built(12), k=12)(queries[1])
+    whole = Search(model, stores[0], k=12)(queries[1])
+    assert np.array_equal(np.sort(grown.rows), np.sort(whole.rows))
+    np.testing.assert_allclose(np.sort(grown.scores), np.sort(whole.scores), atol=HALF)
+
+
+# ---- a whole split ---------------------------------------------------------------------------------------------------------
+def test_every_stage_of_a_split(model, stores, banks, task, fine):
+    owner = task.table("test").owner()
+    found = search.stages(model, *stores, owner, k=5, neighbours=3, banks=banks, exhaustive=True)
+    assert list(found) == ["Hamming", "Hamming + fine", "PPSR", "PPSR + fine", "PPSR online", "PPSR online + fine", "exhaustive"]
+    hamming = search.negative_hamming(stores[0]["codes"], stores[1]["codes"])
+    assert found["Hamming"].metrics == recall.evaluate(hamming, owner).metrics
+    assert found["PPSR"].metrics == recall.evaluate(search.post_process(hamming, neighbours=3), owner).metrics
+    assert found["exhaustive"].metrics == recall.evaluate(fine, owner).metrics
+    without = search.stages(model, *stores, owner, k=5, neighbours=3, banks=banks)
+    assert [name for name in found if name not in without] == ["exhaustive"]
+    assert all(np.array_equal(found[name].i2t_ranks, without[name].i2t_ranks) for name in without)
+
+
+def test_the_online_stage_is_what_the_search_finds(model, stores, banks, queries, task):
+    owner, k = task.table("test").owner(), 6
+    found = search.stages(model, *stores, owner, k=k, neighbours=3, banks=banks, ties="optimistic")["PPSR online + fine"]
+    by_image = Search(model, stores[1], banks[0], k, neighbours=3)(half(queries[0])).rows
+    by_text = Search(model, stores[0], banks[1], k, neighbours=3)(half(queries[1])).rows
+    for column, cut in enumerate((1, 5)):
+        assert found.i2t_hits[:, column].tolist() == [i in owner[line[:cut]] for i, line in enumerate(by_image)]
+        assert found.t2i_hits[:, column].tolist() == [owner[t] in line[:cut] for t, line in enumerate(by_text)]
+
+
+def half(query):
+    """A query as the store keeps it."""
+    return query | {"states": query["states"].half()}
+
+
+def scored(seed: int, images: int = 9, captions: int = 3):
+    rng = np.random.default_rng(seed)
+    owner = rng.permutation(np.repeat(np.arange(images), captions))
+    return rng.integers(-4, 1, (images, len(owner))).astype(np.float32), rng.standard_normal((images, len(owner))), owner
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_query_fails_without_an_own_candidate_and_is_ranked_by_fine_scores_with_one(seed, k):
+    coarse, fine, owner = scored(seed)
+    found = search.two_stage(coarse, fine, owner, k)
+    for image in range(9):
+        best = sorted(stable_best(coarse[image], k), key=lambda item: -fine[image, item])
+        assert found.i2t_hits[image].tolist() == [image in owner[best[:cut]] for cut in (1, 5, 10)]
+    for text, image in enumerate(owner):
+        best = sorted(stable_best(coarse[:, text], k), key=lambda item: -fine[item, text])
+        assert found.t2i_hits[text].tolist() == [image in best[:cut] for cut in (1, 5, 10)]
+        if image not in best:
+            assert found.t2i_ranks[text] == (k + 8) / 2  # somewhere behind the candidates
+    if k == 100:
+        assert found.metrics == recall.evaluate(fine, owner).metrics
+
+
+def test_each_direction_may_have_coarse_scores_of_its_own():
+    coarse, fine, owner = scored(0)
+    other = coarse[:, ::-1]
+    found = search.two_stage(coarse, fine, owner, 2, t2i=other)
+    assert np.array_equal(found.i2t_hits, search.two_stage(coarse, fine, owner, 2).i2t_hits)
+    assert np.array_equal(found.t2i_hits, search.two_stage(other, fine, owner, 2).t2i_hits)
+    assert not np.array_equal(found.t2i_hits, search.two_stage(coarse, fine, owner, 2).t2i_hits)
+
+
+def test_candidates_without_a_fine_score_are_refused(model, stores):
+    coarse, fine, owner = scored(0)
+    partial = np.where(search.chosen(coarse, 2), fine, -np.inf)
+    with pytest.raises(UserError, match="lack some of the best 3"):
+        search.two_stage(coarse, partial, owner, 3)
+    wanted = np.zeros((12, 24), dtype=bool)
+    wanted[3, [5, 7]] = True
+    found = search.fine_scores(model, *stores, wanted)
+    assert np.array_equal(np.isfinite(found), wanted)
+
+
+# ---- frozen towers ---------------------------------------------------------------------------------------------------------
+def test_stores_from_cached_towers_are_those_from_pixels(data, tmp_path):
+    torch.manual_seed(0)
+    config = CFITRConfig.compact(bits=16, hidden=32)
+    model, image = CFITR(config).eval(), backbones.vilt_size("vilt_compact").image
+    model.text_encoder = backbones.bert(vocab_size=200, hidden_size=384, num_hidden_layers=1, num_attention_heads=2,
+                                        intermediate_size=32, max_position_embeddings=64)
+    model.text_encoder.requires_grad_(False).eval()
+    tokenizer = words(data, tmp_path)
+    cached = RetrievalTask(data, tokenizer, image, towers=model, cache=tmp_path, workers=1)
+    direct = RetrievalTask(data, tokenizer, image, workers=1)
+    ours, theirs = (search.write_stores(model, task, "val", tmp_path / name) for name, task in (("a", cached), ("b", direct)))
+    for one, other in zip(ours, theirs):
+        assert one.key == other.key and len(one) == len(other)
+        np.testing.assert_allclose(one["states"], other["states"], atol=0.05)
+        assert np.ptp(one["states"].astype(np.float32), axis=0).max() > 0.5
+    assert np.array_equal(ours[1]["mask"], theirs[1]["mask"])
+    with pytest.raises(UserError, match="not those whose features are cached"):
+        search.split_inputs(CFITR(config).eval(), cached, "val")
+
+
+def test_of_several_cached_views_the_first_is_encoded(data):
+    table, model = data.table.split("train"), Plain()
+    vision, text = np.arange(24 * 2 * 3, dtype=np.float16).reshape(24, 2, 3), np.ones((48, 3, 8), np.float16)
+    model.IMAGE_FEATURES, model.TEXT_FEATURES = ("vision",), ("text",)
+    task = SimpleNamespace(table=lambda split: table, towers=model, views=2, tokenizer=SimpleNamespace(clean=str),
+                           features=lambda split: ({"vision": vision if split == "train" else vision[:, 0]},
+                                                   {"text": text, "mask": np.ones((48, 3), int)}),
+                           _check_towers=lambda model: None)
+    for split in ("train", "test"):
+        found = search.split_inputs(model, task, split)[0](np.array([5, 2]))["vision"]
+        assert torch.equal(found, torch.from_numpy(vision[[5, 2], 0]).float())
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------------
+def test_a_store_belongs_to_its_model(model, stores, banks, task, folder):
+    other = lively(model.config, seed=1)
+    with pytest.raises(UserError, match="wants a store under .*, not .*; encode it with this model"):
+        Search(other, stores[0])
+    with pytest.raises(UserError, match="model: stored"):
+        search.write_stores(other, task, "test", folder)
+    longer = lively(replace(model.config, bits=24))
+    with pytest.raises(UserError, match="bits: stored 16, wanted 24"):
+        search.write_stores(longer, task, "test", folder)
+    with pytest.raises(UserError, match="wants a store under"):
+        Search(model, stores[0], banks[0])  # a bank of the same kind as the gallery
+
+
+def test_a_model_that_was_trained_reads_the_store_of_its_copy(model, task, stores):
+    trained = CFITR(model.config)
+    trained.load_state_dict(model.state_dict())
+    trained.set_captions(Captions.of(task))
+    Search(trained.eval(), stores[0])
+
+
+def test_a_store_of_other_inputs_is_refused(model, task, stores, folder):
+    other = RetrievalTask(task.data, task.tokenizer, replace(task.image, mean=(0.0, 0.0, 0.0)), workers=1)
+    with pytest.raises(UserError, match="inputs: stored 'ImageInput"):
+        search.write_stores(model, other, "test", folder)
+
+
+def test_training_mode_is_refused(model, task, stores):
+    images, _ = search.split_inputs(model, task, "test")
+    before = search.store_key(model, "images")
+    model.train()
+    try:
+        for use in (lambda: search.encode(model, images(np.arange(2))), lambda: Search(model, stores[0])):
+            with pytest.raises(UserError, match="training mode"):
+                use()
+    finally:
+        model.eval()
+    assert search.store_key(model, "images") == before  # no batch statistics were touched
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_broken_states_and_scores_are_refused(value):
+    states = torch.ones(2, 3, 8)
+    states[1, 2, 5] = value
+    for inputs in ({"vision": states}, {"text": states, "mask": torch.ones(2, 3)}):
+        with pytest.raises(UserError, match="hold NaN or infinity"):
+            search.encode(Plain(), inputs)
+    query = plain_rows("images", 2)
+    query["states"] = query["states"].clone().index_fill_(0, torch.tensor([1]), value)
+    with pytest.raises(UserError, match="NaN or infinite scores"):
+        Search(Plain(), in_memory("texts", plain_rows("texts", 3)))(query)
+    with pytest.raises(UserError, match="coarse scores hold NaN"):
+        search.chosen(np.array([[0.0, np.nan]]), 1)
+
+
+def test_an_empty_gallery_is_refused(model, banks):
+    empty = {name: value[:0] for name, value in plain_rows("texts", 1).items()}
+    for gallery in (in_memory("texts", empty), banks[0]):
+        with pytest.raises(UserError, match="gallery is empty or holds only codes"):
+            Search(Plain(), gallery)
+
+
+def test_queries_of_the_wrong_kind_and_senseless_sizes_are_refused():
+    texts = in_memory("texts", plain_rows("texts", 3))
+    with pytest.raises(UserError, match="finds texts; give it queries of the other kind"):
+        Search(Plain(), texts)(plain_rows("texts", 1))
+    for options in ({"k": 0}, {"neighbours": 0}):
+        with pytest.raises(UserError, match="at least one"):
+            Search(Plain(), texts, **options)
+
+
+# ---- what a query costs ----------------------------------------------------------------------------------------------------
+def test_a_tiled_gallery_repeats_its_rows(model, stores, banks, queries, fine):
+    large = search.tiled(stores[1], 60)
+    engine = Search(model, large, banks[0], k=60)
+    found = engine(half(queries[0]))
+    assert len(large) == 60 and np.array_equal(np.sort(found.rows[0]), np.arange(60))
+    np.testing.assert_allclose(found.scores[3], fine[3, found.rows[3] % 24], atol=1e-4)
+
+
+def test_times_are_medians_without_the_first_call(monkeypatch):
+    clock = iter([0, 100, 200, 201, 300, 303, 400, 402])
+    monkeypatch.setattr(search.time, "perf_counter", lambda: next(clock))
+    assert search.milliseconds(lambda: None, repeats=3) == 2000
+
+
+def test_every_part_of_a_query_is_timed(model, task, stores, banks):
+    images, texts = search.split_inputs(model, task, "test")
+    engine, one = Search(model, stores[1], banks[0], k=3), images(np.zeros(1, dtype=int))
+    times = search.query_times(engine, one, repeats=1)
+    assert list(times) == ["encode", "coarse", "fine", "total"] and min(times.values()) > 0
+    assert list(search.exhaustive_times(engine, one)) == ["cached"]
+    assert list(search.exhaustive_times(engine, one, texts)) == ["cached", "scratch"]

@@ -25,6 +25,7 @@ from nbhelpers.errors import atomic_write
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"
 COLOURS = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, GREY]
+DIRECTIONS = {"i2t": "image→text", "t2i": "text→image"}
 METRICS = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR"]
 DPI, LIMIT = 150, 300_000
 SIZE, SMALL = 13, 11
@@ -266,6 +267,133 @@ def _global_token(axes, colour, value: float, kept: bool) -> None:
     axes.text(0, 0.6, f"{value:.3f}\n{'kept' if kept else 'dropped'}", ha="center", va="top", fontsize=SMALL)
 
 
+@_styled
+def soft_belief_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: int = 7) -> Figure:
+    """The image, and beside it quantities of its tokens, such as belief and weight (PIR-CLIP), each on its own scale.
+
+    maps  title -> (1 + grid*grid,): first the class token, whose value stands above, then the local ones row by row
+    """
+    figure = _figure(3.1 * (1 + len(maps)), 4)
+    panels = figure.subplots(1, 1 + len(maps))
+    box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
+    for axes, title in zip(panels, ["image", *maps]):
+        axes.imshow(image, extent=box, interpolation="lanczos")
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    for axes, values in zip(panels[1:], maps.values()):
+        local = np.asarray(values, float)[1:].reshape(grid, grid)
+        heat = axes.imshow(local, extent=box, cmap="inferno", alpha=0.75)
+        figure.colorbar(heat, cax=axes.inset_axes((0.1, -0.09, 0.8, 0.05)), orientation="horizontal",
+                        ticks=matplotlib.ticker.MaxNLocator(3))
+        axes.set_title(f"{axes.get_title()}\n(class token {values[0]:.2f})")
+    return figure
+
+
+# CFITR: codes and two stages --------------------------------------------------------------------------------
+
+@_styled
+def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: int) -> Figure:
+    """Bits that differ between the codes of an image and a text, as shares of the pairs.
+
+    panels  title -> (distances of pairs that belong together, distances of the others)
+    """
+    figure = _figure(5 * len(panels), 3.8)
+    edges = np.linspace(0, bits, min(bits, 32) + 1) - 0.5
+    for axes, (title, pairs) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel(), panels.items()):
+        for values, name, colour, style in zip(pairs, ("true", "false"), (GREEN, RED), ("-", "--")):
+            share = 100 * np.histogram(values, edges)[0] / len(values)
+            axes.stairs(share, edges, label=f"{name}: mean {np.mean(values):.1f}", color=colour, linestyle=style, linewidth=2)
+        axes.set(xlabel=f"bits that differ, of {bits}", ylabel="pairs (%)")
+        axes.set_title(title, pad=24)
+        _legend_above(axes, 2)
+    return figure
+
+
+@_styled
+def pooled_tokens(image: np.ndarray, change: np.ndarray, patches: np.ndarray, words: np.ndarray) -> Figure:
+    """What happens to tokens on their way to a code (CFITR).
+
+    change   (S,S) how far LFEM moves each patch;  patches (S,S), words (L,) the learned weights of the poolings
+    """
+    figure = _figure(11, 3.4)
+    panels = figure.subplots(1, 4, width_ratios=[3, 3.4, 3.4, 4])
+    _picture(panels[0], image)
+    panels[0].set_title("image", fontsize=SMALL)
+    limit = np.abs(patches).max()
+    shown = (("change by LFEM", change, "inferno", (0, change.max())), ("pooling weight of a patch", patches, "RdBu_r", (-limit, limit)))
+    for axes, (title, values, colours, ends) in zip(panels[1:3], shown):
+        drawn = axes.imshow(values, cmap=colours, vmin=ends[0], vmax=ends[1])
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=SMALL)
+        axes.grid(False)
+        figure.colorbar(drawn, ax=axes, orientation="horizontal", ticks=matplotlib.ticker.MaxNLocator(3), pad=0.04)
+    panels[3].bar(np.arange(len(words)), words, color=BLUE)
+    panels[3].set_title("pooling weight of a word", fontsize=SMALL)
+    panels[3].set(xlabel="position in the caption")
+    return figure
+
+
+@_styled
+def two_lists(query: str, lists: Mapping[str, tuple[Sequence[np.ndarray], Sequence[str], Sequence[bool]]]) -> Figure:
+    """Several rankings of images for one text, one row each: name -> (images, a note under each, whether it is right); right
+    ones in a full green frame, others in a dashed red one."""
+    columns = max(len(images) for images, _, _ in lists.values())
+    figure = _figure(1.75 * columns, 0.6 + 2.35 * len(lists))
+    figure.suptitle(_wrap(f"“{query}”", 1.75 * columns, SIZE, 2), fontsize=SIZE)
+    for row, (name, (images, notes, right)) in zip(figure.subplots(len(lists), columns, squeeze=False), lists.items()):
+        for place, (axes, image, note, hit) in enumerate(zip(row, images, notes, right)):
+            _picture(axes, image, GREEN if hit else RED, dashed=not hit)
+            axes.set_title(f"{place + 1}.  {note} {'✓' if hit else '✗'}", fontsize=SMALL, pad=4)
+        row[0].set_ylabel(_wrap(name, 1.9), fontsize=SMALL)
+    return figure
+
+
+@_styled
+def tradeoff(points: pd.DataFrame, levels: Mapping[str, float], metric: str = "mR") -> Figure:
+    """What candidates buy and cost: a recall and the milliseconds of a query against their number.
+
+    points  one row for each number of candidates: k, the recall in percent, i2t_total_ms and t2i_total_ms
+    levels  name -> recall that has no number of candidates: the coarse stage alone, the exhaustive search
+    """
+    figure = _figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    left.plot(points.k, points[metric], "o-", label="two stages")
+    for (name, level), colour, style in zip(levels.items(), [ORANGE, GREEN, GREY], ["--", "-.", ":"]):
+        left.axhline(level, color=colour, linestyle=style, label=name)
+    left.set(xlabel="candidates K", ylabel=f"{metric} (%)")
+    for direction, style, colour in (("i2t", "o-", BLUE), ("t2i", "s--", RED)):
+        right.plot(points.k, points[f"{direction}_total_ms"], style, color=colour, label=DIRECTIONS[direction])
+    right.set(xlabel="candidates K", ylabel="ms for one query", ylim=(0, None))
+    _legend_above(left, 2)
+    _legend_above(right, 2)
+    return figure
+
+
+@_styled
+def gallery_times(times: pd.DataFrame, measured: pd.DataFrame) -> Figure:
+    """Milliseconds of a query against the size of the gallery, on logarithmic axes.
+
+    times     a row for each size (its index), a column for each way to search
+    measured  the same with booleans; what was only calculated is drawn hollow and dashed
+    """
+    figure = _figure(8, 4.4)
+    axes = figure.subplots()
+    for name, colour, marker in zip(times, COLOURS, "osD^vP*"):
+        known = measured[name].to_numpy()
+        axes.plot(times.index[known], times[name][known], f"{marker}-", color=colour, label=name)
+        if not known.all():
+            beyond = np.flatnonzero(~known)
+            tail = times[name].iloc[max(beyond[0] - 1, 0):]
+            axes.plot(tail.index, tail, "--", color=colour, linewidth=1.3)
+            axes.plot(times.index[~known], times[name][~known], marker, color=colour, markerfacecolor="white")
+    axes.set(xscale="log", yscale="log", xlabel="items in the gallery", ylabel="ms for one query")
+    axes.set_xticks(times.index, [f"{size:,}" for size in times.index])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 # retrieval --------------------------------------------------------------------------------------------------
 
 @_styled
@@ -391,6 +519,29 @@ def bar_with_ceiling(values: Mapping[str, float], ceilings: Mapping[str, float],
     axes.set_xticks(x, [name.replace("_", "\n") for name in names])
     axes.set(ylabel="%", ylim=(0, 105))
     axes.grid(axis="x", visible=False)
+    _legend_above(axes, 3)
+    return figure
+
+
+@_styled
+def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure:
+    """Recall over the number of trained parameters, one point per row of a table indexed by system.
+
+    table  trainable, the metric, low and high (its interval) in percent; a row that trains nothing is a dashed line
+    """
+    figure = _figure(8, 4.6)
+    axes = figure.subplots()
+    for (name, row), colour in zip(table.iterrows(), COLOURS):
+        if row.trainable == 0:
+            axes.axhline(row[metric], color=GREY, linestyle="--", linewidth=1.5)
+            axes.annotate(f"{name} {row[metric]:.1f}", (0.995, row[metric]), (0, 3), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", ha="right", color=GREY, fontsize=SMALL)
+            continue
+        axes.errorbar(row.trainable, row[metric], [[row[metric] - row.low], [row.high - row[metric]]], fmt="o", markersize=8,
+                      capsize=4, linewidth=1.5, color=colour, label=f"{name} {row[metric]:.1f}")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{metric} (%)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.15)
     _legend_above(axes, 3)
     return figure
 

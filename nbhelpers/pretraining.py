@@ -17,7 +17,8 @@ from nbhelpers import backbones, training, weights
 from nbhelpers.data import catalog, scenes
 from nbhelpers.data.augment import TestTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import PairDataset, caption_batches, distinct_captions, train_loader, train_tokenizer
+from nbhelpers.data.loading import caption_batches, distinct_captions, train_tokenizer
+from nbhelpers.data.table import CaptionTable
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError
 from nbhelpers.papers import cfitr, clip, dual_encoder, vilt
@@ -39,9 +40,11 @@ def other_world(cache: Path, images: int, seed: int) -> DataSet:
     return replace(found, table=replace(found.table, name=OTHER_WORLD))
 
 
-def another_set(names: list[str], under_study: str, data_folder: str, cache: Path, images: int, seed: int) -> DataSet:
+def another_set(names: list[str], under_study: str, data_folder: str, cache: Path, images: int, seed: int,
+                captions: int = 0) -> DataSet:
     """The first of the sets `names` that can be had, and prints which; "scenes" stands for `other_world`.
 
+    captions  of each training image that stay, the first ones; 0: all. The other splits keep theirs
     UserError if the set under study is named, which would be no transfer, or if none of them can be had.
     """
     lacking = []
@@ -52,9 +55,17 @@ def another_set(names: list[str], under_study: str, data_folder: str, cache: Pat
             lacking.append(f"{name} is not in DATA")
             continue
         found = other_world(cache, images, seed) if name == "scenes" else catalog.open_dataset(name, data_folder, cache)
+        found = replace(found, table=first_captions(found.table, captions)) if captions else found
         print("; ".join([f"pre-training set: {found.table.name}, {len(found.table)} images", *lacking]))
         return found
     raise UserError(f"None of PRETRAIN_SETS can be had ({'; '.join(lacking) or 'it is empty'}); add \"scenes\", which is generated.")
+
+
+def first_captions(table: CaptionTable, count: int) -> CaptionTable:
+    """The table with at most `count` captions of each training image."""
+    trained = table.captions.image_id.isin(table.images.image_id[table.images.split == "train"])
+    place = table.captions.groupby("image_id").cumcount()
+    return replace(table, captions=table.captions[~trained | (place < count)].reset_index(drop=True))
 
 
 def _is_there(name: str, data_folder: str) -> bool:
@@ -76,7 +87,7 @@ class MatchingViLT(CFITR):
     FALSE = 2
 
     def __init__(self, config: CFITRConfig):
-        super().__init__(replace(config, lfem=False))
+        super().__init__(replace(config, lfem=False, dropout=0.0))  # dropout is slow on a CPU, and the passes are few
         self.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
@@ -197,11 +208,7 @@ def task_of(data: DataSet, start: Start, seed: int, cache: Path, device: str = "
 def loader(task: RetrievalTask, batch_size: int) -> DataLoader:
     """Shuffled full batches of the training pairs, not augmented: in a crop or a mirror image, captions that say "upper" or
     "left" are wrong."""
-    if task.towers is not None:
-        return task.train_loader(batch_size)
-    pairs = PairDataset(task.table("train"), task.data.pixels, TestTransform(task.image.size), task.tokenizer, task.seed,
-                        task.image.mean, task.image.std)
-    return train_loader(pairs, batch_size, task.workers)
+    return task.train_loader(batch_size, TestTransform(task.image.size))
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from nbhelpers import recall, records
 from nbhelpers.backbones import ImageInput
 from nbhelpers.data import audit
-from nbhelpers.data.augment import TrainTransform
+from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
                                     distinct_captions, image_batches, train_loader)
@@ -65,14 +65,14 @@ class RetrievalTask:
     def table(self, split: str) -> CaptionTable:
         return self.data.table.split(split)
 
-    def train_loader(self, batch_size: int, randaugment: str | None = "fixed") -> DataLoader:
-        """Shuffled full batches of the training pairs. `randaugment` as in augment.TrainTransform; unused with `towers`."""
+    def train_loader(self, batch_size: int, transform: TrainTransform | TestTransform | None = None) -> DataLoader:
+        """Shuffled full batches of the training pairs, under `transform` (default: PIR's TrainTransform); unused with `towers`."""
         table = self.table("train")
         if self.towers is not None:
             dataset = FeatureDataset(table, *self.features("train"), self.seed,
                                      distinct_captions(table, self.tokenizer.clean)[1], self.views)
         else:
-            transform = TrainTransform(self.image.size, randaugment=randaugment)
+            transform = transform or TrainTransform(self.image.size)
             dataset = PairDataset(table, self.data.pixels, transform, self.tokenizer, self.seed, self.image.mean, self.image.std)
         return train_loader(dataset, batch_size, self.workers)
 
@@ -159,24 +159,28 @@ def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0)
 
 
 def write_record(run, system: str, variant: str, model: nn.Module, task: RetrievalTask, weights: list[dict], seconds: float,
-                 notes: str = "", selected_on: str = "val") -> dict:
+                 notes: str = "", selected_on: str = "val", rules: dict[str, recall.Recall] | None = None) -> dict:
     """Evaluates `model` on the test split, writes its record and per-query ranks, and returns the record.
 
     variant      "" for the notebook's main run
     weights      what the model started from, as `Start.record` tells it
     selected_on  split that chose the epoch; "test" for the authors' checkpoints
+    rules        what each tie rule gives, where the ranking is not that of the embeddings, as in a two-stage search
     """
-    table, found = task.table("test"), task.embeddings(model, "test")
-    rules = {rule: found.recall(rule) for rule in recall.TIES}
+    table = task.table("test")
+    if rules is None:
+        found = task.embeddings(model, "test")
+        rules = {rule: found.recall(rule) for rule in recall.TIES}
+    owner = table.owner()
     count = {"all": sum(p.numel() for p in model.parameters()),
              "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     path = run.write_record(
-        model.config, rules["expectation"].arrays() | {"owner": found.owner}, system=system, variant=variant,
+        model.config, rules["expectation"].arrays() | {"owner": owner}, system=system, variant=variant,
         data_fingerprint=table.fingerprint(), weights=weights, seconds=seconds, parameters=count,
         protocol={"split": "test", "ties": "expectation", "selected_on": selected_on},
         metrics={rule: result.metrics for rule, result in rules.items()},
-        intervals=recall.bootstrap(rules["expectation"], found.owner, seed=run.parameters.seed),
-        ceiling=audit.ceilings(table), chance=recall.chance(found.owner), notes=notes)
+        intervals=recall.bootstrap(rules["expectation"], owner, seed=run.parameters.seed),
+        ceiling=audit.ceilings(table), chance=recall.chance(owner), notes=notes)
     return records.read([path])[0]
 
 

@@ -19,10 +19,11 @@ from nbhelpers.errors import UserError
 
 KINDS = {
     "PROFILE": str, "SET": str, "DATA": str, "SIZE": str, "DEVICE": str, "CHECKPOINT": str, "PRIOR": str,
-    "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "WORKERS": int, "VIEWS": int, "LR": float,
+    "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "WORKERS": int, "VIEWS": int, "LR": float, "FALSE_TEXTS": int, "K": int,
 }
+KINDS_BY_END = {"_EPOCHS": int, "_BATCH": int, "_ACCUMULATE": int, "_LR": float}  # of one system: CFITR_EPOCHS, ...
 CHOICES = {"SIZE": ("tiny", "compact", "paper"), "DEVICE": ("auto", "cpu", "cuda")}
-LOWEST = {"SEED": 0, "EPOCHS": 1, "BATCH_SIZE": 1, "WORKERS": 0, "VIEWS": 0}
+LOWEST = {"SEED": 0, "EPOCHS": 1, "BATCH_SIZE": 1, "WORKERS": 0, "VIEWS": 0, "CFITR_BATCH": 2, "FALSE_TEXTS": 1, "K": 10}
 
 
 def repository_root() -> Path:
@@ -119,7 +120,7 @@ def start(notebook: str, **parameters: Any) -> Run:
 
 
 def _check_type(name: str, value: Any) -> None:
-    wanted = KINDS.get(name)
+    wanted = KINDS.get(name) or _kind_by_end(name)
     if name != name.upper():
         raise UserError(f"The parameter {name} must be written in capitals: {name.upper()}.")
     if wanted is None or type(value) is wanted or (wanted is float and type(value) is int):
@@ -128,13 +129,18 @@ def _check_type(name: str, value: Any) -> None:
     raise UserError(f"{name} is {value!r}, a {type(value).__name__}, but must be {wanted.__name__}{advice}.")
 
 
+def _kind_by_end(name: str) -> type | None:
+    return next((kind for end, kind in KINDS_BY_END.items() if name.endswith(end)), None)
+
+
 def _check_values(parameters: dict[str, Any]) -> None:
     from nbhelpers.data import catalog
     choices = CHOICES | {"SET": tuple(dict.fromkeys(["scenes", *catalog.KNOWN]))}
     for name, allowed in choices.items():
         if name in parameters and parameters[name] not in allowed:
             raise UserError(f"{name} is '{parameters[name]}'; choose one of {', '.join(allowed)}.")
-    for name, lowest in LOWEST.items():
+    lowest_of = LOWEST | {name: 1 for name in parameters if _kind_by_end(name) is int and name not in LOWEST}
+    for name, lowest in lowest_of.items():
         if parameters.get(name, lowest) < lowest:
             raise UserError(f"{name} is {parameters[name]}; it must be at least {lowest}.")
     if parameters["SEED"] >= 2**32:

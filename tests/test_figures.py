@@ -43,6 +43,22 @@ def belief() -> np.ndarray:
     return values / values.sum()
 
 
+def tradeoff_points() -> pd.DataFrame:
+    return pd.DataFrame({"k": [10, 20, 40], "mR": [25.0, 30.0, 32.0], "i2t_total_ms": [20.0, 35.0, 70.0],
+                         "t2i_total_ms": [15.0, 30.0, 60.0]})
+
+
+def search_times() -> tuple[pd.DataFrame, pd.DataFrame]:
+    sizes = [512, 2048, 8192, 32768]
+    times = pd.DataFrame({"coarse": [0.1, 0.2, 0.4, 1.6], "fine": [20.0] * 4, "exhaustive": [400.0, 1600, 6400, 25600]}, sizes)
+    return times, pd.DataFrame({name: [True, True, name != "exhaustive", name != "exhaustive"] for name in times}, sizes)
+
+
+def methods() -> pd.DataFrame:
+    return pd.DataFrame({"trainable": [5_000, 0, 16_000, 4_000_000], "mR": [38.0, 31, 34, 48], "low": [32.0, 25, 29, 43],
+                         "high": [43.0, 37, 40, 54]}, index=["PE-RSITR", "zero-shot", "linear probe", "full"])
+
+
 def all_figures() -> dict[str, matplotlib.figure.Figure]:
     rng = np.random.default_rng(2)
     per_metric = {metric: 20.0 + i for i, metric in enumerate(METRICS)}
@@ -58,6 +74,15 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
         "retrieved_texts": figures.retrieved_texts(pictures(1)[0], CAPTIONS * 2, [0.5] * 10, [1, 0] * 5),
         "loss_curves": figures.loss_curves(history(), ["loss", "contrastive", "affiliation", "triplet"]),
         "belief_map": figures.belief_map(pictures(1)[0], belief(), np.argsort(-belief())[:25]),
+        "soft_belief_maps": figures.soft_belief_maps(pictures(1)[0], {"belief": belief(), "added by order": belief(), "weight": belief()}),
+        "parameters_against_recall": figures.parameters_against_recall(methods()),
+        "code_distances": figures.code_distances({"before training": (rng.binomial(64, 0.45, 50), rng.binomial(64, 0.5, 900)),
+                                                  "after training": (rng.binomial(64, 0.2, 50), rng.binomial(64, 0.5, 900))}, 64),
+        "pooled_tokens": figures.pooled_tokens(pictures(1)[0], rng.random((7, 7)), rng.normal(size=(7, 7)), rng.normal(size=32)),
+        "two_lists": figures.two_lists(LONG, {name: (pictures(5), ["0.98"] * 5, [0, 1, 0, 0, 0])
+                                              for name in ("by Hamming distance", "after reranking")}),
+        "tradeoff": figures.tradeoff(tradeoff_points(), {"coarse alone": 20.0, "exhaustive": 33.0}),
+        "gallery_times": figures.gallery_times(*search_times()),
         "similarity_matrix": figures.similarity_matrix(rng.normal(size=(8, 24)), np.repeat(np.arange(8), 3)),
         "recall_bars": figures.recall_bars(recalls()),
         "recall_curve": figures.recall_curve({"image→text": np.arange(1, 51), "text→image": np.arange(2, 52)},
@@ -150,6 +175,13 @@ def test_belief_lies_on_its_tokens():
     assert "0.300\nkept" in [text.get_text() for text in drawn.axes[2].texts]
 
 
+def test_what_trains_nothing_is_a_line_and_the_rest_are_points():
+    axes, = DRAWN["parameters_against_recall"].axes
+    points = [tuple(container.lines[0].get_xydata()[0]) for container in axes.containers]
+    assert points == [(5_000, 38), (16_000, 34), (4_000_000, 48)]
+    assert any(list(line.get_ydata()) == [31, 31] for line in axes.lines)
+
+
 def test_bars_whiskers_and_claims_stand_at_their_values():
     axes = figures.recall_bars(recalls()).axes[0]
     assert [bar.get_height() for bar in axes.containers[0]] == [20 + 6 * i for i in range(7)]
@@ -188,3 +220,29 @@ def test_dollars_in_captions_are_not_mathematics():
     texts = [text.get_text() for text in DRAWN["captions_beside_images"].findobj(Text)]
     assert any("$5 and $6" in text for text in texts)
     assert all(not text.get_parse_math() for text in DRAWN["captions_beside_images"].axes[1].texts)
+
+
+def test_distances_of_true_and_false_pairs_are_shares_of_their_own_pairs():
+    axes = figures.code_distances({"codes": (np.array([1, 2, 2]), np.full(40, 7))}, 16).axes[0]
+    true, false = (patch.get_data() for patch in axes.patches)
+    assert true.values.sum() == pytest.approx(100) and false.values.sum() == pytest.approx(100)
+    assert true.values[2] == pytest.approx(200 / 3) and false.values[7] == pytest.approx(100)
+
+
+def test_of_two_lists_each_marks_its_own_right_image():
+    lists = {"first": (pictures(3), ["1"] * 3, [0, 0, 1]), "second": (pictures(3), ["2"] * 3, [1, 0, 0])}
+    titles = [axes.get_title()[-1] for axes in figures.two_lists("a pond", lists).axes]
+    assert titles == list("✗✗✓✓✗✗")
+
+
+def test_times_that_were_not_measured_are_hollow():
+    lines = {line.get_label(): line for line in figures.gallery_times(*search_times()).axes[0].lines}
+    assert list(lines["exhaustive"].get_xdata()) == [512, 2048]
+    hollow = [line for line in lines.values() if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[8192, 32768]]
+
+
+def test_the_trade_off_shows_recall_and_both_times():
+    left, right = figures.tradeoff(tradeoff_points(), {"coarse alone": 20.0}).axes
+    assert [list(line.get_ydata()) for line in left.lines] == [[25, 30, 32], [20.0, 20.0]]
+    assert [line.get_label() for line in right.lines] == ["image→text", "text→image"]

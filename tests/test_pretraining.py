@@ -42,6 +42,15 @@ def training_of(other, tmp_path):
 
 
 # ---- the other set ----------------------------------------------------------------------------------------------------
+def test_the_first_caption_of_training_images_stays_and_all_of_the_others(other):
+    thin, whole = pretraining.first_captions(other.table, 1), other.table
+    assert (thin.split("train").captions.groupby("image_id").size() == 1).all()
+    assert thin.split("test").captions.equals(whole.split("test").captions)
+    first = whole.split("train").captions.groupby("image_id", sort=False).head(1)
+    assert list(thin.split("train").captions.text) == list(first.text) and thin.images.equals(whole.images)
+    assert thin.fingerprint() != whole.fingerprint()
+
+
 def test_the_other_world_is_another_and_always_the_same(tmp_path):
     found = pretraining.other_world(tmp_path, 6, seed=0)
     assert found.table.name == "scenes_b" and len(found.table) == 6 and found.pixels[0].shape == (224, 224, 3)

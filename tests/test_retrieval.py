@@ -10,6 +10,7 @@ import torch
 from coloured_set import coloured, words
 
 from nbhelpers import backbones, recall, records, retrieval
+from nbhelpers.data.augment import TestTransform
 from nbhelpers.data.loading import clean_caption, image_batches
 from nbhelpers.errors import UserError
 from nbhelpers.papers.frozen import FrozenConfig, FrozenHeads
@@ -175,6 +176,12 @@ def test_captions_of_changing_length_cannot_be_cached(data, tmp_path):
 
 
 # ---- training batches ------------------------------------------------------------------------------------------------
+def test_a_given_transform_takes_the_place_of_the_augmentation(data, direct):
+    batch = next(iter(direct.train_loader(16, TestTransform(IMAGE.size))))
+    pixels = next(image_batches(data.table.split("train"), data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
+    assert torch.equal(batch["pixels"], pixels[batch["image_index"]])
+
+
 def test_training_batches_hold_pixels_or_the_cached_features_of_the_same_pairs(data, model, cached, direct):
     loader = cached.train_loader(16)
     batch = next(iter(loader))

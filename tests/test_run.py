@@ -75,6 +75,8 @@ def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
     ({"LR": "1e-4"}, "write 1.0e-4"),
     ({"EPOCHS": 0}, "EPOCHS is 0; it must be at least 1"),
     ({"EPOCHS": 1.5}, "EPOCHS is 1.5, a float"),
+    ({"PIR_CLIP_EPOCHS": 0}, "PIR_CLIP_EPOCHS is 0; it must be at least 1"),
+    ({"CFITR_LR": "1e-4"}, "CFITR_LR is '1e-4'.*write 1.0e-4"),
     ({"PROFILE": "../mine"}, "PROFILE is '../mine'"),
     ({"PROFILE": "cache"}, "not 'cache'"),
     ({"SET": "ucm"}, "SET ucm needs DATA"),

@@ -85,12 +85,14 @@ class DataSet:
     table   images and captions; row i of table.images has the pixels pixels[i]
     known   its entry in KNOWN, None for other sets
     where   one sentence for each thing that was taken or decided, for the reader of the run
+    files   the captions and the images it was read from, where it was opened by name
     """
 
     table: CaptionTable
     pixels: DecodedCache
     known: KnownSet | None
     where: list[str]
+    files: tuple[Path, Path] | None = None
 
 
 def recognise(table: CaptionTable) -> str | None:
@@ -155,7 +157,7 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
         table = held
     folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
     pixels = images.DecodedCache.build(images.ImageStore.open(pictures), list(table.images.file), folder)
-    return DataSet(table, pixels, known, where)
+    return DataSet(table, pixels, known, where, (captions, pictures))
 
 
 def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:

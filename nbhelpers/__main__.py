@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     retrieve.add_argument("--out", help="folder for a result record; left away, none is written")
     retrieve.set_defaults(command=_retrieve)
 
+    score = commands.add_parser("score", help="score generated captions against references")
+    score.add_argument("--captions", required=True, help="COCO's results, or a file of captions that a notebook wrote")
+    score.add_argument("--references", required=True, help="COCO's ground truth, a file of ours, or captions of a data set")
+    score.add_argument("--split", default="test", help="of a data set: train, val or test (default)")
+    score.add_argument("--metrics", nargs="+", help="Bleu, METEOR, ROUGE_L, CIDEr, SPICE; all that can be computed if left away")
+    score.add_argument("--samples", type=int, default=2000, help="of the bootstrap over images (default 2000)")
+    score.set_defaults(command=_score)
+
     run = commands.add_parser("run", help="run the notebooks in order, headlessly")
     run.add_argument("--profile", default="default", help="a file of notebooks/profiles, without .yaml")
     run.add_argument("--data", default="", help="folder that holds the data sets")
@@ -118,6 +126,22 @@ def _retrieve(arguments: argparse.Namespace) -> None:
     print(found.recalls(arguments.ties).to_string(float_format="{:.2f}".format, na_rep=""))
     if record:
         print(f"The record is {record}.")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from nbhelpers import captioning
+    captions = captioning.read_captions(arguments.captions)
+    references = captioning.read_references(arguments.references, arguments.split)
+    scores = captioning.score_captions(captions, references, arguments.metrics)
+    intervals = captioning.bootstrap(scores, arguments.samples)
+    print(f"{len(references)} images, {sum(map(len, references.values()))} references, tokens by {scores.tokenizer}; in brackets "
+          "the 95 % interval over images")
+    for name, value in scores.corpus.items():
+        print("{:8} {:.4f}   x 100: {:6.2f} [{:.2f}, {:.2f}]".format(name, value, *(100 * x for x in (value, *intervals[name]))))
+    for name, reason in scores.skipped.items():
+        print(f"{name} was not computed: {reason}")
+    poor = captioning.degenerate(captions)
+    print(f"{int(poor.degenerate.sum())} captions are empty or repeat themselves.")
 
 
 def _run(arguments: argparse.Namespace) -> int:

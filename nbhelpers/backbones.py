@@ -13,7 +13,8 @@ from open_clip.modified_resnet import ModifiedResNet
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, ViltConfig, ViltModel
+from transformers import (BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, OPTConfig,
+                          OPTForCausalLM, PreTrainedModel, ViltConfig, ViltModel)
 
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD
 from nbhelpers.errors import UserError
@@ -95,6 +96,8 @@ def image_tokens(tower: nn.Module, pixels: Tensor) -> Tensor:
 
     Towers without a class token get the plain mean of their normalised local tokens (PIR, section 3.2 of the code).
     """
+    if isinstance(tower, CLIPVisionModel):
+        return tower(pixels).last_hidden_state
     features = tower.forward_features(pixels)
     if features.ndim == 3:
         return features
@@ -245,3 +248,56 @@ def vilt_model(dropout: float = 0.1, **settings) -> ViltModel:
     for start in (model.embeddings.cls_token, model.embeddings.position_embeddings):
         nn.init.trunc_normal_(start, std=0.02)
     return model
+
+
+# ---- BITA: an image tower that gives tokens, and a causal language model ---------------------------------------------------
+def clip_vision(**settings) -> CLIPVisionModel:
+    """CLIP's image tower up to some block, without its last norm, which BITA does not use; (B,1+N,W) tokens."""
+    tower = CLIPVisionModel(CLIPVisionConfig(**settings))
+    tower.post_layernorm = nn.Identity()
+    return tower
+
+
+# name -> (settings of `clip_vision`, what it is fed). Blocks are fewer than the published tower has: 21 of 24, 3 of 4.
+CLIP_VISION = {
+    "clip_standin_3": (dict(hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, image_size=112,
+                            patch_size=16, hidden_act="gelu"), ImageInput(112)),
+    "clip_vit_l14_21": (dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=21, num_attention_heads=16,
+                             image_size=224, patch_size=14, hidden_act="quick_gelu"), ImageInput(224)),
+}
+
+
+def image_reader(name: str) -> tuple[nn.Module, int, ImageInput]:
+    """A tower for `image_tokens`, the channels of its tokens and what it is fed: of CLIP_VISION or of VISION."""
+    if name not in CLIP_VISION:
+        tower = vision_tower(name)
+        return tower, tower.num_features, image_input(name)
+    settings, image = CLIP_VISION[name]
+    return clip_vision(**settings), settings["hidden_size"], image
+
+
+def _opt(width: int, layers: int, heads: int, **changes) -> tuple[type, type, dict]:
+    sizes = dict(hidden_size=width, word_embed_proj_dim=width, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * width)
+    return OPTForCausalLM, OPTConfig, sizes | changes
+
+
+# The first token and that of padding stand beside the configuration: the authors' </s> and <pad>, and what others have for them.
+LANGUAGE = {
+    "opt_standin": (_opt(96, 2, 4, vocab_size=512, max_position_embeddings=128, dropout=0.0), "</s>", "<pad>"),
+    "opt_125m": (_opt(768, 12, 12), "</s>", "<pad>"),
+    "opt_2.7b": (_opt(2560, 32, 32), "</s>", "<pad>"),
+    "smollm2": ((LlamaForCausalLM, LlamaConfig, dict(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0)), "<|endoftext|>", "<|endoftext|>"),
+}
+
+
+def language_model(name: str, vocab_size: int | None = None) -> PreTrainedModel:
+    """A causal language model of transformers; `vocab_size` replaces the published vocabulary (stand-ins only)."""
+    (model, config, settings), *_ = _choose(LANGUAGE, "language", name)
+    return model(config(**(settings | ({} if vocab_size is None else {"vocab_size": vocab_size}))))
+
+
+def language_width(name: str) -> int:
+    return _choose(LANGUAGE, "language", name)[0][2]["hidden_size"]

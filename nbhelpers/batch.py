@@ -40,8 +40,10 @@ CHAIN = (
     Step("21_pir_clip", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("22_pe_rsitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("23_cfitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
+    Step("24_bita", 150, reads=("10_prepare_data", "12_starting_weights")),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
-    Step("90_leaderboard", 20, reads=(*SYSTEMS, "30_evaluate_retrieval")),
+    Step("50_score_captions", 60, reads=("10_prepare_data", "12_starting_weights", "24_bita"), record=True),
+    Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),
 )
 NOTEBOOKS = repository_root() / "notebooks"
 KINDS = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list, "dict": dict}
@@ -267,7 +269,8 @@ def _print_summary(plan: Plan, steps: tuple[Step, ...]) -> None:
     folder = Path(plan.folder)
     if list((folder / "records").glob("*.json")):
         from nbhelpers import records
-        print(f"\n{records.table(records.read(folder / 'records'))}")
+        found = [record for kind in ("retrieval", "captions") for record in records.read(folder / "records", kind)]
+        print(f"\n{records.table(found)}")
     budgeted = folder.name == "default"
     print(f"\n{'notebook':24}{'seconds':>9}{'budget' if budgeted else '':>9}")
     for step in steps:

@@ -221,6 +221,65 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
     return figure
 
 
+# BITA: mixing, reading, three stages ----------------------------------------------------------------------------
+
+@_styled
+def mixing_maps(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
+    """Arrays of tokens (down) by channels (across), each on its own symmetric scale.
+
+    rows  what is shown in a row -> its arrays (T,D), one for each of `titles`
+    """
+    figure = _figure(3.7 * len(titles), 2.75 * len(rows))
+    for panels, (name, arrays) in zip(figure.subplots(len(rows), len(titles), squeeze=False), rows.items()):
+        for axes, title, values in zip(panels, titles, arrays):
+            limit = max(float(np.abs(values).max()), 1e-9)
+            drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+            figure.colorbar(drawn, ax=axes, ticks=[-limit, 0, limit], format="{x:.3g}", pad=0.02)
+            axes.set_title(title, fontsize=SMALL)
+            axes.set_xlabel("channel", fontsize=SMALL)
+            axes.grid(False)
+        panels[0].set_ylabel(f"{name}\ntoken", fontsize=SMALL)
+    return figure
+
+
+@_styled
+def query_maps(image: np.ndarray, maps: np.ndarray) -> Figure:
+    """What each query reads of an image in each layer.
+
+    maps  (layers, queries, S, S) attention weights; every panel has its own scale, and its largest weight stands above
+    """
+    layers, queries = maps.shape[:2]
+    figure = _figure(1.35 * (queries + 1), 0.3 + 1.6 * layers)
+    box = (-0.5, maps.shape[3] - 0.5, maps.shape[2] - 0.5, -0.5)
+    for layer, row in enumerate(figure.subplots(layers, queries + 1, squeeze=False)):
+        _picture(row[0], image)
+        row[0].set_ylabel(f"layer {layer + 1}", fontsize=SMALL)
+        for query, axes in enumerate(row[1:]):
+            axes.imshow(image, extent=box, interpolation="lanczos")
+            axes.imshow(maps[layer, query], extent=box, cmap="inferno", alpha=0.75)
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            above = f"query {query + 1}\n" if layer == 0 else ""
+            axes.set_title(f"{above}{maps[layer, query].max():.2f}", fontsize=SMALL, pad=3)
+    return figure
+
+
+@_styled
+def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_CIDEr") -> Figure:
+    """The training loss of stages that follow each other, each on its own scale, and the validation figure of the last."""
+    shown = [(name, history, "loss", BLUE, "training loss") for name, history in histories.items()]
+    name, last = list(histories.items())[-1]
+    if validation in last:
+        shown.append((name, last, validation, GREEN, f"validation {validation.removeprefix('val_')} x 100"))
+    figure = _figure(3.1 * len(shown), 3.4)
+    for axes, (name, history, column, colour, label) in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown):
+        axes.plot(history.epoch, history[column], "o-", color=colour, markersize=5)
+        axes.set(title=name, xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+    return figure
+
+
 # PIR: belief ------------------------------------------------------------------------------------------------
 
 @_styled
@@ -316,20 +375,20 @@ def pooled_tokens(image: np.ndarray, change: np.ndarray, patches: np.ndarray, wo
 
     change   (S,S) how far LFEM moves each patch;  patches (S,S), words (L,) the learned weights of the poolings
     """
-    figure = _figure(11, 3.4)
-    panels = figure.subplots(1, 4, width_ratios=[3, 3.4, 3.4, 4])
-    _picture(panels[0], image)
-    panels[0].set_title("image", fontsize=SMALL)
+    figure = _figure(11, 3.5)
+    panels = figure.subplots(1, 4, width_ratios=[3, 3, 3, 4])
     limit = np.abs(patches).max()
-    shown = (("change by LFEM", change, "inferno", (0, change.max())), ("pooling weight of a patch", patches, "RdBu_r", (-limit, limit)))
-    for axes, (title, values, colours, ends) in zip(panels[1:3], shown):
-        drawn = axes.imshow(values, cmap=colours, vmin=ends[0], vmax=ends[1])
+    _picture(panels[0], image)
+    heats = [panels[1].imshow(change, cmap="inferno", vmin=0), panels[2].imshow(patches, cmap="RdBu_r", vmin=-limit, vmax=limit)]
+    for axes, heat in zip(panels[1:3], heats):
         axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=SMALL)
         axes.grid(False)
-        figure.colorbar(drawn, ax=axes, orientation="horizontal", ticks=matplotlib.ticker.MaxNLocator(3), pad=0.04)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(heat, cax=axes.inset_axes((0.2, -0.12, 0.6, 0.05)), orientation="horizontal",
+                        ticks=matplotlib.ticker.MaxNLocator(3))
+    for axes, title in zip(panels, ("image", "change by LFEM", "pooling weight: patch", "pooling weight: word")):
+        axes.set_title(title)
     panels[3].bar(np.arange(len(words)), words, color=BLUE)
-    panels[3].set_title("pooling weight of a word", fontsize=SMALL)
     panels[3].set(xlabel="position in the caption")
     return figure
 
@@ -339,7 +398,7 @@ def two_lists(query: str, lists: Mapping[str, tuple[Sequence[np.ndarray], Sequen
     """Several rankings of images for one text, one row each: name -> (images, a note under each, whether it is right); right
     ones in a full green frame, others in a dashed red one."""
     columns = max(len(images) for images, _, _ in lists.values())
-    figure = _figure(1.75 * columns, 0.6 + 2.35 * len(lists))
+    figure = _figure(1.75 * columns, 0.6 + 2.05 * len(lists))
     figure.suptitle(_wrap(f"“{query}”", 1.75 * columns, SIZE, 2), fontsize=SIZE)
     for row, (name, (images, notes, right)) in zip(figure.subplots(len(lists), columns, squeeze=False), lists.items()):
         for place, (axes, image, note, hit) in enumerate(zip(row, images, notes, right)):
@@ -389,6 +448,7 @@ def gallery_times(times: pd.DataFrame, measured: pd.DataFrame) -> Figure:
             axes.plot(times.index[~known], times[name][~known], marker, color=colour, markerfacecolor="white")
     axes.set(xscale="log", yscale="log", xlabel="items in the gallery", ylabel="ms for one query")
     axes.set_xticks(times.index, [f"{size:,}" for size in times.index])
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -543,6 +603,55 @@ def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.15)
     _legend_above(axes, 3)
+    return figure
+
+
+# captions ---------------------------------------------------------------------------------------------------
+
+@_styled
+def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
+    """Caption scores times 100, one panel per metric and one bar per system.
+
+    table  one row per system and metric: system, metric, value, and the ends low and high of its interval, all fractions
+    line   the system that is drawn as a line with its interval as a band, such as the human one
+    """
+    systems = [name for name in dict.fromkeys(table.system) if name != line]
+    metrics = list(dict.fromkeys(table.metric))
+    figure = _figure(11, 1.7 + 0.42 * len(systems))
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True).ravel()
+    for axes, metric in zip(panels, metrics):
+        part = table[table.metric == metric].set_index("system")[["value", "low", "high"]] * 100
+        bars, y = part.reindex(systems), np.arange(len(systems))
+        axes.barh(y, bars.value, 0.65, color=[COLOURS[row % len(COLOURS)] for row in y])
+        _whiskers(axes, y, bars, horizontal=True)
+        if line in part.index:
+            axes.axvspan(part.low[line], part.high[line], color="#CCCCCC", linewidth=0, zorder=0)
+            axes.axvline(part.value[line], color="black", linestyle="--", linewidth=1.5, label=line)
+        axes.set_title(metric.replace("_", "-"))
+        axes.set(xlim=(0, 1.08 * part.high.max()), xlabel="x 100")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3, integer=True))
+        axes.set_yticks(y, [_wrap(name, 1.9, lines=2) for name in systems])
+        axes.grid(axis="y", visible=False)
+    panels[0].invert_yaxis()
+    if line in set(table.system):
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right")
+    return figure
+
+
+@_styled
+def score_table(values: pd.DataFrame, label: str) -> Figure:
+    """Numbers from 0 to 100 as a table whose cells are the darker the higher: rows and columns as the table names them."""
+    figure = _figure(3.6 + 0.95 * values.shape[1], 1.1 + 0.42 * len(values))
+    axes = figure.subplots()
+    drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(values.to_numpy()):
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 60 else "black", fontsize=SMALL)
+    axes.set_xticks(range(values.shape[1]), [name.replace("_", "-") for name in values])
+    axes.set_yticks(range(len(values)), [_wrap(name, 3.2, lines=1) for name in values.index])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(drawn, ax=axes, label=label, pad=0.02)
     return figure
 
 

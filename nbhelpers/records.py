@@ -23,7 +23,9 @@ from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.recall import QUERY_ARRAYS, TIES, Recall
 
 VERSION = 1
-PACKAGES = ("nbhelpers", "numpy", "torch", "torchvision", "transformers", "timm", "accelerate")
+CAPTION_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+PACKAGES = ("nbhelpers", "numpy", "torch", "torchvision", "transformers", "timm", "accelerate",
+            "pycocoevalcap")
 
 _TEXT = {"type": "string", "minLength": 1}
 _NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"}
@@ -40,7 +42,7 @@ def _fields(required: dict, **optional: dict) -> dict:
             "additionalProperties": False}
 
 
-SCHEMA = _fields({
+_SHARED = {
     "schema": {"const": VERSION},
     "notebook": _NAME, "system": _TEXT, "variant": {"type": "string", "pattern": r"^[A-Za-z0-9_.+-]*$"},
     "profile": _NAME, "set": _NAME, "data_fingerprint": _SHA256,
@@ -51,15 +53,25 @@ SCHEMA = _fields({
     "seed": _COUNT,
     "git": _fields({"revision": {"type": ["string", "null"]}, "dirty": {"type": ["boolean", "null"]}}),
     "versions": {"type": "object", "additionalProperties": _TEXT},
-    "device": _TEXT, "seconds": {"type": "number", "minimum": 0},
-    "parameters": _fields({"all": _COUNT, "trainable": _COUNT}),
+    "device": _TEXT,
+    "intervals": {"type": "object", "additionalProperties": {
+        "type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
+    "notes": {"type": "string"},
+}
+_COST = {"seconds": {"type": "number", "minimum": 0}, "parameters": _fields({"all": _COUNT, "trainable": _COUNT})}
+SCHEMA = _fields(_SHARED | _COST | {
     "protocol": _fields({"split": {"enum": list(SPLITS)}, "ties": _RULE, "selected_on": _TEXT}),
     "metrics": {"type": "object", "propertyNames": _RULE, "minProperties": 1,
                 "additionalProperties": _NUMBERS},
-    "intervals": {"type": "object", "additionalProperties": {
-        "type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
-    "ceiling": _NUMBERS, "chance": _NUMBERS, "notes": {"type": "string"},
+    "ceiling": _NUMBERS, "chance": _NUMBERS,
 }, ranks=_fields({"file": _TEXT, "sha256": _SHA256}))
+CAPTION_SCHEMA = _fields(_SHARED | {
+    "kind": {"const": "captions"},
+    "protocol": _fields({"split": {"enum": list(SPLITS)}, "images": {"type": "integer", "minimum": 1},
+                         "tokenizer": {"enum": ["PTB", "rules"]}, "selected_on": _TEXT}),
+    "metrics": {"type": "object", "propertyNames": {"enum": list(CAPTION_METRICS)}, "minProperties": 1,
+                "additionalProperties": {"type": "number", "minimum": 0}},
+}, **_COST)
 
 
 # writing ------------------------------------------------------------------------------------------
@@ -72,11 +84,20 @@ def new(config, **fields) -> dict:
             optional: variant, device, weights [{name, source, sha256, kind}], intervals (by the rule in
             protocol), ceiling, chance, notes
     """
+    return {"ceiling": {}, "chance": {}} | _shared(config) | fields
+
+
+def new_captions(config, **fields) -> dict:
+    """As `new` for generated captions: protocol {split, images, tokenizer, selected_on}, metrics {pycocoevalcap's name:
+    fraction} and intervals of the same names; seconds and parameters where they are known; no ranks, ceiling or chance."""
+    return {"kind": "captions"} | _shared(config) | fields
+
+
+def _shared(config) -> dict:
     config = asdict(config) if is_dataclass(config) else dict(config)
     shared = {"schema": VERSION, "config": config, "config_sha256": config_sha256(config),
               "git": _git_state(), "versions": _versions(), "device": f"cpu ({platform.machine()})"}
-    empty = {"variant": "", "weights": [], "intervals": {}, "ceiling": {}, "chance": {}, "notes": ""}
-    return shared | empty | fields
+    return shared | {"variant": "", "weights": [], "intervals": {}, "notes": ""}
 
 
 def write(folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray]) -> Path:
@@ -96,6 +117,17 @@ def write(folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray]) -> 
         with open(arrays, "wb") as file:
             np.savez_compressed(file, **ranks)
         record["ranks"] = {"file": beside.name, "sha256": hashlib.sha256(arrays.read_bytes()).hexdigest()}
+        text.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def write_captions(folder: Path | str, record: dict) -> Path:
+    """Writes a caption record as `write` does, without ranks; returns its path."""
+    record = _plain(record)
+    _validate(record, "The record")
+    path = Path(folder) / f"{file_stem(record)}.json"
+    _keep_others(path, record)
+    with atomic_write(path) as text:
         text.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return path
 
@@ -125,9 +157,14 @@ def _paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
     return found
 
 
-def read(where: Path | str | Iterable[Path | str]) -> list[dict]:
-    """The records in a folder or in a list of folders and files; UserError on one that does not fit."""
-    return [_read_one(path) for path in _paths(where)]
+def read(where: Path | str | Iterable[Path | str], kind: str = "retrieval") -> list[dict]:
+    """The records of a kind ("retrieval" or "captions") in a folder or in a list of folders and files; UserError on any
+    record that does not fit."""
+    return [record for record in map(_read_one, _paths(where)) if kind_of(record) == kind]
+
+
+def kind_of(record: dict) -> str:
+    return record.get("kind", "retrieval")
 
 
 def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
@@ -212,9 +249,11 @@ def leaderboard(records: Iterable[dict]) -> pd.DataFrame:
 
 
 def table(records: Iterable[dict], markdown: bool = False) -> str:
-    """The leaderboard to read: one table for each block, with what it may be compared with."""
-    parts = []
-    for (profile, name, split, data, ties), block in _blocks(records).items():
+    """The leaderboard to read: one table for each block, with what it may be compared with; captions at the end."""
+    records, parts = list(records), []
+    captions = [record for record in records if kind_of(record) == "captions"]
+    retrieval = [record for record in records if kind_of(record) != "captions"]
+    for (profile, name, split, data, ties), block in (_blocks(retrieval) if retrieval or not captions else {}).items():
         heading, notes = f"{name} {split} split, profile {profile}, ties by {ties} rule, data {data}", []
         if profile == "published":
             heading, block = f"{name}, as published", block.droplevel(_ROW[1:])
@@ -225,7 +264,32 @@ def table(records: Iterable[dict], markdown: bool = False) -> str:
         parts += [f"### {heading}" if markdown else heading,
                   _markdown(block) if markdown else block.to_string(index=False)]
         parts += ["\n".join(f"- {note}" for note in notes)] * bool(notes)
+    for (profile, name, split, data), block in caption_blocks(captions).items():
+        heading = f"{name} {split} split, captions, scores x 100, profile {profile}, data {data}"
+        parts += [f"### {heading}", _markdown(block)] if markdown else [heading, block.to_string(index=False)]
     return "\n\n".join(parts) + "\n"
+
+
+def caption_blocks(records: Iterable[dict]) -> dict[tuple, pd.DataFrame]:
+    """(profile, set, split, data) -> caption records that may be compared, as text: scores x 100 with their intervals."""
+    blocks: dict[tuple, dict[tuple, dict]] = {}
+    for record in records:
+        block = (record["profile"], record["set"], record["protocol"]["split"], record["data_fingerprint"][:12])
+        rows, row = blocks.setdefault(block, {}), tuple(record[name] for name in _ROW)
+        _only_once(rows, row)
+        ends = {name: " [{:.1f}, {:.1f}]".format(*(100 * end for end in record["intervals"][name]))
+                for name in record["intervals"]}
+        rows[row] = {name: f"{100 * record['metrics'][name]:.1f}{ends.get(name, '')}"
+                     for name in CAPTION_METRICS if name in record["metrics"]}
+        rows[row]["tokenizer"] = record["protocol"]["tokenizer"]
+    return {block: pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=_ROW)).fillna("")
+            .reset_index() for block, rows in blocks.items()}
+
+
+def _only_once(rows: dict, row: tuple) -> None:
+    if row in rows:
+        raise UserError(f"Two records tell of {' '.join(map(str, row))} in one profile; "
+                        "read only one of their folders.")
 
 
 def _blocks(records: Iterable[dict]) -> dict[tuple, pd.DataFrame]:
@@ -236,9 +300,7 @@ def _blocks(records: Iterable[dict]) -> dict[tuple, pd.DataFrame]:
             data, protocol = record["data_fingerprint"][:12], record["protocol"]
             block = (record["profile"], record["set"], protocol["split"], data, ties)
             rows, row = blocks.setdefault(block, {}), tuple(record[name] for name in _ROW)
-            if row in rows:
-                raise UserError(f"Two records tell of {' '.join(map(str, row))} in one profile; "
-                                "read only one of their folders.")
+            _only_once(rows, row)
             bounds = ("chance", "ceiling") if ties == "expectation" else ("chance",)
             rows |= {(bound, "", "", ""): record[bound] for bound in bounds if record[bound]}
             rows[row] = numbers | {"selected on": protocol["selected_on"]}
@@ -281,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "check":
         return _check(arguments.folder)
-    records = read(arguments.folder)
+    records = [*read(arguments.folder), *read(arguments.folder, "captions")]
     if arguments.command == "table":
         print(table(records, markdown=arguments.format == "markdown"), end="")
     else:
@@ -293,7 +355,8 @@ def _check(folders: list[str]) -> int:
     problems, found = [], _paths(folders)
     for path in found:
         try:
-            read_recall(path)
+            if kind_of(_read_one(path)) == "retrieval":
+                read_recall(path)
         except UserError as error:
             problems.append(str(error))
     print("\n".join([*problems, f"{len(found)} records, {len(problems)} with a problem."]))
@@ -301,17 +364,23 @@ def _check(folders: list[str]) -> int:
 
 
 def _shown(record: dict) -> str:
-    git, protocol, parameters = record["git"], record["protocol"], record["parameters"]
+    git, protocol = record["git"], record["protocol"]
     lines = [f"{file_stem(record)}: {record['system']} {record['variant']}".rstrip(),
              f"profile {record['profile']}, set {record['set']}, data {record['data_fingerprint'][:12]}",
-             f"{protocol['split']} split, selected on {protocol['selected_on']}",
-             f"{parameters['all']:,} parameters, {parameters['trainable']:,} trainable",
-             f"{record['seconds']:.0f} s on {record['device']}",
-             f"revision {(git['revision'] or 'unknown')[:12]}{' with local changes' if git['dirty'] else ''}"]
+             f"{protocol['split']} split, selected on {protocol['selected_on']}"]
+    if "parameters" in record:
+        lines.append("{all:,} parameters, {trainable:,} trainable".format(**record["parameters"]))
+    took = f"{record['seconds']:.0f} s " if "seconds" in record else ""
+    lines += [f"{took}on {record['device']}",
+              f"revision {(git['revision'] or 'unknown')[:12]}{' with local changes' if git['dirty'] else ''}"]
     lines += [f"weights {w['name']} ({w['kind']}): {w['source']} {w['sha256'][:12]}".rstrip()
               for w in record["weights"]]
-    named = {f"ties by {ties} rule": numbers for ties, numbers in record["metrics"].items()}
-    for name, numbers in (named | {bound: record[bound] for bound in ("ceiling", "chance")}).items():
+    if kind_of(record) == "captions":
+        named = {f"captions of {protocol['images']} images, x 100": {k: 100 * v for k, v in record["metrics"].items()}}
+    else:
+        named = {f"ties by {ties} rule": numbers for ties, numbers in record["metrics"].items()}
+        named |= {bound: record[bound] for bound in ("ceiling", "chance")}
+    for name, numbers in named.items():
         lines.append(f"{name}: " + (", ".join(f"{key} {value:.2f}" for key, value in numbers.items()) or "-"))
     return "\n  ".join(lines + [record["notes"]] * bool(record["notes"]))
 
@@ -330,15 +399,16 @@ def _validate(record: dict, where: str) -> None:
     version = record.get("schema") if isinstance(record, dict) else None
     if version != VERSION:
         raise UserError(f"{where} has schema {version}; this version of nbhelpers knows schema {VERSION}.")
-    if error := best_match(Draft202012Validator(SCHEMA).iter_errors(record)):
+    schema = CAPTION_SCHEMA if kind_of(record) == "captions" else SCHEMA
+    if error := best_match(Draft202012Validator(schema).iter_errors(record)):
         field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path).lstrip(".")
         raise UserError(f"{where} does not fit the schema{f' at {field}' if field else ''}: {error.message}.")
     problems = {
         "config_sha256 is not the hash of config": config_sha256(record["config"]) != record["config_sha256"],
         "more parameters are trainable than there are":
-            record["parameters"]["trainable"] > record["parameters"]["all"],
+            "parameters" in record and record["parameters"]["trainable"] > record["parameters"]["all"],
         "its metrics lack the tie rule of its protocol":
-            record["protocol"]["ties"] not in record["metrics"],
+            schema is SCHEMA and record["protocol"]["ties"] not in record["metrics"],
         "an interval's low end lies above its high end":
             any(low > high for low, high in record["intervals"].values()),
     }

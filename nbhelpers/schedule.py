@@ -23,9 +23,11 @@ class TrainConfig:
     eps: float = 1e-8
     warmup_fraction: float = 0.1   # of all optimiser steps
     warmup_steps: int | None = None  # the same in steps; takes the place of the fraction
-    schedule: str = "linear"       # linear | cosine | constant | step
+    schedule: str = "linear"       # linear | cosine | constant | step | epoch_cosine
     step_epochs: int = 20          # of "step": every so many epochs ...
     step_factor: float = 0.7       # ... the rate is multiplied by this
+    lr_first: float = 0.0          # of "epoch_cosine": where its warm-up begins ...
+    lr_last: float = 0.0           # ... and where its cosine ends
     precision: str = "fp32"        # fp32 | bf16 | fp16
     accumulate: int = 1            # batches per optimiser step; in-batch negatives stay within each batch
     clip_norm: float | None = None
@@ -43,7 +45,7 @@ class TrainConfig:
             raise UserError(f"warmup_fraction is {self.warmup_fraction}; it lies between 0 and 1.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise UserError(f"warmup_steps is {self.warmup_steps}; it must be at least 0.")
-        for name, known in (("schedule", ("linear", "cosine", "constant", "step")),
+        for name, known in (("schedule", ("linear", "cosine", "constant", "step", "epoch_cosine")),
                             ("precision", ("fp32", "bf16", "fp16")), ("keep", ("best", "last"))):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} '{getattr(self, name)}' is unknown; choose from {', '.join(known)}.")
@@ -83,10 +85,14 @@ def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
     Warm-up over the first `warmup_steps`, else int(total * warmup_fraction), steps as t / warm-up: the first step has
     rate 0 (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then "linear" and "cosine" fall
     to 0 at t = total; "step" multiplies by `step_factor` from every `step_epochs`-th epoch on (pe_rsitr.md section 5).
+    "epoch_cosine" is that of LAVIS (bita.md section 5): it warms up within the first epoch alone, from `lr_first`, and then
+    jumps to a cosine that is constant within each epoch.
     """
     warm = int(total * config.warmup_fraction) if config.warmup_steps is None else config.warmup_steps
 
     def factor(t: int) -> float:
+        if config.schedule == "epoch_cosine":
+            return epoch_cosine(config, t * config.epochs // total, t, warm) / config.lr
         if t < warm:
             return (t + (config.schedule == "cosine")) / warm
         if config.schedule == "step":
@@ -97,6 +103,13 @@ def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
         return falling[config.schedule]
 
     return factor
+
+
+def epoch_cosine(config: TrainConfig, epoch: int, step: int, warm: int) -> float:
+    """The learning rate at `step` of `epoch`, both from 0; `warm` steps of warm-up, as far as the first epoch has them."""
+    if epoch == 0:
+        return min(config.lr, config.lr_first + (config.lr - config.lr_first) * step / max(warm, 1))
+    return config.lr_last + (config.lr - config.lr_last) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:

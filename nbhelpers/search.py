@@ -7,6 +7,7 @@ decide the ranking. B batch, N images, M texts, Q queries, G gallery items, K ca
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +17,14 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from nbhelpers import recall
 from nbhelpers.data.loading import distinct_captions
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.store import Store
 
@@ -202,14 +204,21 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
     return scores
 
 
-def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None,
-                batch: int = PAIRS) -> np.ndarray:
-    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere."""
+def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None, batch: int = PAIRS,
+                string: np.ndarray | None = None) -> np.ndarray:
+    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere.
+
+    string  (M,) which texts read the same (`distinct_captions`): each is scored once, so that equal texts tie exactly
+    """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
-    scores = np.full(wanted.shape, -np.inf, dtype=np.float32)
-    image_rows, text_rows = np.nonzero(wanted)
-    scores[wanted] = pair_scores(model, images, image_rows, texts, text_rows, batch)
-    return scores
+    first, column = (np.unique(np.arange(len(texts)) if string is None else string, return_index=True, return_inverse=True)[1:])
+    asked = np.zeros((len(images), len(first)), dtype=bool)
+    for text, where in enumerate(column):
+        asked[:, where] |= wanted[:, text]
+    scores = np.full(asked.shape, -np.inf, dtype=np.float32)
+    image_rows, text_rows = np.nonzero(asked)
+    scores[asked] = pair_scores(model, images, image_rows, texts, first[text_rows], batch)
+    return np.where(wanted, scores[:, column], -np.inf)
 
 
 # ---- a whole split ---------------------------------------------------------------------------------------------------------
@@ -231,30 +240,51 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
                    t2i_hits=by_text.t2i_hits * texts_found[1][:, None])
 
 
-def stages(model: nn.Module, images: Store, texts: Store, owner: np.ndarray, k: int = K, neighbours: int = NEIGHBOURS,
-           banks: tuple[Store, Store] | None = None, exhaustive: bool = False,
-           ties: str = "expectation") -> dict[str, recall.Recall]:
-    """Recalls of every stage over a whole split: of the coarse scores "Hamming" and "PPSR" alone and, under the same names
-    with " + fine", after reranking.
-
-    banks       stores of training images and texts: then also "PPSR online", with the column means that these give
-    exhaustive  then also "exhaustive": every pair through the single stream
-    """
+def coarse_scores(images: Store, texts: Store, neighbours: int = NEIGHBOURS,
+                  banks: tuple[Store, Store] | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Coarse scores (N,M) of a split, for images and for texts as queries: "Hamming", "PPSR" as released and, with `banks` of
+    training images and texts, "PPSR online", with the column means that these give."""
     hamming = negative_hamming(images["codes"], texts["codes"])
-    coarse = {"Hamming": (hamming, hamming)}
-    coarse["PPSR"] = (post_process(hamming, neighbours=neighbours),) * 2
+    coarse = {"Hamming": (hamming, hamming), "PPSR": (post_process(hamming, neighbours=neighbours),) * 2}
     if banks is not None:
         of_texts = bank_means(texts["codes"], banks[0]["codes"], neighbours)
         of_images = bank_means(images["codes"], banks[1]["codes"], neighbours)
         coarse["PPSR online"] = (post_process(hamming, of_texts, neighbours), post_process(hamming.T, of_images, neighbours).T)
-    wanted = np.logical_or.reduce([chosen(i2t, k) | chosen(t2i.T, k).T for i2t, t2i in coarse.values()])
-    fine = fine_scores(model, images, texts, None if exhaustive else wanted)
+    return coarse
+
+
+def candidate_pairs(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], k: int) -> np.ndarray:
+    """(N,M) booleans: the pairs that any of the `coarse_scores` sends to the fine stage, of either direction."""
+    return np.logical_or.reduce([chosen(i2t, k) | chosen(t2i.T, k).T for i2t, t2i in coarse.values()])
+
+
+def stages(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], fine: np.ndarray, owner: np.ndarray, k: int = K,
+           ties: str = "expectation") -> dict[str, recall.Recall]:
+    """Recalls of every stage over a whole split: of each of the `coarse_scores` alone and, as "<name> + fine", after reranking
+    the best k; of "exhaustive" reranking if `fine` (N,M) knows all pairs."""
     results = {}
     for name, (i2t, t2i) in coarse.items():
         by_text = recall.evaluate(t2i, owner, ties=ties)
         results[name] = replace(recall.evaluate(i2t, owner, ties=ties), t2i_ranks=by_text.t2i_ranks, t2i_hits=by_text.t2i_hits)
         results[f"{name} + fine"] = two_stage(i2t, fine, owner, k, t2i, ties=ties)
-    return results | ({"exhaustive": recall.evaluate(fine, owner, ties=ties)} if exhaustive else {})
+    return results | ({"exhaustive": recall.evaluate(fine, owner, ties=ties)} if np.isfinite(fine).all() else {})
+
+
+def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, float]:
+    """Recalls of Hamming candidates after reranking on the validation split, where each image has its first caption alone:
+    what selects the best epoch. All pairs, as in the release, would take longer than the epoch."""
+    table = task.table("val")
+    rows = np.arange(len(table)), np.unique(table.owner(), return_index=True)[1]
+    images, texts = (_in_memory(model, inputs, own) for inputs, own in zip(split_inputs(model, task, "val"), rows))
+    hamming = negative_hamming(images["codes"], texts["codes"])
+    fine = fine_scores(model, images, texts, candidate_pairs({"Hamming": (hamming, hamming)}, k))
+    return two_stage(hamming, fine, rows[0], k).metrics
+
+
+def _in_memory(model: nn.Module, inputs: Callable, rows: np.ndarray) -> Store:
+    """What `encode` gives for these rows, as a store that is written nowhere."""
+    parts = [encode(model, inputs(rows[start:start + PAIRS])) for start in range(0, len(rows), PAIRS)]
+    return Store({}, {name: np.concatenate([np.asarray(torch.as_tensor(part[name]).cpu()) for part in parts]) for name in parts[0]})
 
 
 # ---- online ----------------------------------------------------------------------------------------------------------------
@@ -398,3 +428,25 @@ def from_scratch(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: C
         pairs = model.score_pairs(model.image_states(**image), model.text_states(**text), text["mask"])
         scores.append(pairs.float().cpu().numpy())
     return np.concatenate(scores)
+
+
+# ---- the trade-off, for who compares systems --------------------------------------------------------------------------------
+def write_tradeoff(path: Path, points: list[dict[str, float]], **about: object) -> Path:
+    """Writes a JSON file: `about` (profile, set, seed, device, ...) and `points`, one for each number of candidates: "k", the
+    recalls in percent and milliseconds of a query "<direction>_<part>_ms". UserError on NaN and infinity."""
+    try:
+        text = json.dumps(about | {"points": points}, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"The trade-off for {path} holds NaN or infinity; look for a diverged model.") from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n")
+    return Path(path)
+
+
+def read_tradeoff(path: Path) -> tuple[pd.DataFrame, dict]:
+    """(points, one row each; what they are about) as `write_tradeoff` wrote them. UserError if there is no such file."""
+    try:
+        about = json.loads(Path(path).read_text())
+        return pd.DataFrame(about.pop("points")), about
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} holds no trade-off ({error!r}); run 23_cfitr again.") from error

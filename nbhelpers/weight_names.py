@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nbhelpers.papers import vilt
+from nbhelpers.papers import ift, vilt
 from nbhelpers.weights import read_state_dict, rename
 
 Rules = list[tuple[str, str | None]]
@@ -78,6 +79,43 @@ def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return packed
 
 
+# CLIP's image tower of open_clip -> the vision model of transformers, once its one attention projection is three
+CLIP_VISION_RULES: Rules = [
+    (r"^visual\.", ""), (r"^(ln_post\.|proj$)", None), (r"^class_embedding$", "embeddings.class_embedding"),
+    (r"^conv1\.", "embeddings.patch_embedding."), (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"^ln_pre\.", "pre_layrnorm."), (r"^transformer\.resblocks\.", "encoder.layers."), (r"\.attn\.", ".self_attn."),
+    (r"\.ln_", ".layer_norm"), (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2.")]
+
+
+def clip_vision_state(path: Path | str, blocks: int) -> dict[str, Tensor]:
+    """The first `blocks` blocks of the image tower of a published CLIP, in any form that `clip_state` reads, or of the tower
+    alone, under the names of `backbones.clip_vision`."""
+    state = clip_state(path)
+    return clip_vision_state_of({name: value for name, value in state.items() if name.startswith("visual.")} or state, blocks)
+
+
+def clip_vision_state_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
+    """The same of the tensors of open_clip's image tower."""
+    split: dict[str, Tensor] = {}
+    for name, value in state.items():
+        joined = re.fullmatch(r"(.+\.attn\.)in_proj_(weight|bias)", name)
+        split |= dict(zip((f"{joined[1]}{which}_proj.{joined[2]}" for which in "qkv"), value.chunk(3))) if joined else {name: value}
+    named = rename(split, CLIP_VISION_RULES)
+    return {name: value for name, value in named.items()
+            if not (found := re.match(r"encoder\.layers\.(\d+)\.", name)) or int(found[1]) < blocks}
+
+
+def ift_state(path: Path | str) -> dict[str, Tensor]:
+    """What a published BERT gives BITA's transformer to start from."""
+    return ift.from_bert(read_state_dict(path))
+
+
+def opt_state(path: Path | str) -> dict[str, Tensor]:
+    """A published OPT under the names of `OPTForCausalLM`; its output layer is its word embedding."""
+    state = rename(read_state_dict(path), [(r"^(model\.)?decoder\.", "model.decoder.")])
+    return {"lm_head.weight": state["model.decoder.embed_tokens.weight"]} | state
+
+
 def clip_resnet_state(path: Path | str) -> dict[str, Tensor]:
     """The image tower of a published CLIP ResNet-50 without its last projection, which leads into that CLIP's own width."""
     seen = {name: value for name, value in clip_state(path).items() if name.startswith("visual.")}
@@ -99,4 +137,5 @@ def vilt_rank_state(path: Path | str) -> dict[str, Tensor]:
 # What `Known.layout` and `Tower.layout` name; "": the file has our module's names already.
 LAYOUTS: dict[str, Callable[[Path | str], dict[str, Tensor]]] = {
     "": read_state_dict, "lite0": lite0_state, "bert": bert_state, "clip": clip_state, "clip_resnet": clip_resnet_state,
-    "vilt": vilt_state, "vilt_rank": vilt_rank_state}
+    "vilt": vilt_state, "vilt_rank": vilt_rank_state, "ift": ift_state, "opt": opt_state,
+    "clip_vision_3": partial(clip_vision_state, blocks=3), "clip_vision_21": partial(clip_vision_state, blocks=21)}

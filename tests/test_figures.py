@@ -43,6 +43,12 @@ def belief() -> np.ndarray:
     return values / values.sum()
 
 
+def caption_scores() -> pd.DataFrame:
+    return pd.DataFrame([{"system": system, "metric": metric, "value": 0.3 * i, "low": 0.25 * i, "high": 0.4 * i}
+                         for system in ("caption of the nearest training image", "BITA", "BITA without alignment", "people")
+                         for i, metric in enumerate(("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"), 1)])
+
+
 def tradeoff_points() -> pd.DataFrame:
     return pd.DataFrame({"k": [10, 20, 40], "mR": [25.0, 30.0, 32.0], "i2t_total_ms": [20.0, 35.0, 70.0],
                          "t2i_total_ms": [15.0, 30.0, 60.0]})
@@ -74,6 +80,11 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
         "retrieved_texts": figures.retrieved_texts(pictures(1)[0], CAPTIONS * 2, [0.5] * 10, [1, 0] * 5),
         "loss_curves": figures.loss_curves(history(), ["loss", "contrastive", "affiliation", "triplet"]),
         "belief_map": figures.belief_map(pictures(1)[0], belief(), np.argsort(-belief())[:25]),
+        "mixing_maps": figures.mixing_maps({"caption": rng.normal(size=(3, 32, 64)), "one word changed": 200 * rng.normal(size=(3, 32, 64))},
+                                           ["embedding h", "its transform Re F(h)", "output LN(h + Re F(h))"]),
+        "query_maps": figures.query_maps(pictures(1)[0], rng.random((3, 8, 7, 7))),
+        "stage_curves": figures.stage_curves({name: history().assign(val_CIDEr=rng.random(len(history()))) for name in (
+            "stage 1", "stage 2", "fine-tuning")}),
         "soft_belief_maps": figures.soft_belief_maps(pictures(1)[0], {"belief": belief(), "added by order": belief(), "weight": belief()}),
         "parameters_against_recall": figures.parameters_against_recall(methods()),
         "code_distances": figures.code_distances({"before training": (rng.binomial(64, 0.45, 50), rng.binomial(64, 0.5, 900)),
@@ -92,6 +103,10 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
         "ablation_bars": figures.ablation_bars(ablation),
         "bar_with_ceiling": figures.bar_with_ceiling(per_metric, dict.fromkeys(METRICS, 80.0),
                                                      dict.fromkeys(METRICS, 5.0)),
+        "score_bars": figures.score_bars(caption_scores(), "people"),
+        "score_table": figures.score_table(pd.DataFrame(rng.random((8, 7)) * 100, [f"words {i} in another order" for i in range(8)],
+                                                        ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]),
+                                           "as % of the reference"),
         "caption_length_histogram": figures.caption_length_histogram({"train": rng.poisson(11, 900) + 2,
                                                                       "test": rng.poisson(12, 90) + 2}),
         "class_counts": figures.class_counts(classes),

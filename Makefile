@@ -8,7 +8,8 @@ PROFILE ?= default
 DATA    ?=
 SEED    ?= 0
 UPTO    ?=
-FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 30_evaluate_retrieval/recall
+FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
+	23_cfitr/gallery 23_cfitr/tradeoff 24_bita/captions 24_bita/mixing 30_evaluate_retrieval/recall 50_score_captions/scores
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)

@@ -22,7 +22,7 @@ from nbhelpers.backbones import ImageInput
 from nbhelpers.data.augment import TrainTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, distinct_captions, image_batches,
-                                    train_loader)
+                                    padded, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers import bita, ift
@@ -84,12 +84,7 @@ class DecoderTokenizer:
 
     def pad(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Encoded texts -> ids and mask (B,max_length) int64, 1 where a token stands."""
-        ids = torch.full((len(encoded), self.max_length), self.pad_id)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(encoded):
-            ids[row, :len(text)] = torch.tensor(text)
-            mask[row, :len(text)] = 1
-        return ids, mask
+        return padded(encoded, self.max_length, self.pad_id)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         return self.pad(self.encode(texts))

@@ -80,17 +80,21 @@ class Tokenizer:
 
     def pad(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Encoded texts -> ids (B, L) and mask (B, L) int64, 1 where a token stands."""
-        length = self.max_length if self.fixed else max(map(len, encoded))
-        ids = torch.full((len(encoded), length), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(encoded):
-            ids[row, :len(text)] = torch.tensor(text)
-            mask[row, :len(text)] = 1
-        return ids, mask
+        return padded(encoded, self.max_length if self.fixed else max(map(len, encoded)), self._pad)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts -> ids (B, L), mask (B, L) int64."""
         return self.pad(self.encode(texts))
+
+
+def padded(encoded: list[list[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Encoded texts -> ids and mask (B, length) int64, filled up with `pad` on the right; 1 where a token stands."""
+    ids = torch.full((len(encoded), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(encoded):
+        ids[row, :len(text)] = torch.tensor(text)
+        mask[row, :len(text)] = 1
+    return ids, mask
 
 
 class CLIPTokenizer(Tokenizer):

@@ -193,7 +193,7 @@ def test_a_changed_source_or_seed_runs_again_and_a_later_date_does_not(notebooks
 
 def test_the_sources_are_what_a_notebook_may_use():
     names = {Path(path).name for path in batch.sources()}
-    assert {"figures.py", "scenes.py", "pir.py"} <= names
+    assert {"style.py", "scenes.py", "pir.py"} <= names
     assert not {"batch.py", "stored.py", "__main__.py"} & names
 
 

@@ -1,0 +1,16 @@
+"""Every plot of the notebooks, in one style: functions of arrays and tables that return a matplotlib Figure.
+
+Images are (H,W,3) uint8 throughout.
+"""
+from nbhelpers.figures.style import COLOURS, DIRECTIONS, METRICS, save
+from nbhelpers.figures.data import (
+    caption_length_histogram, captions_beside_images, class_counts, contact_sheet, parts_told,
+)
+from nbhelpers.figures.training import ablation_bars, loss_curves, stage_curves
+from nbhelpers.figures.maps import belief_map, mixing_maps, pooled_tokens, query_maps, soft_belief_maps
+from nbhelpers.figures.retrieval import (
+    bar_with_ceiling, parameters_against_recall, rank_histogram, recall_bars, recall_curve, retrieved,
+    retrieved_texts, similarity_matrix,
+)
+from nbhelpers.figures.search import code_distances, gallery_times, tradeoff, two_lists
+from nbhelpers.figures.captions import score_bars, score_table

@@ -1,0 +1,88 @@
+"""Pictures and captions of a data set."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nbhelpers.figures.style import (
+    COLOURS, LINE, RED, SMALL, legend_above, line_count, new, draw_image, styled, text_list, wrap,
+)
+
+
+@styled
+def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 6) -> Figure:
+    """Images in rows of `columns`, each under its title."""
+    rows = -(-len(images) // columns)
+    figure = new(1.6 * columns, (1.85 if len(titles) else 1.65) * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image in zip(grid, images):
+        draw_image(axes, image)
+    for axes, title in zip(grid, titles):
+        axes.set_title(wrap(title, 1.5, lines=1), fontsize=SMALL, pad=3)
+    for axes in grid[len(images):]:
+        axes.set_visible(False)
+    return figure
+
+
+@styled
+def parts_told(image: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[str]) -> Figure:
+    """The image, and for each mask (H, W) bool the image outlined there and pale elsewhere, under its words."""
+    columns = min(4, 1 + len(masks))
+    rows = -(-(1 + len(masks)) // columns)
+    figure = new(2.6 * columns, 3.05 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    pale = 190 + image.mean(axis=2, keepdims=True).astype(np.uint8) // 5
+    shown = [image, *(np.where(mask[..., None], image, pale) for mask in masks)]
+    for axes, picture, text in zip(grid, shown, ["the image", *words]):
+        draw_image(axes, picture)
+        axes.set_title(wrap(text, 2.4, lines=2), fontsize=SMALL, pad=3)
+    for axes, mask in zip(grid[1:], masks):
+        axes.contour(np.asarray(mask, float), [0.5], colors=RED, linewidths=1.5)
+    for axes in grid[len(shown):]:
+        axes.set_visible(False)
+    return figure
+
+
+@styled
+def captions_beside_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Figure:
+    """One row per image: the image, and right of it its captions."""
+    wrapped = [[wrap(text, 7.4, SMALL, 2) for text in texts] for texts in captions]
+    figure = new(10, len(images) * max(2.3, *(LINE * line_count(texts) for texts in wrapped)))
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[2.2, 7.8])
+    for (left, right), image, texts in zip(grid, images, wrapped):
+        draw_image(left, image)
+        text_list(right, texts)
+    return figure
+
+
+@styled
+def caption_length_histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
+    """Words per caption, one outline per split or set, each as a share of its captions."""
+    figure = new(7.5, 4)
+    axes = figure.subplots()
+    edges = np.arange(min(min(v) for v in lengths.values()), max(max(v) for v in lengths.values()) + 2) - 0.5
+    for (name, values), style in zip(lengths.items(), ["-", "--", "-.", ":"] * len(lengths)):
+        share = 100 * np.histogram(values, edges)[0] / len(values)
+        axes.stairs(share, edges, label=f"{name} ({len(values):,})", linestyle=style, linewidth=2)
+    axes.set(xlabel="words per caption", ylabel="captions (%)")
+    legend_above(axes, 3)
+    return figure
+
+
+@styled
+def class_counts(counts: pd.DataFrame) -> Figure:
+    """Images per scene class: one row per class, one column per split, drawn as stacked horizontal bars."""
+    figure = new(8, 1.2 + 0.27 * len(counts))
+    axes, left = figure.subplots(), np.zeros(len(counts))
+    for split, colour in zip(counts, COLOURS):
+        axes.barh(np.arange(len(counts)), counts[split], 0.75, left=left, color=colour, label=split)
+        left += counts[split].to_numpy(float)
+    axes.set_yticks(range(len(counts)), [wrap(name, 2.2, lines=1) for name in counts.index])
+    axes.set(xlabel="images", ylim=(len(counts) - 0.5, -0.5))
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(axis="y", visible=False)
+    legend_above(axes, 3)
+    return figure

@@ -1,0 +1,165 @@
+"""Retrieved images and texts, ranks and recalls."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from nbhelpers.figures.style import (
+    BLUE, COLOURS, GREEN, GREY, LINE, METRICS, ORANGE, RED, SIZE, SMALL, legend_above, line_count, new, draw_image,
+    styled, text_list, whiskers, wrap,
+)
+
+
+@styled
+def retrieved(query: str, images: Sequence[np.ndarray], scores: Sequence[float],
+              right: Sequence[bool]) -> Figure:
+    """The images ranked first for a text: right ones in a full green frame, others in a dashed red one."""
+    columns = len(images)
+    figure = new(max(1.75 * columns, 6), 2.7)
+    figure.suptitle(wrap(f"“{query}”", max(1.75 * columns, 6), SIZE, 2), fontsize=SIZE)
+    for rank, axes in enumerate(figure.subplots(1, columns, squeeze=False).ravel()):
+        draw_image(axes, images[rank], GREEN if right[rank] else RED, dashed=not right[rank])
+        mark = "✓" if right[rank] else "✗"
+        axes.set_title(f"{rank + 1}.  {scores[rank]:.2f} {mark}", fontsize=SMALL, pad=4)
+    return figure
+
+
+@styled
+def retrieved_texts(image: np.ndarray, captions: Sequence[str], scores: Sequence[float],
+                    right: Sequence[bool]) -> Figure:
+    """An image and the captions ranked first for it; its own ones green and ticked."""
+    texts = [wrap(f"{'✓' if hit else '✗'} {score:.2f}  {text}", 6.8, SMALL, 2)
+             for text, score, hit in zip(captions, scores, right)]
+    figure = new(10, max(2.9, LINE * line_count(texts)))
+    left, beside = figure.subplots(1, 2, width_ratios=[2.8, 7.2])
+    draw_image(left, image)
+    text_list(beside, texts, [GREEN if hit else RED for hit in right])
+    return figure
+
+
+@styled
+def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -> Figure:
+    """Scores of N images (rows) and M texts (columns); frames mark the pairs that belong together."""
+    rows, columns = similarity.shape
+    figure = new(max(5.0, min(11.0, 1.8 + 5 * columns / rows)), 5)
+    axes = figure.subplots()
+    drawn = axes.imshow(similarity, cmap="viridis", aspect="auto", interpolation="nearest")
+    axes.set(xlabel="text", ylabel="image")
+    axes.locator_params(integer=True)
+    axes.grid(False)
+    figure.colorbar(drawn, ax=axes, label="similarity", pad=0.02)
+    if owner is not None:
+        width = min(2, 24 / rows)
+        black = withStroke(linewidth=2 * width, foreground="black")  # white alone is lost on yellow
+        for text, image in enumerate(owner):
+            axes.add_patch(Rectangle((text - 0.46, image - 0.46), 0.92, 0.92, fill=False, edgecolor="white",
+                                     linewidth=width, path_effects=[black]))
+    return figure
+
+
+@styled
+def recall_bars(table: pd.DataFrame) -> Figure:
+    """Recalls of several systems side by side.
+
+    table  one row per system and metric: system, metric (of METRICS), value, and where known low and high
+           (the confidence interval, a whisker) and claimed (the published value, a diamond), all in percent
+    """
+    systems = list(dict.fromkeys(table.system))
+    metrics = [metric for metric in METRICS if metric in set(table.metric)]
+    figure = new(10, 4.6)
+    axes, width = figure.subplots(), 0.8 / len(systems)
+    for row, system in enumerate(systems):
+        part = table[table.system == system].set_index("metric").reindex(metrics)
+        x = np.arange(len(metrics)) + (row - (len(systems) - 1) / 2) * width
+        axes.bar(x, part.value, width * 0.92, label=system, color=COLOURS[row % len(COLOURS)])
+        whiskers(axes, x, part)
+        if "claimed" in part and part.claimed.notna().any():
+            axes.plot(x, part.claimed, "D", color="white", markeredgecolor="black", markersize=7,
+                      label="claimed by the paper" if row == 0 else None)
+    names = [metric.replace("i2t_", "image→text\n").replace("t2i_", "text→image\n") for metric in metrics]
+    axes.set_xticks(range(len(metrics)), names)
+    axes.set_ylabel("%")
+    axes.margins(x=0.02)
+    axes.grid(axis="x", visible=False)
+    legend_above(axes, 3)
+    return figure
+
+
+@styled
+def recall_curve(hits: Mapping[str, np.ndarray], chance: np.ndarray | None = None) -> Figure:
+    """R@K over K for every named curve: value k-1 is R@k in percent; chance is drawn dotted."""
+    figure = new(7.5, 4.4)
+    axes = figure.subplots()
+    for (name, curve), style in zip(hits.items(), ["-", "--", "-.", ":"] * len(hits)):
+        axes.plot(np.arange(1, len(curve) + 1), curve, style, label=name)
+    if chance is not None:
+        axes.plot(np.arange(1, len(chance) + 1), chance, ":", color=GREY, label="chance")
+    axes.set(xlabel="K", ylabel="R@K (%)", ylim=(0, 102), xlim=(1, None))
+    legend_above(axes, 3)
+    return figure
+
+
+@styled
+def rank_histogram(ranks: Mapping[str, np.ndarray], bins: int = 20) -> Figure:
+    """How many queries find their first right item at which rank (axis from 1, `ranks` from 0)."""
+    figure = new(5 * len(ranks), 3.8)
+    panels = figure.subplots(1, len(ranks), squeeze=False).ravel()
+    for axes, (name, values), colour in zip(panels, ranks.items(), COLOURS):
+        values = np.asarray(values, float) + 1
+        edges = np.unique(np.geomspace(1, max(values.max(), 2) + 1, bins + 1).round())  # ranks are whole
+        axes.hist(values, edges, color=colour, edgecolor="white")
+        axes.axvline(np.median(values), color="black", linestyle="--", linewidth=1.5)
+        axes.set(xscale="log", xlabel="rank of the first right item", ylabel="queries",
+                 title=f"{name}: median {np.median(values):.1f}")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+@styled
+def bar_with_ceiling(values: Mapping[str, float], ceilings: Mapping[str, float],
+                     chance: Mapping[str, float] | None = None) -> Figure:
+    """Measured recalls (bars), the best that repeated captions allow (outlines) and chance (lines)."""
+    names = list(values)
+    figure = new(max(6.0, 1.3 * len(names)), 4.2)
+    axes, x = figure.subplots(), np.arange(len(names))
+    axes.bar(x, [ceilings[name] for name in names], 0.7, color="#EEEEEE", edgecolor="black", linestyle="--",
+             label="ceiling")
+    bars = axes.bar(x, list(values.values()), 0.7, color=BLUE, label="measured")
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=SMALL)
+    if chance is not None:
+        level = [chance[name] for name in names]
+        axes.hlines(level, x - 0.35, x + 0.35, color=ORANGE, linewidth=3, label="chance")
+    axes.set_xticks(x, [name.replace("_", "\n") for name in names])
+    axes.set(ylabel="%", ylim=(0, 105))
+    axes.grid(axis="x", visible=False)
+    legend_above(axes, 3)
+    return figure
+
+
+@styled
+def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure:
+    """Recall over the number of trained parameters, one point per row of a table indexed by system.
+
+    table  trainable, the metric, low and high (its interval) in percent; a row that trains nothing is a dashed line
+    """
+    figure = new(8, 4.6)
+    axes = figure.subplots()
+    for (name, row), colour in zip(table.iterrows(), COLOURS):
+        if row.trainable == 0:
+            axes.axhline(row[metric], color=GREY, linestyle="--", linewidth=1.5)
+            axes.annotate(f"{name} {row[metric]:.1f}", (0.995, row[metric]), (0, 3), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", ha="right", color=GREY, fontsize=SMALL)
+            continue
+        axes.errorbar(row.trainable, row[metric], [[row[metric] - row.low], [row.high - row[metric]]], fmt="o", markersize=8,
+                      capsize=4, linewidth=1.5, color=colour, label=f"{name} {row[metric]:.1f}")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{metric} (%)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.15)
+    legend_above(axes, 3)
+    return figure

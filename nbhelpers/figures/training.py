@@ -1,0 +1,72 @@
+"""Curves of training, and what its parts bring."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nbhelpers.figures.style import BLUE, GREEN, GREY, RED, SMALL, legend_above, new, styled, whiskers, wrap
+
+
+@styled
+def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validation: str = "val_mR",
+                x: str = "epoch") -> Figure:
+    """Loss terms over `x` and, where the column exists, beside them the validation figure with its best.
+
+    history  as training writes it: epoch, loss, loss terms, val_mR
+    """
+    shown = validation in history and history[validation].notna().any()
+    figure = new(10 if shown else 6.5, 4)
+    panels = figure.subplots(1, 2 if shown else 1, squeeze=False).ravel()
+    for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms)):
+        panels[0].plot(history[x], history[term], style, label=term)
+    panels[0].set(xlabel=x, ylabel="training loss")
+    panels[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    legend_above(panels[0], 3)
+    if shown:
+        scores = history[[x, validation]].dropna()
+        best = scores.loc[scores[validation].idxmax()]
+        panels[1].plot(scores[x], scores[validation], "o-", color=GREEN, markersize=5)
+        panels[1].plot(best[x], best[validation], "*", color=RED, markersize=15,
+                       label=f"best: {best[validation]:.1f}")
+        panels[1].set(xlabel=x, ylabel=f"validation {validation.removeprefix('val_')} (%)")
+        panels[1].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        legend_above(panels[1], 1)
+    return figure
+
+
+@styled
+def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_CIDEr") -> Figure:
+    """The training loss of stages that follow each other, each on its own scale, and the validation figure of the last."""
+    shown = [(name, history, "loss", BLUE, "training loss") for name, history in histories.items()]
+    name, last = list(histories.items())[-1]
+    if validation in last:
+        shown.append((name, last, validation, GREEN, f"validation {validation.removeprefix('val_')} x 100"))
+    figure = new(3.1 * len(shown), 3.4)
+    for axes, (name, history, column, colour, label) in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown):
+        axes.plot(history.epoch, history[column], "o-", color=colour, markersize=5)
+        axes.set(title=name, xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+    return figure
+
+
+@styled
+def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
+    """One bar per row, the first one being the reference: variant, value and, where known, low and high."""
+    figure = new(8, 1.3 + 0.55 * len(table))
+    axes, y = figure.subplots(), np.arange(len(table))
+    axes.barh(y, table.value, 0.65, color=[GREY] + [BLUE] * (len(table) - 1))
+    whiskers(axes, y, table, horizontal=True)
+    ends = table.high if "high" in table else table.value
+    for row, (end, value) in enumerate(zip(ends, table.value)):
+        axes.annotate(f"{value:.1f}", (end, row), (5, 0), textcoords="offset points", va="center",
+                      fontsize=SMALL)
+    axes.axvline(table.value.iloc[0], color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(y, [wrap(name, 2.6, lines=2) for name in table.variant])
+    axes.set(xlabel=f"{metric} (%)", xlim=(0, 1.12 * max(ends)))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return figure

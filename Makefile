@@ -1,4 +1,4 @@
-# make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEED=1 UPTO=20
+# make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20
 # make test   every test         make lab    the notebooks in JupyterLab       make bench  the benchmarks
 # make figures  copies chosen figures of a finished run to figures/<PROFILE>/  make setup  only the installation
 # make clean  removes the installation, the generated data and the runs of the default profile; other runs stay
@@ -6,14 +6,14 @@
 PYTHON  ?= python3
 PROFILE ?= default
 DATA    ?=
-SEED    ?= 0
+SEEDS   ?= 0
 UPTO    ?=
 FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
 	23_cfitr/gallery 23_cfitr/tradeoff 24_bita/captions 24_bita/mixing 30_evaluate_retrieval/recall 50_score_captions/scores
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
-export PROFILE DATA SEED UPTO
+export PROFILE DATA SEEDS UPTO
 
 .PHONY: setup run test lab figures bench clean
 
@@ -29,7 +29,7 @@ setup: .venv/installed
 	@touch $@
 
 run: setup
-	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seed "$$SEED" --upto "$$UPTO"
+	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seeds $$SEEDS --upto "$$UPTO"
 
 # One pytest for all layers: tests/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup

@@ -36,10 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     check = data.add_parser("check", help="what captions and images hold, and what is wrong with them")
     check.add_argument("--captions", required=True, help="file, or folder of a layout of several files")
     check.add_argument("--images", help="folder, zip or tar of the images; left away, they are not looked at")
-    check.add_argument("--layout", help="karpathy, precomp, rows, lavis, nwpu, shards or arrow; recognised if left away")
+    check.add_argument("--layout", help="karpathy, precomp, rows, lavis, nwpu, shards, arrow or csv; recognised if left away")
     check.set_defaults(command=_check)
     prepare = data.add_parser("prepare", help="decode the images of a set once, into the cache")
-    prepare.add_argument("--set", default="scenes", help="ucm, rsicd, ...; scenes (default) is generated")
+    prepare.add_argument("--set", default="scenes", help="ucm, rsicd, ..., a name of your own; scenes (default) is generated")
     prepare.add_argument("--data", default="", help="folder that holds the set; none for scenes")
     prepare.set_defaults(command=_prepare)
     shards = data.add_parser("shards", help="write images and captions as WebDataset shards")
@@ -50,18 +50,40 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--size", type=int, default=1000, help="most captions in a shard (default 1000)")
     shards.set_defaults(command=_shards)
 
-    retrieve = commands.add_parser("retrieve", help="evaluate a trained system on images and captions")
-    retrieve.add_argument("--system", required=True, help="pir, pir_clip, pe_rsitr or cfitr")
-    retrieve.add_argument("--checkpoint", required=True, help="a file of this project or of the system's authors")
-    retrieve.add_argument("--captions", required=True, help="file of captions, such as dataset_rsicd.json, or folder")
-    retrieve.add_argument("--images", required=True, help="folder, zip or tar of the images")
-    retrieve.add_argument("--split", default="test", help="train, val or test (default)")
-    retrieve.add_argument("--ties", default="expectation", choices=("expectation", "released"),
+    train = commands.add_parser("train", help="train one system; on several GPUs: accelerate launch -m nbhelpers train ...")
+    train.add_argument("--system", required=True, help="pir, pir_clip, pe_rsitr, cfitr or bita")
+    train.add_argument("--profile", default="default", help="a file of notebooks/profiles, without .yaml")
+    train.add_argument("--data", default="", help="folder that holds the data sets")
+    train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("eval", help="evaluate a trained retrieval system on images and captions")
+    _add_system(evaluate, "pir, pir_clip, pe_rsitr or cfitr")
+    evaluate.add_argument("--captions", required=True, help="file of captions, such as dataset_rsicd.json, or folder")
+    evaluate.add_argument("--images", required=True, help="folder, zip or tar of the images")
+    evaluate.add_argument("--split", default="test", help="train, val or test (default)")
+    evaluate.add_argument("--ties", default="expectation", choices=("expectation", "released"),
                           help="who wins among equal scores (default: expectation)")
-    retrieve.add_argument("--start", help="what 12_starting_weights noted, if it lies outside the checkpoint's run")
-    retrieve.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    retrieve.add_argument("--out", help="folder for a result record; left away, none is written")
-    retrieve.set_defaults(command=_retrieve)
+    evaluate.add_argument("--out", help="folder for a result record; left away, none is written")
+    evaluate.set_defaults(command=_eval)
+
+    search = commands.add_parser("search", help="find the images of a folder that fit a sentence or resemble an image")
+    _add_system(search, "pir, pir_clip, pe_rsitr or cfitr")
+    search.add_argument("--images", required=True, help="folder, zip or tar of the images")
+    query = search.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", help="a sentence that says what is seen")
+    query.add_argument("--image", help="a file; similar images are found")
+    search.add_argument("--top", type=int, default=10, help="how many images to show (default 10)")
+    search.set_defaults(command=_search)
+
+    caption = commands.add_parser("caption", help="write a caption for every image")
+    _add_system(caption, "bita", default="bita")
+    caption.add_argument("--images", required=True, help="folder, zip or tar of the images")
+    caption.add_argument("--captions", help="file of captions of a data set: only the images of its split, by its ids")
+    caption.add_argument("--split", default="test", help="of --captions: train, val or test (default)")
+    caption.add_argument("--beams", type=int, default=5, help="sentences that the search keeps at each step (default 5)")
+    caption.add_argument("--out", help="file of the captions, which `score` reads; left away, they are printed as JSON")
+    caption.set_defaults(command=_caption)
 
     score = commands.add_parser("score", help="score generated captions against references")
     score.add_argument("--captions", required=True, help="COCO's results, or a file of captions that a notebook wrote")
@@ -74,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run the notebooks in order, headlessly")
     run.add_argument("--profile", default="default", help="a file of notebooks/profiles, without .yaml")
     run.add_argument("--data", default="", help="folder that holds the data sets")
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--seeds", type=int, nargs="+", default=[0], help="one (default: 0) or several, one after the other")
     run.add_argument("--upto", default="", help="stop after the notebook that starts so, e.g. 20")
     run.set_defaults(command=_run)
 
@@ -83,9 +105,48 @@ def _parser() -> argparse.ArgumentParser:
     notebooks.add_argument("names", nargs="*", help="beginnings of notebook names; all if left away")
     notebooks.set_defaults(command=_notebooks)
 
+    cache = commands.add_parser("cache", help="show or clear what runs keep in runs/cache to be faster")
+    cache.add_argument("action", choices=("show", "clear"))
+    cache.add_argument("--kind", nargs="+", help="images, features, sets, weights, unfinished; all if left away")
+    cache.add_argument("--days", type=float, default=0.0, help="clear only what was not used for so many days")
+    cache.set_defaults(command=_cache)
+
+    weights = commands.add_parser("weights", help="exchange checkpoints with the Hugging Face hub").add_subparsers(
+        required=True, metavar="push|pull")
+    push = weights.add_parser("push", help="upload a checkpoint of this project with a model card")
+    push.add_argument("checkpoint", help="its model.safetensors or folder")
+    push.add_argument("repository", help="owner/name; made if there is none")
+    push.add_argument("--public", action="store_true", help="make a new repository public; private if left away")
+    push.set_defaults(command=_push)
+    pull = weights.add_parser("pull", help="fetch such a checkpoint")
+    pull.add_argument("repository", help="owner/name")
+    pull.add_argument("--out", required=True, help="folder for model.safetensors")
+    pull.add_argument("--revision", help="branch, tag or commit; the newest if left away")
+    pull.set_defaults(command=_pull)
+
     records = commands.add_parser("records", help="read result records", add_help=False)
     records.set_defaults(command=_records)
     return parser
+
+
+def _add_system(parser: argparse.ArgumentParser, names: str, default: str | None = None) -> None:
+    """The options that name a trained system."""
+    parser.add_argument("--system", required=default is None, default=default, help=names)
+    parser.add_argument("--checkpoint", help="a file of this project or of the system's authors; left away, what a run trained")
+    parser.add_argument("--start", help="what 12_starting_weights noted, if it lies outside the checkpoint's run")
+    parser.add_argument("--profile", default="default", help="of the run, without --checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of the run, without --checkpoint")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def _system(arguments: argparse.Namespace):
+    from nbhelpers import systems
+    from nbhelpers.run import runs_root
+    if arguments.checkpoint:
+        return systems.load(arguments.system, arguments.checkpoint, arguments.start, arguments.device)
+    if arguments.start:
+        raise UserError("--start belongs to a --checkpoint; name that too.")
+    return systems.trained(runs_root() / arguments.profile, arguments.system, arguments.seed, arguments.device)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -114,10 +175,14 @@ def _shards(arguments: argparse.Namespace) -> None:
     print(f"{sum(written.values())} samples in {len(written)} shards lie in {arguments.out}.")
 
 
-def _retrieve(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
+    from nbhelpers import batch
+    return batch.train_main(arguments)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
     from nbhelpers import systems
-    system = systems.load(arguments.system, arguments.checkpoint, arguments.start, arguments.device)
-    found = systems.retrieve(system, arguments.captions, arguments.images, arguments.split)
+    found = systems.evaluate(_system(arguments), arguments.captions, arguments.images, arguments.split)
     record = found.write_record(arguments.out, arguments.ties) if arguments.out else None
     for note in found.notes:
         print(note)
@@ -126,6 +191,34 @@ def _retrieve(arguments: argparse.Namespace) -> None:
     print(found.recalls(arguments.ties).to_string(float_format="{:.2f}".format, na_rep=""))
     if record:
         print(f"The record is {record}.")
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+    from nbhelpers import systems
+    from nbhelpers.gallery import reading
+    system, query = _system(arguments), arguments.text if arguments.image is None else Path(arguments.image)
+    notes = reading(query, system.tokenizer) if isinstance(query, str) else []
+    found = systems.search(system, arguments.images, query, arguments.top)
+    for note in notes:
+        print(note)
+    for place, (file, score) in enumerate(found.itertuples(index=False), 1):
+        print(f"{place:3}  {score:8.4f}  {file}")
+
+
+def _caption(arguments: argparse.Namespace) -> None:
+    import json
+    from nbhelpers import systems
+    from nbhelpers.errors import atomic_write
+    found = systems.caption_folder(_system(arguments), arguments.images, arguments.captions, arguments.split,
+                                   beams=arguments.beams)
+    text = json.dumps({"captions": found}, indent=1, ensure_ascii=False)
+    if not arguments.out:
+        print(text)
+        return
+    with atomic_write(arguments.out) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(f"{len(found)} captions are in {arguments.out}.")
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -154,9 +247,27 @@ def _notebooks(arguments: argparse.Namespace) -> int:
     return batch.notebooks_main(arguments)
 
 
+def _cache(arguments: argparse.Namespace) -> None:
+    from nbhelpers import cache
+    from nbhelpers.run import runs_root
+    if arguments.action == "clear":
+        print(cache.cleared(cache.clear(runs_root(), arguments.kind, arguments.days)))
+    print(cache.table(cache.entries(runs_root())))
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from nbhelpers import hub
+    print(f"The checkpoint is at {hub.push(arguments.checkpoint, arguments.repository, arguments.public)}.")
+
+
+def _pull(arguments: argparse.Namespace) -> None:
+    from nbhelpers import hub
+    print(f"The checkpoint is {hub.pull(arguments.repository, arguments.out, arguments.revision)}.")
+
+
 def _records(arguments: argparse.Namespace) -> int:
-    from nbhelpers import records
-    return records.main(arguments.rest)
+    from nbhelpers import record_commands
+    return record_commands.main(arguments.rest)
 
 
 if __name__ == "__main__":

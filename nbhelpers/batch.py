@@ -4,12 +4,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import fcntl
+import io
 import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,10 @@ CHAIN = (
     Step("23_cfitr", 150, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("24_bita", 150, reads=("10_prepare_data", "12_starting_weights")),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
+    Step("31_errors_and_significance", 20, reads=SYSTEMS),
+    Step("40_attention_and_belief", 40, reads=("10_prepare_data", "12_starting_weights", *SYSTEMS, "24_bita")),
     Step("50_score_captions", 60, reads=("10_prepare_data", "12_starting_weights", "24_bita"), record=True),
+    Step("60_search", 30, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
     Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),
 )
 NOTEBOOKS = repository_root() / "notebooks"
@@ -173,7 +178,7 @@ class Plan:
 def sources() -> list[str]:
     """The package's files that a notebook may use: where one changes, notebooks run again (and load what they
     trained, as far as its checkpoint still fits)."""
-    unused = {"batch.py", "stored.py", "__main__.py"}
+    unused = {"batch.py", "stored.py", "cache.py", "hub.py", "__main__.py"}
     return sorted(str(path) for path in Path(__file__).parent.rglob("*.py") if path.name not in unused)
 
 
@@ -211,31 +216,65 @@ def run_step(plan: Plan, name: str) -> None:
     print(f"{name} finished in {seconds:.0f} s", flush=True)
 
 
-def run_chain(profile: str = "default", data: str = "", seed: int = 0, upto: str = "",
+def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] = (0,), upto: str = "",
               notebooks: Path = NOTEBOOKS) -> int:
-    """Checks the profile, then runs through Snakemake what is not finished; the exit code.
+    """Checks the profile, then runs through Snakemake what is not finished, seed after seed; the exit code.
 
     data  folder of the data sets, "" for what the profile says
     Raises UserError for what is refused before anything runs.
     """
     steps = select(upto)
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"The seeds are {' '.join(map(str, seeds))}; each must be at least 0 and stand there once.")
+    parameters = {seed: check_profile(profile, _overrides(data, seed), notebooks) for seed in seeds}
+    folder = runs_root() / profile
+    with locked(folder):
+        plans = [Plan(str(folder), str(notebooks), seed, upto, sources(), parameters[seed]) for seed in seeds]
+        code = next((1 for plan in plans if _snakemake(plan)), 0)
+        if code == 0:
+            _print_summary(plans, steps)
+    return code
+
+
+def _overrides(data: str, seed: int) -> dict[str, Any]:
+    """What a call says over the profile."""
     if data and not Path(data).expanduser().is_dir():
         raise UserError(f"DATA is '{data}', which is not a folder; give the folder of images and captions.")
-    overrides = {"SEED": seed} | ({"DATA": str(Path(data).expanduser().resolve())} if data else {})
-    parameters = check_profile(profile, overrides, notebooks)
-    folder = runs_root() / profile
-    with _locked(folder):
-        plan = Plan(str(folder), str(notebooks), seed, upto, sources(), parameters)
-        code = _snakemake(plan)
-        if code == 0:
-            _print_summary(plan, steps)
-    return code
+    return {"SEED": seed} | ({"DATA": str(Path(data).expanduser().resolve())} if data else {})
+
+
+def train(system: str, profile: str = "default", data: str = "", seed: int = 0, notebooks: Path = NOTEBOOKS) -> list[Path]:
+    """Trains a system outside Jupyter, or goes on with it; the files of its models.
+
+    The cells of its notebook that are tagged `train` run as plain Python, in each of the processes that `accelerate launch`
+    starts, so that the notebook finds the model under its own key. Process 0 alone prints.
+    UserError for an unknown system, a profile that is refused, and one whose CHECKPOINT leaves nothing to train.
+    """
+    import nbformat
+    from nbhelpers.distributed import accelerator
+    from nbhelpers.systems import NOTEBOOKS as names
+    if system not in names:
+        raise UserError(f"There is no system '{system}'; choose one of {', '.join(names)}.")
+    values = check_profile(profile, _overrides(data, seed), notebooks)[names[system]]
+    if values.get("CHECKPOINT"):
+        raise UserError(f"Profile '{profile}' gives CHECKPOINT, so there is nothing to train; take that line out.")
+    cells: dict[str, Any] = {"__name__": "__main__"}
+    with redirect_stdout(sys.stdout if accelerator("fp32").is_main_process else io.StringIO()):
+        for number, cell in enumerate(nbformat.read(notebooks / f"{names[system]}.ipynb", as_version=4).cells):
+            tags = cell.metadata.get("tags", [])
+            if "parameters" in tags or "train" in tags:
+                exec(compile(cell.source, f"{names[system]}[{number}]", "exec"), cells)
+            if "parameters" in tags:
+                cells |= values
+        files = [cells["run"].folder / file for file in cells["files"].values()]
+        print("\n".join(f"The model is {file}." for file in files))
+    return files
 
 
 def _snakemake(plan: Plan) -> int:
     """Runs the Snakefile, one notebook at a time; 0 or 1, then with one line on stderr that says what failed.
 
-    Its messages go into a log. Its lock would outlive a killed process, so `_locked` stands in for it.
+    Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for it.
     """
     path = plan.write()
     log, failure = path.with_name("snakemake.log"), path.with_name("failure.txt")
@@ -253,7 +292,7 @@ def _snakemake(plan: Plan) -> int:
 
 
 @contextmanager
-def _locked(folder: Path):
+def locked(folder: Path):
     """Holds the profile's folder for this process; the system frees it even when the process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -264,28 +303,35 @@ def _locked(folder: Path):
         yield
 
 
-def _print_summary(plan: Plan, steps: tuple[Step, ...]) -> None:
+def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
     """Leaderboard, seconds of each notebook against its budget (warns, never fails), and where things lie."""
-    folder = Path(plan.folder)
+    folder = Path(plans[0].folder)
     if list((folder / "records").glob("*.json")):
-        from nbhelpers import records
-        found = [record for kind in ("retrieval", "captions") for record in records.read(folder / "records", kind)]
-        print(f"\n{records.table(found)}")
+        from nbhelpers import exports, leaderboard
+        print(f"\n{leaderboard.table(exports.read([folder / 'records']))}")
     budgeted = folder.name == "default"
-    print(f"\n{'notebook':24}{'seconds':>9}{'budget' if budgeted else '':>9}")
-    for step in steps:
-        seconds = plan.seconds(step.name)
-        note = f"{step.budget:9}{'   over budget' if seconds > step.budget else ''}" if budgeted else ""
-        print(f"{step.name:24}{seconds:9.0f}{note}")
-    print(f"{'together':24}{sum(plan.seconds(step.name) for step in steps):9.0f}")
+    for plan in plans:
+        of = f"notebook, seed {plan.seed}" if len(plans) > 1 else "notebook"
+        print(f"\n{of:24}{'seconds':>9}{'budget' if budgeted else '':>9}")
+        for step in steps:
+            seconds = plan.seconds(step.name)
+            note = f"{step.budget:9}{'   over budget' if seconds > step.budget else ''}" if budgeted else ""
+            print(f"{step.name:24}{seconds:9.0f}{note}")
+        print(f"{'together':24}{sum(plan.seconds(step.name) for step in steps):9.0f}")
     print(f"\nfigures             {folder / 'figures'}\nexecuted notebooks  {folder / 'notebooks'}")
 
 
 # the command line -------------------------------------------------------------------------------------------
 
 def main(arguments: argparse.Namespace) -> int:
-    """`python -m nbhelpers run`: arguments profile, data, seed, upto."""
-    return run_chain(arguments.profile, arguments.data, arguments.seed, arguments.upto)
+    """`python -m nbhelpers run`: arguments profile, data, seeds, upto."""
+    return run_chain(arguments.profile, arguments.data, arguments.seeds, arguments.upto)
+
+
+def train_main(arguments: argparse.Namespace) -> int:
+    """`python -m nbhelpers train`: arguments system, profile, data, seed."""
+    train(arguments.system, arguments.profile, arguments.data, arguments.seed)
+    return 0
 
 
 def notebooks_main(arguments: argparse.Namespace) -> int:

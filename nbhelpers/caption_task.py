@@ -203,12 +203,11 @@ class CaptionTask:
         """
         table, began, texts = self.table(split), time.perf_counter(), []
         words = self.prompted if prompt else self.decoder
-        start = torch.tensor(words.prompt_ids(), device=next(model.parameters()).device)
         training_mode = model.training
         model.eval()
         with tqdm(total=len(table), unit="image", disable=not (progress and training._somebody_looks())) as bar:
             for vision in self.seen(model, split):
-                texts += words.decode(model.generate(vision, start, words.end, words.pad_id, **options))
+                texts += say(model, vision, words, **options)
                 bar.update(len(vision))
         model.train(training_mode)
         return Described(dict(zip(table.images.image_id, texts)), self.references(split), time.perf_counter() - began)
@@ -223,6 +222,12 @@ class CaptionTask:
     def validate(self, model: Captioner) -> dict[str, float]:
         """What selects the best epoch of fine-tuning: CIDEr + BLEU-4 on the validation split, of quickly split words."""
         return self.describe(model, "val", progress=False).scores()
+
+
+def say(model: Captioner, vision: Tensor, words: DecoderTokenizer, **options) -> list[str]:
+    """vision (B,V,C) -> a caption for each, after the prompt of `words`; options as Captioner.generate has them."""
+    start = torch.tensor(words.prompt_ids(), device=vision.device)
+    return words.decode(model.generate(vision, start, words.end, words.pad_id, **options))
 
 
 def image_input(name: str) -> ImageInput:
@@ -347,10 +352,10 @@ class Described:
         wanted = {image: [_tokens(text) for text in texts] for image, texts in self.references.items()}
         return scorer.compute_score(wanted, found, **options)
 
-    def write(self, path: Path, system: str, variant: str, split: str, data: str) -> Path:
-        """The file that 50_score_captions reads."""
-        content = {"system": system, "variant": variant, "split": split, "data": data, "captions": self.captions,
-                   "references": self.references}
+    def write(self, path: Path, system: str, variant: str, split: str, data: str, checkpoint: str = "") -> Path:
+        """The file that 50_score_captions reads; `checkpoint` as in a record."""
+        content = {"system": system, "variant": variant, "split": split, "data": data, "checkpoint": checkpoint,
+                   "captions": self.captions, "references": self.references}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return Path(path)

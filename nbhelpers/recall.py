@@ -114,24 +114,39 @@ def paired_test(a: Recall, b: Recall, owner: np.ndarray, samples: int = 5000, se
     p is two-sided: whole images (the image query and its captions together) swap the two runs at random. The
     interval is a paired bootstrap over images. UserError if the runs differ in queries, cut-offs or tie rule.
     """
-    if (a.ks, a.ties, len(a.i2t_hits), len(a.t2i_hits)) != (b.ks, b.ties, len(b.i2t_hits), len(b.t2i_hits)):
-        raise UserError("The two runs differ in cut-offs, tie rule or number of queries; "
-                        "compare runs evaluated on the same split by the same rule.")
+    check_paired(a, b)
     first, second = _Tally(a, owner), _Tally(b, owner)
     resampled = _resampled(first.images, samples, seed)
     low, high = _interval([first.means(weights) - second.means(weights) for weights in resampled], level)
 
-    i2t = (first.i2t - second.i2t) / first.images
-    t2i = (first.t2i - second.t2i) / first.captions.sum()
-    shares = _with_mean(np.hstack([i2t, t2i]))  # (N, 2K + 1): what each image adds to the difference
-    difference = shares.sum(0)
-    rng, as_extreme = np.random.default_rng([seed, 1]), np.ones(shares.shape[1])
-    for start in range(0, samples, RESAMPLES):
-        signs = rng.choice((-1.0, 1.0), size=(min(RESAMPLES, samples - start), first.images))
-        as_extreme += (np.abs(signs @ shares) >= np.abs(difference) - 1e-12).sum(0)
-    columns = zip(100 * difference, 100 * low, 100 * high, as_extreme / (samples + 1))
+    shares = first.shares() - second.shares()
+    columns = zip(100 * shares.sum(0), 100 * low, 100 * high, swapped(shares, samples, seed))
     names = ("difference", "low", "high", "p")
     return {key: dict(zip(names, map(float, column))) for key, column in zip(_keys(a.ks), columns)}
+
+
+def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """shares (N, C), what each image adds to C differences -> (C,) two-sided p: how often random signs of the images give
+    a sum at least as large as the one observed, which counts as one of the draws."""
+    rng, as_extreme = np.random.default_rng([seed, 1]), np.ones(shares.shape[1])
+    for start in range(0, samples, RESAMPLES):
+        signs = rng.choice((-1.0, 1.0), size=(min(RESAMPLES, samples - start), len(shares)))
+        as_extreme += (np.abs(signs @ shares) >= np.abs(shares.sum(0)) - 1e-12).sum(0)
+    return as_extreme / (samples + 1)
+
+
+def image_shares(recall: Recall, owner: np.ndarray, metric: str = "mR") -> np.ndarray:
+    """(N,) what each image, as a query and with its captions as queries, adds to a metric: the sum is the metric in percent."""
+    if metric not in _keys(recall.ks):
+        raise UserError(f"There is no metric '{metric}' here; choose one of {', '.join(_keys(recall.ks))}.")
+    return 100 * _Tally(recall, owner).shares()[:, _keys(recall.ks).index(metric)]
+
+
+def check_paired(a: Recall, b: Recall) -> None:
+    """UserError if two runs differ in cut-offs, tie rule or number of queries."""
+    if (a.ks, a.ties, len(a.i2t_hits), len(a.t2i_hits)) != (b.ks, b.ties, len(b.i2t_hits), len(b.t2i_hits)):
+        raise UserError("The two runs differ in cut-offs, tie rule or number of queries; "
+                        "compare runs evaluated on the same split by the same rule.")
 
 
 class _Tally:
@@ -143,6 +158,10 @@ class _Tally:
         self.captions = np.bincount(owner).astype(float)
         self.i2t = recall.i2t_hits
         self.t2i = np.stack([np.bincount(owner, hits) for hits in recall.t2i_hits.T], axis=1)
+
+    def shares(self) -> np.ndarray:
+        """(N, 2K + 1): what each image adds to every R@K and to mR; the sums over images are the metrics, as fractions."""
+        return _with_mean(np.hstack([self.i2t / self.images, self.t2i / self.captions.sum()]))
 
     def means(self, weights: np.ndarray) -> np.ndarray:
         """weights (S, N), how often each image was drawn -> (S, 2K) mean hits, i2t then t2i."""

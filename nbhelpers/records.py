@@ -1,25 +1,23 @@
-"""Result records: one JSON per run with its ranks beside it, and the leaderboard made from nothing else."""
+"""Result records: one JSON per run with its ranks beside it; written, read, checked and merged. leaderboard.py makes the tables."""
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
 import platform
-import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from nbhelpers.data.table import SPLITS
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError, atomic_folder, atomic_write
 from nbhelpers.recall import QUERY_ARRAYS, TIES, Recall
 
 VERSION = 1
@@ -64,7 +62,7 @@ SCHEMA = _fields(_SHARED | _COST | {
     "metrics": {"type": "object", "propertyNames": _RULE, "minProperties": 1,
                 "additionalProperties": _NUMBERS},
     "ceiling": _NUMBERS, "chance": _NUMBERS,
-}, ranks=_fields({"file": _TEXT, "sha256": _SHA256}))
+}, ranks=_fields({"file": _TEXT, "sha256": _SHA256}), checkpoint=_TEXT)
 CAPTION_SCHEMA = _fields(_SHARED | {
     "kind": {"const": "captions"},
     "protocol": _fields({"split": {"enum": list(SPLITS)}, "images": {"type": "integer", "minimum": 1},
@@ -82,7 +80,7 @@ def new(config, **fields) -> dict:
     fields  needed: notebook, system, profile, set, data_fingerprint, seed, seconds,
             parameters {all, trainable}, protocol {split, ties, selected_on}, metrics {tie rule: numbers};
             optional: variant, device, weights [{name, source, sha256, kind}], intervals (by the rule in
-            protocol), ceiling, chance, notes
+            protocol), ceiling, chance, notes, checkpoint (file of the model, below the profile's folder of runs)
     """
     return {"ceiling": {}, "chance": {}} | _shared(config) | fields
 
@@ -144,7 +142,13 @@ def config_sha256(config: dict) -> str:
 
 
 # reading ------------------------------------------------------------------------------------------
-def _paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
+class Record(dict):
+    """A record as it was read. `path` is its file, which is no part of it."""
+
+    path: Path
+
+
+def paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
     """The record files in a folder, however deep, or in a list of folders and files."""
     places = [where] if isinstance(where, (str, Path)) else list(where)
     found = []
@@ -157,10 +161,23 @@ def _paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
     return found
 
 
-def read(where: Path | str | Iterable[Path | str], kind: str = "retrieval") -> list[dict]:
+def read(where: Path | str | Iterable[Path | str], kind: str = "retrieval") -> list[Record]:
     """The records of a kind ("retrieval" or "captions") in a folder or in a list of folders and files; UserError on any
     record that does not fit."""
-    return [record for record in map(_read_one, _paths(where)) if kind_of(record) == kind]
+    return [record for record in map(read_one, paths(where)) if kind_of(record) == kind]
+
+
+def read_one(path: Path | str) -> Record:
+    """The record in the file `path`, of either kind. UserError if it is none or does not fit."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); delete it and run its notebook again.") from error
+    _validate(record, str(path))
+    record = Record(record)
+    record.path = path
+    return record
 
 
 def kind_of(record: dict) -> str:
@@ -173,7 +190,7 @@ def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
     UserError if the ranks are missing, or are not those that the record was written with.
     """
     path = Path(path)
-    record = _read_one(path)
+    record = read_one(path)
     ranks = path.parent / f"{path.stem}.npz"
     if not ranks.is_file():
         raise UserError(f"{path} lacks its ranks {ranks.name}; copy them too, or run the notebook again.")
@@ -185,216 +202,51 @@ def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
     return Recall.from_arrays(record["protocol"]["ties"], arrays), arrays["owner"]
 
 
-# the leaderboard ----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Claim:
-    """Numbers that others published, in percent, with R@1, R@5, R@10 of each direction."""
+# merging ------------------------------------------------------------------------------------------
+def merge(folders: Iterable[Path | str], out: Path | str) -> int:
+    """Copies the records in `folders`, with their ranks, into the new folder `out`, whole or not at all; returns how many.
 
-    system: str
-    set: str
-    i2t: tuple[float, float, float]
-    t2i: tuple[float, float, float]
-    mR: float
-    source: str
-    caveat: str
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        keys = [f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
-        return dict(zip(keys, self.i2t + self.t2i)) | {"mR": self.mR}
-
-
-_PIR = "Pan et al., ACM MM 2023, table 1"
-_PE = "Yuan et al., TGRS 61 (2023), tables I-III"
-_RS5M = "; the same in the RS5M README (github.com/om-ai-lab/RS5M)"
-_OTHERS = "training split, selection and tie rule were not checked"
-_CHOSEN = "ties by sort order; chosen on the test split; an independent re-run over five seeds gives mR"
-_CLIP = "CLIP ViT-B/32; by the code's history chosen on a fifth of train and val together"
-
-CLAIMS = (  # rows of published tables; the caveat says where no second source prints the same
-    Claim("AMFMN (sim)", "rsicd", (5.21, 14.72, 21.57), (4.08, 17.00, 30.60), 15.53,
-          f"{_PIR}; the same in {_PE}", _OTHERS),
-    Claim("GaLR", "rsicd", (6.59, 19.85, 31.04), (4.69, 19.48, 32.13), 18.96, _PIR + _RS5M, _OTHERS),
-    Claim("SWAN", "rsicd", (7.41, 20.13, 30.86), (5.56, 22.26, 37.41), 20.61, _PIR + _RS5M, _OTHERS),
-    Claim("VSE2 (CL)", "rsicd", (10.52, 25.07, 36.78), (6.11, 23.64, 38.28), 23.40, _PIR,
-          "read in that table alone; PIR's baseline, Swin-T and BERT, in PIR's protocol"),
-    Claim("PIR", "rsicd", (9.88, 27.26, 39.16), (6.97, 24.56, 38.92), 24.46, _PIR + _RS5M,
-          f"trained on 7862 of the images; {_CHOSEN} 23.66 +- 0.47"),
-    Claim("PE-RSITR", "rsicd", (14.13, 31.51, 44.78), (11.63, 33.92, 50.73), 31.12, _PE + _RS5M, _CLIP),
-    Claim("AMFMN (sim)", "rsitmd", (10.63, 24.78, 41.81), (11.51, 34.69, 54.87), 29.72,
-          f"{_PIR}; the same in {_PE}", _OTHERS),
-    Claim("GaLR", "rsitmd", (14.82, 31.64, 42.48), (11.15, 36.68, 51.68), 31.41, _PIR + _RS5M, _OTHERS),
-    Claim("SWAN", "rsitmd", (13.35, 32.15, 46.90), (11.24, 40.40, 60.60), 34.11, _PIR + _RS5M, _OTHERS),
-    Claim("PIR", "rsitmd", (18.14, 41.15, 52.88), (12.17, 41.68, 63.41), 38.24, _PIR + _RS5M,
-          f"trained on 3435 of the images; {_CHOSEN} 37.78 +- 0.81"),
-    Claim("PE-RSITR", "rsitmd", (23.67, 44.07, 60.36), (20.10, 50.63, 67.97), 44.47, _PE + _RS5M, _CLIP),
-    Claim("CABIR", "ucm", (15.17, 45.71, 72.85), (12.67, 54.19, 89.23), 48.30, _PE,
-          f"read in that table alone; {_OTHERS}"),
-    Claim("PE-RSITR", "ucm", (22.71, 55.81, 80.33), (18.82, 62.84, 93.72), 55.71, _PE,
-          f"read in that table alone, another has the two directions swapped; {_CLIP}"),
-)
-
-_BLOCK = ["profile", "set", "split", "data", "ties"]
-_ROW = ["system", "variant", "seed", "notebook"]
-
-
-def leaderboard(records: Iterable[dict]) -> pd.DataFrame:
-    """Rows (system, variant, seed, notebook); columns ((profile, set, split, data, ties), number).
-
-    A column speaks of one profile, one split of one set of one fingerprint (`data`, shortened), one tie rule.
-    Rows "chance" and, by expectation, "ceiling" stand where records know them. A set that papers report on
-    has a block of profile "published". The interval of mR stands with the rule that it was computed for.
+    A record keeps its place below its folder. It may lie in several folders if it is the same in all. UserError if two
+    records tell differently of one run, if two runs would share a file, or if ranks are missing or are not the record's.
     """
-    return pd.concat(_blocks(records), axis=1, sort=False, names=[*_BLOCK, "number"])
-
-
-def table(records: Iterable[dict], markdown: bool = False) -> str:
-    """The leaderboard to read: one table for each block, with what it may be compared with; captions at the end."""
-    records, parts = list(records), []
-    captions = [record for record in records if kind_of(record) == "captions"]
-    retrieval = [record for record in records if kind_of(record) != "captions"]
-    for (profile, name, split, data, ties), block in (_blocks(retrieval) if retrieval or not captions else {}).items():
-        heading, notes = f"{name} {split} split, profile {profile}, ties by {ties} rule, data {data}", []
-        if profile == "published":
-            heading, block = f"{name}, as published", block.droplevel(_ROW[1:])
-            notes = [f"{c.system}: {c.source}; {c.caveat}." for c in CLAIMS if c.set == name]
-        elif name == "scenes":
-            notes = ["The set is generated: its numbers compare with each other, never with a paper's."]
-        block = _readable(block)
-        parts += [f"### {heading}" if markdown else heading,
-                  _markdown(block) if markdown else block.to_string(index=False)]
-        parts += ["\n".join(f"- {note}" for note in notes)] * bool(notes)
-    for (profile, name, split, data), block in caption_blocks(captions).items():
-        heading = f"{name} {split} split, captions, scores x 100, profile {profile}, data {data}"
-        parts += [f"### {heading}", _markdown(block)] if markdown else [heading, block.to_string(index=False)]
-    return "\n\n".join(parts) + "\n"
-
-
-def caption_blocks(records: Iterable[dict]) -> dict[tuple, pd.DataFrame]:
-    """(profile, set, split, data) -> caption records that may be compared, as text: scores x 100 with their intervals."""
-    blocks: dict[tuple, dict[tuple, dict]] = {}
-    for record in records:
-        block = (record["profile"], record["set"], record["protocol"]["split"], record["data_fingerprint"][:12])
-        rows, row = blocks.setdefault(block, {}), tuple(record[name] for name in _ROW)
-        _only_once(rows, row)
-        ends = {name: " [{:.1f}, {:.1f}]".format(*(100 * end for end in record["intervals"][name]))
-                for name in record["intervals"]}
-        rows[row] = {name: f"{100 * record['metrics'][name]:.1f}{ends.get(name, '')}"
-                     for name in CAPTION_METRICS if name in record["metrics"]}
-        rows[row]["tokenizer"] = record["protocol"]["tokenizer"]
-    return {block: pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=_ROW)).fillna("")
-            .reset_index() for block, rows in blocks.items()}
-
-
-def _only_once(rows: dict, row: tuple) -> None:
-    if row in rows:
-        raise UserError(f"Two records tell of {' '.join(map(str, row))} in one profile; "
-                        "read only one of their folders.")
-
-
-def _blocks(records: Iterable[dict]) -> dict[tuple, pd.DataFrame]:
-    """(profile, set, split, data, ties) -> rows of what may be compared."""
-    blocks: dict[tuple, dict[tuple, dict]] = {}
-    for record in records:
-        for ties, numbers in record["metrics"].items():
-            data, protocol = record["data_fingerprint"][:12], record["protocol"]
-            block = (record["profile"], record["set"], protocol["split"], data, ties)
-            rows, row = blocks.setdefault(block, {}), tuple(record[name] for name in _ROW)
-            _only_once(rows, row)
-            bounds = ("chance", "ceiling") if ties == "expectation" else ("chance",)
-            rows |= {(bound, "", "", ""): record[bound] for bound in bounds if record[bound]}
-            rows[row] = numbers | {"selected on": protocol["selected_on"]}
-            if ties == protocol["ties"] and "mR" in record["intervals"]:
-                rows[row] |= dict(zip(("mR low", "mR high"), record["intervals"]["mR"]))
-    if not blocks:
-        raise UserError("There is no record yet; run a notebook that trains or evaluates first.")
-    for name in sorted({block[1] for block in blocks} & {claim.set for claim in CLAIMS}):
-        claimed = {(claim.system, "", "", ""): claim.metrics for claim in CLAIMS if claim.set == name}
-        blocks["published", name, "test", "", "as published"] = claimed
-    return {block: pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=_ROW))
-            for block, rows in blocks.items()}
-
-
-def _readable(block: pd.DataFrame) -> pd.DataFrame:
-    """Recalls with two decimals, mR with its interval in one column, no medians, nothing undefined."""
-    numbers = [name for name in block if re.fullmatch(r"(i2t|t2i)_R@\d+|mR", name)]
-    shown = block[numbers].map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
-    if "mR low" in block:
-        known = block["mR low"].notna()
-        ends = block.loc[known, ["mR low", "mR high"]].values
-        shown.loc[known, "mR"] += [f" [{low:.1f}, {high:.1f}]" for low, high in ends]
-    if "selected on" in block:
-        shown["selected on"] = block["selected on"].fillna("")
-    return shown.rename(columns=lambda name: name.replace("_", " ")).reset_index()
-
-
-def _markdown(frame: pd.DataFrame) -> str:
-    rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-# the command line ---------------------------------------------------------------------------------
-def main(argv: list[str] | None = None) -> int:
-    """Shows the records in the folders named, or checks them (1 if one is at fault), or tables them."""
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers records", description=main.__doc__)
-    parser.add_argument("command", choices=("show", "check", "table"))
-    parser.add_argument("folder", nargs="+", help="e.g. runs/default/records or data/results")
-    parser.add_argument("--format", choices=("text", "markdown"), default="text", help="of the table")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "check":
-        return _check(arguments.folder)
-    records = [*read(arguments.folder), *read(arguments.folder, "captions")]
-    if arguments.command == "table":
-        print(table(records, markdown=arguments.format == "markdown"), end="")
-    else:
-        print("\n\n".join(map(_shown, records)))
-    return 0
-
-
-def _check(folders: list[str]) -> int:
-    problems, found = [], _paths(folders)
-    for path in found:
-        try:
-            if kind_of(_read_one(path)) == "retrieval":
+    out, runs, places = Path(out), {}, {}
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new folder, and the old one among those to merge.")
+    for folder in map(Path, folders):
+        for path in paths(folder):
+            record = read_one(path)
+            if kind_of(record) == "retrieval":
                 read_recall(path)
-        except UserError as error:
-            problems.append(str(error))
-    print("\n".join([*problems, f"{len(found)} records, {len(problems)} with a problem."]))
-    return 1 if problems else 0
+            if _known(record, runs):
+                continue
+            place = path.relative_to(folder) if folder.is_dir() else Path(path.name)
+            if place in places:
+                raise UserError(f"{places[place].path} and {path} are of different runs and would share {out / place}; "
+                                "merge them into folders of their own.")
+            places[place] = record
+    with atomic_folder(out) as whole:
+        for place, record in places.items():
+            (whole / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record.path, whole / place)
+            if "ranks" in record:
+                beside = record.path.parent / f"{record.path.stem}.npz"
+                shutil.copyfile(beside, (whole / place).parent / beside.name)
+    return len(places)
 
 
-def _shown(record: dict) -> str:
-    git, protocol = record["git"], record["protocol"]
-    lines = [f"{file_stem(record)}: {record['system']} {record['variant']}".rstrip(),
-             f"profile {record['profile']}, set {record['set']}, data {record['data_fingerprint'][:12]}",
-             f"{protocol['split']} split, selected on {protocol['selected_on']}"]
-    if "parameters" in record:
-        lines.append("{all:,} parameters, {trainable:,} trainable".format(**record["parameters"]))
-    took = f"{record['seconds']:.0f} s " if "seconds" in record else ""
-    lines += [f"{took}on {record['device']}",
-              f"revision {(git['revision'] or 'unknown')[:12]}{' with local changes' if git['dirty'] else ''}"]
-    lines += [f"weights {w['name']} ({w['kind']}): {w['source']} {w['sha256'][:12]}".rstrip()
-              for w in record["weights"]]
-    if kind_of(record) == "captions":
-        named = {f"captions of {protocol['images']} images, x 100": {k: 100 * v for k, v in record["metrics"].items()}}
-    else:
-        named = {f"ties by {ties} rule": numbers for ties, numbers in record["metrics"].items()}
-        named |= {bound: record[bound] for bound in ("ceiling", "chance")}
-    for name, numbers in named.items():
-        lines.append(f"{name}: " + (", ".join(f"{key} {value:.2f}" for key, value in numbers.items()) or "-"))
-    return "\n  ".join(lines + [record["notes"]] * bool(record["notes"]))
+def _known(record: Record, runs: dict[tuple, Record]) -> bool:
+    """Whether this very record was met before; UserError if another one of the same run was."""
+    names = ("profile", "set", "data_fingerprint", "notebook", "system", "variant", "seed")
+    run = (kind_of(record), record["protocol"]["split"], *(record[name] for name in names))
+    first = runs.setdefault(run, record)
+    if first != record:
+        fields = [name for name in {**first, **record} if first.get(name) != record.get(name)]
+        raise UserError(f"{first.path} and {record.path} are of one run, but differ in {', '.join(fields)}; "
+                        "leave out the one that does not count.")
+    return first is not record
 
 
 # what a record must be ----------------------------------------------------------------------------
-def _read_one(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and run its notebook again.") from error
-    _validate(record, str(path))
-    return record
-
-
 def _validate(record: dict, where: str) -> None:
     version = record.get("schema") if isinstance(record, dict) else None
     if version != VERSION:

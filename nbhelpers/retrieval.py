@@ -159,13 +159,15 @@ def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0)
 
 
 def write_record(run, system: str, variant: str, model: nn.Module, task: RetrievalTask, weights: list[dict], seconds: float,
-                 notes: str = "", selected_on: str = "val", rules: dict[str, recall.Recall] | None = None) -> dict:
+                 notes: str = "", selected_on: str = "val", rules: dict[str, recall.Recall] | None = None,
+                 checkpoint: str = "") -> dict:
     """Evaluates `model` on the test split, writes its record and per-query ranks, and returns the record.
 
     variant      "" for the notebook's main run
     weights      what the model started from, as `Start.record` tells it
     selected_on  split that chose the epoch; "test" for the authors' checkpoints
     rules        what each tie rule gives, where the ranking is not that of the embeddings, as in a two-stage search
+    checkpoint   the model's file, as `Run.checkpoint` names it; "" if the run trained none
     """
     table = task.table("test")
     if rules is None:
@@ -180,7 +182,8 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
         protocol={"split": "test", "ties": "expectation", "selected_on": selected_on},
         metrics={rule: result.metrics for rule, result in rules.items()},
         intervals=recall.bootstrap(rules["expectation"], owner, seed=run.parameters.seed),
-        ceiling=audit.ceilings(table), chance=recall.chance(owner), notes=notes)
+        ceiling=audit.ceilings(table), chance=recall.chance(owner), notes=notes,
+        **({"checkpoint": checkpoint} if checkpoint else {}))
     return records.read([path])[0]
 
 

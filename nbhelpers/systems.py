@@ -1,17 +1,21 @@
-"""A trained system in use: load a checkpoint, encode images and sentences, evaluate on a folder of images and a caption file.
+"""A trained system in use: load a checkpoint, encode images and sentences or write captions, evaluate on a folder of images.
 
     pir = nbhelpers.load("pir", "model.safetensors")
     scores = pir.encode_images(["harbor.png"]) @ pir.encode_texts(["Many boats.", "A bare hill."]).T
+    bita = systems.trained("runs/default", "bita")
+    captions = bita.caption(["harbor.png"])
 """
 from __future__ import annotations
 
+import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from nbhelpers.data.augment import normalize
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer, caption_batches
+from nbhelpers.data.rows import image_ids
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall
@@ -33,13 +38,18 @@ from nbhelpers.retrieval import BATCH, RetrievalTask
 from nbhelpers.run import runs_root
 from nbhelpers.starting import Start
 
-SYSTEMS = ("pir", "pir_clip", "pe_rsitr", "cfitr")
+RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
+SYSTEMS = (*RETRIEVAL, "bita")
+NOTEBOOKS = dict(zip(SYSTEMS, ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita")))
 WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")  # towers whose tokenizer was made from the captions of one set
 
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """What `load` gives: name, model (eval mode), what it is fed, what the checkpoint says of itself, and its file."""
+    """What `load` gives: name, model (eval mode), what it is fed, what the checkpoint says of itself, and its file.
+
+    The retrieval systems encode, BITA captions; UserError where a system is asked for what it does not do.
+    """
 
     name: str
     model: nn.Module
@@ -51,27 +61,57 @@ class System:
     @torch.inference_mode()
     def encode_images(self, pictures: Iterable[Path | str | np.ndarray]) -> np.ndarray:
         """Files of images, or (H,W,3) uint8 arrays, -> (N,D) float32 unit rows. UserError on a file that is no image."""
-        resized = [images.resize(_pixels(picture), self.image.size) for picture in pictures]
-        parts = [normalize(np.stack(resized[start:start + BATCH]), self.image.mean, self.image.std)
-                 for start in range(0, len(resized), BATCH)]
-        return self._rows(self.model.encode_images(part.to(self.device)) for part in parts)
+        self._must_have("encode_images", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
+        return self._rows(self.model.encode_images(pixels) for pixels in self._batches(pictures))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Iterable[str]) -> np.ndarray:
         """Sentences -> (M,D) float32 unit rows."""
+        self._must_have("encode_texts", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
         batches = caption_batches([self.tokenizer.clean(text) for text in texts], self.tokenizer, BATCH)
         return self._rows(self.model.encode_texts(ids.to(self.device), mask.to(self.device)) for ids, mask in batches)
+
+    def caption(self, pictures: Iterable[Path | str | np.ndarray], beams: int = 5, longest: int = 21,
+                shortest: int = 4) -> list[str]:
+        """Images as for `encode_images` -> one caption each, by beam search.
+
+        beams               sentences that the search keeps at each step
+        longest, shortest   byte pairs of a caption
+        """
+        self._must_have("generate", "retrieves and writes no captions; load bita")
+        from nbhelpers.caption_task import say
+
+        if min(beams, shortest) < 1 or longest < shortest:
+            raise UserError(f"beams is {beams}, longest {longest} and shortest {shortest}; all must be at least 1, and longest at "
+                            "least shortest.")
+        texts = [text for pixels in self._batches(pictures)
+                 for text in say(self.model, self.model.image_features(pixels)["vision"].float(), self.tokenizer, beams=beams,
+                                 longest=longest, shortest=shortest)]
+        return _not_empty(texts)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def _must_have(self, method: str, what: str) -> None:
+        if not hasattr(self.model, method):
+            raise UserError(f"{self.name} {what}.")
+
+    def _batches(self, pictures: Iterable[Path | str | np.ndarray]) -> Iterator[torch.Tensor]:
+        """Normalised pixels (B,3,S,S) on the model's device."""
+        pictures = iter(pictures)
+        while resized := [images.resize(_pixels(picture), self.image.size) for picture in islice(pictures, BATCH)]:
+            yield normalize(np.stack(resized), self.image.mean, self.image.std).to(self.device)
+
     @staticmethod
     def _rows(parts) -> np.ndarray:
-        rows = [part.float().cpu() for part in parts]
-        if not rows:
-            raise UserError("There is nothing to encode; give at least one.")
-        return torch.cat(rows).numpy()
+        return torch.cat(_not_empty([part.float().cpu() for part in parts])).numpy()
+
+
+def _not_empty(found: list) -> list:
+    if not found:
+        raise UserError("There is nothing to encode; give at least one.")
+    return found
 
 
 def _pixels(picture: Path | str | np.ndarray) -> np.ndarray:
@@ -86,8 +126,9 @@ def _pixels(picture: Path | str | np.ndarray) -> np.ndarray:
 def load(system: str, checkpoint: Path | str, start: Path | str | None = None, device: str = "auto") -> System:
     """A trained system from our checkpoint or the authors', in eval mode.
 
-    start   the file in which 12_starting_weights noted what the checkpoint started from; needed for its tokenizer on stand-in
-            towers, and for the CLIP below an adapter. Left away, it is looked for in `starting/` of the checkpoint's run
+    start   the file in which 12_starting_weights, for BITA 24_bita, noted what the checkpoint started from; needed for its
+            tokenizer on stand-in towers, for the CLIP below an adapter, and for what BITA keeps frozen. Left away, it is looked
+            for in `starting/` of the checkpoint's run
     device  auto (a GPU where there is one), cpu or cuda
     UserError on an unknown system, a file of another one, and a tokenizer or CLIP that cannot be found.
     """
@@ -96,13 +137,49 @@ def load(system: str, checkpoint: Path | str, start: Path | str | None = None, d
     if device not in ("auto", "cpu") and not torch.cuda.is_available():
         raise UserError(f"The device is '{device}', but torch sees no CUDA device; take 'cpu' or 'auto'.")
     path = weights.weight_file(Path(checkpoint).expanduser())
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if system == "bita":
+        return _load_captioner(path, Start.read(start or _start_of(system, path)), place)
     read = import_module(f"nbhelpers.papers.{system}").read
     if system == "pe_rsitr":  # its checkpoints of ours hold the adapter alone
         read = partial(read, fill=lambda model: Start.read(start or _start_of(system, path)).fill(model))
     model, about = read(path)
     tokenizer, image = _fed(system, model.config, about, path, start)
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     return System(system, model.to(place).eval(), tokenizer, image, about, path)
+
+
+def _load_captioner(path: Path, start: Start, place: str) -> System:
+    """BITA after stage 2 or fine-tuning; a prompt is known only to the latter. UserError for stage 1, which says nothing."""
+    from nbhelpers import caption_task  # which needs pycocoevalcap
+    from nbhelpers.papers import bita
+
+    model, about = bita.read(path, partial(caption_task.fill_frozen, start))
+    if isinstance(model, bita.Aligner):
+        raise UserError(f"{path} is stage 1 of BITA, which aligns and writes nothing; give that of stage 2 or fine-tuning.")
+    config, words = model.config, caption_task.decoder_tokenizer(start, model.config)
+    if about.get("stage") != "stage2":
+        words = words.prompted(config.prompt, config.prompt_space)
+    return System("bita", model.to(place), words, caption_task.image_input(config.image), about, path)
+
+
+def trained(folder: Path | str, system: str, seed: int = 0, device: str = "auto") -> System:
+    """The model that the training notebook of a system trained in the run `folder`, such as runs/default.
+
+    UserError if that notebook has not run there, trained nothing (it was given a CHECKPOINT), or its file is gone.
+    """
+    if system not in SYSTEMS:
+        raise UserError(f"There is no system '{system}'; choose one of {', '.join(SYSTEMS)}.")
+    folder, notebook = Path(folder), NOTEBOOKS[system]
+    note = folder / ("captions" if system == "bita" else "records") / f"{notebook}-seed{seed}.json"
+    try:
+        file = json.loads(note.read_text(encoding="utf-8")).get("checkpoint", "")
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no trained {system} of seed {seed} yet; run {notebook} first.") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{note} cannot be read ({error}); run {notebook} again.") from error
+    if not file or not (folder / file).is_file():
+        raise UserError(f"{note} names no checkpoint that is there{file and f' ({file})'}; run {notebook} again, without CHECKPOINT.")
+    return load(system, folder / file, folder / "starting" / f"{system}-seed{seed}.json", device)
 
 
 def _fed(system: str, config, about: dict, checkpoint: Path, start: Path | str | None) -> tuple[Tokenizer, ImageInput]:
@@ -134,10 +211,63 @@ def _start_of(system: str, checkpoint: Path, tokenizer: str | None = None) -> Pa
     return found[0]
 
 
-# ---- the retrieval tool ----------------------------------------------------------------------------------------------
+# ---- a folder of images ----------------------------------------------------------------------------------------------
+def search(system: System, pictures: Path | str, query: str | Path, top: int = 10) -> pd.DataFrame:
+    """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
+
+    query  a sentence, or the Path of an image, to which similar ones are found
+    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, with the score of the second: as no
+    training queries are at hand, plain Hamming distance chooses its candidates, as many as `nbhelpers.search.K` or `top`.
+    """
+    if top < 1:
+        raise UserError(f"The search is to show {top} images; ask for at least 1.")
+    store = ImageStore.open(pictures)
+    opened = (store.read(name) for name in store.names)
+    if isinstance(query, str) and not system.tokenizer.clean(query).strip():
+        raise UserError("The sentence is empty; say what the image shows.")
+    if isinstance(query, str) and hasattr(system.model, "score_pairs"):
+        order, scores = _read_together(system, opened, query, top)
+    else:
+        asked = system.encode_texts([query]) if isinstance(query, str) else system.encode_images([query])
+        scores = system.encode_images(opened) @ asked[0]
+        order = np.argsort(-scores, kind="stable")
+        scores = scores[order]
+    return pd.DataFrame({"file": np.array(store.names)[order[:top]], "score": scores[:top]})
+
+
+@torch.inference_mode()
+def _read_together(system: System, pictures: Iterable[np.ndarray], sentence: str, top: int) -> tuple[np.ndarray, np.ndarray]:
+    from nbhelpers import search as engine  # which needs faiss
+    from nbhelpers.store import Store
+
+    model = system.model
+    encoded = [engine.encode(model, model.image_features(pixels)) for pixels in system._batches(pictures)]
+    arrays = {name: np.concatenate([np.asarray(torch.as_tensor(part[name]).cpu()) for part in encoded]) for name in encoded[0]}
+    ids, mask = (part.to(system.device) for part in system.tokenizer([system.tokenizer.clean(sentence)]))
+    query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
+    found = engine.Search(model, Store(engine.store_key(model, "images"), arrays), k=max(engine.K, top))(query)
+    return found.rows[0], found.scores[0]
+
+
+def caption_folder(system: System, pictures: Path | str, listed: Path | str | None = None, split: str = "test",
+                   **options) -> dict[str, str]:
+    """Image id -> caption of the images of a folder, zip or tar; options as `System.caption`.
+
+    listed  a file of captions of any layout: only the images of its `split`, by its ids. Without it all, by their file names
+    """
+    store = ImageStore.open(pictures)
+    if listed is None:
+        ids, files = image_ids(store.names), store.names
+    else:
+        table = layouts.read(listed).split(split)
+        ids, files = list(table.images.image_id), list(table.images.file)
+    return dict(zip(ids, system.caption((store.read(file) for file in files), **options)))
+
+
+# ---- the evaluation ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
-class Retrieval:
-    """What `retrieve` found of one split.
+class Evaluation:
+    """What `evaluate` found of one split.
 
     table    every image and every caption of it;  notes: what was decided when they were read
     results  tie rule -> {name: Recall}: the system under its own name, and with two stages also its first one alone
@@ -167,7 +297,7 @@ class Retrieval:
         name, model, owner = self.system.name, self.system.model, self.table.owner()
         found = {rule: self.results(rule)[name] for rule in recall.TIES}
         record = records.new(
-            model.config, notebook="retrieve", profile="retrieve", set=self.table.name, system=name, variant=name, seed=0,
+            model.config, notebook="eval", profile="eval", set=self.table.name, system=name, variant=name, seed=0,
             data_fingerprint=self.table.fingerprint(), seconds=self.seconds,
             device=f"{self.system.device.type} ({platform.machine()})",
             weights=[{"name": self.system.checkpoint.name, "source": "file", "kind": "file",
@@ -180,14 +310,15 @@ class Retrieval:
         return records.write(folder, record, found[ties].arrays() | {"owner": owner})
 
 
-def retrieve(system: System, captions: Path | str, pictures: Path | str, split: str = "test", cache: Path | None = None,
-             workers: int = 1) -> Retrieval:
+def evaluate(system: System, captions: Path | str, pictures: Path | str, split: str = "test", cache: Path | None = None,
+             workers: int = 1) -> Evaluation:
     """Evaluates a system on a caption file of any layout and a folder or archive of images (PIR-CLIP, spec 6).
 
     An image that is listed twice counts once, with the captions of both entries; every image and every caption of the split
     is a query and stands in the gallery, however many captions an image has. Decoded images are kept in `cache` (default:
     `cache/` under the run folder). UserError for captions, images or a split that cannot be used.
     """
+    system._must_have("encode_images", "writes captions: `caption` writes them and `score` evaluates them")
     began = time.perf_counter()
     reading = layouts.scan(captions, joined=True)
     table, cache = reading.usable().split(split), cache or runs_root() / "cache"
@@ -196,7 +327,7 @@ def retrieve(system: System, captions: Path | str, pictures: Path | str, split: 
     task = RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image, workers=workers,
                          towers=model if model.config.freeze_towers else None, cache=cache)
     results = (_two_stages if hasattr(model, "score_pairs") else _one_stage)(system, task, split)
-    return Retrieval(system, table, reading.notes, results, time.perf_counter() - began)
+    return Evaluation(system, table, reading.notes, results, time.perf_counter() - began)
 
 
 def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str], dict[str, Recall]]:
@@ -206,12 +337,12 @@ def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str
 
 def _two_stages(system: System, task: RetrievalTask, split: str) -> Callable[[str], dict[str, Recall]]:
     """As CFITR is evaluated (its spec, 6): PPSR over the whole split chooses candidates, the single stream ranks them."""
-    from nbhelpers import search  # which needs faiss
+    from nbhelpers import search as engine  # which needs faiss
 
-    owner, k = task.table(split).owner(), search.K
+    owner, k = task.table(split).owner(), engine.K
     with tempfile.TemporaryDirectory(dir=task.cache) as folder:
-        pictures, texts = search.write_stores(system.model, task, split, folder)
-        coarse = search.post_process(search.negative_hamming(pictures["codes"], texts["codes"]))
-        fine = search.fine_scores(system.model, pictures, texts, search.chosen(coarse, k) | search.chosen(coarse.T, k).T)
+        pictures, texts = engine.write_stores(system.model, task, split, folder)
+        coarse = engine.post_process(engine.negative_hamming(pictures["codes"], texts["codes"]))
+        fine = engine.fine_scores(system.model, pictures, texts, engine.chosen(coarse, k) | engine.chosen(coarse.T, k).T)
     return lambda ties: {f"{system.name}, coarse": recall.evaluate(coarse, owner, ties=ties),
-                         system.name: search.two_stage(coarse, fine, owner, k, ties=ties)}
+                         system.name: engine.two_stage(coarse, fine, owner, k, ties=ties)}

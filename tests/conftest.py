@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,20 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def reference_dir(request) -> Path:
     return request.config.getoption("--reference-dir")
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[[], subprocess.CompletedProcess]:
+    """What `make run` does in the default profile: runs what is not finished in the folder named by NBHELPERS_RUNS."""
+    return lambda: subprocess.run([sys.executable, "-m", "nbhelpers", "run"], cwd=HERE.parent, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def chain(make_run) -> subprocess.CompletedProcess:
+    """The whole chain, run once for all tests."""
+    done = make_run()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
 
 
 def _no_gpu() -> str:

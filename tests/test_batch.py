@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from nbhelpers import batch, stored
@@ -95,6 +96,7 @@ def test_refusals_leave_nothing_behind(notebooks, tmp_path):
     profile(notebooks, "PROFILE: mine\nEPOCH: 5\n")
     nowhere = str(tmp_path / "none")
     for wrong, sentence in [({"profile": "mine"}, "EPOCH"), ({"data": nowhere}, "not a folder"),
+                            ({"seeds": [1, 0, 1]}, "seeds are 1 0 1; each must"), ({"seeds": [-1]}, "at least 0"),
                             ({"upto": "77"}, "names no notebooks"), ({"upto": "1"}, "names 3 notebooks")]:
         with pytest.raises(UserError, match=sentence):
             batch.run_chain(**wrong, notebooks=notebooks)
@@ -153,7 +155,9 @@ def test_make_hands_its_variables_on(tmp_path):
     call = ["make", "-s", "-o", "setup", "run", f"BIN={tmp_path}", "DATA=two words", "PROFILE=ucm", "UPTO=20"]
     done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
     assert done.stdout.splitlines() == ["-m", "nbhelpers", "run", "--profile", "ucm", "--data", "two words",
-                                        "--seed", "0", "--upto", "20"]
+                                        "--seeds", "0", "--upto", "20"]
+    several = subprocess.run([*call, "SEEDS=0 1 2"], cwd=batch.repository_root(), capture_output=True, text=True)
+    assert several.stdout.splitlines()[-6:] == ["--seeds", "0", "1", "2", "--upto", "20"]
 
 
 def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
@@ -188,7 +192,7 @@ def test_a_changed_source_or_seed_runs_again_and_a_later_date_does_not(notebooks
     assert run(notebooks, "00") == [] and run.code == 0
     (notebooks / "source.py").write_text("x = 1")
     assert run(notebooks, "00") == ["00_start_here"]
-    assert run(notebooks, "00", seed=1) == ["00_start_here"]
+    assert run(notebooks, "00", seeds=[1]) == ["00_start_here"]
 
 
 def test_the_sources_are_what_a_notebook_may_use():
@@ -199,7 +203,7 @@ def test_the_sources_are_what_a_notebook_may_use():
 
 def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
     write_notebook(notebooks, "10_prepare_data", "1 / 0")
-    assert run(notebooks, "11", seed=4) == ["00_start_here"]
+    assert run(notebooks, "11", seeds=[4]) == ["00_start_here"]
     assert run.code == 1
     assert re.fullmatch(r"10_prepare_data failed in cell \[3\]: ZeroDivisionError: .*\n", run.errors)
     assert (tmp_path / "runs/default/notebooks/10_prepare_data-seed4.ipynb").is_file()
@@ -233,12 +237,66 @@ def test_the_summary_warns_of_time_over_budget(notebooks, tmp_path, capsys):
     (tmp_path / "default" / "finished").mkdir(parents=True)
     for name, seconds in [("00_start_here", 3.2), ("10_prepare_data", 99)]:
         (tmp_path / "default" / plan.finished(name)).write_text(json.dumps({"seconds": seconds}))
-    batch._print_summary(plan, batch.CHAIN[:2])
+    batch._print_summary([plan], batch.CHAIN[:2])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert lines["00_start_here"].split() == ["00_start_here", "3", "20"]
     assert lines["10_prepare_data"].split() == ["10_prepare_data", "99", "30", "over", "budget"]
     assert lines["together"].split() == ["together", "102"]
     assert lines["figures"].endswith("default/figures")
+
+
+def test_several_seeds_run_one_after_the_other_and_stop_at_a_failure(notebooks, tmp_path):
+    write_notebook(notebooks, "10_prepare_data", "assert SEED != 2")
+    assert run(notebooks, "10", seeds=[5, 1]) == ["00_start_here", "10_prepare_data"] * 2 and run.code == 0
+    kept = sorted(path.name for path in (tmp_path / "runs/default/finished").iterdir())
+    assert kept == [f"{name}-seed{seed}.json" for name in ("00_start_here", "10_prepare_data") for seed in (1, 5)]
+    assert run(notebooks, "10", seeds=[1, 2, 3]) == ["00_start_here"] and run.code == 1
+    assert run.errors.startswith("10_prepare_data failed in cell [3]: AssertionError") and run.errors.count("\n") == 1
+
+
+def test_the_slurm_profile_says_what_snakemake_knows():
+    from snakemake.cli import get_argument_parser
+    options = {option.lstrip("-") for action in get_argument_parser()._actions for option in action.option_strings}
+    given = yaml.safe_load((batch.NOTEBOOKS / "slurm" / "config.yaml").read_text())
+    assert set(given) <= options and given["executor"] == "slurm" and given["jobs"] >= len(batch.SYSTEMS)
+
+
+def test_a_profile_of_snakemake_is_heard(notebooks, tmp_path, monkeypatch):
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster/config.yaml").write_text("executor: nowhere\n")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", str(tmp_path / "cluster"))
+    assert run(notebooks, "00") == [] and run.code == 1
+    assert run.errors.count("\n") == 1 and "snakemake.log says why" in run.errors
+    assert "nowhere" in (tmp_path / "runs/default/snakemake.log").read_text()
+
+
+# one training outside Jupyter -------------------------------------------------------------------------------
+
+def training_notebook(notebooks: Path, *cells: tuple[str, bool]) -> None:
+    path = write_notebook(notebooks, "20_pir", *(text for text, _ in cells))
+    notebook = nbformat.read(path, as_version=4)
+    for cell, (_, trains) in zip(notebook.cells[1:], cells):
+        cell.metadata.tags = ["train"] * trains
+    nbformat.write(notebook, path)
+
+
+def test_training_runs_the_marked_cells_with_the_values_of_the_profile(notebooks, tmp_path, capsys):
+    profile(notebooks, "PROFILE: mine\n")
+    training_notebook(notebooks, ("import types; from pathlib import Path", True), ("1 / 0", False),
+                      (f"run = types.SimpleNamespace(folder=Path({str(tmp_path)!r}) / PROFILE)", True),
+                      ("files = {'pir': f'pir-seed{SEED}'}; print(DATA)", True))
+    assert batch.train("pir", "mine", str(tmp_path), 3, notebooks) == [tmp_path / "mine/pir-seed3"]
+    assert capsys.readouterr().out == f"{tmp_path}\nThe model is {tmp_path / 'mine/pir-seed3'}.\n"
+
+
+def test_a_training_that_cannot_be(notebooks):
+    write_notebook(notebooks, "20_pir", parameters='CHECKPOINT: str = ""  # file')
+    profile(notebooks, "PROFILE: mine\nCHECKPOINT: a.pt\n")
+    for arguments, words in ((("clip",), "no system 'clip'; choose one of pir, pir_clip, pe_rsitr, cfitr, bita"),
+                             (("pir", "mine"), "gives CHECKPOINT, so there is nothing to train"),
+                             (("pir", "default", "nowhere"), "DATA is 'nowhere', which is not a folder")):
+        with pytest.raises(UserError, match=words):
+            batch.train(*arguments, notebooks=notebooks)
 
 
 # the stored form --------------------------------------------------------------------------------------------

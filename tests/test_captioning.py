@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from nbhelpers import captioning, java, records
+from nbhelpers import captioning, java, leaderboard, records
 from nbhelpers.__main__ import main
 from nbhelpers.errors import UserError
 
@@ -514,18 +514,18 @@ def test_a_record_holds_scores_and_intervals_and_stands_in_a_table_of_its_own(tm
     record(tmp_path, system="most frequent", variant="most_frequent")
     assert found["metrics"]["CIDEr"] == pytest.approx(1.3697, abs=1e-4) and list(found["intervals"]) == list(found["metrics"])
     assert found["protocol"]["images"] == 20 and records.read(tmp_path) == [] and len(records.read(tmp_path, "captions")) == 2
-    (_, block), = records.caption_blocks(records.read(tmp_path, "captions")).items()
-    assert set(block.system) == {"BITA", "most frequent"} and block.CIDEr[0].startswith("137.0 [")
+    board, = leaderboard.boards(records.read(tmp_path, "captions"))
+    assert set(board.shown.system) == {"BITA", "most frequent caption"} and board.shown.CIDEr["BITA"].startswith("137.0 [")
     assert main(["records", "table", str(tmp_path)]) == main(["records", "show", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "scenes test split, captions, scores x 100" in out and "captions of 20 images, x 100: Bleu_1 80.23" in out
+    assert "scenes, test split, captions, profile default" in out and "captions of 20 images, x 100: Bleu_1 80.23" in out
     assert main(["records", "check", str(tmp_path)]) == 0 and "2 records, 0 with" in capsys.readouterr().out
 
 
 def test_tables_of_captions_mix_no_data_and_no_record_twice(tmp_path):
     one, other = record(tmp_path / "a"), record(tmp_path / "b", data_fingerprint="b" * 64)
-    assert len(records.caption_blocks([one, other])) == 2
-    refused("Two records tell of BITA", records.caption_blocks, [one, one])
+    assert len(leaderboard.boards([one, other])) == 2
+    refused("Two records tell of BITA", leaderboard.boards, [one, one])
 
 
 @pytest.mark.parametrize("changes, words", [({"split": "tset"}, "at protocol.split"), ({"seconds": -1}, "at seconds"),

@@ -142,6 +142,27 @@ def test_find_layouts_of_several_files(layout, place, tmp_path):
     assert layouts.read(captions).fingerprint() == table.fingerprint()
 
 
+@pytest.mark.parametrize("captions, images", [("town.csv", "town_images"), ("town/captions.csv", "town/images"), ("town/t.csv", "town")])
+def test_a_table_of_ones_own_is_found_and_opened(captions, images, tmp_path):
+    files = [f"pond_{n}.jpg" for n in range(40)]
+    folder = put_images(tmp_path / images, files)
+    text = "image,caption\n" + "".join(f"{file},a pond\n{file},water\n" for file in files)
+    (tmp_path / captions).write_text(text)
+    assert catalog.find("town", tmp_path) == (tmp_path / captions, folder)
+    data = catalog.open_dataset("town", tmp_path, tmp_path / "cache")
+    counts = data.table.counts()
+    assert counts.images.to_dict() == {"train": 35, "val": 3, "test": 2} and counts.captions.sum() == 80 and data.known is None
+    assert any("no column 'split'" in line for line in data.where) and not check(tmp_path / captions, folder).problems
+
+
+@pytest.mark.parametrize("named", [".", "tiny_precomp"])
+def test_the_tree_of_pe_rsitr_has_its_images_beside_the_lists(named, tmp_path):
+    table = layouts.read(put_captions(tmp_path / "source" / "dataset_tiny.json"))
+    layouts.write(table, tmp_path / "tiny_precomp", "precomp")
+    pictures = put_images(tmp_path / "tiny_precomp" / "tiny_images")
+    assert catalog.find("tiny", tmp_path / named) == (tmp_path / "tiny_precomp", pictures)
+
+
 def test_a_file_is_no_folder_and_a_folder_no_archive(tmp_path):
     put_captions(tmp_path / "dataset_tiny.json")
     (tmp_path / "tiny_images").write_text("")

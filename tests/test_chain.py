@@ -3,29 +3,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
-from nbhelpers import batch, records
+from nbhelpers import batch, records, systems
 
 pytestmark = pytest.mark.skipif(not os.environ.get("NBHELPERS_RUNS"),
                                 reason="runs in the folder named by NBHELPERS_RUNS, as `make test` sets it")
-
-
-def make_run() -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "nbhelpers", "run"], cwd=batch.repository_root(),
-                          capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def chain() -> subprocess.CompletedProcess:
-    done = make_run()
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done
 
 
 @pytest.fixture
@@ -68,18 +58,48 @@ def test_captions_are_scored_and_better_than_one_caption_for_all(folder):
     assert written and max(metrics["CIDEr"] for metrics in written) > found["most frequent caption", "most_frequent"]["CIDEr"]
 
 
+@pytest.mark.parametrize("system", systems.SYSTEMS)
+def test_what_a_notebook_trained_is_found_and_used(folder, system):
+    found = systems.trained(folder, system)
+    assert found.checkpoint.is_relative_to(folder / "checkpoints")
+    picture = np.zeros((64, 64, 3), np.uint8)
+    if system == "bita":
+        assert found.caption([picture])[0]
+    else:
+        assert found.encode_images([picture]).shape == found.encode_texts(["a pond"]).shape
+
+
+def test_two_processes_train_what_the_notebook_then_finds(folder, tmp_path):
+    """`train` under torchrun, which `accelerate launch` calls on several GPUs; on a copy of the run without the model."""
+    runs = tmp_path / "runs"
+    for part in ("starting", "records"):
+        shutil.copytree(folder / part, runs / "default" / part)
+    (runs / "cache").symlink_to(folder.parent / "cache")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "nbhelpers", "train",
+               "--system", "pir"]
+    environment = os.environ | {"NBHELPERS_RUNS": str(runs), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=batch.repository_root(), env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = systems.trained(folder, "pir").checkpoint.relative_to(folder.parent)
+    assert list((runs / "default/checkpoints").glob("*/model.safetensors")) == [runs / made], "under the notebook's own key"
+    assert done.stdout.count("The model is") == 1 and f"The model is {runs / made}." in done.stdout
+    found = systems.trained(runs / "default", "pir")  # by the record of the notebook
+    assert found.about["config"]["epochs"] == len(found.about["history"])
+
+
 def test_the_leaderboard_is_printed(chain):
-    assert "PIR" in chain.stdout and "scenes test split" in chain.stdout
+    assert "PIR" in chain.stdout and "scenes, test split" in chain.stdout
 
 
 def test_figures_are_written_and_small(chain, folder):
     written = list((folder / "figures").rglob("*.png"))
     assert {path.parent.name for path in written} >= {"10_prepare_data", "20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita",
-                                                         "30_evaluate_retrieval", "50_score_captions"}
+                                                         "30_evaluate_retrieval", "31_errors_and_significance", "40_attention_and_belief",
+                                                         "50_score_captions", "60_search"}
     assert all(path.stat().st_size < 300_000 for path in written)
 
 
-def test_a_second_call_runs_nothing_again(chain):
+def test_a_second_call_runs_nothing_again(chain, make_run):
     again = make_run()
     assert again.returncode == 0
     assert "finished in" not in again.stdout

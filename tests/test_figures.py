@@ -60,9 +60,39 @@ def search_times() -> tuple[pd.DataFrame, pd.DataFrame]:
     return times, pd.DataFrame({name: [True, True, name != "exhaustive", name != "exhaustive"] for name in times}, sizes)
 
 
+def standings() -> pd.DataFrame:
+    return pd.DataFrame({"value": [54.0, 47.0, 33.0], "low": [48.0, 41.0, np.nan], "high": [60.0, 53.0, np.nan], "group": ["a", "ab", "b"]},
+                        ["PIR-CLIP without affiliation", "CLIP, fine-tuned as PE-RSITR", "CFITR"])
+
+
 def methods() -> pd.DataFrame:
     return pd.DataFrame({"trainable": [5_000, 0, 16_000, 4_000_000], "mR": [38.0, 31, 34, 48], "low": [32.0, 25, 29, 43],
                          "high": [43.0, 37, 40, 54]}, index=["PE-RSITR", "zero-shot", "linear probe", "full"])
+
+
+SYSTEMS = ("PIR", "PIR-CLIP", "PE-RSITR", "CFITR")
+
+
+def pair_differences() -> pd.DataFrame:
+    return pd.DataFrame({"difference": [10.0, 2.0, -1.0], "low": [5.0, -2.0, -6.0], "high": [15.0, 6.0, 4.0], "real": [True, False, False]},
+                        ["PIR-CLIP - PIR", "PIR-CLIP - CLIP, fine-tuned", "PE-RSITR - CLIP, zero-shot"])
+
+
+def percents(rows, columns, seed: int = 3) -> pd.DataFrame:
+    values = np.random.default_rng(seed).dirichlet(np.ones(len(columns)), len(rows)) * 100
+    return pd.DataFrame(values, rows, columns)
+
+
+def check_tables() -> dict[str, pd.DataFrame]:
+    table = pd.DataFrame({"gain": [0.02, -0.01, 0.04], "low": [0.01, -0.03, 0.03], "high": [0.03, 0.01, 0.05], "verdict": ["yes", "no", "yes"]},
+                         ["belief", "attention", "relevance, untrained"])
+    return {"pir": table, "cfitr": table.iloc[1:] * [10, 10, 10, 1]}
+
+
+def hiding() -> dict[str, dict[str, np.ndarray]]:
+    falling = np.linspace(0.6, 0.3, 8) + np.zeros((2, 1))
+    return {name: {"belief": falling, "attention": falling[:, ::-1] ** 2, "relevance": falling ** 2, "occlusion": falling / 2,
+                   "random": falling + 0.1} for name in ("pir", "pir_clip", "pe_rsitr", "cfitr", "bita")}
 
 
 def all_figures() -> dict[str, matplotlib.figure.Figure]:
@@ -83,6 +113,13 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
         "mixing_maps": figures.mixing_maps({"caption": rng.normal(size=(3, 32, 64)), "one word changed": 200 * rng.normal(size=(3, 32, 64))},
                                            ["embedding h", "its transform Re F(h)", "output LN(h + Re F(h))"]),
         "query_maps": figures.query_maps(pictures(1)[0], rng.random((3, 8, 7, 7))),
+        "map_rows": figures.map_rows(pictures(3), [LONG, "a road", "two blue ponds"], {"pir_clip": rng.normal(size=(3, 7, 7)), "belief after training": rng.random((3, 7, 7))},
+                                     [np.pad(np.ones((40, 40), bool), 28)] * 3),
+        "class_maps": figures.class_maps({f"mediumresidential {i}": rng.random((7, 7)) for i in range(24)}),
+        "word_weights": figures.word_weights([pd.DataFrame(rng.random((3, count)), [f"cycle {i}" for i in (1, 2, 3)], (LONG.split() * 2)[:count])
+                                              for count in (12, 5)]),
+        "hiding_curves": figures.hiding_curves(hiding()),
+        "check_bars": figures.check_bars(check_tables(), "gain", "gain over random order"),
         "stage_curves": figures.stage_curves({name: history().assign(val_CIDEr=rng.random(len(history()))) for name in (
             "stage 1", "stage 2", "fine-tuning")}),
         "soft_belief_maps": figures.soft_belief_maps(pictures(1)[0], {"belief": belief(), "added by order": belief(), "weight": belief()}),
@@ -96,6 +133,7 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
         "gallery_times": figures.gallery_times(*search_times()),
         "similarity_matrix": figures.similarity_matrix(rng.normal(size=(8, 24)), np.repeat(np.arange(8), 3)),
         "recall_bars": figures.recall_bars(recalls()),
+        "ranking": figures.ranking(standings(), {"chance": 5.8, "ceiling": 98.1}, {"a published system": 55.7}),
         "recall_curve": figures.recall_curve({"image→text": np.arange(1, 51), "text→image": np.arange(2, 52)},
                                              np.arange(50) / 5),
         "rank_histogram": figures.rank_histogram({"image→text": rng.integers(0, 90, 90),
@@ -107,6 +145,16 @@ def all_figures() -> dict[str, matplotlib.figure.Figure]:
         "score_table": figures.score_table(pd.DataFrame(rng.random((8, 7)) * 100, [f"words {i} in another order" for i in range(8)],
                                                         ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]),
                                            "as % of the reference"),
+        "class_recalls": figures.class_recalls(percents([f"denseresidential {i}" for i in range(24)], SYSTEMS)),
+        "confusion": figures.confusion({title: percents(list(classes.index), list(classes.index)) for title in figures.DIRECTIONS.values()}),
+        "hub_curves": figures.hub_curves({title: {name: rng.poisson(20, 90) for name in (*SYSTEMS, "chance")}
+                                          for title in ("images, asked for by texts", "captions, asked for by images")}),
+        "generic_ranks": figures.generic_ranks(percents(["1", "2", "3 to 5", "6 to 12", "13 or more"], SYSTEMS), [300, 60, 40, 30, 1000]),
+        "first_place_bars": figures.first_place_bars(percents([f"{name}, {title}" for name in SYSTEMS for title in figures.DIRECTIONS.values()],
+                                                              ["own", "same sentence", "same picture", "all its words", "same class",
+                                                               "other class"])),
+        "paired_differences": figures.paired_differences(pair_differences()),
+        "miss_sheet": figures.miss_sheet(CAPTIONS * 5, pictures(25), pictures(25), ["place 89 of 90; also plausible"] * 25),
         "caption_length_histogram": figures.caption_length_histogram({"train": rng.poisson(11, 900) + 2,
                                                                       "test": rng.poisson(12, 90) + 2}),
         "class_counts": figures.class_counts(classes),
@@ -206,6 +254,15 @@ def test_bars_whiskers_and_claims_stand_at_their_values():
     assert [17, 23] in whiskers
 
 
+def test_the_ranking_shows_values_intervals_letters_levels_and_claims():
+    axes, = figures.ranking(standings(), {"chance": 5.8, "ceiling": 98.1}, {"a published system": 55.7}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*standings().index, "a published system"]
+    lines = {line.get_label(): np.ravel(line.get_xdata()).tolist() for line in axes.lines}
+    assert lines["measured"] == [54, 47, 33] and lines["as published"] == [55.7] and lines["chance 5.8"] == [5.8, 5.8]
+    assert [text.get_text() for text in axes.texts] == ["a", "ab", "b"]
+    assert [48, 60] in [path.vertices[:, 0].tolist() for c in axes.collections for path in c.get_paths()]
+
+
 def test_the_best_epoch_is_marked_and_gaps_are_left_out():
     axes = figures.loss_curves(history()).axes[1]
     assert list(axes.lines[0].get_xdata()) == [2, 3, 4, 5, 6, 7, 8]
@@ -255,6 +312,30 @@ def test_times_that_were_not_measured_are_hollow():
     assert list(lines["exhaustive"].get_xdata()) == [512, 2048]
     hollow = [line for line in lines.values() if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[8192, 32768]]
+
+
+def test_only_real_differences_are_filled():
+    real, other = figures.paired_differences(pair_differences()).axes[0].containers
+    assert [tuple(point) for point in real.lines[0].get_xydata()] == [(10, 0)] and real.lines[0].get_markerfacecolor() != "white"
+    assert [tuple(point) for point in other.lines[0].get_xydata()] == [(2, 1), (-1, 2)] and other.lines[0].get_markerfacecolor() == "white"
+
+
+def test_stacked_parts_end_at_all_queries():
+    axes = DRAWN["first_place_bars"].axes[0]
+    ends = {round(patch.get_x() + patch.get_width(), 6) for patch in axes.containers[-1]}
+    assert ends == {100.0} and len(axes.containers) == 6
+
+
+def test_appearances_are_drawn_from_the_most_frequent_item_and_around_their_mean():
+    axes, = figures.hub_curves({"images": {"PIR": np.array([1, 6, 2])}}).axes
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([2, 2 / 3, 1 / 3])
+
+
+def test_every_class_and_its_place_in_the_confusion_is_named():
+    table = percents(["port", "pond"], ["port", "pond"])
+    axes = figures.confusion({"image→text": table}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["port", "pond"]
+    assert (axes.images[0].get_array() == table.to_numpy()).all()
 
 
 def test_the_trade_off_shows_recall_and_both_times():

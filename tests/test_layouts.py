@@ -89,7 +89,13 @@ def in_lavis(folder):
     return folder
 
 
-MAKERS = {"karpathy": in_karpathy, "precomp": in_precomp, "rows": in_rows, "lavis": in_lavis}
+def in_csv(folder, text="image,split,caption\n"):
+    for file, split in FILES.items():
+        text += "".join(f'{file},{split},"{caption}"\n' for caption in captions_of(file))
+    return put(folder / "tiny.csv", text)
+
+
+MAKERS = {"karpathy": in_karpathy, "precomp": in_precomp, "rows": in_rows, "lavis": in_lavis, "csv": in_csv}
 
 
 @pytest.mark.parametrize("layout", MAKERS)
@@ -128,6 +134,51 @@ def test_round_trip_of_any_captions(data, layout, tmp_path_factory):
     path = tmp_path_factory.mktemp("any") / ("dataset_tiny.json" if layout == "karpathy" else "tiny")
     layouts.write(any_table, path, layout)
     assert same(layouts.read(path), any_table)
+
+
+def test_a_table_of_ones_own_as_people_write_it(tmp_path):
+    """Semicolons or tabs, columns in any order and case, blank lines, a class, a comma or a line break in a caption."""
+    text = ('Class;Caption ; image;SPLIT\r\nharbour;"two boats, ""moored""";p/a.jpg;train\r\n\r\n;"one\n boat";p/a.jpg;train\r\n'
+            ';a pond;pond_1.tif;test\r\n')
+    for delimiter in ";\t":
+        reading = layouts.scan(put(tmp_path / "Our town.csv", text.replace(";", delimiter)))
+        assert (reading.layout, reading.table.name, reading.problems) == ("csv", "our_town", [])
+        assert reading.table.images.values.tolist() == [["a", "p/a.jpg", "train", "harbour"], ["pond_1", "pond_1.tif", "test", "pond"]]
+        assert list(reading.table.captions.text) == ['two boats, "moored"', "one  boat", "a pond"]
+    assert layouts.read(tmp_path).name == "our_town"  # the only table of its folder
+    put(tmp_path / "dataset_tiny.json", karpathy())
+    assert layouts.read(tmp_path).name == "tiny"  # beside a published layout, a table may be anything
+
+
+def test_a_table_without_splits_is_split_by_a_hash(tmp_path):
+    rows = [f"pond_{n}.jpg,a pond\n" for n in range(2000)]
+    reading = layouts.scan(put(tmp_path / "x.csv", "image,caption\n" + "".join(rows)))
+    split = reading.table.images.set_index("file").split
+    assert {name: round(count / 2000, 1) for name, count in split.value_counts().items()} == {"train": 0.8, "val": 0.1, "test": 0.1}
+    assert "no column 'split'" in reading.notes[0] and not reading.problems
+    fewer = layouts.read(put(tmp_path / "y.csv", "image,caption\n" + "".join(rows[::-3]))).images.set_index("file").split
+    assert (fewer == split[fewer.index]).all()
+    # pinned: another rule would test on other images under the same name
+    assert list(split.index[split == "test"][:4]) == ["pond_0.jpg", "pond_5.jpg", "pond_46.jpg", "pond_52.jpg"]
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("a.jpg,a plane\n", "no column caption and no column image; its first line must .* but is 'a.jpg,a plane'"),
+    ("image,text\na.jpg,a plane\n", "no column caption;"),
+    ('image,caption\na.jpg,"a plane\n', "no readable CSV .line 2: .*double quotes"),
+    ('image,caption\na.jpg,"a" plane\n', "no readable CSV .line 2: "),
+    ("image,caption\na.jpg,a plane, a car\na.jpg,a plane\n", "1 rows have more or fewer cells .* .first: line 2.; put captions that"),
+    ("image,caption\na.jpg\nb.jpg,a plane\n", "1 rows have more or fewer cells"),
+    ("image,caption\n,a plane\n", "1 rows have no file name .first: line 2"),
+    ("image,caption\n..\\a.jpg,a plane\n", "1 file names leave the image folder"),
+    ("image,caption,split\na.jpg,a plane,dev\nb.jpg,a plane,\n", "2 images have an unknown split .first: a.jpg: 'dev'"),
+    ("image,caption,split\na.jpg,a plane,train\na.jpg,a car,test\n", "1 rows put an image into a second split .first: a.jpg: train and"),
+    ("image,caption\na.jpg,\n", "1 of 1 captions are empty"),
+    ("image,caption\n", "no caption at all"), ("", "is empty")])
+def test_a_table_that_cannot_be_used(text, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence) as caught:
+        layouts.read(put(tmp_path / "x.csv", text))
+    assert "\n" not in str(caught.value)
 
 
 def test_nwpu_takes_class_folders_and_all_five_captions(tmp_path):
@@ -401,7 +452,7 @@ def test_an_image_in_two_splits_is_refused(tmp_path):
 def test_an_image_in_two_splits_of_precomp_is_refused(tmp_path):
     folder = in_precomp(tmp_path)
     put(folder / "val_filename.txt", "airport_1.jpg\n" * 5)
-    with pytest.raises(UserError, match="5 file names are listed twice .first: airport_1.jpg"):
+    with pytest.raises(UserError, match="5 rows put an image into a second split .first: airport_1.jpg: train and val"):
         layouts.read(folder)
 
 

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from nbhelpers import batch, stored
+from nbhelpers import batch, stored, systems
 
 FOLDER = batch.NOTEBOOKS
 PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
@@ -100,12 +101,24 @@ def test_cells_are_short_and_told_about(name):
 def test_code_suits_papermill_and_nbval(name):
     nodes = []
     for cell in code_cells(name):
-        assert set(tags(cell)) <= {"parameters", IGNORED}
+        assert set(tags(cell)) <= {"parameters", IGNORED, "train"}
         assert not re.search(r"^\s*[%!]", cell.source, re.M), "magics and shell commands are no Python"
         assert not re.search(r";\s*$", cell.source), "nbval shows what a trailing semicolon hides"
         nodes += ast.walk(ast.parse(cell.source))
     assert any(isinstance(node, ast.Assert) for node in nodes), "it is run unattended and asserts nothing"
     assert BOOKS[name].metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("name", systems.NOTEBOOKS.values())
+def test_cells_for_training_need_no_others(name):
+    found = [cell.source for cell in code_cells(name) if {"parameters", "train"} & set(tags(cell))]
+    nodes = list(ast.walk(ast.parse("\n".join(found))))
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    made |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {(name.asname or name.name).split(".")[0] for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)) for name in node.names}
+    assert not used - made - set(dir(builtins)) and {"run", "files"} <= made
 
 
 @every_notebook

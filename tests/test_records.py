@@ -1,12 +1,13 @@
-"""Records: written whole or not at all, true to their ranks, and never mixed on the leaderboard."""
+"""Records: written, read and merged whole or not at all, and true to their ranks."""
 from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from nbhelpers import recall, records
@@ -151,76 +152,64 @@ def test_a_broken_file_is_named(tmp_path, content):
         records.read(tmp_path)
 
 
-# ---- the leaderboard ----------------------------------------------------------------------------
-def test_no_column_mixes_profiles_sets_fingerprints_or_tie_rules(tmp_path):
-    kinds = [{}, {"profile": "ucm"}, {"set": "ucm"}, {"data_fingerprint": "c" * 64}]
-    for number, kind in enumerate(kinds):
-        write(tmp_path / str(number), seed=number, **kind)
-    board = records.leaderboard(records.read(tmp_path))
-    numbers = board.xs("mR", axis=1, level="number")
-    assert numbers.columns.is_unique
-    assert numbers.shape[1] == 2 * len(kinds) + 1  # two rules each, and the claims for ucm
-    for number, kind in enumerate(kinds):
-        one = record(number, **kind)
-        for ties, metrics in one["metrics"].items():
-            column = numbers[one["profile"], one["set"], "test", one["data_fingerprint"][:12], ties].dropna()
-            column = column.drop("chance", level="system")
-            assert dict(column) == {("PIR", "", number, "20_pir"): metrics["mR"]}
+# ---- merging ------------------------------------------------------------------------------------
+def holds(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_interval_chance_and_ceiling_stand_beside_their_numbers(tmp_path):
-    write(tmp_path, ceiling={"mR": 90.0})
-    board = records.leaderboard(records.read(tmp_path))
-    expectation = board.xs("expectation", axis=1, level="ties").droplevel([0, 1, 2, 3], axis=1)
-    row = expectation.loc[("PIR", "", 0, "20_pir")]
-    assert (row["mR low"], row["mR high"]) == record()["intervals"]["mR"]
-    assert expectation.xs("ceiling")["mR"].item() == 90
-    assert not board.xs("released", axis=1, level="ties").xs("ceiling").notna().any(axis=None)
-    assert expectation.xs("chance")["i2t_R@1"].item() == recall.chance(OWNER)["i2t_R@1"]
-    assert "mR low" not in board.xs("released", axis=1, level="ties").columns.get_level_values("number")
+def test_records_of_two_machines_are_merged_with_their_ranks(tmp_path, capsys):
+    one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "all"
+    write(one / "default"), write(one / "default", 1)
+    write(other / "default", 2, checkpoint="checkpoints/pir-2/model.safetensors"), write(other / "ucm", 1, profile="ucm", set="ucm")
+    shutil.copytree(one / "default", other / "default", dirs_exist_ok=True)  # the same records lie in both
+    assert main(["records", "merge", str(one), str(other), "--out", str(out)]) == 0
+    assert "4 records lie in" in capsys.readouterr().out
+    assert holds(out) == holds(one) | holds(other)
+    assert main(["records", "check", str(out)]) == 0
 
 
-def test_seeds_are_rows_and_a_record_read_twice_is_refused(tmp_path):
-    write(tmp_path / "a"), write(tmp_path / "a", seed=1)
-    board = records.leaderboard(records.read(tmp_path))
-    assert [seed for system, _, seed, _ in board.index if system == "PIR"] == [0, 1]
-    write(tmp_path / "b")
-    with pytest.raises(UserError, match="Two records tell of PIR"):
-        records.leaderboard(records.read([tmp_path / "a", tmp_path / "b"]))
-    with pytest.raises(UserError, match="There is no record yet"):
-        records.leaderboard([])
+@pytest.mark.parametrize("spoil, sentence", [
+    (lambda other: write(other, notes="measured again"), "one/20_pir-seed0.json and .*other/20_pir-seed0.json are of one run, but differ in notes; "),
+    (lambda other: write(other, profile="ucm"), "are of different runs and would share .*20_pir-seed0.json; merge them into folders of their own"),
+    (lambda other: write(other, 1).with_suffix(".npz").unlink(), "lacks its ranks 20_pir-seed1.npz"),
+    (lambda other: (other.parent / "all").mkdir(), "all exists already; name a new folder"),
+    (lambda other: other.rmdir(), "other does not exist"),
+])
+def test_what_cannot_be_merged_is_one_sentence_and_nothing_is_written(tmp_path, capsys, spoil, sentence):
+    one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "all"
+    write(one), other.mkdir()
+    spoil(other)
+    before = holds(tmp_path)
+    assert main(["records", "merge", str(one), str(other), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert re.search(sentence, said) and said.count("\n") == 1
+    assert holds(tmp_path) == before
 
 
-def test_generated_data_stand_beside_no_paper_and_real_data_beside_verified_claims(tmp_path):
-    scenes = records.table([record()])
-    assert "published" not in scenes and "generated" in scenes
-    ucm = records.table([record(set="ucm", profile="ucm")])
-    assert "ucm, as published" in ucm and "55.71" in ucm and "48.30" in ucm and "24.46" not in ucm
-    rsicd = records.table([record(set="rsicd", profile="rsicd")], markdown=True)
-    assert "| PIR | 9.88 |" in rsicd and "7862" in rsicd and "chosen on the test split" in rsicd
+def test_a_merge_that_fills_the_disk_leaves_nothing(tmp_path, monkeypatch):
+    write(tmp_path / "one"), write(tmp_path / "one", 1)
+    before, copies, copy = holds(tmp_path), [], shutil.copyfile
 
+    def full(source, target):
+        copies.append(target)
+        if len(copies) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy(source, target)
 
-@pytest.mark.parametrize("claim", records.CLAIMS, ids=lambda claim: f"{claim.system}-{claim.set}")
-def test_a_claimed_mean_is_the_mean_of_its_six_numbers_and_has_a_source(claim):
-    assert claim.mR == pytest.approx(np.mean(claim.i2t + claim.t2i), abs=0.011)
-    assert claim.source and claim.caveat
-    assert list(claim.i2t) == sorted(claim.i2t) and list(claim.t2i) == sorted(claim.t2i)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match="The disk is full"):
+        records.merge([tmp_path / "one"], tmp_path / "all")
+    assert holds(tmp_path) == before and len(copies) == 3 and sorted(path.name for path in tmp_path.iterdir()) == ["one"]
 
 
 # ---- the command line ---------------------------------------------------------------------------
-def test_command_line_shows_checks_and_tables(tmp_path, capsys):
+def test_command_line_shows_and_checks(tmp_path, capsys):
     write(tmp_path, variant="no-vir")
     assert main(["records", "check", str(tmp_path)]) == 0
     assert "1 records, 0 with a problem" in capsys.readouterr().out
     assert main(["records", "show", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "PIR no-vir" in shown and "ties by released rule" in shown and "lite0 (package)" in shown
-    assert main(["records", "table", str(tmp_path), "--format", "markdown"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    header, rule, *body = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[:4]]
-    assert header[:4] == ["system", "variant", "seed", "notebook"] and len(rule) == len(header)
-    shown = pd.DataFrame(body, columns=header).set_index("system")
-    assert shown.loc["PIR", "mR"].startswith(f"{found().metrics['mR']:.2f} [")
 
 
 def test_check_names_every_record_at_fault(tmp_path, capsys):

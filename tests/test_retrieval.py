@@ -207,6 +207,13 @@ def run(tmp_path):
     return Run("20_pir", SimpleNamespace(profile="test", set="scenes", seed=3), "cpu", tmp_path)
 
 
+def test_a_record_names_the_model_s_file_where_there_is_one(run, model, cached):
+    weights = [{"name": "a", "source": "a package", "sha256": "0" * 64, "kind": "package"}]
+    file = run.checkpoint("pir", "a" * 64)
+    assert retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0, checkpoint=file)["checkpoint"] == file
+    assert "checkpoint" not in retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0)
+
+
 def test_a_record_agrees_with_the_embeddings(run, model, cached):
     weights = [{"name": "vision_encoder: swin_standin", "source": "a test", "sha256": "0" * 64, "kind": "stand-in"}]
     written = retrieval.write_record(run, "PIR", "", model, cached, weights, 1.5, "a note", selected_on="test")

@@ -61,7 +61,9 @@ def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
     assert "scenes (generated" in header and f"torch {torch.__version__.split('+')[0]}" in header
     assert str(tmp_path) not in header
     run.start("20_pir", SET="ucm", DATA=str(tmp_path))
-    assert "ucm (real)" in capsys.readouterr().out
+    run.start("20_pir", SET="our-town_2", DATA=str(tmp_path))
+    out = capsys.readouterr().out
+    assert "ucm (real)" in out and "our-town_2 (your own)" in out
 
 
 @pytest.mark.parametrize("wrong, sentence", [
@@ -70,6 +72,7 @@ def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
     ({"SEED": -1}, "SEED is -1; it must be at least 0"),
     ({"SEED": 2**32}, "below 2\\*\\*32"),
     ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes,.*rsicd"),
+    ({"SET": "Our town", "DATA": "/"}, "SET is 'Our town'; name a set of your own with small letters"),
     ({"SIZE": "big"}, "SIZE is 'big'; choose one of tiny, compact, paper"),
     ({"DEVICE": "tpu"}, "DEVICE is 'tpu'"),
     ({"LR": "1e-4"}, "write 1.0e-4"),

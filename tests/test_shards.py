@@ -248,7 +248,7 @@ def test_an_image_that_does_not_decode_is_named_by_its_sample(picture, tmp_path)
 def test_an_image_in_two_splits_is_refused(picture, tmp_path):
     for split in ("train", "test"):
         put_tar(tmp_path / f"x-{split}.tar", sample(picture))
-    with pytest.raises(UserError, match="1 file names are listed twice .first: pond_1.jpg"):
+    with pytest.raises(UserError, match="1 rows put an image into a second split .first: pond_1.jpg: test and train"):
         layouts.read(tmp_path)
 
 

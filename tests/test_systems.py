@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import nbhelpers
-from nbhelpers import backbones, recall, records, systems, weights
+from nbhelpers import backbones, caption_task, captioning, recall, records, stand_ins, systems, weights
 from nbhelpers.__main__ import main
 from nbhelpers.data import layouts, scenes
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.images import DecodedCache, ImageStore, decode, resize
 from nbhelpers.data.loading import CLIPTokenizer, train_tokenizer
 from nbhelpers.errors import UserError
-from nbhelpers.papers import cfitr, pe_rsitr, pir, pir_clip
+from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.starting import Start, Tower
@@ -55,8 +55,7 @@ def words(table, folder):
 def save(folder, name, model, **meta):
     """A checkpoint where a run would keep it."""
     path = folder / "run/checkpoints" / name / "model.safetensors"
-    state = {key: value for key, value in model.state_dict().items()}
-    return weights.save_checkpoint(path, state, {"system": name, "model": asdict(model.config)} | meta)
+    return weights.save_checkpoint(path, model, {"system": name, "model": asdict(model.config)} | meta)
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +168,9 @@ def test_a_release_of_the_authors_loads_too(checkpoint, trained, folder):
     assert np.array_equal(released.encode_texts(["a pond"]), trained.encode_texts(["a pond"]))
 
 
-# ---- retrieve ------------------------------------------------------------------------------------------------------------
+# ---- evaluate ------------------------------------------------------------------------------------------------------------
 def test_every_image_and_caption_of_the_split_counts(trained, captions, pictures, table):
-    found = systems.retrieve(trained, captions, pictures)
+    found = systems.evaluate(trained, captions, pictures)
     test = table.split("test")
     assert found.table.fingerprint() == test.fingerprint()
     store = ImageStore.open(pictures)
@@ -192,7 +191,7 @@ def test_one_caption_for_each_image_is_a_caption_and_not_its_letters(trained, ca
     images = listed(captions)
     for image in images:
         image["sentences"] = image["sentences"][:1]
-    result = systems.retrieve(trained, put(tmp_path / "dataset.json", images), pictures).results("expectation")["pir"]
+    result = systems.evaluate(trained, put(tmp_path / "dataset.json", images), pictures).results("expectation")["pir"]
     texts = trained.encode_texts([image["sentences"][0]["raw"] for image in images])
     store = ImageStore.open(pictures)
     similarity = trained.encode_images([store.read(image["filename"]) for image in images]) @ texts.T
@@ -202,19 +201,19 @@ def test_one_caption_for_each_image_is_a_caption_and_not_its_letters(trained, ca
 def test_an_image_that_is_listed_twice_counts_once_with_all_its_captions(trained, captions, pictures, tmp_path):
     images = listed(captions)
     first, second = (images[0] | {"sentences": images[0]["sentences"][part]} for part in (slice(2), slice(2, 5)))
-    found = systems.retrieve(trained, put(tmp_path / "dataset.json", [first, *images[1:], second]), pictures)
+    found = systems.evaluate(trained, put(tmp_path / "dataset.json", [first, *images[1:], second]), pictures)
     assert len(found.table) == 8 and len(found.table.captions) == 40 and "1 images were listed again" in found.notes[0]
-    whole = systems.retrieve(trained, captions, pictures)
+    whole = systems.evaluate(trained, captions, pictures)
     assert found.table.fingerprint() == whole.table.fingerprint()
     assert found.results("expectation")["pir"].metrics == pytest.approx(whole.results("expectation")["pir"].metrics)
     with pytest.raises(UserError, match="listed twice"):  # anywhere else it is a mistake
         layouts.read(tmp_path / "dataset.json")
     with pytest.raises(UserError, match="listed twice"):  # and in two splits it is one here too
-        systems.retrieve(trained, put(tmp_path / "dataset.json", [*images, first | {"split": "train"}]), pictures)
+        systems.evaluate(trained, put(tmp_path / "dataset.json", [*images, first | {"split": "train"}]), pictures)
 
 
 def test_a_gallery_of_one_image(trained, captions, pictures, tmp_path):
-    frame = systems.retrieve(trained, put(tmp_path / "dataset.json", listed(captions)[:1]), pictures).recalls()
+    frame = systems.evaluate(trained, put(tmp_path / "dataset.json", listed(captions)[:1]), pictures).recalls()
     assert (frame.loc["pir"] == 100).all() and (frame.loc["chance"].dropna() == 100).all()
 
 
@@ -229,7 +228,7 @@ def test_what_cannot_be_evaluated(trained, captions, pictures, tmp_path):
             ((tmp_path / "none.json", pictures), "none.json does not exist"),
             ((captions, tmp_path / "none"), "none does not exist; name the folder, zip or tar")):
         with pytest.raises(UserError, match=words):
-            systems.retrieve(trained, *arguments)
+            systems.evaluate(trained, *arguments)
 
 
 def test_an_image_outside_the_split_may_be_missing(trained, captions, pictures, tmp_path):
@@ -238,7 +237,7 @@ def test_an_image_outside_the_split_may_be_missing(trained, captions, pictures, 
         name = store.locate(image["filename"])
         (tmp_path / "images").mkdir(exist_ok=True)
         shutil.copy(pictures / name, tmp_path / "images" / name)
-    assert len(systems.retrieve(trained, captions, tmp_path / "images").table) == 8
+    assert len(systems.evaluate(trained, captions, tmp_path / "images").table) == 8
 
 
 # ---- the other systems ---------------------------------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def test_pir_clip(captions, pictures, folder):
     with torch.inference_mode():
         expected = model.encode_texts(*CLIPTokenizer(40)(["A pond.", "two"]))
     np.testing.assert_allclose(system.encode_texts(["A pond.", "two"]), expected, atol=1e-6)
-    assert systems.retrieve(system, captions, pictures).recalls().loc["pir_clip", "mR"] > 0
+    assert systems.evaluate(system, captions, pictures).recalls().loc["pir_clip", "mR"] > 0
 
 
 def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tmp_path):
@@ -267,7 +266,7 @@ def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tm
     pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     assert np.array_equal(system.encode_images([pixels]),
                           systems.System("", model, system.tokenizer, system.image, {}, path).encode_images([pixels]))
-    assert systems.retrieve(system, captions, pictures).recalls().loc["pe_rsitr", "mR"] > 0
+    assert systems.evaluate(system, captions, pictures).recalls().loc["pe_rsitr", "mR"] > 0
 
 
 def test_cfitr_is_evaluated_in_its_two_stages(captions, pictures, words, folder, monkeypatch):
@@ -278,26 +277,179 @@ def test_cfitr_is_evaluated_in_its_two_stages(captions, pictures, words, folder,
     tokenizer = words.read_tokenizer()
     model = cfitr.CFITR(cfitr.CFITRConfig.tiny(tokenizer.vocab_size)).eval()
     system = nbhelpers.load("cfitr", save(folder, "cfitr", model, tokenizer=tokenizer.sha256))
-    found = systems.retrieve(system, captions, pictures)
+    found = systems.evaluate(system, captions, pictures)
     frame = found.recalls("released")
     assert list(frame.index) == ["cfitr, coarse", "cfitr", "chance"]
     coarse, fine = found.results("expectation").values()
     assert not np.array_equal(coarse.t2i_ranks, fine.t2i_ranks)  # every image is a candidate: reranked by the single stream
     monkeypatch.setattr(search, "K", 1)
-    only = systems.retrieve(system, captions, pictures).results("expectation")["cfitr"]
+    only = systems.evaluate(system, captions, pictures).results("expectation")["cfitr"]
     assert (only.t2i_hits[:, 0] == only.t2i_hits[:, -1]).all()  # of one candidate nothing is found further down
+
+
+# ---- BITA ----------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def told(table, words, folder):
+    """A BITA that has learned nothing, and its start: (checkpoint, model, words of its decoder)."""
+    texts = [bita.clean_caption(text) for text in table.captions.text]
+    pairs = stand_ins.train_byte_pairs([*texts, *(f"a photo of {text}" for text in texts)], folder / "lm/tokenizer.json", 300)
+    decoder = caption_task.DecoderTokenizer(pairs, "opt_standin")
+    torch.manual_seed(0)
+    language = weights.save_checkpoint(folder / "lm/decoder", backbones.language_model("opt_standin", decoder.vocab_size), {})
+    image = weights.save_checkpoint(folder / "clip", backbones.clip("clip_standin"), {})
+    towers = {"visual_encoder": replace(Tower.stand_in("clip", image, "random"), layout="clip_vision_3"),
+              "opt_model": Tower.stand_in("lm", language, "random")}
+    start = Start(words.tokenizer, 32, towers, fixed=True, sep=True)
+    start.write(folder / "run/starting/bita-seed0.json")
+    model = caption_task.fill_frozen(start, bita.Captioner(bita.BITAConfig.tiny(40, decoder.vocab_size))).eval()
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(torch.randn_like(parameter))  # so that what is said depends on the image
+    return save(folder, "bita", model, stage="finetune"), model, decoder
+
+
+def test_bita_writes_the_captions_that_its_notebook_writes(told, table, pictures, words, tmp_path):
+    checkpoint, model, decoder = told
+    files = list(table.images.file)
+    data = DataSet(table, DecodedCache.build(ImageStore.open(pictures), files, tmp_path), None, [])
+    task = caption_task.CaptionTask(data, model.config, words.read_tokenizer(), decoder, workers=1)
+    expected = task.describe(model, "test", beams=2, longest=6).captions
+    store, test = ImageStore.open(pictures), table.split("test")
+    paths = [pictures / store.locate(file) for file in test.images.file]
+    system = nbhelpers.load("bita", checkpoint)
+    found = system.caption(paths, beams=2, longest=6)
+    assert dict(zip(test.images.image_id, found)) == expected and len(set(found)) > 1
+    assert system.caption([decode(path.read_bytes(), "") for path in paths], beams=2, longest=6) == found
+    unprompted = nbhelpers.load("bita", save(checkpoint.parents[3], "bita-stage2", model, system="bita", stage="stage2"))
+    without = task.describe(model, "test", prompt=False, beams=2, longest=6).captions
+    assert unprompted.caption(paths, beams=2, longest=6) == list(without.values())
+
+
+def test_what_cannot_be_captioned(told, trained, captions, pictures, folder, tmp_path):
+    checkpoint, model, _ = told
+    system = nbhelpers.load("bita", checkpoint)
+    picture = np.zeros((20, 20, 3), np.uint8)
+    for call, words in (
+            (lambda: trained.caption([picture]), "pir retrieves and writes no captions; load bita"),
+            (lambda: system.encode_images([picture]), "bita writes captions and encodes nothing; load one of pir, "),
+            (lambda: system.encode_texts(["a pond"]), "bita writes captions and encodes nothing"),
+            (lambda: systems.evaluate(system, captions, pictures), "`caption` writes them and `score` evaluates them"),
+            (lambda: system.caption([]), "nothing to encode"),
+            (lambda: system.caption([picture], beams=0), "beams is 0, .* all must be at least 1"),
+            (lambda: system.caption([picture], longest=3), "longest 3 and shortest 4"),
+            (lambda: nbhelpers.load("bita", save(folder, "stage1", bita.Aligner(model.config), system="bita")),
+             "stage 1 of BITA, which")):
+        with pytest.raises(UserError, match=words):
+            call()
+    moved = Path(shutil.copy(checkpoint, tmp_path / "model.safetensors"))
+    with pytest.raises(UserError, match="0 starts that may be its own"):
+        nbhelpers.load("bita", moved)
+
+
+def test_captions_of_a_folder_are_those_that_score_reads(told, captions, pictures, table, tmp_path, capsys):
+    argv = ["caption", "--checkpoint", str(told[0]), "--images", str(pictures), "--beams", "1"]
+    assert main([*argv, "--captions", str(captions), "--out", str(tmp_path / "said.json")]) == 0
+    assert capsys.readouterr() == (f"8 captions are in {tmp_path / 'said.json'}.\n", "")
+    said = captioning.read_captions(tmp_path / "said.json")
+    assert list(said) == list(table.split("test").images.image_id)
+    assert main(["score", "--captions", str(tmp_path / "said.json"), "--references", str(captions), "--metrics", "Bleu",
+                 "--samples", "10"]) == 0
+    assert "8 images, 40 references" in capsys.readouterr().out
+    assert main(argv) == 0
+    everything = json.loads(capsys.readouterr().out)["captions"]
+    assert len(everything) == 24 and everything.items() >= said.items()
+
+
+# ---- what a run trained --------------------------------------------------------------------------------------------------
+def test_what_a_run_trained_is_found_by_its_record(checkpoint, told, folder):
+    run = folder / "run"
+    note, said = run / "records/20_pir-seed0.json", run / "captions/24_bita-seed0.json"
+    with pytest.raises(UserError, match="run has no trained pir of seed 0 yet; run 20_pir first"):
+        systems.trained(run, "pir")
+    put(note, [])
+    with pytest.raises(UserError, match="names no checkpoint that is there; run 20_pir again, without CHECKPOINT"):
+        systems.trained(run, "pir")
+    note.write_text('{"checkpoint": "checkpoints/gone/model.safetensors"}')
+    with pytest.raises(UserError, match=r"that is there \(checkpoints/gone/model.safetensors\)"):
+        systems.trained(run, "pir")
+    note.write_text("[")
+    with pytest.raises(UserError, match="20_pir-seed0.json cannot be read .*; run 20_pir again"):
+        systems.trained(run, "pir")
+    note.write_text(json.dumps({"checkpoint": "checkpoints/pir/model.safetensors"}))
+    assert systems.trained(run, "pir").checkpoint == checkpoint
+    said.parent.mkdir()
+    said.write_text(json.dumps({"checkpoint": "checkpoints/bita/model.safetensors"}))
+    assert systems.trained(str(run), "bita").checkpoint == told[0]
+    with pytest.raises(UserError, match="no trained pir of seed 1 yet"):
+        systems.trained(run, "pir", 1)
+    with pytest.raises(UserError, match="no system 'clip'"):
+        systems.trained(run, "clip")
+
+
+# ---- search --------------------------------------------------------------------------------------------------------------
+def test_the_best_images_of_a_folder_come_first(trained, pictures, checkpoint, capsys):
+    store = ImageStore.open(pictures)
+    images = trained.encode_images([store.read(name) for name in store.names])
+    scores = images @ trained.encode_texts(["a green pond"])[0]
+    found = systems.search(trained, pictures, "a green pond", 5)
+    order = np.argsort(-scores, kind="stable")[:5]
+    assert list(found.file) == [store.names[row] for row in order]
+    np.testing.assert_allclose(found.score, scores[order], atol=1e-6)
+    alike = systems.search(trained, pictures, pictures / store.names[3], 99)
+    assert len(alike) == 24 and alike.file[0] == store.names[3] and alike.score[0] == pytest.approx(1, abs=1e-5)
+    assert main(["search", "--system", "pir", "--checkpoint", str(checkpoint), "--images", str(pictures), "--text", "a green pond",
+                 "--top", "5"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[0].isdigit()]
+    assert [line[2] for line in printed] == list(found.file) and printed[0][:2] == ["1", f"{found.score[0]:.4f}"]
+
+
+def test_cfitr_reads_image_and_sentence_together(pictures, words, folder):
+    from nbhelpers import search as engine
+
+    words.write(folder / "run/starting/cfitr-seed0.json")
+    torch.manual_seed(0)
+    tokenizer = words.read_tokenizer()
+    model = cfitr.CFITR(cfitr.CFITRConfig.tiny(tokenizer.vocab_size)).eval()
+    system = nbhelpers.load("cfitr", save(folder, "cfitr", model, tokenizer=tokenizer.sha256))
+    found = systems.search(system, pictures, "a green pond", 3)
+    store, (ids, mask) = ImageStore.open(pictures), tokenizer([tokenizer.clean("a green pond")])
+    with torch.inference_mode():
+        text = model.text_states(**model.text_features(ids, mask), mask=mask)
+        pixels = torch.cat(list(system._batches(map(store.read, store.names))))
+        states = model.image_states(**model.image_features(pixels))
+        scores = model.score_pairs(states, text.expand(len(states), -1, -1), mask.expand(len(states), -1)).numpy()
+    order = np.argsort(-scores)[:3]
+    assert engine.K >= 24 and list(found.file) == [store.names[row] for row in order]
+    np.testing.assert_allclose(found.score, scores[order], atol=1e-2)  # states are stored in 16 bits
+
+
+@pytest.mark.parametrize("more, sentence", [
+    (["--text", " "], "nothing to search for"), (["--text", "a green field", "--top", "0"], "ask for at least 1"),
+    (["--image", "none.png"], "none.png cannot be read"), (["--text", "a green field", "--images", "none"], "none does not exist")])
+def test_a_search_that_cannot_be_is_one_line(more, sentence, checkpoint, pictures, capsys):
+    assert main(["search", "--system", "pir", "--checkpoint", str(checkpoint), "--images", str(pictures), *more]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and sentence in err
+
+
+def test_without_a_checkpoint_the_run_is_asked(pictures, capsys):
+    argv = ["search", "--system", "pir", "--images", str(pictures), "--text", "pond"]
+    assert main([*argv, "--profile", "ucm", "--seed", "2"]) == 1
+    assert "runs/ucm has no trained pir of seed 2 yet; run 20_pir first" in capsys.readouterr().err
+    assert main([*argv, "--start", "here.json"]) == 1
+    assert "--start belongs to a --checkpoint" in capsys.readouterr().err
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------------
 def arguments(checkpoint, captions, pictures, *more):
-    return ["retrieve", "--system", "pir", "--checkpoint", str(checkpoint), "--captions", str(captions), "--images", str(pictures),
+    return ["eval", "--system", "pir", "--checkpoint", str(checkpoint), "--captions", str(captions), "--images", str(pictures),
             *more]
 
 
 def test_the_table_is_printed_and_the_record_written(checkpoint, captions, pictures, trained, tmp_path, capsys):
     assert main(arguments(checkpoint, captions, pictures, "--out", str(tmp_path / "out"), "--split", "val")) == 0
     out, err = capsys.readouterr()
-    frame = systems.retrieve(trained, captions, pictures, "val").recalls()
+    frame = systems.evaluate(trained, captions, pictures, "val").recalls()
     assert err == "" and "val: 8 images, 40 captions; recalls in percent, ties by expectation" in out
     row = next(line for line in out.splitlines() if line.startswith("pir")).split()
     assert row[1:] == [f"{value:.2f}" for value in frame.loc["pir"]]
@@ -305,7 +457,7 @@ def test_the_table_is_printed_and_the_record_written(checkpoint, captions, pictu
     assert record["metrics"]["expectation"]["mR"] == frame.loc["pir", "mR"] and record["protocol"]["split"] == "val"
     assert record["weights"][0]["sha256"] == weights.sha256(checkpoint) and set(record["metrics"]) == set(recall.TIES)
     assert record["intervals"]["mR"] == [frame.loc["pir", "mR low"], frame.loc["pir", "mR high"]]
-    result, owner = records.read_recall(tmp_path / "out" / "retrieve-seed0-pir.json")
+    result, owner = records.read_recall(tmp_path / "out" / "eval-seed0-pir.json")
     assert result.metrics["mR"] == frame.loc["pir", "mR"] and len(owner) == 40
 
 

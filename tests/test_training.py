@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
+import nbhelpers
 from nbhelpers import training, weights
 from nbhelpers.errors import UserError
 from nbhelpers.training import History, TrainConfig, checkpoint_key, fit, learning_rates, load_or_train
@@ -481,6 +482,13 @@ def test_two_runs_with_one_key_train_once(killed, uninterrupted):
 
 
 # ---- load or train -----------------------------------------------------------------------------------------
+def test_a_run_names_the_file_that_was_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path))
+    run = nbhelpers.start("20_pir")
+    load_or_train("toy", Toy, loader(), CONFIG, run.checkpoints, "d" * 64, validate)
+    assert (run.folder / run.checkpoint("toy", "d" * 64)).is_file()
+
+
 def test_load_or_train_says_and_leaves_the_same_either_way(tmp_path, capsys):
     outcomes = []
     for _ in range(2):

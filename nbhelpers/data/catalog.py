@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from nbhelpers.data import layouts, shards
+from nbhelpers.data.rows import draw
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
 
@@ -116,9 +116,7 @@ def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
 
 def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
     """Moves that share of the training images to val, chosen by a hash of each id alone: always the same."""
-    def drawn(image_id: str) -> bool:
-        return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") < share * 2**64
-    chosen = (table.images.split == "train") & table.images.image_id.map(drawn)
+    chosen = (table.images.split == "train") & (table.images.image_id.map(draw) < share)
     images = table.images.assign(split=table.images.split.mask(chosen, "val"))
     return CaptionTable(table.name, images, table.captions)
 
@@ -179,14 +177,14 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
 
 
 def expected_tree(key: str) -> str:
-    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}_train.json with its other splits or a "
+    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}_train.json with its other splits or a "
             f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
             f"{key}_shards or {key}_train.arrow, which hold both")
 
 
 def _find_captions(key: str, folder: Path) -> Path | None:
     entries = _entries(folder)
-    for name in (f"dataset_{key}.json", f"{key}_train.json", f"{key}-train.json", f"{key}_precomp", f"{key}_shards",
+    for name in (f"dataset_{key}.json", f"{key}.csv", f"{key}_train.json", f"{key}-train.json", f"{key}_precomp", f"{key}_shards",
                  f"{key}_train.arrow"):
         if name in entries:
             return entries[name]
@@ -194,7 +192,7 @@ def _find_captions(key: str, folder: Path) -> Path | None:
         names = _entries(own)
         if shards.layout_of(own):
             return own
-        if any(name.endswith((".json", "_caps.txt")) for name in names):
+        if any(name.endswith((".json", ".csv", "_caps.txt")) for name in names):
             try:
                 return layouts.caption_file(own)
             except UserError as error:
@@ -220,8 +218,8 @@ def _find_images(key: str, folder: Path) -> Path | None:
 
 
 def _own_folders(key: str, folder: Path) -> list[Path]:
-    """Folders that are only about this set: `S/` or `S_captions/` in the folder, or the folder itself."""
-    names = (key, f"{key}_captions", f"{key}-captions")
+    """Folders that are only about this set: `S/`, `S_captions/` or `S_precomp/` in the folder, or the folder itself."""
+    names = (key, f"{key}_captions", f"{key}-captions", f"{key}_precomp")
     entries = _entries(folder)
     own = [entries[name] for name in names if name in entries and entries[name].is_dir()]
     return own + ([folder] if folder.resolve().name.lower() in names else [])

@@ -9,12 +9,15 @@
 | nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                       |
 | shards   | WebDataset tars, and                                                                          |
 | arrow    | ViLT's tables, both with their images inside: see `shards`                                    |
+| csv      | your own table: a first line `image,caption` and, if there are, `split` and `class`; a row per caption |
 
 No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
 the path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
 """
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import defaultdict
@@ -22,11 +25,11 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from nbhelpers.data import shards
-from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows
+from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, draw
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
-LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow")
+LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow", "csv")
 WRITABLE = LAYOUTS[:4]
 MAX_BYTES = 2**30  # the largest published caption file has 30 MB
 
@@ -63,6 +66,10 @@ def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> R
         _read_precomp(path, rows)
         name = path.resolve().name.lower().removesuffix("_precomp")
         return rows.reading(path, _plain_name(name), "precomp")
+    if path.suffix.lower() == ".csv":
+        _agree("csv", layout, path)
+        _read_csv(path, rows)
+        return rows.reading(path, _plain_name(path.stem), "csv")
     data = _load(path, rows)
     found = _detect(data, path)
     if isinstance(data, list) or found == "lavis":
@@ -128,11 +135,13 @@ def caption_file(folder: Path) -> Path:
     datasets = [file for file in files if re.fullmatch(r"dataset.*\.json", file.name, re.IGNORECASE)]
     if len(sets) == 1 and not datasets:
         return folder / min((match[0] for match in split_files), key=len)
-    if len(datasets) == 1 and not sets:
-        return datasets[0]
+    if not datasets and not sets:
+        datasets = [file for file in files if file.suffix.lower() == ".csv"]
     if not datasets and not sets:
         raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, *_train.json, "
-                        "train_caps.txt with train_filename.txt); name the folder or the file that does.")
+                        "train_caps.txt with train_filename.txt, *.csv); name the folder or the file that does.")
+    if len(datasets) == 1 and not sets:
+        return datasets[0]
     choices = [file.name for file in datasets] + [f"{name}_*.json" for name in sets]
     raise UserError(f"{folder} holds several sets ({', '.join(choices)}); name one of the files.")
 
@@ -276,6 +285,33 @@ def _read_nwpu(data: dict, rows: Rows) -> None:
             if isinstance(file, str) and file and "/" not in file:
                 file = f"{scene}/{file}"
             rows.add(where, file, row.get("split"), [row[field] for field in fields if field in row], scene)
+
+
+def _read_csv(path: Path, rows: Rows) -> None:
+    """One row per caption. Without a column `split`, a hash of the file name puts a tenth of the images into val and a tenth
+    into test: the same ones on every machine, and the same when others are added."""
+    text = _text(path, rows)
+    first = text.partition("\n")[0].strip()
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=next((one for one in ";\t" if one in first), ","), strict=True)
+    try:
+        columns = [name.strip().lower() for name in next(lines)]
+        found = [(lines.line_num, cells) for cells in lines if any(cells)]
+    except csv.Error as error:
+        raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions that hold a comma or a "
+                        "quotation mark into double quotes, and double the marks in them.") from error
+    if missing := {"image", "caption"} - set(columns):
+        raise UserError(f"{path} has no column {' and no column '.join(sorted(missing))}; its first line must name the columns, "
+                        f"as in image,caption or image,caption,split,class, but is '{first[:100]}'.")
+    if "split" not in columns:
+        rows.notes.append("There is no column 'split': a tenth of the images went to val and a tenth to test, by a hash of "
+                          "their names.")
+    for number, cells in found:
+        if len(cells) != len(columns):
+            rows.faults["cells"].append(f"line {number}")
+            continue
+        row = {name: cell.strip() for name, cell in zip(columns, cells)}
+        split = row.get("split", "val" if draw(row["image"]) < 0.1 else "test" if draw(row["image"]) < 0.2 else "train")
+        rows.add(f"line {number}", row["image"], split, [row["caption"]], row.get("class"), once=False)
 
 
 # ---- the writers: (name, [(file, split, scene, captions)]) -> {file name: text}, "" the path itself ----

@@ -1,6 +1,7 @@
 """Rows of a caption file on their way into a CaptionTable: what is kept, what is cleaned, what is wrong."""
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ _NUMBERED = re.compile(r"(.*[^\d_-])[_-]*\d+")
 
 _FAULTS = {
     "row": "{n} rows are not JSON objects (first: {first}); write each as {{...}}.",
+    "cells": "{n} rows have more or fewer cells than the first line (first: {first}); put captions that hold a comma into "
+             "double quotes.",
     "name": "{n} rows have no file name (first: {first}); name the image of each.",
     "unsafe": "{n} file names leave the image folder or hold control characters (first: {first}); "
               "list plain relative names without '..'.",
@@ -24,6 +27,7 @@ _FAULTS = {
     "bare": "{n} images have no sentences (first: {first}); give each at least one or remove it.",
     "text": "{n} captions are not text (first: of {first}); write each as a string.",
     "twice": "{n} file names are listed twice (first: {first}); list every image once, in one split.",
+    "moved": "{n} rows put an image into a second split (first: {first}); give all captions of an image one split.",
     "stray": "{n} annotated images are not listed (first: image_id {first}); list or drop them.",
 }
 
@@ -68,8 +72,10 @@ class Rows:
             return self.faults["unsafe"].append(f"{file[:100]!r}")
         if split not in SPLITS:
             return self.faults["split"].append(f"{file}: {split!r}")
-        if file in self.images and (once and not self.joined or self.images[file][0] != split):
+        if file in self.images and once and not self.joined:
             return self.faults["twice"].append(file)
+        if file in self.images and self.images[file][0] != split:
+            return self.faults["moved"].append(f"{file}: {self.images[file][0]} and {split}")
         self.again += once and file in self.images
         if not isinstance(texts, list) or not texts:
             return self.faults["bare"].append(file)
@@ -120,6 +126,11 @@ def scene_of(file: str) -> str:
     """The class in a file name (`airport_1.jpg` -> airport); a name without one is a class of its own."""
     match = _NUMBERED.fullmatch(PurePosixPath(file).stem)
     return match[1] if match else file
+
+
+def draw(name: str) -> float:
+    """A number in [0, 1) that is always the same for a name: whoever is below a share is held out."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def image_ids(files: list[str]) -> list[str]:

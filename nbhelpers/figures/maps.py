@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nbhelpers.figures.style import BLUE, GREY, SMALL, new, draw_image, styled
+from nbhelpers.figures.style import BLUE, COLOURS, GREEN, GREY, SMALL, draw_image, new, styled, whiskers, wrap
 
 
 @styled
@@ -141,4 +142,123 @@ def query_maps(image: np.ndarray, maps: np.ndarray) -> Figure:
             axes.spines[:].set_visible(False)
             above = f"query {query + 1}\n" if layer == 0 else ""
             axes.set_title(f"{above}{maps[layer, query].max():.2f}", fontsize=SMALL, pad=3)
+    return figure
+
+
+@styled
+def map_rows(images: Sequence[np.ndarray], texts: Sequence[str], maps: Mapping[str, Sequence[np.ndarray]],
+             masks: Sequence[np.ndarray] | None = None) -> Figure:
+    """One row per image: a text, the image, and a map (S,S) from each method, each panel on its own scale.
+
+    masks  (H,W) bool of each image, outlined in green on every panel
+    Red speaks for the text, blue against it; a map without negative values goes from white to red.
+    """
+    figure = new(2.2 + 1.75 * (1 + len(maps)), 0.4 + 1.85 * len(images))
+    grid = figure.subplots(len(images), 2 + len(maps), squeeze=False, width_ratios=[1.2] + [1] * (1 + len(maps)))
+    for number, (row, image, text) in enumerate(zip(grid, images, texts)):
+        row[0].set_axis_off()
+        row[0].text(0, 0.5, wrap(text, 2.0, lines=7), va="center", fontsize=SMALL, transform=row[0].transAxes)
+        for axes, name in zip(row[1:], ["image", *maps]):
+            if number == 0:
+                axes.set_title(wrap(name, 1.6, lines=2), fontsize=SMALL)
+            _over(axes, image, None if name == "image" else np.asarray(maps[name][number], float))
+            if masks is not None:
+                along = [(np.arange(count) + 0.5) / count for count in masks[number].shape]
+                axes.contour(along[1], along[0], masks[number], [0.5], colors=GREEN, linewidths=1)
+    return figure
+
+
+def _over(axes, image: np.ndarray, values: np.ndarray | None) -> None:
+    """An image and, where there is one, a map over a grey copy of it."""
+    shown = image if values is None else image.mean(2).astype(np.uint8)
+    axes.imshow(shown, extent=(0, 1, 1, 0), cmap="gray", interpolation="lanczos")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    if values is not None:
+        limit = max(np.abs(values).max(), 1e-12)
+        axes.imshow(values, extent=(0, 1, 1, 0), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6, interpolation="nearest")
+
+
+@styled
+def class_maps(maps: Mapping[str, np.ndarray], columns: int = 8) -> Figure:
+    """A map (S,S) for each class, all on one scale."""
+    rows = -(-len(maps) // columns)
+    figure = new(1.5 * columns, 0.3 + 1.75 * rows)
+    top = max(np.max(values) for values in maps.values())
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(panels, maps.items()):
+        drawn = axes.imshow(values, cmap="inferno", vmin=0, vmax=top)
+        axes.set_title(wrap(name, 1.3, 9, lines=2), fontsize=9)
+    figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.01)
+    return figure
+
+
+@styled
+def word_weights(tables: Sequence[pd.DataFrame]) -> Figure:
+    """What is read of each word of some sentences: tables with a column for each word, darker where more is read."""
+    width = max(len(table.columns) for table in tables)
+    figure = new(1.2 + 0.95 * width, sum(0.7 + 0.4 * len(table) for table in tables))
+    heights = [1 + len(table) for table in tables]
+    for axes, table in zip(figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights).ravel(), tables):
+        axes.imshow(table.to_numpy(float), cmap="Blues", vmin=0, aspect="auto")
+        axes.set(xlim=(-0.5, width - 0.5), yticks=range(len(table)), yticklabels=table.index)
+        axes.set_xticks(range(len(table.columns)), [wrap(word, 0.95, lines=1) for word in table.columns], fontsize=9)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        dark = 0.6 * table.to_numpy(float).max()
+        for (y, x), value in np.ndenumerate(table.to_numpy(float)):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if value > dark else "black")
+    return figure
+
+
+@styled
+def hiding_curves(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Scores while patches are hidden (above) or shown (below) in the order of each map.
+
+    panels  system -> method -> (2,steps+1) deletion and insertion; "random" is drawn grey and dashed
+    """
+    figure = new(2.75 * len(panels), 5.6)
+    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True)
+    names = [name for name in dict.fromkeys(name for one in panels.values() for name in one) if name != "random"]
+    look = dict(zip(names, zip(COLOURS, "osD^vP*"))) | {"random": (GREY, None)}
+    for column, (title, curves) in zip(grid.T, panels.items()):
+        for axes, kind in zip(column, (0, 1)):
+            for name, both in curves.items():
+                colour, marker = look[name]
+                axes.plot(np.linspace(0, 100, len(both[kind])), both[kind], "--" if name == "random" else "-", color=colour,
+                          marker=marker, markersize=4, linewidth=1.5, label=name)
+            axes.locator_params(axis="y", nbins=4)
+        column[0].set_title(title)
+        column[1].set_xlabel("patches (%)")
+    grid[0, 0].set_ylabel("score, hiding")
+    grid[1, 0].set_ylabel("score, showing")
+    handles = {label: handle for axes in grid[0] for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+@styled
+def check_bars(tables: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
+    """A panel for each system: for each method a number with its interval against zero, full where it lies above.
+
+    tables  rows are methods, with the columns `value`, low, high and verdict
+    """
+    figure = new(2.75 * len(tables) + 1, 1.3 + 0.34 * max(len(table) for table in tables.values()))
+    names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
+    for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False, sharey=True).ravel(), tables.items()):
+        part = table.rename(columns={value: "value"})
+        y = np.array([names.index(name) for name in part.index])
+        sure = (part.verdict == "yes").to_numpy()
+        axes.barh(y, part.value, 0.65, color=np.where(sure, BLUE, "white"), edgecolor=BLUE)
+        whiskers(axes, y, part, horizontal=True)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(title=title, xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        axes.locator_params(axis="x", nbins=3)
+        axes.grid(axis="y", visible=False)
     return figure

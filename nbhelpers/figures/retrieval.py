@@ -163,3 +163,31 @@ def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure
     axes.margins(x=0.15)
     legend_above(axes, 3)
     return figure
+
+
+@styled
+def ranking(table: pd.DataFrame, levels: Mapping[str, float], claimed: Mapping[str, float] | None = None, metric: str = "mR") -> Figure:
+    """Systems below each other, best first, each a point with its interval and the letters of its group.
+
+    table    indexed by system: value, low and high (its interval) in percent, group
+    levels   drawn as vertical lines: chance, the ceiling of the split
+    claimed  published values, hollow diamonds below the systems
+    """
+    claimed = claimed or {}
+    names, y = [*table.index, *claimed], np.arange(len(table) + len(claimed))
+    figure = new(9, 0.9 + 0.3 * len(names))
+    axes = figure.subplots()
+    axes.plot(table.value, y[:len(table)], "o", color=BLUE, markersize=7, label="measured")
+    whiskers(axes, y[:len(table)], table, horizontal=True)
+    if claimed:
+        axes.plot(list(claimed.values()), y[len(table):], "D", color="white", markeredgecolor="black", label="as published")
+    for (name, level), style in zip(levels.items(), (":", "--")):
+        axes.axvline(level, color=GREY, linestyle=style, label=f"{name} {level:.1f}")
+    for height, group in zip(y, table.group):
+        axes.annotate(group, (1, height), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=SMALL)
+    axes.set_yticks(y, names)
+    axes.set(xlabel=f"{metric} (%)", ylim=(len(names) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    legend_above(axes, 4)
+    figure.get_layout_engine().set(w_pad=0.15)  # labels on both sides, wider when saved than when laid out
+    return figure

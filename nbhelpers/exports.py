@@ -1,0 +1,111 @@
+"""The leaderboard's tables as Markdown, CSV and LaTeX, as files beside the records, and in the README."""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from nbhelpers import leaderboard, records
+from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.leaderboard import Board
+
+MARKS = re.compile(r"(<!-- records: (?P<folder>\S+) -->\n)(?P<between>.*?)(<!-- end of records -->)", re.S)
+LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+
+
+def markdown(boards: Iterable[Board], folder: Path | str | None = None, level: int = 3) -> str:
+    """The tables as Markdown. Where it is to lie in a `folder`, each seed is a link to its record."""
+    parts = []
+    for board in boards:
+        shown = board.shown.copy()
+        if folder is not None and "seeds" in shown:
+            shown["seeds"] = [_links(seeds, files, Path(folder)) for seeds, files in zip(shown.seeds, board.files)]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in [list(shown.columns), *shown.values.tolist()]]
+        cells.insert(1, ["---"] * shown.shape[1])
+        parts += [f"{'#' * level} {board.heading}", "\n".join(f"| {' | '.join(row)} |" for row in cells),
+                  "\n".join(f"- {note}" for note in board.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv(board: Board, folder: Path | str = ".") -> str:
+    """All that is known of each row, to six decimals, with the paths of its records from `folder`."""
+    rows = board.rows.dropna(axis=1, how="all").round(6)
+    if any(board.files):
+        rows = rows.assign(records=[" ".join(_places(files, Path(folder))) for files in board.files])
+    return rows.to_csv(lineterminator="\n")
+
+
+def latex(boards: Iterable[Board]) -> str:
+    """The tables to be read by \\input in a paper that loads booktabs and graphicx. Records are named in comments."""
+    parts = ["% needs \\usepackage{booktabs,graphicx}"]
+    for board in boards:
+        rows = [" & ".join(map(escaped, row)) + r" \\" for row in [list(board.shown.columns), *board.shown.values.tolist()]]
+        named = [f"% {' '.join(name.split())}: {' '.join(path.name for path in files)}"
+                 for name, files in zip(board.shown.index, board.files) if files]
+        parts.append("\n".join([
+            r"\begin{table*}", r"\centering", rf"\caption{{{escaped(board.heading)}. {escaped(' '.join(board.notes))}}}",
+            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', board.stem)}}}", r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * (board.shown.shape[1] - 1)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
+            r"\bottomrule", r"\end{tabular}}", r"\end{table*}", *named]))
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(cell: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in cell)
+
+
+def write(folders: Iterable[Path | str], out: Path | str) -> list[Path]:
+    """The leaderboard of the records in `folders` as leaderboard.md, leaderboard.tex and one CSV for each table, and a card
+    for each paper, all in `out`; returns their paths."""
+    from nbhelpers import cards
+    out, found = Path(out), read(folders)
+    boards = leaderboard.boards(found)
+    files = {"leaderboard.md": f"# Leaderboard\n\n{markdown(boards, out, 2)}", "leaderboard.tex": latex(boards)}
+    files |= {f"{board.stem}.csv": csv(board, out) for board in boards}
+    files |= {f"cards/{name}.md": card for name, card in cards.cards(found, boards, out / "cards").items()}
+    for name, content in files.items():
+        _write(out / name, content)
+    return [out / name for name in files]
+
+
+def readme(path: Path | str) -> bool:
+    """Renews each table that stands in the file between `<!-- records: FOLDER -->` and `<!-- end of records -->` from the
+    records in that folder, which is named from the file's own; whether anything changed. UserError without such marks."""
+    path = Path(path)
+    before = path.read_text("utf-8")
+    after = renewed(before, path.parent)
+    if after != before:
+        _write(path, after)
+    return after != before
+
+
+def renewed(content: str, folder: Path) -> str:
+    """`content` of a file in `folder` with the tables between its marks made anew."""
+    if not MARKS.search(content):
+        raise UserError("There are no marks to write between; put `<!-- records: data/results/ucm -->` and, on a line below, "
+                        "`<!-- end of records -->` where the tables belong.")
+
+    def tables(found: re.Match) -> str:
+        boards = leaderboard.boards(read([folder / found["folder"]]))
+        return f"{found[1]}\n{markdown(boards, folder, 4)}\n{found[4]}"
+    return MARKS.sub(tables, content)
+
+
+def read(folders: Iterable[Path | str]) -> list[records.Record]:
+    """The records of both kinds in `folders`."""
+    return [records.read_one(path) for path in records.paths(folders)]
+
+
+def _links(seeds: str, files: tuple[Path, ...], folder: Path) -> str:
+    return " ".join(f"[{seed}]({place})" for seed, place in zip(seeds.split(), _places(files, folder)))
+
+
+def _places(files: tuple[Path, ...], folder: Path) -> list[str]:
+    return [Path(os.path.relpath(path, folder)).as_posix() for path in files]
+
+
+def _write(path: Path, content: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(content, "utf-8")

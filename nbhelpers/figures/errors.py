@@ -1,0 +1,143 @@
+"""What systems get wrong: classes, hubs, general captions, plausible misses, the worst queries; which differences are real."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nbhelpers.figures.style import (
+    BLUE, COLOURS, GREEN, GREY, RED, SMALL, draw_image, legend_above, new, styled, wrap,
+)
+
+MARKERS = "osD^vP*X"
+
+
+@styled
+def class_recalls(table: pd.DataFrame, label: str = "mR (%)") -> Figure:
+    """One row per scene class, one marker per system (column); a grey line spans them."""
+    figure = new(8, 1.4 + 0.27 * len(table))
+    axes, y = figure.subplots(), np.arange(len(table))
+    axes.hlines(y, table.min(axis=1), table.max(axis=1), color="#BBBBBB", linewidth=1.5)
+    for (name, values), colour, marker in zip(table.items(), COLOURS, MARKERS):
+        axes.plot(values, y, marker, color=colour, label=name, markersize=7)
+    axes.set_yticks(y, [wrap(name, 2.2, lines=1) for name in table.index])
+    axes.set(xlabel=label, ylim=(len(table) - 0.5, -0.5))
+    axes.margins(x=0.03)
+    legend_above(axes, 4)
+    return figure
+
+
+@styled
+def confusion(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Percent of the queries of a class (row) whose first item is of a class (column); one panel per title."""
+    size = max(len(table) for table in panels.values())
+    figure = new(2.9 + 0.22 * size * len(panels), 2.5 + 0.22 * size)
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
+    for axes, (title, table) in zip(grid, panels.items()):
+        drawn = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=9)
+        axes.set_yticks(range(len(table)), table.index, fontsize=9)
+        axes.set(title=title, xlabel="class found first")
+        axes.grid(False)
+    grid[0].set_ylabel("class asked for")
+    figure.colorbar(drawn, ax=grid, label="% of the queries", shrink=0.7, pad=0.02)
+    return figure
+
+
+@styled
+def hub_curves(panels: Mapping[str, Mapping[str, np.ndarray]], k: int = 10) -> Figure:
+    """How unequally items appear among the first k: panel -> curve -> appearances (G,); a curve named chance is drawn grey.
+
+    Items stand from the most frequent on the left to the rarest; 1 is the mean.
+    """
+    figure = new(5 * len(panels), 4)
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False).ravel(), panels.items()):
+        named = [name for name in curves if name != "chance"]
+        for (name, counts), style in zip(curves.items(), ["-", "--", "-.", ":"] * len(curves)):
+            colour = GREY if name == "chance" else COLOURS[named.index(name) % len(COLOURS)]
+            place = 100 * (np.arange(len(counts)) + 0.5) / len(counts)
+            axes.plot(place, np.sort(counts)[::-1] / counts.mean(), style, color=colour, label=name)
+        axes.set(xlabel="items, the most frequent first (%)", ylabel=f"times among the first {k},\nas a multiple of the mean",
+                 ylim=(0, None))
+        axes.set_title(title, pad=42)
+        legend_above(axes, 3)
+    return figure
+
+
+@styled
+def generic_ranks(table: pd.DataFrame, counts: Sequence[int]) -> Figure:
+    """Median place of the right image for captions that fit ever more images: one row per bin, one column per system.
+
+    counts  captions in each bin
+    """
+    figure = new(8, 4.2)
+    axes, x = figure.subplots(), np.arange(len(table))
+    for (name, values), colour, marker in zip(table.items(), COLOURS, MARKERS):
+        axes.plot(x, values, f"{marker}-", color=colour, label=name)
+    axes.set_xticks(x, [f"{name}\n({count} captions)" for name, count in zip(table.index, counts)])
+    axes.set(xlabel="images whose captions hold all telling words", ylabel="median place", ylim=(0, None))
+    axes.margins(x=0.06)
+    legend_above(axes, 4)
+    return figure
+
+
+@styled
+def first_place_bars(table: pd.DataFrame) -> Figure:
+    """What stands first, in percent of the queries: one stacked bar per row, one part per column, the first one being right."""
+    figure = new(10, 1.8 + 0.42 * len(table))
+    axes, left = figure.subplots(), np.zeros(len(table))
+    shades = [GREEN, *matplotlib.colormaps["Blues_r"](np.linspace(0.15, 0.65, table.shape[1] - 2)), "#DDDDDD"]
+    for (name, values), colour in zip(table.items(), shades):
+        axes.barh(np.arange(len(table)), values, 0.72, left=left, color=colour, label=name, edgecolor="white")
+        left += values.to_numpy()
+    axes.set_yticks(range(len(table)), [wrap(name, 2.6, lines=1) for name in table.index])
+    axes.set(xlabel="% of the queries", xlim=(0, 100), ylim=(len(table) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    legend_above(axes, 3)
+    figure.get_layout_engine().set(w_pad=0.1)  # wide labels grow a little from the layout's dpi to that of the file
+    return figure
+
+
+@styled
+def paired_differences(table: pd.DataFrame, metric: str = "mR") -> Figure:
+    """Differences of pairs with their intervals: one row per pair, difference, low, high and real; hollow where not real."""
+    figure = new(8.5, 1.5 + 0.36 * len(table))
+    axes = figure.subplots()
+    axes.axvline(0, color="black", linewidth=1)
+    for real, colour, face, name in ((True, BLUE, BLUE, "real"), (False, GREY, "white", "cannot be told apart")):
+        rows = np.flatnonzero(table.real.to_numpy() == real)
+        part = table.iloc[rows]
+        spread = np.array([part.difference - part.low, part.high - part.difference])
+        axes.errorbar(part.difference, rows, xerr=spread, fmt="o", color=colour, markerfacecolor=face, markersize=8, capsize=4,
+                      linewidth=1.5, label=name)
+    axes.set_yticks(range(len(table)), [wrap(name, 3.4, lines=1) for name in table.index])
+    axes.set(xlabel=f"difference in {metric} (points) with its 95 % interval", ylim=(len(table) - 0.5, -0.5))
+    legend_above(axes, 2)
+    figure.get_layout_engine().set(w_pad=0.1)  # as above
+    return figure
+
+
+@styled
+def miss_sheet(sentences: Sequence[str], own: Sequence[np.ndarray], found: Sequence[np.ndarray], notes: Sequence[str],
+               columns: int = 5) -> Figure:
+    """Queries that went wrong: the sentence, below it its own image (green frame) and the one found first (dashed red frame)
+    with a note."""
+    rows = -(-len(sentences) // columns)
+    figure = new(2.1 * columns, 1.75 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, sentence, right, wrong, note in zip(grid, sentences, own, found, notes):
+        draw_image(axes, right)
+        axes.images[0].set_extent((0, 1, 0, 1))
+        axes.imshow(wrong, extent=(1.06, 2.06, 0, 1), interpolation=axes.images[0].get_interpolation())
+        for start, colour, style in ((0, GREEN, "-"), (1.06, RED, (0, (2, 1)))):
+            axes.add_patch(Rectangle((start, 0), 1, 1, fill=False, edgecolor=colour, linewidth=3, linestyle=style))
+        axes.set(xlim=(-0.02, 2.08), ylim=(-0.02, 1.02))
+        axes.set_title(wrap(sentence.rstrip(" ."), 1.95, 8, 3), fontsize=8, pad=3)
+        axes.set_xlabel(wrap(note, 1.95, 8, 1), fontsize=8, labelpad=2)
+    for axes in grid[len(sentences):]:
+        axes.set_visible(False)
+    return figure

@@ -1,0 +1,139 @@
+"""Checkpoints on the hub, against a folder that stands in for it; offline and without a token, what is said."""
+from __future__ import annotations
+
+import inspect
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+import nbhelpers
+from nbhelpers import hub, weights
+from nbhelpers.__main__ import main
+from nbhelpers.errors import UserError
+from nbhelpers.papers import pir_clip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny())
+    history = [{"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": 1.25}]
+    about = {"system": "pir_clip", "model": asdict(model.config), "history": history}
+    return weights.save_checkpoint(tmp_path_factory.mktemp("hub") / "model.safetensors", model, about)
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """The hub as a folder: what `hub` calls of it, with the signatures of the real one."""
+    calls = SimpleNamespace(folder=tmp_path / "remote", created=[])
+
+    def refused(repository):
+        response = httpx.Response(404, request=httpx.Request("GET", f"https://huggingface.co/{repository}"))
+        raise RepositoryNotFoundError("404", response=response)
+
+    class Api:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            calls.created.append((repo_id, private, exist_ok))
+            (calls.folder / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+            return f"https://huggingface.co/{repo_id}"
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, calls.folder / repo_id, dirs_exist_ok=True)
+
+    def download(repo_id, *, revision, allow_patterns):
+        if not (calls.folder / repo_id).is_dir() or revision not in (None, "main"):
+            refused(repo_id)
+        return str(calls.folder / repo_id)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
+    return calls
+
+
+def test_the_stand_in_takes_what_the_hub_takes():
+    for function, names in ((HfApi.create_repo, {"repo_id", "private", "exist_ok"}),
+                            (HfApi.upload_folder, {"repo_id", "folder_path", "commit_message"}),
+                            (snapshot_download, {"repo_id", "revision", "allow_patterns"})):
+        assert names <= set(inspect.signature(function).parameters)
+
+
+def test_what_was_pushed_is_pulled_and_loads(checkpoint, remote, tmp_path, capsys):
+    assert main(["weights", "push", str(checkpoint), "me/mine"]) == 0
+    assert capsys.readouterr().out == "The checkpoint is at https://huggingface.co/me/mine.\n"
+    assert remote.created == [("me/mine", True, True)]
+    assert sorted(path.name for path in (remote.folder / "me/mine").iterdir()) == ["README.md", "model.safetensors"]
+    for _ in range(2):  # pulled again, the file is the same
+        assert main(["weights", "pull", "me/mine", "--out", str(tmp_path / "here")]) == 0
+    assert weights.sha256(tmp_path / "here/model.safetensors") == weights.sha256(checkpoint)
+    one, other = nbhelpers.load("pir_clip", checkpoint), nbhelpers.load("pir_clip", tmp_path / "here/model.safetensors")
+    assert (one.encode_texts(["a pond"]) == other.encode_texts(["a pond"])).all()
+    hub.push(checkpoint.parent, "me/public", public=True)
+    assert remote.created[-1] == ("me/public", False, True)
+
+
+def test_the_card_says_what_it_is_and_needs(checkpoint):
+    about = weights.load_checkpoint(checkpoint)[1]
+    card = hub.card(about, "me/mine")
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head) == {"library_name": "nbhelpers", "tags": ["remote-sensing", "image-text-retrieval"]}
+    assert "| loss | 1.25 |" in body and "stand-in towers (clip_standin" in body and "not the authors' weights" in body
+    assert "weights pull me/mine" in body
+    bare = hub.card({"system": "bita", "model": {"image": "efficientnet_lite0"}}, "me/mine")
+    assert "frozen image tower" in bare and "stand-in" not in bare and "image-captioning" in bare and "| figure" not in bare
+
+
+def test_what_is_not_pushed(checkpoint, remote, tmp_path, monkeypatch):
+    toy = weights.save_checkpoint(tmp_path / "toy", {"a": torch.zeros(1)}, {"name": "toy"})
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"a": torch.zeros(1)}, foreign)
+    for file, sentence in ((toy, "is not a trained system"), (foreign, "not a checkpoint of this project"),
+                           (tmp_path / "none", "no weight file")):
+        with pytest.raises(UserError, match=sentence):
+            hub.push(file, "me/mine")
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="No token of the hub is known; run `hf auth login`"):
+        hub.push(checkpoint, "me/mine")
+    assert remote.created == [] and not remote.folder.exists()
+
+
+def test_what_is_not_pulled(checkpoint, remote, tmp_path):
+    with pytest.raises(UserError, match=r"refuses the pull of me/none \(404\); check its name"):
+        hub.pull("me/none", tmp_path / "here")
+    (remote.folder / "me/empty").mkdir(parents=True)
+    with pytest.raises(UserError, match="me/empty holds no model.safetensors"):
+        hub.pull("me/empty", tmp_path / "here")
+    weights.save_checkpoint(remote.folder / "me/toy/model", {"a": torch.zeros(1)}, {"name": "toy"})
+    with pytest.raises(UserError, match="is not a trained system"):
+        hub.pull("me/toy", tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+    hub.push(checkpoint, "me/mine")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/model.safetensors").write_text("mine")
+    with pytest.raises(UserError, match="is there and holds something else; choose another folder"):
+        hub.pull("me/mine", tmp_path / "here")
+    assert (tmp_path / "here/model.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize("argv", [["push", "FILE", "me/mine"], ["pull", "me/mine", "--out", "here"]])
+def test_offline_is_one_line(argv, checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
+    assert main(["weights", *(str(checkpoint) if word == "FILE" else word for word in argv)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "cannot be reached" in err and "HF_HUB_OFFLINE" in err
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_name_that_cannot_be_is_told(checkpoint, monkeypatch):
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
+    with pytest.raises(UserError, match="'a//b' is not a name on the hub; give owner/name"):
+        hub.push(checkpoint, "a//b")

@@ -14,6 +14,9 @@ FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
 export PROFILE DATA SEEDS UPTO
+ifeq ($(origin SEED),command line)
+$(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
+endif
 
 .PHONY: setup run test lab figures bench clean
 

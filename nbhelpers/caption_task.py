@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -352,10 +352,12 @@ class Described:
         wanted = {image: [_tokens(text) for text in texts] for image, texts in self.references.items()}
         return scorer.compute_score(wanted, found, **options)
 
-    def write(self, path: Path, system: str, variant: str, split: str, data: str, checkpoint: str = "") -> Path:
-        """The file that 50_score_captions reads; `checkpoint` as in a record."""
+    def write(self, path: Path, system: str, variant: str, split: str, data: str, checkpoint: str = "",
+              about: Mapping[str, object] | None = None) -> Path:
+        """The file that 50_score_captions reads; `checkpoint` as in a record, `about` what else its record says: config,
+        weights, seconds, parameters."""
         content = {"system": system, "variant": variant, "split": split, "data": data, "checkpoint": checkpoint,
-                   "captions": self.captions, "references": self.references}
+                   "about": dict(about or {}), "captions": self.captions, "references": self.references}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return Path(path)

@@ -8,8 +8,8 @@ patch. Whether it says anything is for `map_checks` to find out. Methods:
 
 belief      where a system has one (pir.md 2.6, pir_clip.md 2.2); it does not know the sentence
 attention   the rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020) of what there is of it
-relevance   weighs by gradients: integrated gradients of the score (Sundararajan, Taly and Yan, ICML 2017) from the blurred to
-            the real image, at the first layer that has the system's patches, summed over channels
+relevance   weighs by gradients: integrated gradients of the score (Sundararajan, Taly and Yan, ICML 2017) from the blurred
+            to the real image, at the first layer that has the system's patches, summed over channels
 occlusion   what the score loses when a patch is blurred; it costs a pass for every patch
 """
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _of_vilt(dropout: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tens
     return out
 
 
-# ---- one system, one sentence ----------------------------------------------------------------------------------------------
+# ---- one system, one sentence ---------------------------------------------------------------------------------------------
 class Match:
     """How well pictures match one sentence by one system, and where that comes from. Get one from `match`."""
 
@@ -169,13 +169,20 @@ class _PIR(_Dual):
         tower = self.model.vision_encoder
         return tower.bn2 if hasattr(tower, "bn2") else tower.norm
 
+    def _believed(self, features: dict[str, Tensor]) -> Tensor:
+        """(1,1+N). UserError if the belief ranks only some of the patches, which make no map."""
+        belief, tokens = self.model.belief(**features), features["vision"].shape[1]
+        if belief.shape[1] != tokens:
+            raise UserError(f"This PIR believes in {belief.shape[1]} of its {tokens} tokens; maps need candidates={tokens}.")
+        return belief
+
     def _belief(self, pixels: Tensor) -> Tensor:
-        return self.model.belief(**self.model.image_features(pixels))[:, 1:]
+        return self._believed(self.model.image_features(pixels))[:, 1:]
 
     def _attention(self, pixels: Tensor) -> Tensor:
         """What the most believed token draws from the kept ones in Spatial-PAE; what was dropped counts 0."""
         features = self.model.image_features(pixels)
-        belief = self.model.belief(**features)
+        belief = self._believed(features)
         kept = belief.argsort(dim=1, descending=True, stable=True)[:, :self.model.config.filter_size]
         attending = [part for sa, ca in zip(self.model.img_sa, self.model.img_ca) for part in (sa.mhatt, ca.mhatt_cross)]
         with _watched(attending, _of_pir) as layers:
@@ -278,7 +285,8 @@ def blurred(pixels: Tensor) -> Tensor:
     """What stands in the place of a hidden patch: the image under a Gaussian blur of a seventh of its edge."""
     sigma = pixels.shape[-1] / 7
     size = 2 * int(2 * sigma) + 1
-    return gaussian_blur(gaussian_blur(pixels, [size, 1], [sigma] * 2), [1, size], [sigma] * 2)  # one after the other is faster
+    across = gaussian_blur(pixels, [size, 1], [sigma] * 2)  # one direction after the other is faster
+    return gaussian_blur(across, [1, size], [sigma] * 2)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------------

@@ -117,8 +117,8 @@ class Gallery:
         return np.unique(self.table.owner()[same])
 
     def find_images(self, sentence: str) -> Iterator[Stage]:
-        """The images of the split in the order in which they fit a sentence; each stage as soon as it is known, here one alone.
-        UserError as `reading`, before anything is encoded."""
+        """The images of the split in the order in which they fit a sentence; each stage as soon as it is known, here one
+        alone. UserError as `reading`, before anything is encoded."""
         reading(sentence, self.system.tokenizer)
         yield self._nearest(self.images, lambda: self.system.encode_texts([sentence]))
 
@@ -154,11 +154,12 @@ class TwoStageGallery(Gallery):
         from nbhelpers import search  # which needs faiss
 
         super().__init__(system, data, split, cache)
-        stores = {f"{part}/{kind}": Store.open(folder / part / kind) for part in (split, "train") for kind in ("images", "texts")}
+        stores = {f"{part}/{kind}": Store.open(folder / part / kind)
+                  for part in (split, "train") for kind in ("images", "texts")}
         counts = len(stores[f"{split}/images"]), len(stores[f"{split}/texts"])
         if counts != (len(self.table), len(self.table.captions)):
-            raise UserError(f"The stores in {folder / split} hold {counts[0]} images and {counts[1]} captions, the {split} split "
-                            f"has {len(self.table)} and {len(self.table.captions)}; run 23_cfitr again.")
+            raise UserError(f"The stores in {folder / split} hold {counts[0]} images and {counts[1]} captions, the {split} "
+                            f"split has {len(self.table)} and {len(self.table.captions)}; run 23_cfitr again.")
         self._search = search
         self._images = search.Search(system.model, stores[f"{split}/images"], stores["train/texts"], candidates)
         self._texts = search.Search(system.model, stores[f"{split}/texts"], stores["train/images"], candidates)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import weakref
 import zlib
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -125,9 +126,12 @@ class Meteor:
                    "-stdio", "-l", "en", "-norm", "-a", f"/dev/fd/{table}"]
         try:
             self._process, self._answers = _start(command, "meteor", self._errors, (table,)), queue.SimpleQueue()
+        except UserError:
+            os.close(feed)
+            raise
         finally:
             os.close(table)
-            threading.Thread(target=_feed, args=(feed,), daemon=True).start()
+        threading.Thread(target=_feed, args=(feed, self._process, self._errors), daemon=True).start()
         threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
         self.close = weakref.finalize(self, _end, self._process)
 
@@ -176,19 +180,27 @@ class Meteor:
             return "its output"
 
 
-def _feed(pipe: int) -> None:
+def _feed(pipe: int, process: subprocess.Popen, errors) -> None:
     """Writes METEOR's paraphrases into a pipe, as gzip without compression: to inflate them costs Java a quarter of its start,
-    and here another core does it meanwhile."""
-    inflate, store = zlib.decompressobj(wbits=31), zlib.compressobj(0, wbits=31)
-    try:
-        with open(pipe, "wb") as out, open(folder("meteor") / "data" / "paraphrase-en.gz", "rb") as table:
-            if hasattr(fcntl, "F_SETPIPE_SZ"):  # room for a piece, so that Java reads one while the next is made
+    and here another core does it meanwhile. METEOR would go on without what it cannot read, so it is stopped then."""
+    path, inflate, store = folder("meteor") / "data" / "paraphrase-en.gz", zlib.decompressobj(31), zlib.compressobj(0, wbits=31)
+    with suppress(BrokenPipeError), open(pipe, "wb") as out:  # Java is gone; who waits for its answers finds out
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # room for a piece, so that Java reads one while the next is made
+            with suppress(OSError):
                 fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 2**20)
-            while piece := table.read(2**17):
-                out.write(store.compress(inflate.decompress(piece)))
+        try:
+            with open(path, "rb") as table:
+                while piece := table.read(2**17):
+                    out.write(store.compress(inflate.decompress(piece)))
+            if not inflate.eof:
+                raise EOFError("it ends too early")
             out.write(store.flush())
-    except (OSError, zlib.error):  # Java is gone, or misses the end of the table; who waits for its answers finds out
-        pass
+        except BrokenPipeError:
+            raise
+        except (OSError, EOFError, zlib.error) as error:
+            errors.write(f"Error: {path} cannot be read, {error}\n".encode())
+            errors.flush()
+            process.kill()
 
 
 def _plain(text: str) -> str:

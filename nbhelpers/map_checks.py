@@ -26,7 +26,7 @@ ORDERS = 2   # random ones of each image; each counts backwards, too
 RESAMPLES = 2000
 
 
-# ---- deletion and insertion ------------------------------------------------------------------------------------------------
+# ---- deletion and insertion -----------------------------------------------------------------------------------------------
 def order_of(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The flat positions of a map from the largest to the smallest value; equal ones in random order."""
     flat = np.asarray(relevance, float).ravel()
@@ -95,8 +95,8 @@ def against_zero(values: np.ndarray, seed: int = 0, name: str = "mean") -> dict[
         raise UserError(f"An interval over images needs two or more, not {len(values)}; raise IMAGES.")
     low, high = values.min(), values.max()
     if low < high:
-        rng = np.random.default_rng(seed)
-        low, high = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng).confidence_interval
+        found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+        low, high = found.confidence_interval
     return {name: values.mean(), "low": low, "high": high, "verdict": "yes" if low > 0 else "worse" if high < 0 else "no"}
 
 
@@ -115,9 +115,9 @@ def hidden_words(system: System, picture: np.ndarray, sentence: str) -> Callable
     return score_of
 
 
-# ---- on the object ----------------------------------------------------------------------------------------------------------
+# ---- on the object --------------------------------------------------------------------------------------------------------
 def named(scene: Scene, sentence: str) -> dict[str, np.ndarray]:
-    """What a sentence names among the things told of a generated scene: "three white planes" -> (224,224) bool, their pixels.
+    """What a sentence names among the things told of a generated scene: "three white planes" -> (224,224) bool.
 
     What is named without the words of its fact, as in "near the terminal", does not count.
     """

@@ -25,7 +25,6 @@ from nbhelpers.systems import System
 
 # what a first place may be, from the surest to the wildest
 KINDS = ("own", "same sentence", "same picture", "all its words", "same class", "other class")
-PLAUSIBLE = KINDS[1:4]  # wrong by the protocol, and yet a reader may well take them
 
 
 # ---- one interface to every system ---------------------------------------------------------------------------------------

@@ -179,8 +179,8 @@ class SearchPanel(ipywidgets.VBox):
                 continue
             row = stage.rows[place]
             came = f" (was {before.place(row)})" if before else ""
-            tile.show(row, gallery.picture(row), f"{place + 1}{came} · {stage.scores[place]:.2f}", gallery.table.images.scene[row],
-                      right=row in own)
+            tile.show(row, gallery.picture(row), f"{place + 1}{came} · {stage.scores[place]:.2f}",
+                      gallery.table.images.scene[row], right=row in own)
 
     def _clicked(self, tile: _Tile) -> None:
         with self._busy("Looking"):

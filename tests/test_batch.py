@@ -158,6 +158,8 @@ def test_make_hands_its_variables_on(tmp_path):
                                         "--seeds", "0", "--upto", "20"]
     several = subprocess.run([*call, "SEEDS=0 1 2"], cwd=batch.repository_root(), capture_output=True, text=True)
     assert several.stdout.splitlines()[-6:] == ["--seeds", "0", "1", "2", "--upto", "20"]
+    mistaken = subprocess.run([*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True)
+    assert mistaken.returncode and mistaken.stdout == "" and 'give SEEDS="1"' in mistaken.stderr
 
 
 def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:

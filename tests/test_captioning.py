@@ -260,6 +260,18 @@ def test_a_java_that_fails_is_one_sentence(fake_java, script, words):
     assert not meteor.alive
 
 
+@needs_java
+@pytest.mark.parametrize("kept", [0, 100_000])
+def test_paraphrases_that_are_gone_or_cut_are_one_sentence(monkeypatch, tmp_path, kept):
+    place = java.folder("meteor")
+    (tmp_path / "meteor-1.5.jar").symlink_to(place / "meteor-1.5.jar")
+    if kept:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "paraphrase-en.gz").write_bytes((place / "data" / "paraphrase-en.gz").read_bytes()[:kept])
+    monkeypatch.setattr(java, "folder", lambda part: tmp_path)
+    refused("METEOR's Java process ended .*paraphrase-en.gz cannot be read, ", java.Meteor().score, ["a"], [["a"]])
+
+
 def test_a_tokenizer_that_fails_or_loses_a_line(fake_java):
     fake_java("exit 4")
     refused("tokenizer ended with exit status 4", captioning.score_captions, HYPS, REFS, NO_JAVA)

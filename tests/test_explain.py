@@ -1,6 +1,7 @@
 """Maps and the tests that they are put to: cases whose answer is known, and all five systems through one interface."""
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,8 @@ def opened(tmp_path_factory) -> dict[str, System]:
     folder = tmp_path_factory.mktemp("words")
     texts = [SENTENCE, "many green trees are near a pond ."] * 4
     words = train_tokenizer(texts, folder / "words.json")
-    pairs = DecoderTokenizer(stand_ins.train_byte_pairs([*texts, "a photo of"], folder / "pairs/tokenizer.json", 300), "opt_standin")
+    path = stand_ins.train_byte_pairs([*texts, "a photo of"], folder / "pairs/tokenizer.json", 300)
+    pairs = DecoderTokenizer(path, "opt_standin")
     plain, padded = Tokenizer(words, 32), Tokenizer(words, 32, fixed=True, sep=True)
     torch.manual_seed(0)
     captioner = bita.Captioner(bita.BITAConfig.tiny(plain.vocab_size, pairs.vocab_size))
@@ -45,7 +47,7 @@ def opened(tmp_path_factory) -> dict[str, System]:
     return {name: System(name, model.eval(), tokenizer, image, {}, Path()) for name, (model, tokenizer, image) in made.items()}
 
 
-# ---- rollout ---------------------------------------------------------------------------------------------------------------
+# ---- rollout --------------------------------------------------------------------------------------------------------------
 def test_tokens_that_attend_only_to_themselves_stay_where_they_are():
     assert torch.equal(explain.rollout([torch.eye(5).expand(2, 3, 5, 5)] * 4), torch.eye(5).expand(2, 5, 5))
 
@@ -58,7 +60,7 @@ def test_rollout_follows_a_token_through_the_layers():
     torch.testing.assert_close(explain.rollout([second, first])[0, 0], torch.tensor([0.5, 0.5, 0.0]))
 
 
-# ---- what the hooks see ------------------------------------------------------------------------------------------------------
+# ---- what the hooks see ---------------------------------------------------------------------------------------------------
 def attended(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     heads = value.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
     return (weights @ heads).transpose(1, 2).flatten(2)
@@ -96,7 +98,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
     assert not layer._forward_hooks
 
 
-# ---- the five systems ---------------------------------------------------------------------------------------------------------
+# ---- the five systems -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_map_of_every_system(opened, scene, name):
     match = explain.match(opened[name], SENTENCE)
@@ -181,6 +183,9 @@ def test_the_control_has_other_weights_and_the_same_form(opened):
 def test_wrong_questions_are_refused(opened, scene):
     with pytest.raises(UserError, match="has no map by 'belief'; choose one of attention"):
         explain.match(opened["cfitr"], SENTENCE).map("belief", scene.pixels)
+    few = pir.PIR(pir.PIRConfig.tiny(opened["pir"].tokenizer.vocab_size, candidates=40)).eval()
+    with pytest.raises(UserError, match="believes in 40 of its 50 tokens; maps need candidates=50"):
+        explain.match(replace(opened["pir"], model=few), SENTENCE).map("belief", scene.pixels)
     with pytest.raises(UserError, match="There are no maps of 'frozen'"):
         explain.match(SimpleNamespace(name="frozen"), SENTENCE)
     with pytest.raises(UserError, match="'pir' has no stream that words and patches share; give 'cfitr'"):
@@ -189,7 +194,7 @@ def test_wrong_questions_are_refused(opened, scene):
         explain.cycle_attention(opened["bita"], SENTENCE)
 
 
-# ---- words --------------------------------------------------------------------------------------------------------------------
+# ---- words ----------------------------------------------------------------------------------------------------------------
 def test_words_and_their_pieces(opened):
     words, owner = explain.words_of(opened["cfitr"], SENTENCE)
     assert words == SENTENCE.removesuffix(" .").split()
@@ -212,11 +217,11 @@ def test_every_word_has_regions_of_its_own(opened, scene):
 def test_leaving_all_words_or_none_out(opened, scene):
     system = opened["pir"]
     score_of = map_checks.hidden_words(system, scene.pixels, SENTENCE)
-    expected = system.encode_images([scene.pixels]) @ np.concatenate([system.encode_texts([text]) for text in (SENTENCE, "")]).T
-    np.testing.assert_allclose(score_of(np.array([[True] * 7, [False] * 7])), expected[0], atol=1e-6)
+    expected = np.concatenate([system.encode_texts([text]) for text in (SENTENCE, "")]) @ system.encode_images([scene.pixels])[0]
+    np.testing.assert_allclose(score_of(np.array([[True] * 7, [False] * 7])), expected, atol=1e-6)
 
 
-# ---- deletion and insertion -----------------------------------------------------------------------------------------------------
+# ---- deletion and insertion -----------------------------------------------------------------------------------------------
 WORTH = np.array([0.1, 0.5, -0.2, 0.3, 0.0])
 
 
@@ -285,7 +290,7 @@ def test_the_blur_keeps_the_mean_and_loses_the_detail():
     torch.testing.assert_close(explain.blurred(torch.full((1, 3, 28, 28), 0.3)), torch.full((1, 3, 28, 28), 0.3))
 
 
-# ---- on the object ----------------------------------------------------------------------------------------------------------------
+# ---- on the object --------------------------------------------------------------------------------------------------------
 def test_share_on_a_mask():
     mask = np.zeros((224, 224), bool)
     mask[:32, :48] = True                             # one patch and a half

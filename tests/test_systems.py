@@ -208,7 +208,7 @@ def test_an_image_that_is_listed_twice_counts_once_with_all_its_captions(trained
     assert found.results("expectation")["pir"].metrics == pytest.approx(whole.results("expectation")["pir"].metrics)
     with pytest.raises(UserError, match="listed twice"):  # anywhere else it is a mistake
         layouts.read(tmp_path / "dataset.json")
-    with pytest.raises(UserError, match="listed twice"):  # and in two splits it is one here too
+    with pytest.raises(UserError, match="into a second split"):  # and in two splits it is one here too
         systems.evaluate(trained, put(tmp_path / "dataset.json", [*images, first | {"split": "train"}]), pictures)
 
 

@@ -24,7 +24,6 @@ from nbhelpers.store import Store
 from nbhelpers.systems import System
 
 LONGEST = 20_000  # characters of a sentence; far more than any system reads
-NAMES = {"pir": "PIR", "pir_clip": "PIR-CLIP", "pe_rsitr": "PE-RSITR", "cfitr": "CFITR"}  # as records call them
 
 
 class Stage(NamedTuple):

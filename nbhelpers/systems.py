@@ -41,6 +41,7 @@ from nbhelpers.starting import Start
 RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
 SYSTEMS = (*RETRIEVAL, "bita")
 NOTEBOOKS = dict(zip(SYSTEMS, ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita")))
+NAMES = dict(zip(SYSTEMS, ("PIR", "PIR-CLIP", "PE-RSITR", "CFITR", "BITA")))  # as records and figures call them
 WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")  # towers whose tokenizer was made from the captions of one set
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nbhelpers.figures.style import (
-    BLUE, COLOURS, GREEN, GREY, RED, SMALL, draw_image, legend_above, new, styled, wrap,
+    BLUE, COLOURS, GREEN, GREY, RED, draw_image, legend_above, new, styled, wrap,
 )
 
 MARKERS = "osD^vP*X"

@@ -95,7 +95,7 @@ def pooled_tokens(image: np.ndarray, change: np.ndarray, patches: np.ndarray, wo
         axes.grid(False)
         axes.spines[:].set_visible(False)
         figure.colorbar(heat, cax=axes.inset_axes((0.2, -0.12, 0.6, 0.05)), orientation="horizontal",
-                        ticks=matplotlib.ticker.MaxNLocator(3))
+                        ticks=np.linspace(*heat.get_clim(), 3), format="%.2g")
     for axes, title in zip(panels, ("image", "change by LFEM", "pooling weight: patch", "pooling weight: word")):
         axes.set_title(title)
     panels[3].bar(np.arange(len(words)), words, color=BLUE)

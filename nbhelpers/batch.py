@@ -45,7 +45,7 @@ CHAIN = (
     Step("24_bita", 150, reads=("10_prepare_data", "12_starting_weights")),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
     Step("31_errors_and_significance", 20, reads=SYSTEMS),
-    Step("40_attention_and_belief", 40, reads=("10_prepare_data", "12_starting_weights", *SYSTEMS, "24_bita")),
+    Step("40_attention_and_belief", 60, reads=("10_prepare_data", "12_starting_weights", *SYSTEMS, "24_bita")),
     Step("50_score_captions", 60, reads=("10_prepare_data", "12_starting_weights", "24_bita"), record=True),
     Step("60_search", 30, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
     Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nbhelpers.figures.style import (
-    COLOURS, LINE, RED, SMALL, legend_above, line_count, new, draw_image, styled, text_list, wrap,
+    COLOURS, LINE, RED, SMALL, draw_image, legend_above, line_count, new, stacked_bars, styled, text_list, wrap,
 )
 
 
@@ -76,13 +76,9 @@ def caption_length_histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
 def class_counts(counts: pd.DataFrame) -> Figure:
     """Images per scene class: one row per class, one column per split, drawn as stacked horizontal bars."""
     figure = new(8, 1.2 + 0.27 * len(counts))
-    axes, left = figure.subplots(), np.zeros(len(counts))
-    for split, colour in zip(counts, COLOURS):
-        axes.barh(np.arange(len(counts)), counts[split], 0.75, left=left, color=colour, label=split)
-        left += counts[split].to_numpy(float)
-    axes.set_yticks(range(len(counts)), [wrap(name, 2.2, lines=1) for name in counts.index])
-    axes.set(xlabel="images", ylim=(len(counts) - 0.5, -0.5))
+    axes = figure.subplots()
+    stacked_bars(axes, counts, COLOURS, 0.75)
+    axes.set(xlabel="images")
     axes.locator_params(axis="x", integer=True)
-    axes.grid(axis="y", visible=False)
     legend_above(axes, 3)
     return figure

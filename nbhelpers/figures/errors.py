@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nbhelpers.figures.style import (
-    BLUE, COLOURS, GREEN, GREY, RED, draw_image, legend_above, new, styled, wrap,
+    BLUE, COLOURS, GREEN, GREY, RED, draw_image, legend_above, new, stacked_bars, styled, wrap,
 )
 
 MARKERS = "osD^vP*X"
@@ -89,14 +89,10 @@ def generic_ranks(table: pd.DataFrame, counts: Sequence[int]) -> Figure:
 def first_place_bars(table: pd.DataFrame) -> Figure:
     """What stands first, in percent of the queries: one stacked bar per row, one part per column, the first one being right."""
     figure = new(10, 1.8 + 0.42 * len(table))
-    axes, left = figure.subplots(), np.zeros(len(table))
+    axes = figure.subplots()
     shades = [GREEN, *matplotlib.colormaps["Blues_r"](np.linspace(0.15, 0.65, table.shape[1] - 2)), "#DDDDDD"]
-    for (name, values), colour in zip(table.items(), shades):
-        axes.barh(np.arange(len(table)), values, 0.72, left=left, color=colour, label=name, edgecolor="white")
-        left += values.to_numpy()
-    axes.set_yticks(range(len(table)), [wrap(name, 2.6, lines=1) for name in table.index])
-    axes.set(xlabel="% of the queries", xlim=(0, 100), ylim=(len(table) - 0.5, -0.5))
-    axes.grid(axis="y", visible=False)
+    stacked_bars(axes, table, shades, 0.72, edgecolor="white")
+    axes.set(xlabel="% of the queries", xlim=(0, 100))
     legend_above(axes, 3)
     figure.get_layout_engine().set(w_pad=0.1)  # wide labels grow a little from the layout's dpi to that of the file
     return figure

@@ -107,6 +107,17 @@ def whiskers(axes, x: np.ndarray, part: pd.DataFrame, horizontal: bool = False) 
         axes.errorbar(*where, **{along: spread}, fmt="none", ecolor="black", capsize=3, elinewidth=1.3)
 
 
+def stacked_bars(axes, table, colours: Sequence[str], thickness: float, **look) -> None:
+    """A horizontal bar for each row of a table, the first on top, stacked from its columns, which the legend names."""
+    left, y = np.zeros(len(table)), np.arange(len(table))
+    for (name, values), colour in zip(table.items(), colours):
+        axes.barh(y, values, thickness, left=left, color=colour, label=name, **look)
+        left += values.to_numpy(float)
+    axes.set_yticks(y, [wrap(name, 2.4, lines=1) for name in table.index])
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
 def line_count(texts: Sequence[str]) -> float:
     """Lines that a list of texts takes, with half a line between two texts."""
     return sum(text.count("\n") + 1.5 for text in texts)

@@ -58,7 +58,7 @@ def score_captions(hypotheses: Hypotheses, references: References, metrics: Iter
 
 
 class CaptionScorer:
-    """As `score_captions` for many calls: METEOR stays warm (1.4 GB) until `close()` or the end of a `with`, and references
+    """As `score_captions` for many calls: METEOR stays warm until `close()` or the end of a `with`, and references
     are tokenised once. Several scorers may work at once, and several threads may use one."""
 
     def __init__(self, metrics: Iterable[str] | None = None, timeout: float = java.TIMEOUT):
@@ -102,7 +102,7 @@ class CaptionScorer:
         return self._mean(list(references), _rounds(references, self._tokens(references.values())[0]))
 
     def _wake(self) -> None:
-        """Starts METEOR before anything else, since reading its tables takes longest."""
+        """Starts METEOR before anything else, since its start takes longest."""
         with self._waking:
             if "METEOR" in self.metrics and (self._meteor is None or not self._meteor.alive):
                 self._meteor = java.Meteor(self.timeout)

@@ -6,10 +6,11 @@ bounded, every process closed. No caption may hold a line break: one line is one
 """
 from __future__ import annotations
 
-import fcntl
+import gzip
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ import numpy as np
 
 from nbhelpers.errors import UserError
 
-TIMEOUT = 180  # seconds without an answer; METEOR reads its 62 MB of paraphrases in 6 to 43 s
+TIMEOUT = 180  # seconds without an answer; METEOR is ready in 2 to 20 s
 MAX_WORDS = 1_000  # METEOR searches for minutes, and in gigabytes, in captions of many thousand words that repeat themselves
 ENGLISH = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]  # METEOR reads its own "4.0" by the locale
 SHORT = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # a program that runs for a moment need not be optimised for long
@@ -115,14 +116,23 @@ def tokenize(sentences: list[str], timeout: float = TIMEOUT) -> list[str]:
 # METEOR -------------------------------------------------------------------------------------------
 
 class Meteor:
-    """METEOR 1.5 in a process of its own, about 1.4 GB, that stays warm until `close()`, garbage collection or the end of
-    Python. The constructor returns at once; the tables are read meanwhile. One call at a time; others wait."""
+    """METEOR 1.5 in a process of its own, which stays warm until `close()`, garbage collection or the end of Python.
+
+    Its table of 5.3 million paraphrases takes Java most of its start and 1.4 GB, and an entry serves only where all of its
+    words occur. So the process is given the entries for the words it is asked about, as METEOR's own FilterParaphrase does,
+    and another is started when other words come. The constructor returns at once. One call at a time; others wait.
+    """
 
     def __init__(self, timeout: float = TIMEOUT):
         self.timeout, self._lock = timeout, threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts Java; a thread inflates the table meanwhile and waits for the words."""
+        self._words: frozenset[str] | None = None  # those whose paraphrases the process has
         self._errors = tempfile.TemporaryFile()  # a file, as nobody reads a pipe and a full one would stop the process
         table, feed = os.pipe()
-        command = ["-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", "-Xms1600m", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-",
+        command = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-",
                    "-stdio", "-l", "en", "-norm", "-a", f"/dev/fd/{table}"]
         try:
             self._process, self._answers = _start(command, "meteor", self._errors, (table,)), queue.SimpleQueue()
@@ -131,9 +141,20 @@ class Meteor:
             raise
         finally:
             os.close(table)
-        threading.Thread(target=_feed, args=(feed, self._process, self._errors), daemon=True).start()
+        self._asked: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=_feed, args=(feed, self._asked, self._process, self._errors), daemon=True).start()
         threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
-        self.close = weakref.finalize(self, _end, self._process)
+        self.close = weakref.finalize(self, _close, self._process, self._asked)
+
+    def _know(self, words: frozenset[str]) -> None:
+        """Sees to it that the process has the paraphrases of these words."""
+        if self._words is not None and not words <= self._words:
+            words |= self._words
+            self.close()
+            self._begin()
+        if self._words is None:
+            self._words = words
+            self._asked.put(words)
 
     @property
     def alive(self) -> bool:
@@ -147,6 +168,7 @@ class Meteor:
         asked = [" ||| ".join(["SCORE", *map(_plain, own), _plain(one)]) for one, own in zip(hypotheses, references)]
         with self._lock:
             try:
+                self._know(_words(asked))
                 lines = self._ask(asked, len(asked))
                 found = self._ask([" ||| ".join(["EVAL", *lines])], len(asked) + 1)
                 values, counts = np.array(found, float), np.array([line.split() for line in lines], float)
@@ -169,7 +191,7 @@ class Meteor:
                                 "out of the metrics.") from None
             if line is None:
                 raise UserError(f"METEOR's Java process ended {self._end_told()} before it had scored all captions; it needs "
-                                "about 1.5 GB of memory; run it again, or leave METEOR out of the metrics.")
+                                "about 0.3 GB of memory, or more for a large vocabulary; run it again, or leave METEOR out of the metrics.")
             found.append(line.decode().strip())
         return found
 
@@ -180,24 +202,52 @@ class Meteor:
             return "its output"
 
 
-def _feed(pipe: int, process: subprocess.Popen, errors) -> None:
-    """Writes METEOR's paraphrases into a pipe, as gzip without compression: to inflate them costs Java a quarter of its start,
-    and here another core does it meanwhile. METEOR would go on without what it cannot read, so it is stopped then."""
-    path, inflate, store = folder("meteor") / "data" / "paraphrase-en.gz", zlib.decompressobj(31), zlib.compressobj(0, wbits=31)
+def _close(process: subprocess.Popen, asked: queue.SimpleQueue) -> None:
+    asked.put(None)
+    _end(process)
+
+
+def _words(lines: list[str]) -> frozenset[str]:
+    """Every word that METEOR may make of the lines, which splits at punctuation, and drops dots; some more do no harm."""
+    found = set("\"'<>&")  # what it makes of &quot; and the like
+    for word in set(" ".join(lines).lower().split()):
+        found.add(word)
+        if not (word.isascii() and word.isalnum()):
+            found.update(word, re.findall(r"[^\W_]+", word))
+            for part in re.split(r"[^\w.]|_", word):
+                found |= {part, part.rstrip("."), part.replace(".", ""), f"'{part}", f"{part}'"}
+    return frozenset(found)
+
+
+def _paraphrases(table: bytes, words: frozenset[str]) -> bytes:
+    """The entries of METEOR's table whose words all occur; an entry is three lines: a probability and two phrases."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    ends = np.flatnonzero(np.frombuffer(table, np.uint8) == ord("\n")) + 1
+    lines = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(np.append(0, ends)), pa.py_buffer(table))
+    known = pa.array([*words, ""], pa.large_string())  # "": behind the end of a line
+    rows = np.arange(0, len(ends), 3)
+    for column in (1, 2):
+        phrases = lines.take(pa.array(rows + column)).dictionary_encode()
+        split = pc.ascii_split_whitespace(phrases.dictionary)
+        occurs = pc.is_in(split.values, value_set=known).to_numpy(zero_copy_only=False)
+        whole = np.logical_and.reduceat(occurs, split.offsets.to_numpy()[:-1]) if len(occurs) else occurs
+        rows = rows[whole[phrases.indices.to_numpy()]]
+    return "".join(lines.take(pa.array((rows[:, None] + np.arange(3)).ravel())).to_pylist()).encode()
+
+
+def _feed(pipe: int, asked: queue.SimpleQueue, process: subprocess.Popen, errors) -> None:
+    """Inflates METEOR's table, waits for the words, and writes their paraphrases into the pipe, as gzip without compression.
+    METEOR would go on without what it cannot read, so it is stopped then."""
+    path = folder("meteor") / "data" / "paraphrase-en.gz"
     with suppress(BrokenPipeError), open(pipe, "wb") as out:  # Java is gone; who waits for its answers finds out
-        if hasattr(fcntl, "F_SETPIPE_SZ"):  # room for a piece, so that Java reads one while the next is made
-            with suppress(OSError):
-                fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 2**20)
         try:
-            with open(path, "rb") as table:
-                while piece := table.read(2**17):
-                    out.write(store.compress(inflate.decompress(piece)))
-            if not inflate.eof:
-                raise EOFError("it ends too early")
-            out.write(store.flush())
-        except BrokenPipeError:
-            raise
+            table = zlib.decompress(path.read_bytes(), wbits=31)
+            if (words := asked.get()) is not None:
+                out.write(gzip.compress(_paraphrases(table, words), 0))
         except (OSError, EOFError, zlib.error) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
             errors.write(f"Error: {path} cannot be read, {error}\n".encode())
             errors.flush()
             process.kill()

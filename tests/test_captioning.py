@@ -240,6 +240,28 @@ def test_a_killed_java_is_one_sentence_and_the_next_call_starts_another():
         assert scorer._meteor.alive
 
 
+ODD = ["the u.s. army's well-built (big) house, isn't it? 1990's planes_and-cars", "don't go to the u.s.a. &quot;now&quot; etc.",
+       "“smart” quotes ‘here’ and — dashes, e.g. 3,000 or 1.5 planes", "it's o'clock 's n't naïve café 日本 Straße", "the army of the us is big , inc."]
+
+
+@needs_java
+def test_the_paraphrases_of_the_words_that_occur_score_as_the_whole_table(monkeypatch):
+    """Odd punctuation included, since METEOR splits words once more; and words that come later bring their paraphrases."""
+    tokens = java.tokenize([*HYPS.values(), *ODD])
+    hyps, refs = tokens + tokens[:-1], [[other] for other in tokens[1:] + tokens[:1]] + [[other, "a house"] for other in tokens[1:]]
+    meteor = java.Meteor()
+    assert meteor.score(["the plane is here"], [["the aeroplane is here"]])[0] > 0.9
+    first = meteor._process
+    found = meteor.score(hyps, refs)
+    assert meteor._process is not first and first.poll() is not None
+    second = meteor._process
+    meteor.score(hyps[::-1], refs[::-1])
+    assert meteor._process is second
+    monkeypatch.setattr(java, "_paraphrases", lambda table, words: table)
+    for part, whole in zip(found, java.Meteor().score(hyps, refs)):
+        np.testing.assert_array_equal(part, whole)
+
+
 def test_a_silent_java_is_stopped(fake_java):
     fake_java("exec sleep 60")
     meteor = java.Meteor(timeout=0.3)

@@ -22,6 +22,7 @@ from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, T
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH = 128  # the papers encode the gallery in batches of 128; padding makes embeddings depend on it where it is attended
 
 
@@ -49,17 +50,19 @@ class RetrievalTask:
     and evaluation read those; the tokenizer must pad to a fixed length. Without it, images are augmented and pass the
     towers in every epoch.
 
-    views  of each training image that are cached: draws of the training transform; 0: the image under the test transform
+    views      of each training image that are cached: draws of the training transform; 0: the image under the test transform
+    precision  fp32, bf16 or fp16, in which the frozen towers see images: EfficientNet-Lite0 is twice as fast in bf16 on a CPU
+               that has instructions for it
 
     UserError if `towers` are not frozen, or if a model with others is evaluated on their features.
     """
 
     def __init__(self, data: DataSet, tokenizer: Tokenizer, image: ImageInput, seed: int = 0, workers: int = 2,
-                 towers: nn.Module | None = None, cache: Path | None = None, views: int = 0):
+                 towers: nn.Module | None = None, cache: Path | None = None, views: int = 0, precision: str = "fp32"):
         self.data, self.tokenizer, self.image, self.seed, self.workers = data, tokenizer, image, seed, workers
         if towers is not None and not towers.config.freeze_towers:
             raise UserError("Only frozen towers can be cached; build the model with freeze_towers=True or give no towers.")
-        self.towers, self.cache, self.views = towers, cache, views
+        self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
         self.towers_sha256 = _sha256(towers) if towers is not None else ""
 
     def table(self, split: str) -> CaptionTable:
@@ -84,6 +87,7 @@ class RetrievalTask:
         table = self.table(split)
         views = self.views if split == "train" else 0
         kind = f"images, {views} views, seed {self.seed}" if views else "images"
+        kind += "" if self.precision == "fp32" else f", {self.precision}"
         images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table), self._image_features(table, views))
         distinct = distinct_captions(table, self.tokenizer.clean)[0]
         texts = self._cached("texts", self.towers.TEXT_FEATURES, split, table, len(distinct), self._text_features(distinct))
@@ -101,9 +105,10 @@ class RetrievalTask:
         augmented = [TrainTransform(self.image.size)] * views or [None]
         drawn = [self.pixels(table, transform, (self.seed, view)) for view, transform in enumerate(augmented)]
         for parts in zip(*drawn):
-            seen = [model.image_features(pixels.to(device)) for pixels in parts]
-            yield {name: np.stack([one[name].cpu().numpy() for one in seen], axis=1) if views else value.cpu().numpy()
-                   for name, value in seen[0].items()}
+            with torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+                seen = [model.image_features(pixels.to(device, memory_format=torch.channels_last)) for pixels in parts]
+            arrays = [{name: value.float().cpu().numpy() for name, value in one.items()} for one in seen]
+            yield {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]} if views else arrays[0]
 
     @torch.inference_mode()
     def _text_features(self, texts: list[str]):

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     check = data.add_parser("check", help="what captions and images hold, and what is wrong with them")
     check.add_argument("--captions", required=True, help="file, or folder of a layout of several files")
     check.add_argument("--images", help="folder, zip or tar of the images; left away, they are not looked at")
-    check.add_argument("--layout", help="karpathy, precomp, rows, lavis, nwpu, shards, arrow or csv; recognised if left away")
+    check.add_argument("--layout", help="karpathy, precomp, rows, lavis, nwpu, shards, arrow, hub or csv; recognised if left away")
     check.set_defaults(command=_check)
     prepare = data.add_parser("prepare", help="decode the images of a set once, into the cache")
     prepare.add_argument("--set", default="scenes", help="ucm, rsicd, ..., a name of your own; scenes (default) is generated")

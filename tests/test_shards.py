@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset
@@ -543,6 +544,63 @@ def test_a_row_may_hold_one_caption(data, store, tmp_path):
     assert layouts.read(path).fingerprint() == data.table.split("test").fingerprint()
 
 
+# ---- tables of the hub -----------------------------------------------------------------------------------------------------
+def put_hub(path, data, store, split, **changes):
+    """As the library `datasets` writes a split: the image a struct of bytes and path."""
+    columns = columns_of(data, store, split)
+    images_ = [{"bytes": content, "path": name} for content, name in zip(columns["image"], columns["image_id"])]
+    written = {"image": images_, "captions": columns["caption"], "filename": columns["image_id"]} | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: values for name, values in written.items() if values is not None}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hub(data, store, folder):
+    for split, name in zip(ALL, ("train", "validation", "test")):
+        put_hub(folder / "colours" / "data" / f"{name}-00000-of-00001-0123456789abcdef.parquet", data, store, split)
+    return folder / "colours"
+
+
+def test_the_tables_of_a_hub_data_set_are_one_set(data, store, hub, tmp_path):
+    for path in (hub, hub / "data", next(hub.glob("data/train*"))):
+        reading = layouts.scan(path)
+        assert (reading.layout, reading.problems, len(reading.table)) == ("hub", [], 44)
+        assert reading.table.fingerprint() == data.table.fingerprint()
+        inside = ImageStore.open(path)
+        assert all(np.array_equal(inside.read(file), store.read(file)) for file in data.table.images.file)
+    assert layouts.read(hub).name == "colours" and not check(hub, hub).problems
+    shutil.copytree(hub, tmp_path / "sets" / "ucm")
+    found = catalog.open_dataset("ucm", tmp_path / "sets", tmp_path / "cache")
+    assert found.table.fingerprint() == data.table.fingerprint() and len(found.pixels) == 44
+
+
+def test_a_hub_table_may_leave_the_name_to_the_image_and_hold_one_caption_a_row(data, store, tmp_path):
+    path = put_hub(tmp_path / "valid.parquet", data, store, "val", filename=None)
+    assert layouts.read(path).fingerprint() == data.table.split("val").fingerprint()
+    first = data.table.split("val").captions.text.iloc[0]
+    put_hub(path, data, store, "val", captions=None, caption=[first] * 8)
+    assert list(layouts.read(path).captions.text) == [first] * 8
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"image": None}, "does not have one column image"), ({"captions": None}, "does not have one column caption"),
+    ({"image": ["a.jpg"] * 12}, "The column image of .*test.parquet holds string, not the bytes"),
+    ({"filename": [None] * 12}, "12 rows have no file name .first: test.parquet row 0")])
+def test_a_wrong_hub_table_is_refused(data, store, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        layouts.read(put_hub(tmp_path / "test.parquet", data, store, "test", **changes))
+
+
+def test_a_damaged_hub_table_is_refused(hub, tmp_path):
+    content, path = next(hub.glob("data/test*")).read_bytes(), tmp_path / "test.parquet"
+    for broken in (b"", b"no table at all", content[:len(content) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="test.parquet is not a readable parquet table"):
+            layouts.read(path)
+
+
+# ---- what is wrong with arrow tables -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("change, words", [
     ({"image": None}, r"x_test.arrow does not have one column image \(its columns: caption, image_id, split\)"),
     ({"caption": None, "image_id": None}, "does not have one column caption and one image_id"),

@@ -179,7 +179,7 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
 def expected_tree(key: str) -> str:
     return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}_train.json with its other splits or a "
             f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
-            f"{key}_shards or {key}_train.arrow, which hold both")
+            f"{key}_shards, {key}_train.arrow or {key}/train-*.parquet, which hold both")
 
 
 def _find_captions(key: str, folder: Path) -> Path | None:

@@ -142,7 +142,7 @@ class ImageStore:
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
-        """Also of shards and arrow tables. UserError if `path` is missing, holds no images, is damaged or has unsafe names."""
+        """Also of shards and tables. UserError if `path` is missing, holds no images, is damaged or has unsafe names."""
         from nbhelpers.data import shards  # which stands on this module
 
         path = Path(path)

@@ -7,8 +7,9 @@
 | rows     | `S_train.json`: one `{"image", "caption", "label_name"}` per caption; val, test: five per image |
 | lavis    | `S_train.json` as above; `S_test.json` of images, their captions in COCO's `S_test_gt.json`    |
 | nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                       |
-| shards   | WebDataset tars, and                                                                          |
-| arrow    | ViLT's tables, both with their images inside: see `shards`                                    |
+| shards   | WebDataset tars,                                                                              |
+| arrow    | ViLT's tables, and                                                                            |
+| hub      | the parquet tables of `datasets`, all three with their images inside: see `shards`            |
 | csv      | your own table: a first line `image,caption` and, if there are, `split` and `class`; a row per caption |
 
 No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
@@ -29,7 +30,7 @@ from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, draw
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
-LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow", "csv")
+LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow", "hub", "csv")
 WRITABLE = LAYOUTS[:4]
 MAX_BYTES = 2**30  # the largest published caption file has 30 MB
 

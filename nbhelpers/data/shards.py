@@ -1,10 +1,12 @@
-"""Images and captions in the same files: WebDataset shards and the arrow tables of ViLT.
+"""Images and captions in the same files: WebDataset shards, the arrow tables of ViLT, the parquet tables of the hub.
 
 | layout | on disk                                                                                                 |
 |--------|---------------------------------------------------------------------------------------------------------|
 | shards | tars of samples, one caption each: `000123.img_content`, `000123.caption`, `000123.img_name` (PIR-CLIP), |
 |        | or `000123.jpg` with `000123.txt` or `000123.json` (RS5M); `S-train-000000.tar` tells set and split       |
 | arrow  | `S_train.arrow`, a row per image: image (bytes), caption (list), image_id and, if it is there, split      |
+| hub    | `train-00000-of-00001.parquet`, also in `data/`, as `datasets` writes them: image (a struct of bytes and  |
+|        | path), captions (list) or caption, and, if they are there, filename and split                            |
 
 `streaming` trains from shards without unpacking them. Importing this module does not import torch.
 """
@@ -31,27 +33,31 @@ CAPTION = ("caption", "txt", "json")
 NAME = "img_name"
 MAX_SHARD = 2**30  # bytes of samples after which a new shard begins
 
-_FILE = re.compile(r"(?:(?P<set>.+?)[_-])?(?P<split>train|val|test)(?:[_-]?\d+)?\.(?:tar|arrow)", re.IGNORECASE)
+_FILE = re.compile(r"(?:(?P<set>.+?)[_-])?(?P<split>train|validation|valid|val|test)(?:[_-]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]+)?"
+                   r"\.(?:tar|arrow|parquet)", re.IGNORECASE)
+_SPLITS = {"validation": "val", "valid": "val"}
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # key and part, divided as webdataset does
 
 
 def layout_of(path: Path) -> str | None:
-    """"shards" or "arrow" for such a file, or for a folder of them; None for anything else."""
+    """"shards", "arrow" or "hub" for such a file, or for a folder of them; None for anything else."""
     if path.is_dir():
-        return "shards" if any(map(_is_shard, path.glob("*.tar"))) else "arrow" if any(path.glob("*.arrow")) else None
-    return {".tar": "shards", ".arrow": "arrow"}.get(path.suffix.lower())
+        kinds = [("shards", any(map(_is_shard, path.glob("*.tar")))), ("arrow", any(path.glob("*.arrow"))),
+                 ("hub", any(_parquets(path)))]
+        return next((kind for kind, found in kinds if found), None)
+    return {".tar": "shards", ".arrow": "arrow", ".parquet": "hub"}.get(path.suffix.lower())
 
 
 def read(path: Path, rows: Rows) -> str:
     """Adds the images and captions at `path` to `rows`; returns the name of the set.
 
-    `path` is a shard or a folder of shards, or an arrow table, whose other splits are read with it, or their folder.
+    `path` is a shard or a folder of shards, or a table, whose other splits are read with it, or their folder.
     UserError that names shard and sample, or table and column, of what cannot be read.
     """
-    arrow = layout_of(path) == "arrow"
-    files = _tables(path) if arrow else shard_files(path)
+    tables = layout_of(path) in ("arrow", "hub")
+    files = _tables(path) if tables else shard_files(path)
     for file in files:
-        (_read_table if arrow else _read_shard)(file, rows)
+        (_read_table if tables else _read_shard)(file, rows)
     matches = [_FILE.fullmatch(file.name) for file in files]
     sets = {match["set"] if match else None for match in matches}
     folder = path if path.is_dir() else path.parent
@@ -59,9 +65,9 @@ def read(path: Path, rows: Rows) -> str:
 
 
 def image_store(path: Path) -> ImageStore | None:
-    """The images in shards or arrow tables, by the names that `read` gives them; None if `path` holds neither."""
+    """The images in shards or tables, by the names that `read` gives them; None if `path` holds neither."""
     layout = layout_of(path) if path.is_dir() or path.is_file() else None
-    if layout == "arrow":
+    if layout in ("arrow", "hub"):
         return _table_images(path)
     if layout == "shards" and (path.is_dir() or _is_shard(path)):  # any other tar is a plain archive of images
         return _shard_images(path)
@@ -147,7 +153,7 @@ def sizes(files: list[Path]) -> dict[Path, int]:
 
 def _split(file: Path) -> str:
     match = _FILE.fullmatch(file.name)
-    return match["split"].lower() if match else "train"
+    return _SPLITS.get(match["split"].lower(), match["split"].lower()) if match else "train"
 
 
 def _samples(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -273,30 +279,32 @@ def _pairs(table: CaptionTable, store: ImageStore, order: Iterable[int]) -> Iter
                CAPTION[0]: UNPRINTABLE.sub(" ", texts[row]).encode()}
 
 
-# ---- arrow tables ----------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------------
+def _parquets(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+
+
 def _tables(path: Path) -> list[Path]:
-    """The arrow files of a folder, or the one file with those of the same set beside it."""
+    """The tables of a folder, or the one file with those of the same set beside it."""
     if path.is_dir():
-        return sorted(path.glob("*.arrow"))
+        return sorted(path.glob("*.arrow")) or _parquets(path)
     own = _FILE.fullmatch(path.name)
-    beside = [(file, _FILE.fullmatch(file.name)) for file in sorted(path.parent.glob("*.arrow"))] if own else []
+    beside = [(file, _FILE.fullmatch(file.name)) for file in sorted(path.parent.glob(f"*{path.suffix}"))] if own else []
     return [file for file, match in beside if match and match["set"] == own["set"]] or [path]
 
 
 def _open_table(path: Path):
-    """The pyarrow Table of a file, its bytes mapped. UserError if it is damaged or lacks a column."""
+    """The pyarrow Table of a file: image (bytes), caption, image_id and, if the file says so, split. The bytes of an arrow file
+    are mapped, those of a parquet file are in memory. UserError if it is damaged or lacks a column."""
     import pyarrow as pa
 
+    hub = path.suffix.lower() == ".parquet"
     try:
-        mapped = pa.memory_map(str(path))
-        try:
-            table = pa.ipc.open_file(mapped).read_all()
-        except pa.ArrowInvalid:  # the other of arrow's two forms
-            mapped.seek(0)
-            table = pa.ipc.open_stream(mapped).read_all()
+        table = _hub_table(path) if hub else _arrow_table(path)
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable arrow table ({str(error).splitlines()[0]}); fetch it again.") from error
+        kind = "parquet" if hub else "arrow"
+        raise UserError(f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); fetch it again.") from error
     lacking = [name for name in ("image", "caption", "image_id") if table.column_names.count(name) != 1]
     if lacking:
         raise UserError(f"{path} does not have one column {' and one '.join(lacking)} (its columns: "
@@ -307,6 +315,37 @@ def _open_table(path: Path):
     return table
 
 
+def _arrow_table(path: Path):
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_file(mapped).read_all()
+    except pa.ArrowInvalid:  # the other of arrow's two forms
+        mapped.seek(0)
+        return pa.ipc.open_stream(mapped).read_all()
+
+
+def _hub_table(path: Path):
+    """A parquet table of the hub with its columns named as in ViLT's. A name is `filename`, or the path of the image."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    columns = {name: table[name] for name in table.column_names if name != "image" and table.column_names.count(name) == 1}
+    if "captions" in columns:
+        columns["caption"] = columns.pop("captions")
+    if "image" in table.column_names:
+        image = table["image"]
+        fields = [field.name for field in image.type] if pa.types.is_struct(image.type) else []
+        columns["image"] = pc.struct_field(image, "bytes") if "bytes" in fields else image
+        names = columns.get("filename", pc.struct_field(image, "path") if "path" in fields else None)
+        if names is not None:
+            columns["image_id"] = names
+    return pa.table(columns)
+
+
 def _names(table) -> list[str | None]:
     return [None if image_id is None else str(image_id) for image_id in table["image_id"].to_pylist()]
 
@@ -315,8 +354,7 @@ def _read_table(path: Path, rows: Rows) -> None:
     table, match = _open_table(path), _FILE.fullmatch(path.name)
     if "split" not in table.column_names and not match:
         raise UserError(f"{path} has no column split, and its name tells none; call it like S_train.arrow.")
-    count = table.num_rows
-    splits = table["split"].to_pylist() if "split" in table.column_names else [match["split"].lower()] * count
+    splits = table["split"].to_pylist() if "split" in table.column_names else [_split(path)] * table.num_rows
     for row, (file, split, texts) in enumerate(zip(_names(table), splits, table["caption"].to_pylist())):
         alone = not isinstance(texts, list)
         rows.add(f"{path.name} row {row}", file, split, [texts] if alone else texts, once=not alone)

@@ -79,6 +79,12 @@ def leakage(table: CaptionTable, *others: CaptionTable, how: str = "spaces") -> 
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
 
 
+def stand_in(table: CaptionTable, source: CaptionTable, how: str = "spaces") -> np.ndarray:
+    """(M,) bool: whether each caption of `table` stands, equal by `how`, in `source`. Empty captions never do."""
+    texts = _texts(table, how)
+    return (texts.isin(set(_texts(source, how))) & (texts.str.strip() != "")).to_numpy()
+
+
 def image_hashes(pixels: np.ndarray, batch: int = 64) -> np.ndarray:
     """pixels (N, S, S, 3) uint8, S at least 32 -> (N,) uint64 perceptual hashes.
 
@@ -127,8 +133,7 @@ def _texts(table: CaptionTable, how: str) -> pd.Series:
 
 def _found(table: CaptionTable, asked: str, source: CaptionTable, splits: tuple[str, ...], how: str) -> dict:
     part = table.split(asked)
-    texts = _texts(part, how)
-    found = texts.isin(set(_texts(source.split(*splits), how))) & (texts.str.strip() != "")
+    texts, found = part.captions.text, stand_in(part, source.split(*splits), how)
     images = part.captions.image_id[found].nunique()
     return {"captions of": f"{table.name} {asked}", "found in": f"{source.name} {'+'.join(splits)}",
             "captions": len(texts), "found": int(found.sum()), "percent": 100 * float(found.mean()),

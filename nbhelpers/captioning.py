@@ -407,5 +407,5 @@ def write_record(run, system: str, variant: str, scores: CaptionScores, config, 
     protocol = {"split": split, "images": len(scores.per_image), "tokenizer": scores.tokenizer, "selected_on": selected_on}
     record = records.new_captions(
         config, notebook=run.notebook, system=system, variant=variant, profile=values.profile, set=values.set, seed=values.seed,
-        device=run.device, protocol=protocol, metrics=scores.corpus, intervals=bootstrap(scores, seed=values.seed), **fields)
+        device=run.device, settings=run.settings, protocol=protocol, metrics=scores.corpus, intervals=bootstrap(scores, seed=values.seed), **fields)
     return records.read([records.write_captions(run.records, record)], "captions")[0]

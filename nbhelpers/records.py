@@ -56,20 +56,21 @@ _SHARED = {
         "type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
     "notes": {"type": "string"},
 }
+_SETTINGS = {"type": "object"}
 _COST = {"seconds": {"type": "number", "minimum": 0}, "parameters": _fields({"all": _COUNT, "trainable": _COUNT})}
 SCHEMA = _fields(_SHARED | _COST | {
     "protocol": _fields({"split": {"enum": list(SPLITS)}, "ties": _RULE, "selected_on": _TEXT}),
     "metrics": {"type": "object", "propertyNames": _RULE, "minProperties": 1,
                 "additionalProperties": _NUMBERS},
     "ceiling": _NUMBERS, "chance": _NUMBERS,
-}, ranks=_fields({"file": _TEXT, "sha256": _SHA256}), checkpoint=_TEXT)
+}, ranks=_fields({"file": _TEXT, "sha256": _SHA256}), checkpoint=_TEXT, settings=_SETTINGS)
 CAPTION_SCHEMA = _fields(_SHARED | {
     "kind": {"const": "captions"},
     "protocol": _fields({"split": {"enum": list(SPLITS)}, "images": {"type": "integer", "minimum": 1},
                          "tokenizer": {"enum": ["PTB", "rules"]}, "selected_on": _TEXT}),
     "metrics": {"type": "object", "propertyNames": {"enum": list(CAPTION_METRICS)}, "minProperties": 1,
                 "additionalProperties": {"type": "number", "minimum": 0}},
-}, **_COST)
+}, **_COST, settings=_SETTINGS)
 
 
 # writing ------------------------------------------------------------------------------------------
@@ -80,14 +81,16 @@ def new(config, **fields) -> dict:
     fields  needed: notebook, system, profile, set, data_fingerprint, seed, seconds,
             parameters {all, trainable}, protocol {split, ties, selected_on}, metrics {tie rule: numbers};
             optional: variant, device, weights [{name, source, sha256, kind}], intervals (by the rule in
-            protocol), ceiling, chance, notes, checkpoint (file of the model, below the profile's folder of runs)
+            protocol), ceiling, chance, notes, checkpoint (file of the model, below the profile's folder of runs),
+            settings (`Run.settings`)
     """
     return {"ceiling": {}, "chance": {}} | _shared(config) | fields
 
 
 def new_captions(config, **fields) -> dict:
     """As `new` for generated captions: protocol {split, images, tokenizer, selected_on}, metrics {pycocoevalcap's name:
-    fraction} and intervals of the same names; seconds and parameters where they are known; no ranks, ceiling or chance."""
+    fraction} and intervals of the same names; seconds, parameters and settings where they are known; no ranks, ceiling or
+    chance."""
     return {"kind": "captions"} | _shared(config) | fields
 
 

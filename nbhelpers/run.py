@@ -20,12 +20,13 @@ from nbhelpers.errors import UserError
 KINDS = {
     "PROFILE": str, "SET": str, "DATA": str, "SIZE": str, "DEVICE": str, "CHECKPOINT": str, "PRIOR": str,
     "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "WORKERS": int, "VIEWS": int, "LR": float, "FALSE_TEXTS": int, "K": int,
-    "IMAGES": int,
+    "IMAGES": int, "TRIED": int,
 }
+ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint")  # not among a record's settings
 KINDS_BY_END = {"_EPOCHS": int, "_BATCH": int, "_ACCUMULATE": int, "_LR": float}  # of one system: CFITR_EPOCHS, ...
 CHOICES = {"SIZE": ("tiny", "compact", "paper"), "DEVICE": ("auto", "cpu", "cuda")}
 LOWEST = {"SEED": 0, "EPOCHS": 1, "BATCH_SIZE": 1, "WORKERS": 0, "VIEWS": 0, "CFITR_BATCH": 2, "FALSE_TEXTS": 1, "K": 10,
-          "IMAGES": 2}
+          "IMAGES": 2, "TRIED": 0}
 
 
 def repository_root() -> Path:
@@ -85,6 +86,11 @@ class Run:
         """Where `training.load_or_train` keeps the model of this name and key, below `folder`; records say it."""
         return f"{self.checkpoints.name}/{name}-{key[:16]}/model.safetensors"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The notebook's parameters that a record keeps: all but its own fields, and what names this machine."""
+        return {name.upper(): value for name, value in vars(self.parameters).items() if name not in ELSEWHERE}
+
     def show(self, figure, name: str) -> None:
         """Writes a matplotlib figure to `figures/<name>.png` and displays that very file, at half size."""
         from nbhelpers import figures
@@ -99,7 +105,7 @@ class Run:
         from nbhelpers import records
         values = self.parameters
         record = records.new(config, notebook=self.notebook, profile=values.profile, set=values.set,
-                             seed=values.seed, device=self.device, **fields)
+                             seed=values.seed, device=self.device, settings=self.settings, **fields)
         return records.write(self.records, record, ranks)
 
 

@@ -536,7 +536,7 @@ def test_the_command_needs_no_torch(coco):
 
 def record(folder: Path, **changes) -> dict:
     scores = captioning.score_captions(HYPS, REFS, NO_JAVA)
-    run = SimpleNamespace(notebook="50_score_captions", device="cpu", records=folder,
+    run = SimpleNamespace(notebook="50_score_captions", device="cpu", records=folder, settings={"BEAMS": 5},
                           parameters=SimpleNamespace(profile="default", set="scenes", seed=0))
     fields = {"system": "BITA", "variant": "", "config": {"width": 8}, "data_fingerprint": "a" * 64, "seconds": 1.5,
               "parameters": {"all": 3, "trainable": 2}} | changes
@@ -547,6 +547,7 @@ def test_a_record_holds_scores_and_intervals_and_stands_in_a_table_of_its_own(tm
     found = record(tmp_path)
     record(tmp_path, system="most frequent", variant="most_frequent")
     assert found["metrics"]["CIDEr"] == pytest.approx(1.3697, abs=1e-4) and list(found["intervals"]) == list(found["metrics"])
+    assert found["settings"] == {"BEAMS": 5}
     assert found["protocol"]["images"] == 20 and records.read(tmp_path) == [] and len(records.read(tmp_path, "captions")) == 2
     board, = leaderboard.boards(records.read(tmp_path, "captions"))
     assert set(board.shown.system) == {"BITA", "most frequent caption"} and board.shown.CIDEr["BITA"].startswith("137.0 [")

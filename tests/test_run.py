@@ -129,12 +129,13 @@ def test_a_record_carries_what_the_run_knows(monkeypatch):
     from nbhelpers import records
     written = {}
     monkeypatch.setattr(records, "write", lambda folder, record, ranks: written.update(record, folder=folder))
-    started = run.start("20_pir", SEED=5)
+    started = run.start("20_pir", SEED=5, EPOCHS=3, WORKERS=1, TRIED=2)
     started.write_record({"epochs": 1}, {}, system="PIR", data_fingerprint="0" * 64, seconds=1.0)
     assert written["folder"] == started.records
     assert (written["notebook"], written["profile"], written["set"], written["seed"], written["device"]) == \
         ("20_pir", "default", "scenes", 5, started.device)
     assert written["system"] == "PIR" and written["config"] == {"epochs": 1}
+    assert written["settings"] == {"EPOCHS": 3, "TRIED": 2}  # nothing of this machine
 
 
 def test_importing_the_room_loads_no_torch():

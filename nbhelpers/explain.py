@@ -27,8 +27,6 @@ from captum.attr import LayerIntegratedGradients, Occlusion
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from nbhelpers.data.augment import normalize
-from nbhelpers.data.images import resize
 from nbhelpers.errors import UserError
 from nbhelpers.papers import bita, pir
 from nbhelpers.starting import seeded
@@ -88,16 +86,9 @@ class Match:
 
     def __init__(self, system: System, sentence: str):
         self.system, self.model, self.sentence = system, system.model, sentence
-        ids, mask = system.tokenizer([system.tokenizer.clean(sentence)])
-        self.ids, self.mask = ids.to(system.device), mask.to(system.device)
+        self.ids, self.mask = system.words(sentence)
         with torch.no_grad():
             self._read()
-
-    def pixels(self, pictures: Iterable[np.ndarray]) -> Tensor:
-        """(H,W,3) uint8 each -> (B,3,size,size), as the system is fed."""
-        image = self.system.image
-        resized = np.stack([resize(picture, image.size) for picture in pictures])
-        return normalize(resized, image.mean, image.std).to(self.system.device)
 
     def score(self, pixels: Tensor) -> Tensor:
         """(B,3,size,size) -> (B,), larger for a better match: the cosine of a dual encoder, CFITR's single-stream score,
@@ -118,7 +109,7 @@ class Match:
         """(S,S) float of one picture (H,W,3) uint8; relevance and occlusion have signs. UserError on an unknown method."""
         if method not in self.methods:
             raise UserError(f"'{self.system.name}' has no map by '{method}'; choose one of {', '.join(self.methods)}.")
-        pixels = self.pixels([picture])
+        pixels = self.system.pixels([picture])
         if method in ("relevance", "occlusion"):
             return getattr(self, f"_{method}")(pixels)
         with torch.no_grad():
@@ -312,9 +303,9 @@ def cycle_attention(system: System, sentence: str) -> tuple[list[str], np.ndarra
     if not system.model.config.lca:
         raise UserError("This PIR was built without LCA, so it has no cycles; build it with lca=True.")
     words, owner = words_of(system, sentence)
-    ids, mask = system.tokenizer([system.tokenizer.clean(sentence)])
+    ids, mask = system.words(sentence)
     with _watched([layer.mhatt_cross for layer in system.model.txt_ca], _of_pir) as layers:
-        system.model.encode_texts(ids.to(system.device), mask.to(system.device))
+        system.model.encode_texts(ids, mask)
     rows = torch.cat(layers).mean(1)[:, 0].double().cpu().numpy()
     return words, np.stack([rows[:, :len(owner)][:, owner == word].sum(1) for word in range(len(words))], axis=1)
 
@@ -325,7 +316,7 @@ def word_regions(system: System, picture: np.ndarray, sentence: str) -> tuple[li
     _only(system, "cfitr", "stream that words and patches share")
     words, owner = words_of(system, sentence)
     one = match(system, sentence)
-    flow = one._flow(one.pixels([picture]))[0, :len(owner)]
+    flow = one._flow(system.pixels([picture]))[0, :len(owner)]
     return words, np.stack([_square(flow[owner == word].mean(0, keepdim=True)) for word in range(len(words))])
 
 

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nbhelpers.data import images
-from nbhelpers.data.augment import normalize
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError, atomic_write
@@ -191,25 +189,21 @@ class TwoStageGallery(Gallery):
 
     @torch.inference_mode()
     def _text(self, sentence: str) -> Mapping[str, torch.Tensor]:
-        system = self.system
-        ids, mask = (part.to(system.device) for part in system.tokenizer([system.tokenizer.clean(sentence)]))
-        return system.model.text_features(ids, mask) | {"mask": mask}
+        ids, mask = self.system.words(sentence)
+        return self.system.model.text_features(ids, mask) | {"mask": mask}
 
     @torch.inference_mode()
     def _image(self, picture: np.ndarray) -> Mapping[str, torch.Tensor]:
-        image = self.system.image
-        pixels = normalize(images.resize(picture, image.size)[None], image.mean, image.std)
-        return self.system.model.image_features(pixels.to(self.system.device))
+        return self.system.model.image_features(self.system.pixels([picture]))
 
 
 def of_run(run, data: DataSet, system: System, candidates: int) -> Gallery:
     """The gallery of a system that a run trained, over the test split of its data; `candidates` is of CFITR alone."""
     if not hasattr(system.model, "score_pairs"):
         return Gallery(system, data, cache=run.cache)
-    from nbhelpers.search import store_key
+    from nbhelpers.search import store_folder
 
-    folder = run.folder / "stores" / f"23_cfitr-{store_key(system.model, 'images')['model']}"
-    return TwoStageGallery(system, data, folder, candidates, cache=run.cache)
+    return TwoStageGallery(system, data, store_folder(run.folder, system.model), candidates, cache=run.cache)
 
 
 class _Clock:

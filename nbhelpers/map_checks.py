@@ -61,7 +61,7 @@ def compare(score_of: Callable, maps: Mapping[str, np.ndarray], seed: int = 0, s
 
 def hidden_score(match: Match, picture: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The score of a picture of which only some patches are shown, the others blurred: (K,S*S) bool -> (K,)."""
-    pixels = match.pixels([picture])
+    pixels = match.system.pixels([picture])
     side, veil = match.side(pixels), blurred(pixels)
 
     def score_of(shown: np.ndarray) -> np.ndarray:

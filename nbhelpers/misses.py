@@ -51,11 +51,11 @@ class Scores:
         return Recall("expectation", ks, *ranks, *hits)
 
 
-def scores(system: System, data: DataSet, cache: Path, stores: Path, k: int, split: str = "test", workers: int = 2) -> Scores:
+def scores(system: System, data: DataSet, cache: Path, folder: Path, k: int, split: str = "test", workers: int = 2) -> Scores:
     """How a trained system of any kind ranks a split, as its own notebook evaluates it.
 
     cache   folder of decoded images and cached features
-    stores, k   of a search in two stages (CFITR): the folder of its stores, opened where 23_cfitr wrote them, and the number of
+    folder, k   of a search in two stages (CFITR): the run's folder, where 23_cfitr wrote its stores, and the number of
             candidates; they are chosen by PPSR with the column means of the training queries
     """
     model = system.model
@@ -64,16 +64,16 @@ def scores(system: System, data: DataSet, cache: Path, stores: Path, k: int, spl
     task = RetrievalTask(data, system.tokenizer, system.image, workers=workers,
                          towers=model if model.config.freeze_towers else None, cache=cache)
     if hasattr(model, "score_pairs"):
-        return _two_stages(system, task, stores, k, split)
+        return _two_stages(system, task, folder, k, split)
     similarity = task.embeddings(model, split).similarity()
     return Scores(similarity, similarity)
 
 
-def _two_stages(system: System, task: RetrievalTask, stores: Path, k: int, split: str) -> Scores:
+def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split: str) -> Scores:
     from nbhelpers import search  # which needs faiss
     from nbhelpers.data.loading import distinct_captions
 
-    place = stores / f"23_cfitr-{search.store_key(system.model, 'images')['model']}"
+    place = search.store_folder(folder, system.model)
     pair = search.write_stores(system.model, task, split, place / split)
     banks = search.write_stores(system.model, task, "train", place / "train", states=False)
     coarse = search.coarse_scores(*pair, banks=banks)["PPSR online"]

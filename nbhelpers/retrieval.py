@@ -51,8 +51,8 @@ class RetrievalTask:
     towers in every epoch.
 
     views      of each training image that are cached: draws of the training transform; 0: the image under the test transform
-    precision  fp32, bf16 or fp16, in which the frozen towers see images: EfficientNet-Lite0 is twice as fast in bf16 on a CPU
-               that has instructions for it
+    precision  fp32, bf16 or fp16, in which the frozen towers see the images of the training split: EfficientNet-Lite0 is twice as
+               fast in bf16 on a CPU that has instructions for it; what is evaluated is always seen in fp32
 
     UserError if `towers` are not frozen, or if a model with others is evaluated on their features.
     """
@@ -85,10 +85,11 @@ class RetrievalTask:
         A row for each image of the split, and for each of its `distinct_captions`.
         """
         table = self.table(split)
-        views = self.views if split == "train" else 0
+        views, precision = (self.views, self.precision) if split == "train" else (0, "fp32")
         kind = f"images, {views} views, seed {self.seed}" if views else "images"
-        kind += "" if self.precision == "fp32" else f", {self.precision}"
-        images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table), self._image_features(table, views))
+        kind += "" if precision == "fp32" else f", {precision}"
+        images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table),
+                              self._image_features(table, views, precision))
         distinct = distinct_captions(table, self.tokenizer.clean)[0]
         texts = self._cached("texts", self.towers.TEXT_FEATURES, split, table, len(distinct), self._text_features(distinct))
         return images, texts
@@ -99,13 +100,13 @@ class RetrievalTask:
         return FeatureCache.build(lambda indices: next(batches), count, BATCH, key, self.cache)
 
     @torch.inference_mode()
-    def _image_features(self, table: CaptionTable, views: int):
+    def _image_features(self, table: CaptionTable, views: int, precision: str):
         """Batches of name -> (B,...), or (B,V,...) with views."""
         model, device = self.towers.eval(), next(self.towers.parameters()).device
         augmented = [TrainTransform(self.image.size)] * views or [None]
         drawn = [self.pixels(table, transform, (self.seed, view)) for view, transform in enumerate(augmented)]
         for parts in zip(*drawn):
-            with torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
                 seen = [model.image_features(pixels.to(device, memory_format=torch.channels_last)) for pixels in parts]
             arrays = [{name: value.float().cpu().numpy() for name, value in one.items()} for one in seen]
             yield {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]} if views else arrays[0]

@@ -44,6 +44,11 @@ def store_key(model: nn.Module, kind: str) -> dict[str, object]:
     return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest.hexdigest()[:16]}
 
 
+def store_folder(run: Path | str, model: nn.Module) -> Path:
+    """Where a run keeps the stores of a trained model: a folder for each split, as `write_stores` fills it."""
+    return Path(run) / "stores" / f"23_cfitr-{store_key(model, 'images')['model']}"
+
+
 @torch.inference_mode()
 def encode(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, object]:
     """Inputs of images (`vision`) or texts (`text`, `mask`) -> codes (B,W) uint8 array, states (B,n,d) and, of texts, mask

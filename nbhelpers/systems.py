@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers import backbones, recall, records, weights
 from nbhelpers.backbones import ImageInput
@@ -90,6 +90,16 @@ class System:
                                  longest=longest, shortest=shortest)]
         return _not_empty(texts)
 
+    def pixels(self, pictures: Iterable[Path | str | np.ndarray]) -> Tensor:
+        """Images as for `encode_images` -> normalised pixels (B,3,S,S) on the model's device, as the model is fed."""
+        resized = [images.resize(_pixels(picture), self.image.size) for picture in pictures]
+        return normalize(np.stack(_not_empty(resized)), self.image.mean, self.image.std).to(self.device)
+
+    def words(self, sentence: str) -> tuple[Tensor, Tensor]:
+        """A sentence -> token ids and mask (1,L) on the model's device."""
+        ids, mask = self.tokenizer([self.tokenizer.clean(sentence)])
+        return ids.to(self.device), mask.to(self.device)
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
@@ -98,11 +108,10 @@ class System:
         if not hasattr(self.model, method):
             raise UserError(f"{self.name} {what}.")
 
-    def _batches(self, pictures: Iterable[Path | str | np.ndarray]) -> Iterator[torch.Tensor]:
-        """Normalised pixels (B,3,S,S) on the model's device."""
+    def _batches(self, pictures: Iterable[Path | str | np.ndarray]) -> Iterator[Tensor]:
         pictures = iter(pictures)
-        while resized := [images.resize(_pixels(picture), self.image.size) for picture in islice(pictures, BATCH)]:
-            yield normalize(np.stack(resized), self.image.mean, self.image.std).to(self.device)
+        while some := list(islice(pictures, BATCH)):
+            yield self.pixels(some)
 
     @staticmethod
     def _rows(parts) -> np.ndarray:
@@ -244,7 +253,7 @@ def _read_together(system: System, pictures: Iterable[np.ndarray], sentence: str
     model = system.model
     encoded = [engine.encode(model, model.image_features(pixels)) for pixels in system._batches(pictures)]
     arrays = {name: np.concatenate([np.asarray(torch.as_tensor(part[name]).cpu()) for part in encoded]) for name in encoded[0]}
-    ids, mask = (part.to(system.device) for part in system.tokenizer([system.tokenizer.clean(sentence)]))
+    ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
     found = engine.Search(model, Store(engine.store_key(model, "images"), arrays), k=max(engine.K, top))(query)
     return found.rows[0], found.scores[0]

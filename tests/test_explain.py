@@ -115,11 +115,11 @@ def test_every_map_of_every_system(opened, scene, name):
 def test_scores_are_those_of_the_system(opened, scene, name):
     system, match = opened[name], explain.match(opened[name], SENTENCE)
     other = scenes.draw(scenes.SceneSpec("beach", 1)).pixels
-    found = match.scores(match.pixels([scene.pixels, other]))
+    found = match.scores(match.system.pixels([scene.pixels, other]))
     if name == "cfitr":
         ids, mask = system.tokenizer([system.tokenizer.clean(SENTENCE)] * 2)
         with torch.no_grad():
-            states = system.model.image_states(match.pixels([scene.pixels, other]))
+            states = system.model.image_states(match.system.pixels([scene.pixels, other]))
             expected = system.model.score_pairs(states, system.model.text_states(ids, mask), mask).numpy()
     else:
         expected = system.encode_images([scene.pixels, other]) @ system.encode_texts([SENTENCE])[0]
@@ -128,7 +128,7 @@ def test_scores_are_those_of_the_system(opened, scene, name):
 
 def test_the_score_of_bita_is_its_loss(opened, scene):
     system, match = opened["bita"], explain.match(opened["bita"], SENTENCE)
-    pixels, (ids, mask) = match.pixels([scene.pixels]), system.tokenizer([system.tokenizer.clean(SENTENCE)])
+    pixels, (ids, mask) = match.system.pixels([scene.pixels]), system.tokenizer([system.tokenizer.clean(SENTENCE)])
     with torch.no_grad():
         loss = system.model.loss({"pixels": pixels, "ids": ids, "mask": mask}, system.tokenizer.prompt_length)["loss"]
     assert match.scores(pixels)[0] == pytest.approx(-float(loss), abs=1e-5)
@@ -141,7 +141,7 @@ def test_relevance_adds_up_to_what_the_blur_takes(opened, scene, name, monkeypat
     kept = []
     monkeypatch.setattr(explain, "_square", lambda values: kept.append(values) or np.zeros((7, 7)))
     match = explain.match(opened[name], SENTENCE)
-    pixels, layer = match.pixels([scene.pixels]), match._layer()
+    pixels, layer = match.system.pixels([scene.pixels]), match._layer()
     found = explain.LayerIntegratedGradients(match.score, layer).attribute(pixels, explain.blurred(pixels), n_steps=64)
     found = found[0] if isinstance(found, tuple) else found
     match.map("relevance", scene.pixels)
@@ -154,7 +154,7 @@ def test_relevance_adds_up_to_what_the_blur_takes(opened, scene, name, monkeypat
 def test_occlusion_is_what_hiding_a_patch_takes(opened, scene):
     match = explain.match(opened["pe_rsitr"], SENTENCE)
     all_but = ~np.eye(49, dtype=bool)[[0, 8, 48]]
-    taken = match.scores(match.pixels([scene.pixels]))[0] - map_checks.hidden_score(match, scene.pixels)(all_but)
+    taken = match.scores(match.system.pixels([scene.pixels]))[0] - map_checks.hidden_score(match, scene.pixels)(all_but)
     np.testing.assert_allclose(match.map("occlusion", scene.pixels).ravel()[[0, 8, 48]], taken, atol=1e-5)
 
 
@@ -277,7 +277,7 @@ def test_an_interval_needs_two_images():
 
 def test_hiding_shows_the_blur_and_nothing_else(opened, scene):
     match = explain.match(opened["bita"], SENTENCE)
-    pixels = match.pixels([scene.pixels])
+    pixels = match.system.pixels([scene.pixels])
     found = map_checks.hidden_score(match, scene.pixels)(np.array([[True] * 49, [False] * 49]))
     np.testing.assert_allclose(found, match.scores(torch.cat([pixels, explain.blurred(pixels)])), atol=1e-6)
 

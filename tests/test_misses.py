@@ -233,7 +233,7 @@ def test_two_stages_rank_their_candidates_alone_as_23_cfitr_does(data):
     torch.manual_seed(0)
     model = cfitr.CFITR(cfitr.CFITRConfig.tiny(words.vocab_size)).eval()
     image = vilt_size(model.config.vilt).image
-    found = misses.scores(System("cfitr", model, words, image, {}, folder), whole, folder, folder / "stores", k=3)
+    found = misses.scores(System("cfitr", model, words, image, {}, folder), whole, folder, folder, k=3)
     assert (np.isfinite(found.i2t).sum(1) == 3).all() and (np.isfinite(found.t2i).sum(0) == 3).all()
 
     task = RetrievalTask(whole, words, image)

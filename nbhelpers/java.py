@@ -243,14 +243,13 @@ def _feed(pipe: int, asked: queue.SimpleQueue, process: subprocess.Popen, errors
     with suppress(BrokenPipeError), open(pipe, "wb") as out:  # Java is gone; who waits for its answers finds out
         try:
             table = zlib.decompress(path.read_bytes(), wbits=31)
-            if (words := asked.get()) is not None:
-                out.write(gzip.compress(_paraphrases(table, words), 0))
-        except (OSError, EOFError, zlib.error) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
+        except (OSError, zlib.error) as error:
             errors.write(f"Error: {path} cannot be read, {error}\n".encode())
             errors.flush()
             process.kill()
+            return
+        if (words := asked.get()) is not None:
+            out.write(gzip.compress(_paraphrases(table, words), 0))
 
 
 def _plain(text: str) -> str:

@@ -7,9 +7,7 @@ decide the ranking. B batch, N images, M texts, Q queries, G gallery items, K ca
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +15,13 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from nbhelpers import recall
 from nbhelpers.data.loading import distinct_captions
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.store import Store
 
@@ -364,95 +361,3 @@ class Search:
         scores = self.rerank(query, rows)
         order = np.argsort(-scores, axis=1, kind="stable")
         return Found(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
-
-
-# ---- what a query costs (spec 6) -------------------------------------------------------------------------------------------
-class _Repeated:
-    """An array that seems to have more rows: row r is row r mod N."""
-
-    def __init__(self, array: np.ndarray):
-        self.array = array
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows % len(self.array)]
-
-
-def tiled(gallery: Store, count: int) -> Store:
-    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the codes are copied."""
-    codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
-    return Store(gallery.key, {name: codes if name == "codes" else _Repeated(array) for name, array in gallery.arrays.items()})
-
-
-def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a call, after one that warms up; waits for the GPU where there is one."""
-    times = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return float(np.median(times[1:]))
-
-
-def query_times(search: Search, inputs: Mapping[str, Tensor], repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of one query: `encode` it, `coarse` (distance, post-processing, best K), `fine` (K pairs), and `total`, all
-    three in one go. The encoding of the gallery, which is done offline, is in none of them.
-
-    inputs  of the query alone, as `split_inputs` gives them for one row
-    """
-    query = encode(search.model, inputs)
-    candidates = search.coarse(query["codes"]).rows
-    return {"encode": milliseconds(lambda: encode(search.model, inputs), repeats),
-            "coarse": milliseconds(lambda: search.coarse(query["codes"]), repeats),
-            "fine": milliseconds(lambda: search.rerank(query, candidates), repeats),
-            "total": milliseconds(lambda: search(encode(search.model, inputs)), repeats)}
-
-
-def exhaustive_times(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable | None = None,
-                     repeats: int = 1) -> dict[str, float]:
-    """Milliseconds of the same query against every item: `cached` encodes it and passes the remaining layers with all stored
-    states; with `gallery_inputs` (row numbers (B,) -> inputs) `scratch` passes all layers with each item, as a single-stream
-    model must that stores nothing.
-    """
-    everything = np.arange(len(search.gallery))[None]
-    times = {"cached": milliseconds(lambda: search.rerank(encode(search.model, inputs), everything), repeats)}
-    if gallery_inputs is not None:
-        times["scratch"] = milliseconds(lambda: from_scratch(search, inputs, gallery_inputs), repeats)
-    return times
-
-
-@torch.inference_mode()
-def from_scratch(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable) -> np.ndarray:
-    """(G,) fine scores of one query without any store."""
-    model, scores = search.model, []
-    for start in range(0, len(search.gallery), search.batch):
-        item = gallery_inputs(np.arange(start, min(start + search.batch, len(search.gallery))))
-        count = len(next(iter(item.values())))
-        query = {name: part.expand(count, *part.shape[1:]) for name, part in inputs.items()}
-        image, text = (item, query) if search.images else (query, item)
-        pairs = model.score_pairs(model.image_states(**image), model.text_states(**text), text["mask"])
-        scores.append(pairs.float().cpu().numpy())
-    return np.concatenate(scores)
-
-
-# ---- the trade-off, for who compares systems --------------------------------------------------------------------------------
-def write_tradeoff(path: Path, points: list[dict[str, float]], **about: object) -> Path:
-    """Writes a JSON file: `about` (profile, set, seed, device, ...) and `points`, one for each number of candidates: "k", the
-    recalls in percent and milliseconds of a query "<direction>_<part>_ms". UserError on NaN and infinity."""
-    try:
-        text = json.dumps(about | {"points": points}, indent=1, allow_nan=False)
-    except ValueError as error:
-        raise UserError(f"The trade-off for {path} holds NaN or infinity; look for a diverged model.") from error
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n")
-    return Path(path)
-
-
-def read_tradeoff(path: Path) -> tuple[pd.DataFrame, dict]:
-    """(points, one row each; what they are about) as `write_tradeoff` wrote them. UserError if there is no such file."""
-    try:
-        about = json.loads(Path(path).read_text())
-        return pd.DataFrame(about.pop("points")), about
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} holds no trade-off ({error!r}); run 23_cfitr again.") from error

@@ -11,7 +11,7 @@ from coloured_set import coloured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import backbones, recall, search
+from nbhelpers import backbones, recall, search, search_times
 from nbhelpers.data.loading import Tokenizer, distinct_captions, train_tokenizer
 from nbhelpers.errors import UserError
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig, Captions
@@ -268,7 +268,7 @@ def test_scores_from_scratch_are_those_from_the_store(model, task, stores, fine)
     directions = (stores[1], images(one), texts, fine[0]), (stores[0], texts(one), images, fine[:, 0])
     for gallery, inputs, items, expected in directions:
         engine = Search(model, gallery, batch=5)
-        np.testing.assert_allclose(search.from_scratch(engine, inputs, items), expected, atol=HALF)
+        np.testing.assert_allclose(search_times.from_scratch(engine, inputs, items), expected, atol=HALF)
 
 
 def test_added_images_are_found(model, task, stores, queries, tmp_path):
@@ -493,7 +493,7 @@ def test_queries_of_the_wrong_kind_and_senseless_sizes_are_refused():
 
 # ---- what a query costs ----------------------------------------------------------------------------------------------------
 def test_a_tiled_gallery_repeats_its_rows(model, stores, banks, queries, fine):
-    large = search.tiled(stores[1], 60)
+    large = search_times.tiled(stores[1], 60)
     engine = Search(model, large, banks[0], k=60)
     found = engine(half(queries[0]))
     assert len(large) == 60 and np.array_equal(np.sort(found.rows[0]), np.arange(60))
@@ -502,26 +502,26 @@ def test_a_tiled_gallery_repeats_its_rows(model, stores, banks, queries, fine):
 
 def test_times_are_medians_without_the_first_call(monkeypatch):
     clock = iter([0, 100, 200, 201, 300, 303, 400, 402])
-    monkeypatch.setattr(search.time, "perf_counter", lambda: next(clock))
-    assert search.milliseconds(lambda: None, repeats=3) == 2000
+    monkeypatch.setattr(search_times.time, "perf_counter", lambda: next(clock))
+    assert search_times.milliseconds(lambda: None, repeats=3) == 2000
 
 
 def test_every_part_of_a_query_is_timed(model, task, stores, banks):
     images, texts = search.split_inputs(model, task, "test")
     engine, one = Search(model, stores[1], banks[0], k=3), images(np.zeros(1, dtype=int))
-    times = search.query_times(engine, one, repeats=1)
+    times = search_times.query_times(engine, one, repeats=1)
     assert list(times) == ["encode", "coarse", "fine", "total"] and min(times.values()) > 0
-    assert list(search.exhaustive_times(engine, one)) == ["cached"]
-    assert list(search.exhaustive_times(engine, one, texts)) == ["cached", "scratch"]
+    assert list(search_times.exhaustive_times(engine, one)) == ["cached"]
+    assert list(search_times.exhaustive_times(engine, one, texts)) == ["cached", "scratch"]
 
 
 def test_a_trade_off_is_read_as_it_was_written(tmp_path):
     points = [{"k": 10, "mR": 20.5, "i2t_fine_ms": 3.0}, {"k": 20, "mR": 22.0, "i2t_fine_ms": 6.0}]
-    path = search.write_tradeoff(tmp_path / "tradeoff" / "23.json", points, profile="default", seed=0)
-    read, about = search.read_tradeoff(path)
+    path = search_times.write_tradeoff(tmp_path / "tradeoff" / "23.json", points, profile="default", seed=0)
+    read, about = search_times.read_tradeoff(path)
     assert read.to_dict("records") == points and about == {"profile": "default", "seed": 0}
     with pytest.raises(UserError, match="holds NaN or infinity"):
-        search.write_tradeoff(path, [{"k": 1, "mR": float("nan")}])
-    assert search.read_tradeoff(path)[1] == about
+        search_times.write_tradeoff(path, [{"k": 1, "mR": float("nan")}])
+    assert search_times.read_tradeoff(path)[1] == about
     with pytest.raises(UserError, match="holds no trade-off"):
-        search.read_tradeoff(tmp_path / "other.json")
+        search_times.read_tradeoff(tmp_path / "other.json")

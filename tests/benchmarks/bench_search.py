@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from nbhelpers import search
+from nbhelpers import search, search_times
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig
 from nbhelpers.search import Search
 from nbhelpers.store import Store
@@ -101,8 +101,8 @@ def test_a_query_against_its_exhaustive_search(benchmark, size, tmp_path):
                           lambda rows: search.encode(model, texts(rows)))
     bank = Store(search.store_key(model, "images"), {"codes": codes(BANK, 8)})
     engine = Search(model, gallery, bank)
-    times = search.query_times(engine, image)
-    exhaustive = search.exhaustive_times(engine, image, texts if size == "tiny" else None)
+    times = search_times.query_times(engine, image)
+    exhaustive = search_times.exhaustive_times(engine, image, texts if size == "tiny" else None)
     benchmark.pedantic(lambda: engine(search.encode(model, image)), rounds=5, warmup_rounds=1)
     ratios = {name: round(value / times["total"], 1) for name, value in exhaustive.items()}
     benchmark.extra_info |= {name: f"{value:.1f} ms" for name, value in (times | exhaustive).items()} | {"ratios": ratios}

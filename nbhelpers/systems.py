@@ -29,7 +29,7 @@ from nbhelpers.data import audit, images, layouts
 from nbhelpers.data.augment import normalize
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.images import DecodedCache, ImageStore
-from nbhelpers.data.loading import CLIPTokenizer, Tokenizer, caption_batches
+from nbhelpers.data.loading import Tokenizer, caption_batches
 from nbhelpers.data.rows import image_ids
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError

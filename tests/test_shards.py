@@ -24,7 +24,7 @@ import webdataset
 from coloured_set import coloured, words
 from torch import nn
 
-from nbhelpers.data import catalog, images, layouts, shards
+from nbhelpers.data import catalog, layouts, shards
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.check import check
 from nbhelpers.data.images import ImageStore

@@ -213,7 +213,7 @@ def test_stages_train_their_own_parts(tmp_path):
             found = self.decoder(self.encoder(batch["pixels"]))[:, 0]
             return {"loss": (found - batch["target"]).square().mean()}
 
-    model, start = Captioner(), {}
+    model = Captioner()
     for stage, frozen in ((1, model.decoder), (2, model.encoder)):
         model.requires_grad_(True)
         frozen.requires_grad_(False)

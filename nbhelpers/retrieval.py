@@ -79,6 +79,12 @@ class RetrievalTask:
             dataset = PairDataset(table, self.data.pixels, transform, self.tokenizer, self.seed, self.image.mean, self.image.std)
         return train_loader(dataset, batch_size, self.workers)
 
+    def distinct_pairs(self, batch: dict[str, Tensor], count: int = 16) -> np.ndarray:
+        """Rows of a training batch, at most `count`, whose images and sentences all differ: what a model can learn by heart."""
+        string = distinct_captions(self.table("train"), self.tokenizer.clean)[1][batch["row"]]
+        rows = np.unique(string, return_index=True)[1]
+        return rows[np.unique(batch["image_index"].numpy()[rows], return_index=True)[1]][:count]
+
     def features(self, split: str) -> tuple[FeatureCache, FeatureCache]:
         """(image features, text features) of the frozen towers for one split, computed once.
 

@@ -185,6 +185,15 @@ def test_captions_of_changing_length_cannot_be_cached(data, tmp_path):
         RetrievalTask(data, loose, IMAGE, towers=one, cache=tmp_path, workers=1).features("val")
 
 
+def test_pairs_to_learn_by_heart_repeat_no_image_and_no_sentence(data, tokenizer, direct):
+    batch = next(iter(direct.train_loader(24, TestTransform(IMAGE.size))))
+    rows = direct.distinct_pairs(batch, 5)
+    texts = data.table.split("train").captions.text.to_numpy()[batch["row"][rows]]
+    assert len(rows) == len(set(texts)) == len(set(batch["image_index"][rows].tolist())) == 5
+    batch["row"] = torch.full_like(batch["row"], 3)   # one sentence, many images
+    assert len(direct.distinct_pairs(batch)) == 1
+
+
 # ---- training batches ------------------------------------------------------------------------------------------------
 def test_a_given_transform_takes_the_place_of_the_augmentation(data, direct):
     batch = next(iter(direct.train_loader(16, TestTransform(IMAGE.size))))

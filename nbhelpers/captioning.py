@@ -59,11 +59,14 @@ def score_captions(hypotheses: Hypotheses, references: References, metrics: Iter
 
 class CaptionScorer:
     """As `score_captions` for many calls: METEOR stays warm until `close()` or the end of a `with`, and references
-    are tokenised once. Several scorers may work at once, and several threads may use one."""
+    are tokenised once. Several scorers may work at once, and several threads may use one.
 
-    def __init__(self, metrics: Iterable[str] | None = None, timeout: float = java.TIMEOUT):
+    texts  captions like those to come: METEOR starts anew, in seconds, when words come that it has not met
+    """
+
+    def __init__(self, metrics: Iterable[str] | None = None, timeout: float = java.TIMEOUT, texts: Iterable[str] = ()):
         self.metrics, self.skipped = _available(metrics)
-        self.timeout = timeout
+        self.timeout, self._texts = timeout, list(texts)
         self._meteor: java.Meteor | None = None
         self._waking = threading.Lock()
         self._tokenised: dict[tuple[str, ...], list[str]] = {}
@@ -105,7 +108,7 @@ class CaptionScorer:
         """Starts METEOR before anything else, since its start takes longest."""
         with self._waking:
             if "METEOR" in self.metrics and (self._meteor is None or not self._meteor.alive):
-                self._meteor = java.Meteor(self.timeout)
+                self._meteor = java.Meteor(self.timeout, self._texts)
 
     def _tokens(self, *groups: Iterable[Sequence[str]]) -> list[list[list[str]]]:
         """The groups of sentences with every sentence tokenised: all of a group at once, and groups side by side."""

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import weakref
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,11 +121,12 @@ class Meteor:
 
     Its table of 5.3 million paraphrases takes Java most of its start and 1.4 GB, and an entry serves only where all of its
     words occur. So the process is given the entries for the words it is asked about, as METEOR's own FilterParaphrase does,
-    and another is started when other words come. The constructor returns at once. One call at a time; others wait.
+    and another is started when other words come than those and the ones of `texts`. The constructor returns at once. One call at
+    a time; others wait.
     """
 
-    def __init__(self, timeout: float = TIMEOUT):
-        self.timeout, self._lock = timeout, threading.Lock()
+    def __init__(self, timeout: float = TIMEOUT, texts: Iterable[str] = ()):
+        self.timeout, self._lock, self._expected = timeout, threading.Lock(), _words(texts)
         self._begin()
 
     def _begin(self) -> None:
@@ -153,8 +155,8 @@ class Meteor:
             self.close()
             self._begin()
         if self._words is None:
-            self._words = words
-            self._asked.put(words)
+            self._words = words | self._expected
+            self._asked.put(self._words)
 
     @property
     def alive(self) -> bool:
@@ -207,7 +209,7 @@ def _close(process: subprocess.Popen, asked: queue.SimpleQueue) -> None:
     _end(process)
 
 
-def _words(lines: list[str]) -> frozenset[str]:
+def _words(lines: Iterable[str]) -> frozenset[str]:
     """Every word that METEOR may make of the lines, which splits at punctuation, and drops dots; some more do no harm."""
     found = set("\"'<>&")  # what it makes of &quot; and the like
     for word in set(" ".join(lines).lower().split()):

@@ -257,6 +257,12 @@ def test_the_paraphrases_of_the_words_that_occur_score_as_the_whole_table(monkey
     second = meteor._process
     meteor.score(hyps[::-1], refs[::-1])
     assert meteor._process is second
+    expecting = java.Meteor(texts=tokens)
+    expecting.score(["the plane is here"], [["the aeroplane is here"]])
+    first = expecting._process
+    for part, same_part in zip(found, expecting.score(hyps, refs)):
+        np.testing.assert_array_equal(part, same_part)
+    assert expecting._process is first
     monkeypatch.setattr(java, "_paraphrases", lambda table, words: table)
     for part, whole in zip(found, java.Meteor().score(hyps, refs)):
         np.testing.assert_array_equal(part, whole)

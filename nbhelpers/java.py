@@ -215,7 +215,7 @@ def _words(lines: Iterable[str]) -> frozenset[str]:
     for word in set(" ".join(lines).lower().split()):
         found.add(word)
         if not (word.isascii() and word.isalnum()):
-            found.update(word, re.findall(r"[^\W_]+", word))
+            found.update(word, re.findall(r"[^\W_]+", word))  # each character too: METEOR parts those of other scripts
             for part in re.split(r"[^\w.]|_", word):
                 found |= {part, part.rstrip("."), part.replace(".", ""), f"'{part}", f"{part}'"}
     return frozenset(found)

@@ -61,7 +61,7 @@ def test_leakage_names_both_sides_and_never_counts_empty_captions():
                                   ("toy test", "toy train+val")]
     assert list(spaces.found) == [2, 3, 3]
     assert list(spaces.loc[("toy test", "toy train"), ["percent", "images", "images %"]]) == [50, 2, 100]
-    assert list(audit.stand_in(TOY.split("test"), TOY.split("train"))).count(True) == 3
+    assert list(audit.repeated_in(TOY.split("test"), TOY.split("train"))).count(True) == 3
     words = audit.leakage(TOY, how="words")
     assert list(words.found) == [2, 4, 4]  # "a plane" is now found
     other = table({("x", "train"): ["a port"]}, "other")

@@ -79,7 +79,7 @@ def leakage(table: CaptionTable, *others: CaptionTable, how: str = "spaces") -> 
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
 
 
-def stand_in(table: CaptionTable, source: CaptionTable, how: str = "spaces") -> np.ndarray:
+def repeated_in(table: CaptionTable, source: CaptionTable, how: str = "spaces") -> np.ndarray:
     """(M,) bool: whether each caption of `table` stands, equal by `how`, in `source`. Empty captions never do."""
     texts = _texts(table, how)
     return (texts.isin(set(_texts(source, how))) & (texts.str.strip() != "")).to_numpy()
@@ -133,7 +133,7 @@ def _texts(table: CaptionTable, how: str) -> pd.Series:
 
 def _found(table: CaptionTable, asked: str, source: CaptionTable, splits: tuple[str, ...], how: str) -> dict:
     part = table.split(asked)
-    texts, found = part.captions.text, stand_in(part, source.split(*splits), how)
+    texts, found = part.captions.text, repeated_in(part, source.split(*splits), how)
     images = part.captions.image_id[found].nunique()
     return {"captions of": f"{table.name} {asked}", "found in": f"{source.name} {'+'.join(splits)}",
             "captions": len(texts), "found": int(found.sum()), "percent": 100 * float(found.mean()),

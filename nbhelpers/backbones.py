@@ -4,12 +4,16 @@ The modules are built with random weights, on whatever `torch.device` is active;
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import open_clip
 import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from timm.layers import BatchNormAct2d
+from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -101,9 +105,61 @@ def image_tokens(tower: nn.Module, pixels: Tensor) -> Tensor:
     features = tower.forward_features(pixels)
     if features.ndim == 3:
         return features
-    channels_last = isinstance(tower, SwinTransformer)
-    local = features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+    return _with_mean(features.flatten(1, 2) if isinstance(tower, SwinTransformer) else features.flatten(2).transpose(1, 2))
+
+
+def _with_mean(local: Tensor) -> Tensor:
     return torch.cat([local.mean(1, keepdim=True), local], dim=1)
+
+
+@dataclass(frozen=True)
+class PartedTower:
+    """An EfficientNet whose last `stages` are trained while those below rest: `map_of`, then `tokens_of`, give `image_tokens`.
+
+    Batch norms rest in all stages, so that an image means the same in every batch. UserError if the tower has no such stages.
+    """
+
+    tower: nn.Module
+    stages: int
+
+    def __post_init__(self):
+        count = len(self.tower.blocks) if isinstance(self.tower, EfficientNet) else 0
+        if not 0 < self.stages < count:
+            raise UserError(f"tuned_stages is {self.stages}, but {type(self.tower).__name__} has {max(count - 1, 0)} stages that can "
+                            "be trained while others rest; only the EfficientNets have any.")
+
+    def below(self) -> list[nn.Module]:
+        """What rests, and whose map can be cached."""
+        return [self.tower.conv_stem, self.tower.bn1, *self.tower.blocks[:-self.stages]]
+
+    def norms(self) -> list[nn.Module]:
+        """The batch norms of the trained stages."""
+        above = (*self.tower.blocks[-self.stages:], self.tower.bn2)
+        return [part for stage in above for part in stage.modules() if isinstance(part, BatchNormAct2d)]
+
+    def map_of(self, pixels: Tensor) -> Tensor:
+        """(B,3,S,S) -> (B,C,H,W)."""
+        for part in self.below():
+            pixels = part(pixels)
+        return pixels
+
+    def tokens_of(self, below: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,1+N,W)."""
+        with full_precision(below) as [below]:
+            for part in (*self.tower.blocks[-self.stages:], self.tower.conv_head, self.tower.bn2):
+                below = part(below)
+        return _with_mean(below.flatten(2).transpose(1, 2))
+
+
+@contextmanager
+def full_precision(*inputs: Tensor) -> Iterator[list[Tensor]]:
+    """The inputs, on a CPU widened to fp32 at least and with autocast off: there the backward pass of attention takes ten
+    times as long in bf16, and that of depthwise convolutions almost twice (torch 2.15, with AMX). Elsewhere as they are."""
+    if inputs[0].device.type != "cpu":
+        yield list(inputs)
+        return
+    with torch.autocast("cpu", enabled=False):
+        yield [x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs]
 
 
 def text_tower(name: str, vocab_size: int | None = None) -> BertModel:

@@ -160,6 +160,15 @@ class _PIR(_Dual):
         tower = self.model.vision_encoder
         return tower.bn2 if hasattr(tower, "bn2") else tower.norm
 
+    def _seen(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The image's features, as tokens."""
+        features = self.model.image_features(pixels)
+        return features | {"vision": self.model.tokens(features["vision"])}
+
+    @torch.no_grad()
+    def side(self, pixels: Tensor) -> int:
+        return math.isqrt(self._seen(pixels[:1])["vision"].shape[1] - 1)
+
     def _believed(self, features: dict[str, Tensor]) -> Tensor:
         """(1,1+N). UserError if the belief ranks only some of the patches, which make no map."""
         belief, tokens = self.model.belief(**features), features["vision"].shape[1]
@@ -168,11 +177,11 @@ class _PIR(_Dual):
         return belief
 
     def _belief(self, pixels: Tensor) -> Tensor:
-        return self._believed(self.model.image_features(pixels))[:, 1:]
+        return self._believed(self._seen(pixels))[:, 1:]
 
     def _attention(self, pixels: Tensor) -> Tensor:
         """What the most believed token draws from the kept ones in Spatial-PAE; what was dropped counts 0."""
-        features = self.model.image_features(pixels)
+        features = self._seen(pixels)
         belief = self._believed(features)
         kept = belief.argsort(dim=1, descending=True, stable=True)[:, :self.model.config.filter_size]
         attending = [part for sa, ca in zip(self.model.img_sa, self.model.img_ca) for part in (sa.mhatt, ca.mhatt_cross)]

@@ -21,6 +21,7 @@ from nbhelpers.records import CAPTION_METRICS, Record, kind_of, read_recall
 RULE = "expectation"
 RECALLS = tuple(f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 NAMES = {  # (notebook, variant) -> the row's name; others are called by system and variant
+    ("20_pir", "frozen_towers"): "PIR, all towers frozen",
     ("20_pir", "vir_lca"): "PIR without affiliation",
     ("20_pir", "vir"): "PIR without affiliation, LCA",
     ("20_pir", "baseline"): "PIR without affiliation, LCA, VIR",

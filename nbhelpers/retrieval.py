@@ -201,7 +201,7 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
 
 def _frozen_state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the frozen towers of a dual encoder, by their names in it."""
-    parts = [(name, part) for name, part in model.named_children() if any(part is one for one in model.towers())]
+    parts = [(name, part) for name, part in model.named_modules() if any(part is one for one in model.towers())]
     return {f"{name}.{key}": value for name, part in parts for key, value in part.state_dict().items()}
 
 

@@ -4,8 +4,8 @@
     history = fit(model, loader, config, folder, validate=lambda model: {"mR": ...})
 
 A model offers `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors) and, if it wants its own groups,
-`parameter_groups(weight_decay)` and `after_step()`, called after each update. What stays frozen has requires_grad False before `fit`; a model that keeps
-frozen parts in eval mode overrides `train()`.
+`parameter_groups(weight_decay)`, where "rate" is a group's share of the learning rate, and `after_step()`, called after each
+update. What stays frozen has requires_grad False before `fit`; a model that keeps frozen parts in eval mode overrides `train()`.
 """
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Trainer:
         model.to(self.device)
         optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr,
                                       betas=config.betas, eps=config.eps, fused=True)
-        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.peaks = [config.lr * group.get("rate", 1.0) for group in optimizer.param_groups]
         self.network, self.optimizer = self.accelerator.prepare(_LossOf(model, loss_options), optimizer)
         self.settings = {**config.decisive(), "batches per epoch": self.batches,
                          "loss options": repr(loss_options), "trained weights": _describe(model)}

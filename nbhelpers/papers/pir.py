@@ -45,6 +45,8 @@ class PIRConfig:
     text_global: str = "cls"          # "mean": the mean of the words takes the place of [CLS] (deviation, compact size)
     use_mask: bool = False            # True: padding is not attended (deviation; the release attends it)
     freeze_towers: bool = False       # True: vision and text towers frozen, in eval mode (deviation, compact size)
+    tuned_stages: int = 0             # last stages of a frozen EfficientNet that are trained all the same (deviation, compact size)
+    tuned_rate: float = 0.3           # their share of the learning rate
     feature_dropout: float = 0.0      # share of the image tower's channels dropped in training, alike in all tokens (deviation)
     feature_norm: bool = False        # LayerNorm, without gains, on what the towers give: Swin and BERT end in one (deviation)
     zero_heads: bool = False          # head_img and head_txt start at zero, so that PIR starts as its baseline (deviation)
@@ -63,6 +65,7 @@ class PIRConfig:
             "instru_num and cycle_num must be at least 1": min(self.instru_num, self.cycle_num) < 1,
             "a scene head needs freeze_towers=True": self.prior == "scene_head" and not self.freeze_towers,
             "freeze_towers rests the prior too": self.freeze_towers and (self.finetune_prior or self.prior_batchnorm == "release"),
+            "tuned_stages goes with freeze_towers=True": self.tuned_stages and not self.freeze_towers,
             "triplet replaces both other losses; set affiliation=False beside it": self.triplet and self.affiliation,
         }
         wrong = [text for text, is_wrong in problems.items() if is_wrong]
@@ -77,9 +80,10 @@ class PIRConfig:
 
     @classmethod
     def compact(cls, **changes) -> PIRConfig:
-        """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen, and a scene prior fitted on the training classes."""
-        return replace(cls(vision="efficientnet_lite0", text="minilm", prior="scene_head", embed_dim=128,
-                           use_mask=True, text_global="mean", feature_dropout=0.5, feature_norm=True, zero_heads=True,
+        """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen but for the last two stages of the former, and a
+        scene prior fitted on the training classes."""
+        return replace(cls(vision="efficientnet_lite0", text="minilm", prior="scene_head", embed_dim=128, dropout=0.0,
+                           tuned_stages=2, use_mask=True, text_global="mean", feature_dropout=0.5, feature_norm=True, zero_heads=True,
                            center_factor=0.3, freeze_towers=True), **changes)
 
     @classmethod
@@ -105,10 +109,10 @@ class Attention(nn.Module):
 
     def forward(self, v: Tensor, k: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """v, k (B,N,D), q (B,M,D) -> (B,M,D). mask (B,1,1,N) bool, True = excluded."""
-        split = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(split(self.linear_q(q)), split(self.linear_k(k)), split(self.linear_v(v)),
-                                             attn_mask=None if mask is None else ~mask,
-                                             dropout_p=self.dropout if self.training else 0.0)
+        parts = [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.linear_q(q), self.linear_k(k), self.linear_v(v))]
+        with backbones.full_precision(*parts) as parts:
+            out = F.scaled_dot_product_attention(*parts, attn_mask=None if mask is None else ~mask,
+                                                 dropout_p=self.dropout if self.training else 0.0)
         return self.linear_merge(out.transpose(1, 2).flatten(2))
 
 
@@ -188,9 +192,9 @@ class PIR(DualEncoder):
             for name, p in self.named_parameters():
                 if name.startswith(("head_img.", "head_txt.")):
                     nn.init.zeros_(p)
-        if config.freeze_towers:
-            vision.requires_grad_(False)
-            text.requires_grad_(False)
+        self.parted = backbones.PartedTower(vision, config.tuned_stages) if config.tuned_stages else None
+        for part in self._resting_towers():
+            part.requires_grad_(False)
         self.train()  # from the first batch on, frozen parts rest
 
     @staticmethod
@@ -202,19 +206,36 @@ class PIR(DualEncoder):
 
     def frozen(self) -> list[nn.Module]:
         """Frozen towers stay in eval mode; the prior too, unless `prior_batchnorm` asks for the released drift."""
-        towers = [self.vision_encoder, self.text_encoder] if self.config.freeze_towers else []
         rests = self.config.vir and not self.config.finetune_prior and self.config.prior_batchnorm == "eval"
-        return towers + [self.conv_encoder] if rests else towers
+        return self._resting_towers() + ([self.conv_encoder] if rests else [])
 
     def towers(self) -> list[nn.Module]:
-        """A scene head reads the features of the vision tower, so it does not count among the towers."""
-        return self.frozen()[:2] if self.config.prior == "scene_head" else self.frozen()
+        """A scene head, and the norms of trained stages, read what other parts of the vision tower give: they do not count."""
+        above = [*(self.parted.norms() if self.parted else []), *([self.conv_encoder] if self._reads_tokens() else [])]
+        return [part for part in self.frozen() if not any(part is one for one in above)]
+
+    def _resting_towers(self) -> list[nn.Module]:
+        if not self.config.freeze_towers:
+            return []
+        vision = [*self.parted.below(), *self.parted.norms()] if self.parted else [self.vision_encoder]
+        return [*vision, self.text_encoder]
+
+    def _reads_tokens(self) -> bool:
+        """Whether the prior is a scene head."""
+        return self.config.vir and self.config.prior == "scene_head"
 
     # ---- what the towers see -------------------------------------------------------------------------------------
     def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision (B,1+N,W) with the global token first and, with VIR and its own CNN, prior (B,P)."""
-        features = {"vision": backbones.image_tokens(self.vision_encoder, pixels)}
+        """(B,3,S,S) -> vision (B,1+N,W) with the global token first and, with VIR and its own CNN, prior (B,P).
+
+        With `tuned_stages`, vision is the map (B,C,H,W) below them, and `tokens` makes tokens of it.
+        """
+        features = {"vision": self.parted.map_of(pixels) if self.parted else backbones.image_tokens(self.vision_encoder, pixels)}
         return features | {"prior": self.conv_encoder(pixels)} if "prior" in self.IMAGE_FEATURES else features
+
+    def tokens(self, vision: Tensor) -> Tensor:
+        """What `image_features` calls vision, a map or tokens -> tokens (B,1+N,W)."""
+        return self.parted.tokens_of(vision) if vision.ndim == 4 else vision
 
     def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """(B,L) -> text (B,L,W). The mask reaches BERT only with `use_mask` (the release attends padding)."""
@@ -239,6 +260,7 @@ class PIR(DualEncoder):
 
     def embed_images(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
         """Tower features -> (B,D) unit rows: L2norm(g + head(F[:,0])), or L2norm(g) without VIR."""
+        vision = self.tokens(vision)
         prior = self._prior(vision, prior)
         vision = self._normed(vision)
         if self.training and self.config.feature_dropout:
@@ -253,7 +275,7 @@ class PIR(DualEncoder):
 
     def _prior(self, vision: Tensor, prior: Tensor | None) -> Tensor | None:
         """A scene head reads the global token; another prior comes with the features."""
-        return self.conv_encoder(vision[:, 0]) if self.config.vir and self.config.prior == "scene_head" else prior
+        return self.conv_encoder(vision[:, 0]) if self._reads_tokens() else prior
 
     def _normed(self, features: Tensor) -> Tensor:
         return F.layer_norm(features, features.shape[-1:]) if self.config.feature_norm else features
@@ -263,6 +285,7 @@ class PIR(DualEncoder):
         """(B,candidates) rows that sum to one; column 0 is the global token, the rest the image in raster order."""
         if not self.config.vir:
             raise UserError("This PIR was built without VIR, so it holds no belief; build it with vir=True.")
+        vision = self.tokens(vision)
         return self.instruct(self._normed(vision), self._prior(vision, prior))[2].softmax(1)
 
     # ---- LCA: language cycle attention, Temporal-PAE (spec 2.7) ------------------------------------------------------
@@ -301,12 +324,16 @@ class PIR(DualEncoder):
         return {"loss": total, **terms, "affiliation": affiliation, "temp2": self.temp2.detach()}
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """Decay and no-decay groups by the release's substring rule (spec 5); frozen parameters are left out."""
+        """Decay and no-decay groups by the release's substring rule (spec 5), and those of trained stages apart; frozen
+        parameters are left out."""
         spared = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        kept = [p for name, p in trained if not any(part in name for part in spared)]
-        free = [p for name, p in trained if any(part in name for part in spared)]
-        return [{"params": kept, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        groups = {(decays, tuned): [] for tuned in ((False, True) if self.parted else (False,)) for decays in (True, False)}
+        for name, p in self.named_parameters():
+            if p.requires_grad:
+                tuned = self.parted is not None and name.startswith("vision_encoder.")
+                groups[not any(part in name for part in spared), tuned].append(p)
+        return [{"params": params, "weight_decay": weight_decay if decays else 0.0} | ({"rate": self.config.tuned_rate} if tuned else {})
+                for (decays, tuned), params in groups.items() if params]
 
 
 # ---- losses (spec 3): image, text (N,D) unit rows; temperatures divide ---------------------------------------------------

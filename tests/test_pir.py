@@ -232,7 +232,7 @@ def test_captions_of_one_image_share_the_target():
     (dict(instru_num=0), "at least 1"), (dict(cycle_num=0), "at least 1"), (dict(prior="scene_head"), "freeze_towers=True"),
     (dict(freeze_towers=True, finetune_prior=True), "rests the prior"),
     (dict(freeze_towers=True, prior_batchnorm="release"), "rests the prior"),
-    (dict(triplet=True), "set affiliation=False")])
+    (dict(tuned_stages=1), "goes with freeze_towers=True"), (dict(triplet=True), "set affiliation=False")])
 def test_what_cannot_be_is_refused_in_one_sentence(changes, message):
     with pytest.raises(UserError, match=message) as error:
         PIRConfig.paper(**changes)
@@ -268,7 +268,7 @@ def test_compact_counts_its_scene_head_among_the_frozen():
     with torch.device("meta"):
         model = PIR(PIRConfig.compact())
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-    assert not trained & {"vision_encoder", "text_encoder", "conv_encoder"} and {"conv_proj", "img_ca", "txt_ca"} <= trained
+    assert not trained & {"text_encoder", "conv_encoder"} and {"conv_proj", "img_ca", "txt_ca"} <= trained
     assert (model.vision_proj.in_features, model.conv_proj.in_features, model.text_proj.in_features) == (1280, 256, 384)
 
 
@@ -402,6 +402,65 @@ def test_frozen_towers_rest_and_get_no_gradient():
     for tower in towers:
         assert not any(part.training for part in tower.modules())
         assert all(p.grad is None and not p.requires_grad for p in tower.parameters())
+
+
+def tuned(stages: int = 2, prior: str = "scene_head", **changes) -> PIR:
+    """A PIR over the real EfficientNet-Lite0 at random weights; 64 pixels make 2x2 tokens."""
+    config = replace(SMALL, freeze_towers=True, tuned_stages=stages, prior=prior, candidates=5, filter_size=3, **changes)
+    torch.manual_seed(0)
+    vision = backbones.vision_tower("efficientnet_lite0")
+    return PIR(config, (vision, bert(), backbones.SceneHead(1280) if prior == "scene_head" else resnet()))
+
+
+def pictures(count: int = 6) -> dict[str, torch.Tensor]:
+    return pairs(count) | {"pixels": torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(3))}
+
+
+@pytest.mark.parametrize("prior", ["scene_head", "resnet"])
+def test_a_tower_in_two_parts_is_the_tower(prior):
+    whole, parted = tuned(0, prior).eval(), tuned(2, prior).eval()
+    parted.load_state_dict(whole.state_dict())
+    assert parted.image_features(pictures()["pixels"])["vision"].shape == (6, 112, 4, 4)
+    torch.testing.assert_close(both(parted, pictures()), both(whole, pictures()))
+    seen = [model.belief(**model.image_features(pictures()["pixels"])) for model in (whole, parted)]
+    torch.testing.assert_close(*seen)
+    assert {name for name, _ in parted.named_parameters()} == {name for name, _ in whole.named_parameters()}
+
+
+def test_the_last_stages_alone_are_trained_and_norms_rest():
+    model = tuned().train()
+    before = buffers(model.vision_encoder)
+    step(model, pictures())
+    trained = {name.removeprefix("vision_encoder.") for name, p in model.named_parameters()
+               if name.startswith("vision_encoder.") and p.grad is not None}
+    assert {name.split(".")[0] for name in trained} == {"blocks", "conv_head"}
+    assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {"5", "6"} and not any("bn" in name for name in trained)
+    assert all(torch.equal(value, before[name]) for name, value in buffers(model.vision_encoder).items())
+    rates = [(group.get("rate"), len(group["params"])) for group in model.parameter_groups(0.05)]
+    assert [rate for rate, _ in rates] == [None, None, 0.3] and rates[2][1] == len(trained)
+
+
+def test_only_towers_with_stages_can_be_trained_in_part():
+    for build, stages in ((lambda: small(freeze_towers=True, tuned_stages=1), 1), (lambda: tuned(7), 7)):
+        with pytest.raises(UserError, match=f"tuned_stages is {stages}, but"):
+            build()
+
+
+def test_a_map_of_the_lower_stages_takes_the_place_of_pixels():
+    model, batch = tuned(use_mask=True), pictures()
+    with torch.no_grad():
+        cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
+    cached |= {name: batch[name] for name in ("mask", "image_index", "scene")}
+    torch.testing.assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
+
+
+def test_attention_in_bfloat16_is_taken_in_float32_on_a_cpu(monkeypatch):
+    seen, original = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *parts, **more: seen.append(parts) or original(*parts, **more))
+    layer, x = pir.Attention(16, 2, dropout=0.0), torch.randn(2, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x, x, x)
+    assert {part.dtype for part in seen[0]} == {torch.float32} and out.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL.baseline()])

@@ -47,7 +47,7 @@ class Toy(nn.Module):
 
     def parameter_groups(self, weight_decay):
         return [{"params": self.norm.parameters(), "weight_decay": 0.0},
-                {"params": self.head.parameters(), "weight_decay": weight_decay}]
+                {"params": self.head.parameters(), "weight_decay": weight_decay, "rate": 0.5}]
 
 
 class Mean(nn.Module):
@@ -131,7 +131,7 @@ def test_the_optimiser_gets_rates_groups_and_settings(tmp_path):
     rates = learning_rates(CONFIG, 4)  # 7 batches per epoch, 2 per step, the last step of one batch
     assert len(seen) == len(rates) == 12
     for groups, rate in zip(seen, rates):
-        assert groups == [dict(zip(kept, (rate, decay, (0.8, 0.9), 1e-6))) for decay in (0.0, 0.3)]
+        assert groups == [dict(zip(kept, (rate * share, decay, (0.8, 0.9), 1e-6))) for share, decay in ((1.0, 0.0), (0.5, 0.3))]
 
 
 # ---- one loop ----------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ class PartedTower:
 
     def tokens_of(self, below: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,1+N,W)."""
-        with full_precision(below) as [below]:
+        with full_precision(below.contiguous(memory_format=torch.channels_last)) as [below]:  # twice as fast on a CPU
             for part in (*self.tower.blocks[-self.stages:], self.tower.conv_head, self.tower.bn2):
                 below = part(below)
         return _with_mean(below.flatten(2).transpose(1, 2))

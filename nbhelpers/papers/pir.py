@@ -80,10 +80,10 @@ class PIRConfig:
 
     @classmethod
     def compact(cls, **changes) -> PIRConfig:
-        """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen but for the last two stages of the former, and a
+        """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen but for the last stage of the former, and a
         scene prior fitted on the training classes."""
         return replace(cls(vision="efficientnet_lite0", text="minilm", prior="scene_head", embed_dim=128, dropout=0.0,
-                           tuned_stages=2, use_mask=True, text_global="mean", feature_dropout=0.5, feature_norm=True, zero_heads=True,
+                           tuned_stages=1, use_mask=True, text_global="mean", feature_dropout=0.5, feature_norm=True, zero_heads=True,
                            center_factor=0.3, freeze_towers=True), **changes)
 
     @classmethod

@@ -111,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--days", type=float, default=0.0, help="clear only what was not used for so many days")
     cache.set_defaults(command=_cache)
 
-    weights = commands.add_parser("weights", help="exchange checkpoints with the Hugging Face hub").add_subparsers(
-        required=True, metavar="push|pull")
+    weights = commands.add_parser("weights", help="exchange checkpoints with the Hugging Face hub, or make one small").add_subparsers(
+        required=True, metavar="push|pull|heads")
     push = weights.add_parser("push", help="upload a checkpoint of this project with a model card")
     push.add_argument("checkpoint", help="its model.safetensors or folder")
     push.add_argument("repository", help="owner/name; made if there is none")
@@ -123,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--out", required=True, help="folder for model.safetensors")
     pull.add_argument("--revision", help="branch, tag or commit; the newest if left away")
     pull.set_defaults(command=_pull)
+
+    heads = weights.add_parser("heads", help="write a compact PIR without the towers that packages bring")
+    heads.add_argument("checkpoint", help="its model.safetensors or folder")
+    heads.add_argument("--out", required=True, help="the new file, .safetensors")
+    heads.set_defaults(command=_heads)
 
     records = commands.add_parser("records", help="read result records", add_help=False)
     records.set_defaults(command=_records)
@@ -263,6 +268,12 @@ def _push(arguments: argparse.Namespace) -> None:
 def _pull(arguments: argparse.Namespace) -> None:
     from nbhelpers import hub
     print(f"The checkpoint is {hub.pull(arguments.repository, arguments.out, arguments.revision)}.")
+
+
+def _heads(arguments: argparse.Namespace) -> None:
+    from nbhelpers.papers import pir
+    path = pir.write_heads(*pir.read(arguments.checkpoint), arguments.out)
+    print(f"{path} holds what was trained, {path.stat().st_size / 1e6:.2f} MB; its towers come with their packages.")
 
 
 def _records(arguments: argparse.Namespace) -> int:

@@ -152,7 +152,7 @@ class RetrievalTask:
         return Embeddings(_rows(images), texts, table.owner())
 
     def _check_towers(self, model: nn.Module) -> None:
-        ours, theirs = _frozen_state(self.towers), _frozen_state(model)
+        ours, theirs = self.towers.frozen_state(), model.frozen_state()
         same = theirs.keys() <= ours.keys() and all(torch.equal(value, ours[name].to(value)) for name, value in theirs.items())
         if not same or model.config.use_mask != self.towers.config.use_mask:
             raise UserError(f"The towers of this {type(model).__name__} are not those whose features are cached; "
@@ -199,15 +199,9 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
     return records.read([path])[0]
 
 
-def _frozen_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the frozen towers of a dual encoder, by their names in it."""
-    parts = [(name, part) for name, part in model.named_modules() if any(part is one for one in model.towers())]
-    return {f"{name}.{key}": value for name, part in parts for key, value in part.state_dict().items()}
-
-
 def _sha256(towers: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, value in _frozen_state(towers).items():
+    for name, value in towers.frozen_state().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbhelpers import explain, map_checks, stand_ins
+from nbhelpers import explain, map_checks, stand_ins, starting
 from nbhelpers.backbones import CLIP, VILT, image_input
 from nbhelpers.caption_task import DecoderTokenizer
 from nbhelpers.caption_task import image_input as reader_input
@@ -109,6 +109,17 @@ def test_every_map_of_every_system(opened, scene, name):
         np.testing.assert_allclose(values, match.map(method, scene.pixels))
         if method in ("belief", "attention"):
             assert (values >= 0).all() and values.sum() <= 1 + 1e-5
+
+
+def test_every_map_of_a_pir_with_a_trained_stage(scene):
+    start = starting.package_start()
+    model = start.build(lambda: pir.PIR(pir.PIRConfig.compact()), 0).eval()
+    match = explain.match(System("pir", model, start.read_tokenizer(), image_input("efficientnet_lite0"), {}, Path()), SENTENCE)
+    with torch.no_grad():
+        model.head_img.weight.add_(torch.randn_like(model.head_img.weight))   # it starts at zero
+    for method in match.methods:
+        values = match.map(method, scene.pixels)
+        assert values.shape == (7, 7) and np.isfinite(values).all() and values.std() > 0
 
 
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "bita"])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 
-from nbhelpers import backbones, training, weights
+from nbhelpers import backbones, starting, training, weights
 from nbhelpers.distributed import world_size
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pir
@@ -581,6 +581,30 @@ def test_our_own_checkpoints_come_back_from_training(tmp_path):
     assert trained and again.config == config and meta["history"][0]["temp"] == pytest.approx(0.07) and not again.training
     device = next(model.parameters()).device
     torch.testing.assert_close(both(again, batch), both(model, {n: v.to(device) for n, v in batch.items()}).cpu(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [PIRConfig.compact(tuned_stages=0).baseline(), PIRConfig.compact()])
+def test_heads_come_back_over_the_towers_of_their_packages(tmp_path, config):
+    model = starting.package_start().build(lambda: PIR(config), 0).eval()
+    path = pir.write_heads(model, {"system": "pir", "model": asdict(config)}, tmp_path / "heads.safetensors")
+    assert path.stat().st_size < (1e6 if not config.vir else 15e6)
+    again, about = pir.read(path)
+    assert set(about["packages"]) == {"vision_encoder", "text_encoder"} and not again.training
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    state, about = weights.load_checkpoint(path)
+    about["packages"]["text_encoder"] = "0" * 64
+    with pytest.raises(UserError, match="other weights than the installed packages"):
+        pir.read(weights.save_checkpoint(tmp_path / "others.safetensors", state, about))
+    with torch.no_grad():
+        next(model.text_encoder.parameters()).add_(1)
+    with pytest.raises(UserError, match="keep its whole checkpoint"):
+        pir.write_heads(model, {}, tmp_path / "no.safetensors")
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_a_pir_on_other_towers_keeps_them(tmp_path):
+    with pytest.raises(UserError, match="the compact size"):
+        pir.write_heads(small(freeze_towers=True), {}, tmp_path / "no.safetensors")
 
 
 class Bomb:

@@ -22,6 +22,11 @@ class DualEncoder(nn.Module):
         """The frozen parts that see pixels and ids; what they give can be cached."""
         return self.frozen()
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The tensors of the towers, by their names in the model."""
+        parts = [(name, part) for name, part in self.named_modules() if any(part is one for one in self.towers())]
+        return {f"{name}.{key}": value for name, part in parts for key, value in part.state_dict().items()}
+
     def train(self, mode: bool = True):
         super().train(mode)
         for part in self.frozen():

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones, weights
+from nbhelpers import backbones, starting, weights
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers.dual_encoder import DualEncoder
@@ -432,7 +433,8 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
 def read(path) -> tuple[PIR, dict]:
     """A PIR from our checkpoint or the authors', in eval mode, and what the file says of itself.
 
-    UserError on a file of another model, with the keys that do not fit.
+    UserError on a file of another model, with the keys that do not fit, and for one of `write_heads` whose packages are missing
+    or bring other weights.
     """
     state, rest = weights.read_checkpoint(path)
     if "meta" not in rest:
@@ -442,8 +444,34 @@ def read(path) -> tuple[PIR, dict]:
         return model.eval(), {"system": "pir", "release": True, "config": settings}
     state, meta = weights.load_checkpoint(path, {"system": "pir"})
     model = PIR(_config(meta.get("model")))
+    if "packages" in meta:
+        state |= _of_packages(model.config, meta["packages"], path).frozen_state()
     weights.load_into(model, state)
     return model.eval(), meta
+
+
+def write_heads(model: PIR, about: dict, path) -> Path:
+    """Writes a checkpoint without the towers that rest, which `read` takes from their packages again (compact size).
+
+    about  what `read` says of the model
+    UserError for a model whose resting towers are not those of the packages.
+    """
+    if (model.config.vision, model.config.text, model.config.freeze_towers) != ("efficientnet_lite0", "minilm", True):
+        raise UserError("Only a PIR over the frozen towers of the packages, the compact size, can be written without them.")
+    packages = {name: tower.sha256 for name, tower in starting.package_start().towers.items()}
+    original = _of_packages(model.config, packages, path).frozen_state()
+    if not all(torch.equal(original[name], value.to(original[name])) for name, value in model.frozen_state().items()):
+        raise UserError("The frozen towers of this PIR hold other weights than the packages bring; keep its whole checkpoint.")
+    state = {name: value for name, value in model.state_dict().items() if name not in original}
+    return weights.save_checkpoint(path, state, about | {"packages": packages})
+
+
+def _of_packages(config: PIRConfig, packages: dict[str, str], path) -> PIR:
+    """A PIR with the towers of the packages. UserError if these are not the ones whose sha256 are told."""
+    start = starting.package_start()
+    if packages != {name: tower.sha256 for name, tower in start.towers.items()}:
+        raise UserError(f"{path} was trained over other weights than the installed packages bring; install the versions in constraints.txt.")
+    return start.fill(PIR(config))
 
 
 def write_release(model: PIR, path) -> None:

@@ -151,7 +151,8 @@ def _square(values: Tensor) -> np.ndarray:
 
 class _Dual(Match):
     def score(self, pixels: Tensor) -> Tensor:
-        return (self.model.encode_images(pixels) @ self.text.T)[:, 0]
+        """Of the image as it lies, also where the model averages over its turns: a map shows one picture."""
+        return (self.model.embed_images(**self.model.image_features(pixels)) @ self.text.T)[:, 0]
 
 
 class _PIR(_Dual):

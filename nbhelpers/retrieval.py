@@ -21,6 +21,7 @@ from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, T
                                     distinct_captions, image_batches, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
+from nbhelpers.papers.dual_encoder import TURNS, turned
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH = 128  # the papers encode the gallery in batches of 128; padding makes embeddings depend on it where it is attended
@@ -50,7 +51,8 @@ class RetrievalTask:
     and evaluation read those; the tokenizer must pad to a fixed length. Without it, images are augmented and pass the
     towers in every epoch.
 
-    views      of each training image that are cached: draws of the training transform; 0: the image under the test transform
+    views      of each training image that are cached: draws of the training transform; 0: the image under the test transform. If
+               the configuration of `towers` has `turns`, these are turned at random, and what is evaluated is cached in all turns
     precision  fp32, bf16 or fp16, in which the frozen towers see the images of the training split: EfficientNet-Lite0 is twice as
                fast in bf16 on a CPU that has instructions for it; what is evaluated is always seen in fp32
 
@@ -63,6 +65,7 @@ class RetrievalTask:
         if towers is not None and not towers.config.freeze_towers:
             raise UserError("Only frozen towers can be cached; build the model with freeze_towers=True or give no towers.")
         self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
+        self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
         self.towers_sha256 = _sha256(towers) if towers is not None else ""
 
     def table(self, split: str) -> CaptionTable:
@@ -91,11 +94,12 @@ class RetrievalTask:
         A row for each image of the split, and for each of its `distinct_captions`.
         """
         table = self.table(split)
-        views, precision = (self.views, self.precision) if split == "train" else (0, "fp32")
-        kind = f"images, {views} views, seed {self.seed}" if views else "images"
-        kind += "" if precision == "fp32" else f", {precision}"
-        images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table),
-                              self._image_features(table, views, precision))
+        if split == "train":
+            kind = f"images, {self.views} views, seed {self.seed}" if self.views else "images"
+            kind += ("" if self.precision == "fp32" else f", {self.precision}") + (", turned" if self.views and self.turns else "")
+        else:
+            kind = f"images, {self.turns} turns" if self.turns else "images"
+        images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table), self._image_features(table, split == "train"))
         distinct = distinct_captions(table, self.tokenizer.clean)[0]
         texts = self._cached("texts", self.towers.TEXT_FEATURES, split, table, len(distinct), self._text_features(distinct))
         return images, texts
@@ -106,16 +110,19 @@ class RetrievalTask:
         return FeatureCache.build(lambda indices: next(batches), count, BATCH, key, self.cache)
 
     @torch.inference_mode()
-    def _image_features(self, table: CaptionTable, views: int, precision: str):
-        """Batches of name -> (B,...), or (B,V,...) with views."""
+    def _image_features(self, table: CaptionTable, training: bool):
+        """Batches of name -> (B,...), or (B,V,...) of V views or turns."""
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        augmented = [TrainTransform(self.image.size)] * views or [None]
-        drawn = [self.pixels(table, transform, (self.seed, view)) for view, transform in enumerate(augmented)]
+        augmented = [TrainTransform(self.image.size, turn=bool(self.turns))] * self.views if training else []
+        precision, turns = (self.precision, 0) if training else ("fp32", self.turns)
+        drawn = [self.pixels(table, transform, (self.seed, view)) for view, transform in enumerate(augmented or [None])]
         for parts in zip(*drawn):
+            views = [turned(pixels.to(device), number) for pixels in parts for number in range(max(turns, 1))]
             with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-                seen = [model.image_features(pixels.to(device, memory_format=torch.channels_last)) for pixels in parts]
+                seen = [model.image_features(pixels.contiguous(memory_format=torch.channels_last)) for pixels in views]
             arrays = [{name: value.float().cpu().numpy() for name, value in one.items()} for one in seen]
-            yield {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]} if views else arrays[0]
+            several = augmented or turns
+            yield {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]} if several else arrays[0]
 
     @torch.inference_mode()
     def _text_features(self, texts: list[str]):
@@ -145,15 +152,19 @@ class RetrievalTask:
                            for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH)])
         else:
             seen, read = self.features(split)
-            images = [model.embed_images(**part) for part in _parts(seen, model.IMAGE_FEATURES, device)]
+            images = [model.embed_views(self._views(part)) for part in _parts(seen, model.IMAGE_FEATURES, device)]
             distinct = _rows([model.embed_texts(**part) for part in _parts(read, (*model.TEXT_FEATURES, "mask"), device)])
             texts = distinct[distinct_captions(table, self.tokenizer.clean)[1]]
         model.train(training)
         return Embeddings(_rows(images), texts, table.owner())
 
+    def _views(self, part: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Cached features of the images of a split, one dict for each turn."""
+        return [{name: value[:, number] for name, value in part.items()} for number in range(self.turns)] if self.turns else [part]
+
     def _check_towers(self, model: nn.Module) -> None:
         ours, theirs = self.towers.frozen_state(), model.frozen_state()
-        same = theirs.keys() <= ours.keys() and all(torch.equal(value, ours[name].to(value)) for name, value in theirs.items())
+        same = bool(self.turns) == getattr(model.config, "turns", False) and theirs.keys() <= ours.keys() and all(torch.equal(value, ours[name].to(value)) for name, value in theirs.items())
         if not same or model.config.use_mask != self.towers.config.use_mask:
             raise UserError(f"The towers of this {type(model).__name__} are not those whose features are cached; "
                             "evaluate it with a RetrievalTask of its own.")

@@ -150,18 +150,20 @@ def random_crop(height: int, width: int, scale, ratio, rng: np.random.Generator)
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop resized to size x size (bicubic) -> flip -> RandAugment.
+    """Random crop resized to size x size (bicubic) -> flip -> turn -> RandAugment.
 
     randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (the authors' code, where
                  both wrap round in uint8), "torchvision" (another set of operations), None
     scale        area share of the crop; the aspect ratio is drawn in 3/4..4/3
     flip         probability of the horizontal flip
+    turn         whether a quarter turn, 0 to 3 times, follows the flip (a deviation: an aerial image has no up)
     """
 
     size: int
     randaugment: str | None = "fixed"
     scale: tuple[float, float] = (0.5, 1.0)
     flip: float = 0.5
+    turn: bool = False
 
     def __post_init__(self):
         if self.randaugment not in RAND_AUGMENT:
@@ -174,6 +176,8 @@ class TrainTransform:
         image = images.resize(image[top:top + height, left:left + width], self.size)
         if rng.random() < self.flip:
             image = cv2.flip(image, 1)
+        if self.turn:
+            image = np.ascontiguousarray(np.rot90(image, rng.integers(4)))
         return RAND_AUGMENT[self.randaugment](image, rng)
 
 

@@ -5,7 +5,17 @@ in the place of `pixels` and `ids`, under the names that `image_features` and `t
 """
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+TURNS = 8  # of a square: four quarter turns of the image, and of its mirror image
+
+
+def turned(pixels: Tensor, number: int) -> Tensor:
+    """(...,S,S) -> the same in one of its TURNS; 0 leaves it as it is."""
+    pixels = torch.rot90(pixels, number % 4, (-2, -1))
+    return pixels.flip(-1) if number >= 4 else pixels
 
 
 class DualEncoder(nn.Module):
@@ -34,8 +44,14 @@ class DualEncoder(nn.Module):
         return self
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B,3,S,S) normalised pixels -> (B,D) unit rows."""
-        return self.embed_images(**self.image_features(pixels))
+        """(B,3,S,S) normalised pixels -> (B,D) unit rows; with `config.turns`, in eval mode, from all turns of each image."""
+        views = TURNS if getattr(self.config, "turns", False) and not self.training else 1
+        return self.embed_views([self.image_features(turned(pixels, number)) for number in range(views)])
+
+    def embed_views(self, views: list[dict[str, Tensor]]) -> Tensor:
+        """Features of views of the same images -> (B,D) unit rows, the direction of the mean over views."""
+        rows = [self.embed_images(**features) for features in views]
+        return rows[0] if len(rows) == 1 else F.normalize(torch.stack(rows).mean(0), dim=1)
 
     def encode_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B,L) token ids and mask (1 = word) -> (B,D) unit rows."""

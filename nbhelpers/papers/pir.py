@@ -48,6 +48,7 @@ class PIRConfig:
     freeze_towers: bool = False       # True: vision and text towers frozen, in eval mode (deviation, compact size)
     tuned_stages: int = 0             # last stages of a frozen EfficientNet that are trained all the same (deviation, compact size)
     tuned_rate: float = 0.3           # their share of the learning rate
+    turns: bool = False               # an image is embedded as the mean over its quarter turns and mirrors (deviation)
     feature_dropout: float = 0.0      # share of the image tower's channels dropped in training, alike in all tokens (deviation)
     feature_norm: bool = False        # LayerNorm, without gains, on what the towers give: Swin and BERT end in one (deviation)
     zero_heads: bool = False          # head_img and head_txt start at zero, so that PIR starts as its baseline (deviation)

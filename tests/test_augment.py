@@ -80,6 +80,19 @@ def test_equal_generators_give_equal_images_and_leave_the_source_alone(randaugme
     assert len({found.tobytes() for found in first}) > 30
 
 
+def test_a_turn_shows_the_picture_in_one_of_eight_ways_each_as_often():
+    plain, turning = (TrainTransform(64, randaugment=None, scale=(1, 1), turn=turn) for turn in (False, True))
+    image = picture(64, 64)
+    whole = plain(image, np.random.default_rng(0))
+    ways = [np.rot90(one, k) for one in (whole, whole[:, ::-1]) for k in range(4)]
+    counts = [0] * 8
+    for seed in range(400):
+        found = turning(image, np.random.default_rng(seed))
+        assert found.flags.c_contiguous
+        counts[[np.array_equal(found, way) for way in ways].index(True)] += 1
+    assert min(counts) > 25 and sum(counts) == 400
+
+
 def test_randaugment_draws_two_operations_with_replacement_each_applied_half_the_time():
     calls = []
 

@@ -14,6 +14,7 @@ from nbhelpers.data.augment import TestTransform
 from nbhelpers.data.loading import clean_caption, image_batches
 from nbhelpers.errors import UserError
 from nbhelpers.papers.frozen import FrozenConfig, FrozenHeads
+from nbhelpers.papers.dual_encoder import TURNS, turned
 from nbhelpers.papers.pir import PIR, PIRConfig
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.run import Run
@@ -104,6 +105,30 @@ def test_the_mean_of_words_is_taken_after_the_cache(data, tokenizer, model, cach
     averaging = build(resting(tokenizer, text_global="mean"))
     ours, theirs = cached.embeddings(averaging, "val"), direct.embeddings(averaging, "val")
     np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+
+
+def test_an_image_means_the_same_in_all_its_turns(data, tokenizer):
+    one, plain = (build(resting(tokenizer, turns=turns, dropout=0.0)).eval() for turns in (True, False))
+    pixels = next(RetrievalTask(data, tokenizer, IMAGE, workers=1).pixels(data.table.split("val")))
+    with torch.no_grad():
+        found, single = one.encode_images(pixels), [plain.encode_images(turned(pixels, number)) for number in range(TURNS)]
+        for number in range(TURNS):
+            torch.testing.assert_close(one.encode_images(turned(pixels, number)), found)
+        assert (single[0] - single[1]).abs().max() > 1e-3
+        torch.testing.assert_close(found, torch.nn.functional.normalize(sum(single), dim=1))
+        torch.testing.assert_close(one.train().encode_images(pixels), single[0])  # in training each view is an image of its own
+
+
+def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(data, tokenizer, direct, tmp_path):
+    one = build(resting(tokenizer, turns=True)).eval()
+    task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1, views=2)
+    np.testing.assert_allclose(task.embeddings(one, "val").images, direct.embeddings(one, "val").images, atol=HALF)
+    assert task.features("val")[0]["vision"].shape[1] == TURNS and task.features("train")[0]["vision"].shape[1] == 2
+    plain = build(resting(tokenizer))
+    with pytest.raises(UserError, match="not those whose features are cached"):
+        task.embeddings(plain, "val")
+    unturned = RetrievalTask(data, tokenizer, IMAGE, towers=plain, cache=tmp_path, workers=1, views=2).features("train")[0]["vision"]
+    assert not np.array_equal(unturned, task.features("train")[0]["vision"])
 
 
 @pytest.mark.parametrize("training", [True, False])

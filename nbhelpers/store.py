@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from nbhelpers.data.loading import storable
 from nbhelpers.errors import UserError, atomic_write
 
 MANIFEST = "store.json"
@@ -108,7 +109,7 @@ def _check_items(folder: Path, about: dict, items: Sequence[str]) -> None:
 
 def _append(folder: Path, about: dict, items: Sequence[str], encoded: Mapping[str, object]) -> dict:
     """Writes a batch behind the rows that count and returns the new manifest."""
-    arrays = {name: _storable(name, value) for name, value in encoded.items()}
+    arrays = {name: storable(name, torch.as_tensor(value).detach().cpu().numpy()) for name, value in encoded.items()}
     before = about["arrays"] or {name: _form(array) | {"crc32": 0} for name, array in arrays.items()}
     wrong = [name for name in {*before, *arrays} if name not in arrays or name not in before
              or len(arrays[name]) != len(items) or before[name] != before[name] | _form(arrays[name])]
@@ -136,13 +137,3 @@ def _form(array: np.ndarray) -> dict:
 
 def _items_crc32(items: Sequence[str], before: int = 0) -> int:
     return zlib.crc32("".join(f"{json.dumps(item)}\n" for item in items).encode(), before)
-
-
-def _storable(name: str, value) -> np.ndarray:
-    array = torch.as_tensor(value).detach().cpu().numpy()
-    if not np.issubdtype(array.dtype, np.floating):
-        return array
-    if not (np.abs(array) <= np.finfo(np.float16).max).all():
-        raise UserError(f"The rows of '{name}' hold NaN or values beyond {np.finfo(np.float16).max:.0f}, which float16 cannot "
-                        "keep; look for a diverged model.")
-    return array.astype(np.float16)

@@ -350,7 +350,7 @@ def _write_features(function, count: int, batch: int, folder: Path) -> None:
     try:
         for start in range(0, count, batch):
             for name, array in function(list(range(start, min(start + batch, count)))).items():
-                stored = _storable(name, np.asarray(array))
+                stored = storable(name, np.asarray(array))
                 shape = (count, *stored.shape[1:])
                 if name not in files:
                     shapes[name], files[name] = shape, open(folder / f"{name}.npy", "wb")
@@ -365,10 +365,11 @@ def _write_features(function, count: int, batch: int, folder: Path) -> None:
             file.close()
 
 
-def _storable(name: str, array: np.ndarray) -> np.ndarray:
+def storable(name: str, array: np.ndarray) -> np.ndarray:
+    """Floats as float16, everything else as it is. UserError on values that float16 does not hold."""
     if not np.issubdtype(array.dtype, np.floating):
         return array
     if not (np.abs(array) <= np.finfo(np.float16).max).all():
         raise UserError(f"The features '{name}' hold NaN or values beyond {np.finfo(np.float16).max:.0f}, "
-                        "which a float16 cache cannot keep; normalise them first.")
+                        "which float16 cannot keep; normalise them first, or look for a model that diverged.")
     return array.astype(np.float16)

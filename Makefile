@@ -10,7 +10,7 @@ SEEDS   ?= 0
 UPTO    ?=
 FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
 	23_cfitr/gallery 23_cfitr/tradeoff 24_bita/captions 24_bita/mixing 30_evaluate_retrieval/recall \
-	31_errors_and_significance/first_places 31_errors_and_significance/ladder 40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_disputed
+	31_errors_and_significance/first_places 31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_disputed
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)

@@ -38,16 +38,19 @@ def csv(board: Board, folder: Path | str = ".") -> str:
 
 
 def latex(boards: Iterable[Board]) -> str:
-    """The tables to be read by \\input in a paper that loads booktabs and graphicx. Records are named in comments."""
+    """The tables to be read by \\input in a paper that loads booktabs and graphicx. Comments tell what would make them too wide
+    to read: the record of each seed, and what it started from."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     for board in boards:
-        rows = [" & ".join(map(escaped, row)) + r" \\" for row in [list(board.shown.columns), *board.shown.values.tolist()]]
-        named = [f"% {' '.join(name.split())}: {' '.join(path.name for path in files)}"
-                 for name, files in zip(board.shown.index, board.files) if files]
+        shown = board.shown.drop(columns=["seeds", "started from"], errors="ignore")
+        rows = [" & ".join(map(escaped, row)) + r" \\" for row in [list(shown.columns), *shown.values.tolist()]]
+        began = board.shown["started from"] if "started from" in board.shown else [""] * len(shown)
+        named = [f"% {' '.join(name.split())}: {' '.join(path.name for path in files)}{f' from {first}' if first else ''}"
+                 for name, first, files in zip(shown.index, began, board.files) if files]
         parts.append("\n".join([
             r"\begin{table*}", r"\centering", rf"\caption{{{escaped(board.heading)}. {escaped(' '.join(board.notes))}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', board.stem)}}}", r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (board.shown.shape[1] - 1)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
+            rf"\begin{{tabular}}{{l{'r' * (shown.shape[1] - 1)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
             r"\bottomrule", r"\end{tabular}}", r"\end{table*}", *named]))
     return "\n\n".join(parts) + "\n"
 

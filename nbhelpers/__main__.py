@@ -271,8 +271,10 @@ def _pull(arguments: argparse.Namespace) -> None:
 
 
 def _heads(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+    from nbhelpers import weights
     from nbhelpers.papers import pir
-    path = pir.write_heads(*pir.read(arguments.checkpoint), arguments.out)
+    path = pir.write_heads(*pir.read(weights.weight_file(Path(arguments.checkpoint).expanduser())), arguments.out)
     print(f"{path} holds what was trained, {path.stat().st_size / 1e6:.2f} MB; its towers come with their packages.")
 
 

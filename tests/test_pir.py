@@ -25,6 +25,7 @@ from nbhelpers.distributed import world_size
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pir
 from nbhelpers.papers.pir import PIR, PIRConfig
+from nbhelpers.run import repository_root
 
 SMALL = PIRConfig(embed_dim=16, heads=2, dropout=0.0)
 WORDS, LENGTH = 40, 9
@@ -600,6 +601,13 @@ def test_heads_come_back_over_the_towers_of_their_packages(tmp_path, config):
     with pytest.raises(UserError, match="keep its whole checkpoint"):
         pir.write_heads(model, {}, tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.parametrize("path", sorted((repository_root() / "data" / "results").glob("*/heads/*.safetensors")), ids=lambda path: path.parts[-3])
+def test_the_heads_that_are_kept_here_are_small_and_open(path):
+    model, about = pir.read(path)
+    assert path.stat().st_size < 1e6 and model.config.baseline() == model.config and about["tokenizer"]
+    assert model.encode_images(torch.zeros(1, 3, 224, 224)).shape == (1, model.config.embed_dim)
 
 
 def test_a_pir_on_other_towers_keeps_them(tmp_path):

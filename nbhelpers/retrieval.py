@@ -164,7 +164,8 @@ class RetrievalTask:
 
     def _check_towers(self, model: nn.Module) -> None:
         ours, theirs = self.towers.frozen_state(), model.frozen_state()
-        same = bool(self.turns) == getattr(model.config, "turns", False) and theirs.keys() <= ours.keys() and all(torch.equal(value, ours[name].to(value)) for name, value in theirs.items())
+        same = theirs.keys() <= ours.keys() and all(torch.equal(value, ours[name].to(value)) for name, value in theirs.items())
+        same = same and bool(self.turns) == getattr(model.config, "turns", False)
         if not same or model.config.use_mask != self.towers.config.use_mask:
             raise UserError(f"The towers of this {type(model).__name__} are not those whose features are cached; "
                             "evaluate it with a RetrievalTask of its own.")

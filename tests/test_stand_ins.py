@@ -144,8 +144,8 @@ def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_p
     ids, mask = tokenizer(["a red field"])
     assert ids.shape == (1, 32) and tokenizer.vocab_size == 30522
     seen = model.image_features(torch.zeros(1, 3, 224, 224))
-    assert {name: tuple(value.shape) for name, value in seen.items()} == {"vision": (1, 50, 1280)}
-    assert model.belief(**seen).shape == (1, 50)
+    assert {name: tuple(value.shape) for name, value in seen.items()} == {"vision": (1, 192, 7, 7)}
+    assert model.tokens(seen["vision"]).shape == (1, 50, 1280) and model.belief(**seen).shape == (1, 50)
 
 
 def test_the_scene_head_reads_features_that_other_systems_on_these_towers_find_again(data, tmp_path, monkeypatch):

@@ -145,21 +145,21 @@ class PartedTower:
 
     def tokens_of(self, below: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,1+N,W)."""
-        with full_precision(below.contiguous(memory_format=torch.channels_last)) as [below]:  # twice as fast on a CPU
+        with _full_precision(below.contiguous(memory_format=torch.channels_last)) as below:  # twice as fast on a CPU
             for part in (*self.tower.blocks[-self.stages:], self.tower.conv_head, self.tower.bn2):
                 below = part(below)
         return _with_mean(below.flatten(2).transpose(1, 2))
 
 
 @contextmanager
-def full_precision(*inputs: Tensor) -> Iterator[list[Tensor]]:
-    """The inputs, on a CPU widened to fp32 at least and with autocast off: there the backward pass of attention takes ten
-    times as long in bf16, and that of depthwise convolutions almost twice (torch 2.15, with AMX). Elsewhere as they are."""
-    if inputs[0].device.type != "cpu":
-        yield list(inputs)
+def _full_precision(x: Tensor) -> Iterator[Tensor]:
+    """x, on a CPU widened to fp32 at least and with autocast off: there the backward pass of depthwise convolutions takes almost
+    twice as long in bf16 (torch 2.15, with AMX). Elsewhere as it is."""
+    if x.device.type != "cpu":
+        yield x
         return
     with torch.autocast("cpu", enabled=False):
-        yield [x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs]
+        yield x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def text_tower(name: str, vocab_size: int | None = None) -> BertModel:

@@ -455,15 +455,6 @@ def test_a_map_of_the_lower_stages_takes_the_place_of_pixels():
     torch.testing.assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
 
-def test_attention_in_bfloat16_is_taken_in_float32_on_a_cpu(monkeypatch):
-    seen, original = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *parts, **more: seen.append(parts) or original(*parts, **more))
-    layer, x = pir.Attention(16, 2, dropout=0.0), torch.randn(2, 5, 16)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x, x, x)
-    assert {part.dtype for part in seen[0]} == {torch.float32} and out.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("config", [SMALL, SMALL.baseline()])
 def test_cached_features_take_the_place_of_pixels_and_ids(config):
     model, batch = small(config, freeze_towers=True, use_mask=True), pairs()

@@ -237,6 +237,15 @@ def test_precisions_follow_one_another_in_one_process(tmp_path):
     assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_in_bf16_on_a_cpu_goes_without_the_fused_kernel(tmp_path, precision):
+    """Its backward pass is slow there (bench_training); afterwards, and in fp32, it serves as before."""
+    model, fused = Toy(), []
+    model.loss = lambda batch: fused.append(torch.backends.cuda.flash_sdp_enabled()) or Toy.loss(model, batch)
+    fit(model, loader(), replace(CONFIG, precision=precision, epochs=1), tmp_path)
+    assert set(fused) == {precision == "fp32"} and torch.backends.cuda.flash_sdp_enabled()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_on_a_gpu(tmp_path, precision):

@@ -112,9 +112,8 @@ class Attention(nn.Module):
     def forward(self, v: Tensor, k: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """v, k (B,N,D), q (B,M,D) -> (B,M,D). mask (B,1,1,N) bool, True = excluded."""
         parts = [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.linear_q(q), self.linear_k(k), self.linear_v(v))]
-        with backbones.full_precision(*parts) as parts:
-            out = F.scaled_dot_product_attention(*parts, attn_mask=None if mask is None else ~mask,
-                                                 dropout_p=self.dropout if self.training else 0.0)
+        out = F.scaled_dot_product_attention(*parts, attn_mask=None if mask is None else ~mask,
+                                             dropout_p=self.dropout if self.training else 0.0)
         return self.linear_merge(out.transpose(1, 2).flatten(2))
 
 

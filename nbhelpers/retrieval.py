@@ -139,7 +139,12 @@ class RetrievalTask:
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
-        """All images and captions of a split through `model`, in file order."""
+        """All images and captions of a split through `model`, in file order.
+
+        UserError for the training split where its images are cached as augmented views.
+        """
+        if split == "train" and self.towers is not None and self.views:
+            raise UserError("The images of the training split are cached as augmented views; embed them with a RetrievalTask of views=0.")
         table, device = self.table(split), next(model.parameters()).device
         if self.towers is not None:
             self._check_towers(model)

@@ -131,6 +131,12 @@ def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(data, tok
     assert not np.array_equal(unturned, task.features("train")[0]["vision"])
 
 
+def test_augmented_views_are_not_embedded(data, tokenizer, model, cache):
+    task = RetrievalTask(data, tokenizer, IMAGE, towers=model, cache=cache, workers=1, views=2)
+    with pytest.raises(UserError, match="views=0"):
+        task.embeddings(model, "train")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_in_its_mode(model, cached, training):
     model.train(training)

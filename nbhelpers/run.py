@@ -124,7 +124,7 @@ def start(notebook: str, **parameters: Any) -> Run:
     values = SimpleNamespace(**{name.lower(): value for name, value in parameters.items()})
     print(f"{notebook} · profile {values.profile} · seed {values.seed}")
     print(f"data set: {values.set} ({_origin(values.set)})")
-    print(f"device: {device}, {threads} threads, {platform.system()} {platform.machine()}")
+    print(f"device: {device}, {threads} thread{'s' * (threads > 1)}, {platform.system()} {platform.machine()}")
     print(f"python {platform.python_version()}, "
           + ", ".join(f"{name} {version(name)}" for name in ("nbhelpers", "torch", "transformers", "timm")))
     return Run(notebook, values, device, runs_root())

@@ -44,7 +44,7 @@ def another_set(names: list[str], under_study: str, data_folder: str, cache: Pat
                 captions: int = 0) -> DataSet:
     """The first of the sets `names` that can be had, and prints which; "scenes" stands for `other_world`.
 
-    captions  of each training image that stay, the first ones; 0: all. The other splits keep theirs
+    captions  as `first_captions` takes them
     UserError if the set under study is named, which would be no transfer, or if none of them can be had.
     """
     lacking = []
@@ -55,17 +55,20 @@ def another_set(names: list[str], under_study: str, data_folder: str, cache: Pat
             lacking.append(f"{name} is not in DATA")
             continue
         found = other_world(cache, images, seed) if name == "scenes" else catalog.open_dataset(name, data_folder, cache)
-        found = replace(found, table=first_captions(found.table, captions)) if captions else found
+        found = first_captions(found, captions)
         print("; ".join([f"pre-training set: {found.table.name}, {len(found.table)} images", *lacking]))
         return found
     raise UserError(f"None of PRETRAIN_SETS can be had ({'; '.join(lacking) or 'it is empty'}); add \"scenes\", which is generated.")
 
 
-def first_captions(table: CaptionTable, count: int) -> CaptionTable:
-    """The table with at most `count` captions of each training image."""
+def first_captions(data: DataSet, count: int) -> DataSet:
+    """The set with at most `count` captions of each training image, the first ones; 0: all. The other splits keep theirs."""
+    if not count:
+        return data
+    table = data.table
     trained = table.captions.image_id.isin(table.images.image_id[table.images.split == "train"])
     place = table.captions.groupby("image_id").cumcount()
-    return replace(table, captions=table.captions[~trained | (place < count)].reset_index(drop=True))
+    return replace(data, table=replace(table, captions=table.captions[~trained | (place < count)].reset_index(drop=True)))
 
 
 def _is_there(name: str, data_folder: str) -> bool:

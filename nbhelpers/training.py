@@ -142,7 +142,7 @@ class _Trainer:
                     self._save()
 
     def _attention(self):
-        """In bf16 on a CPU, attention as plain products: the fused kernel's backward pass there takes three times as long."""
+        """In bf16 on a CPU, attention as plain products: there the fused kernel's backward pass is slow (torch 2.15; bench_training)."""
         plain = self.device.type == "cpu" and self.config.precision == "bf16"
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 

@@ -288,6 +288,14 @@ def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def config_of(kind: type, system: str, fields: object):
+    """The configuration, of the dataclass `kind`, that a checkpoint of `system` names. UserError if its fields are others."""
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise UserError(f"The checkpoint does not say which {system} it is ({error}); give another one.") from error
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], prefix: str = "",
               allow_missing: Iterable[str] = (), allow_unexpected: Iterable[str] = ()) -> None:
     """Copies `state` into `module`, or raises a UserError that lists every difference and changes nothing.

@@ -43,12 +43,12 @@ def training_of(other, tmp_path):
 
 # ---- the other set ----------------------------------------------------------------------------------------------------
 def test_the_first_caption_of_training_images_stays_and_all_of_the_others(other):
-    thin, whole = pretraining.first_captions(other.table, 1), other.table
+    thin, whole = pretraining.first_captions(other, 1).table, other.table
     assert (thin.split("train").captions.groupby("image_id").size() == 1).all()
     assert thin.split("test").captions.equals(whole.split("test").captions)
     first = whole.split("train").captions.groupby("image_id", sort=False).head(1)
     assert list(thin.split("train").captions.text) == list(first.text) and thin.images.equals(whole.images)
-    assert thin.fingerprint() != whole.fingerprint()
+    assert thin.fingerprint() != whole.fingerprint() and pretraining.first_captions(other, 0) is other
 
 
 def test_the_other_world_is_another_and_always_the_same(tmp_path):

@@ -353,13 +353,6 @@ def stage_of(state: dict[str, Tensor]) -> type[ImageReader]:
     return Aligner if "temp" in names else Captioner
 
 
-def _config(fields) -> BITAConfig:
-    try:
-        return BITAConfig(**fields)
-    except TypeError as error:
-        raise UserError(f"The checkpoint does not say which BITA it is ({error}); give another one.") from error
-
-
 def read(path, fill: Callable[[nn.Module], nn.Module] = lambda model: model) -> tuple[ImageReader, dict]:
     """An Aligner or a Captioner from our checkpoint or the authors', in eval mode, and what the file says of itself.
 
@@ -371,11 +364,11 @@ def read(path, fill: Callable[[nn.Module], nn.Module] = lambda model: model) -> 
     kind = stage_of(state)
     if "meta" in rest:
         state, meta = weights.load_checkpoint(path, {"system": "bita"})
-        model = fill(kind(_config(meta.get("model"))))
+        model = fill(kind(weights.config_of(BITAConfig, "BITA", meta.get("model"))))
         weights.load_into(model, state)
         return model.eval(), meta
     settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
-    model = fill(kind(_config(settings["nbhelpers"]) if "nbhelpers" in settings else BITAConfig.paper()))
+    model = fill(kind(weights.config_of(BITAConfig, "BITA", settings["nbhelpers"]) if "nbhelpers" in settings else BITAConfig.paper()))
     dropped = load_release(model, state)
     return model.eval(), {"system": "bita", "release": True, "config": settings, "dropped": dropped}
 

@@ -437,19 +437,12 @@ def load_vilt(model: CFITR, state: dict[str, Tensor]) -> tuple[bool, list[str]]:
     return started, dropped
 
 
-def _config(fields) -> CFITRConfig:
-    try:
-        return CFITRConfig(**fields)
-    except TypeError as error:
-        raise UserError(f"The checkpoint does not say which CFITR it is ({error}); give another one.") from error
-
-
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
     """Of a released checkpoint: what `write_release` noted, else ViLT-B/32 as released, with the sizes of its hash heads."""
     if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:
         raise UserError("This file holds no CFITR: image_module and textpooler_be are missing; give a checkpoint of CFITR.")
     if "nbhelpers" in settings:
-        return _config(settings["nbhelpers"])
+        return weights.config_of(CFITRConfig, "CFITR", settings["nbhelpers"])
     bits, hidden = state["image_module.3.weight"].shape
     return CFITRConfig.paper(bits=bits, hidden=hidden).released()
 
@@ -467,7 +460,7 @@ def read(path) -> tuple[CFITR, dict]:
         dropped = load_release(model, state)
         return model.eval(), {"system": "cfitr", "release": True, "config": settings, "dropped": dropped}
     state, meta = weights.load_checkpoint(path, {"system": "cfitr"})
-    model = CFITR(_config(meta.get("model")))
+    model = CFITR(weights.config_of(CFITRConfig, "CFITR", meta.get("model")))
     weights.load_into(model, state, allow_unexpected=("bank",))
     return model.eval(), meta
 

@@ -250,20 +250,13 @@ def release_state(model: PERSITR) -> dict[str, Tensor]:
     return {f"PE_RSITR.{name}": value for name, value in ReleasedPERSITR(model).state_dict().items()}
 
 
-def _config(fields) -> PERSITRConfig:
-    try:
-        return PERSITRConfig(**fields)
-    except TypeError as error:
-        raise UserError(f"The checkpoint does not say which PE-RSITR it is ({error}); give another one.") from error
-
-
 def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
     """Of a released checkpoint: what `write_release` noted, else the adapter's sizes from its tensors."""
     biases = {name.rpartition("Uniadapt.")[2]: value for name, value in state.items() if name.endswith("_proj.bias")}
     if "down_proj.bias" not in biases:
         raise UserError("This file holds no PE-RSITR: Uniadapt.down_proj is missing; give a checkpoint of PE-RSITR.")
     if "nbhelpers" in options:
-        return _config(options["nbhelpers"])
+        return weights.config_of(PERSITRConfig, "PE-RSITR", options["nbhelpers"])
     return PERSITRConfig(bottleneck=len(biases["down_proj.bias"]), share_dim=len(biases.get("share_up_proj.bias", ())))
 
 
@@ -284,7 +277,7 @@ def read(path, fill: Callable[[nn.Module], nn.Module] | None = None, clip: str |
     state, meta = weights.load_checkpoint(path, {"system": "pe_rsitr"})
     if fill is None:
         raise UserError(f"{path} holds an adapter alone; give `fill`, which loads the CLIP that it stands on.")
-    config = _config(meta.get("model"))
+    config = weights.config_of(PERSITRConfig, "PE-RSITR", meta.get("model"))
     config = replace(config, clip=clip or config.clip)
     _check_widths(state, config.clip)
     model = fill(PERSITR(config))

@@ -407,13 +407,6 @@ def release_state(model: PIR) -> dict[str, Tensor]:
     return weights.rename(_shift_downsample({**model.state_dict(), **buffers}, -1), TO_RELEASE)
 
 
-def _config(fields) -> PIRConfig:
-    try:
-        return PIRConfig(**fields)
-    except TypeError as error:
-        raise UserError(f"The checkpoint does not say which PIR it is ({error}); give another one.") from error
-
-
 def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
     """Of a released checkpoint: what `write_release` noted, else sizes from its tensors and k from its settings."""
     def layers(name: str) -> int:
@@ -421,13 +414,13 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
     if "vision_proj.weight" not in state or "text_proj.weight" not in state:
         raise UserError("This file holds no PIR: vision_proj and text_proj are missing; give a checkpoint of PIR.")
     if "nbhelpers" in settings:
-        return _config(settings["nbhelpers"])
+        return weights.config_of(PIRConfig, "PIR", settings["nbhelpers"])
     swin = "vision_encoder.layers.0.blocks.0.norm1.weight" in state
-    return _config(dict(
+    return PIRConfig(
         vision="swin_t" if swin else "deit_s_released", embed_dim=len(state["vision_proj.weight"]),
         vir="conv_proj.weight" in state, lca="mapping_txt.0.weight" in state, affiliation="temp2" in state,
         triplet="temp" not in state, instru_num=max(layers("mapping_img"), 1), cycle_num=max(layers("mapping_txt"), 1),
-        filter_size=settings.get("filter_size", PIRConfig.filter_size)))
+        filter_size=settings.get("filter_size", PIRConfig.filter_size))
 
 
 def read(path) -> tuple[PIR, dict]:
@@ -443,7 +436,7 @@ def read(path) -> tuple[PIR, dict]:
         load_release(model, state)
         return model.eval(), {"system": "pir", "release": True, "config": settings}
     state, meta = weights.load_checkpoint(path, {"system": "pir"})
-    model = PIR(_config(meta.get("model")))
+    model = PIR(weights.config_of(PIRConfig, "PIR", meta.get("model")))
     if "packages" in meta:
         state |= _of_packages(model.config, meta["packages"], path).frozen_state()
     weights.load_into(model, state)

@@ -226,13 +226,6 @@ def release_state(model: PIRCLIP) -> dict[str, Tensor]:
     return weights.rename(model.state_dict(), TO_RELEASE)
 
 
-def _config(fields) -> PIRCLIPConfig:
-    try:
-        return PIRCLIPConfig(**fields)
-    except TypeError as error:
-        raise UserError(f"The checkpoint does not say which PIR-CLIP it is ({error}); give another one.") from error
-
-
 def read(path) -> tuple[PIRCLIP, dict]:
     """A PIR-CLIP from our checkpoint or the authors', in eval mode, and what the file says of itself.
 
@@ -245,11 +238,11 @@ def read(path) -> tuple[PIRCLIP, dict]:
         if "nbhelpers" not in rest and not any("vision_proj_res." in name for name in state):
             raise UserError("This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of PIR-CLIP, or start "
                             "one from a plain CLIP by load_clip.")
-        model = PIRCLIP(_config(rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
+        model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}
     state, meta = weights.load_checkpoint(path, {"system": "pir_clip"})
-    model = PIRCLIP(_config(meta.get("model")))
+    model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model")))
     weights.load_into(model, state)
     return model.eval(), meta
 

@@ -1,4 +1,4 @@
-# make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20
+# make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2
 # make test   every test         make lab    the notebooks in JupyterLab       make bench  the benchmarks
 # make figures  copies chosen figures of a finished run to figures/<PROFILE>/  make setup  only the installation
 # make clean  removes the installation, the generated data and the runs of the default profile; other runs stay
@@ -8,13 +8,14 @@ PROFILE ?= default
 DATA    ?=
 SEEDS   ?= 0
 UPTO    ?=
+JOBS    ?= 1
 FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
 	23_cfitr/gallery 23_cfitr/tradeoff 24_bita/captions 24_bita/mixing 30_evaluate_retrieval/recall \
 	31_errors_and_significance/first_places 31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_disputed
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
-export PROFILE DATA SEEDS UPTO
+export PROFILE DATA SEEDS UPTO JOBS
 ifeq ($(origin SEED),command line)
 $(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
 endif
@@ -33,7 +34,7 @@ setup: .venv/installed
 	@touch $@
 
 run: setup
-	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seeds $$SEEDS --upto "$$UPTO"
+	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seeds $$SEEDS --upto "$$UPTO" --jobs "$$JOBS"
 
 # One pytest for all layers: tests/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup

@@ -42,7 +42,7 @@ CHAIN = (
     Step("21_pir_clip", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("22_pe_rsitr", 120, reads=("10_prepare_data", "12_starting_weights"), record=True),
     Step("23_cfitr", 150, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("24_bita", 150, reads=("10_prepare_data", "12_starting_weights")),
+    Step("24_bita", 180, reads=("10_prepare_data", "12_starting_weights")),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
     Step("31_errors_and_significance", 20, reads=SYSTEMS),
     Step("40_attention_and_belief", 60, reads=("10_prepare_data", "12_starting_weights", *SYSTEMS, "24_bita")),
@@ -50,6 +50,8 @@ CHAIN = (
     Step("60_search", 30, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
     Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),
 )
+GATES = ("10_prepare_data", "12_starting_weights")  # the others wait for them, so they have all cores also where JOBS share these
+PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}  # parameter of 12_starting_weights: who reads it
 NOTEBOOKS = repository_root() / "notebooks"
 KINDS = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list, "dict": dict}
 
@@ -217,23 +219,36 @@ def run_step(plan: Plan, name: str) -> None:
 
 
 def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] = (0,), upto: str = "",
-              notebooks: Path = NOTEBOOKS) -> int:
+              jobs: int = 1, notebooks: Path = NOTEBOOKS) -> int:
     """Checks the profile, then runs through Snakemake what is not finished, seed after seed; the exit code.
 
     data  folder of the data sets, "" for what the profile says
+    jobs  notebooks at a time, as far as they do not wait for each other; they share the cores
     Raises UserError for what is refused before anything runs.
     """
     steps = select(upto)
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"The seeds are {' '.join(map(str, seeds))}; each must be at least 0 and stand there once.")
+    if jobs < 1:
+        raise UserError(f"JOBS is {jobs}; at least one notebook must run at a time.")
     parameters = {seed: check_profile(profile, _overrides(data, seed), notebooks) for seed in seeds}
     folder = runs_root() / profile
     with locked(folder):
-        plans = [Plan(str(folder), str(notebooks), seed, upto, sources(), parameters[seed]) for seed in seeds]
-        code = next((1 for plan in plans if _snakemake(plan)), 0)
+        plans = [Plan(str(folder), str(notebooks), seed, upto, sources(), spared(parameters[seed], steps)) for seed in seeds]
+        code = next((1 for plan in plans if _snakemake(plan, jobs)), 0)
         if code == 0:
             _print_summary(plans, steps)
     return code
+
+
+def spared(parameters: dict[str, dict], steps: tuple[Step, ...]) -> dict[str, dict]:
+    """The parameters, where `12_starting_weights` pre-trains nothing that no system of this call reads.
+
+    A call that ends before the first system prepares for all of them.
+    """
+    names = {step.name for step in steps}
+    unread = {name: "" for name, readers in PRETRAINED.items() if names.intersection(SYSTEMS) and not names.intersection(readers)}
+    return parameters | {"12_starting_weights": parameters["12_starting_weights"] | unread}
 
 
 def _overrides(data: str, seed: int) -> dict[str, Any]:
@@ -271,8 +286,8 @@ def train(system: str, profile: str = "default", data: str = "", seed: int = 0, 
     return files
 
 
-def _snakemake(plan: Plan) -> int:
-    """Runs the Snakefile, one notebook at a time; 0 or 1, then with one line on stderr that says what failed.
+def _snakemake(plan: Plan, jobs: int) -> int:
+    """Runs the Snakefile, `jobs` notebooks at a time; 0 or 1, then with one line on stderr that says what failed.
 
     Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for it.
     """
@@ -280,7 +295,7 @@ def _snakemake(plan: Plan) -> int:
     log, failure = path.with_name("snakemake.log"), path.with_name("failure.txt")
     failure.unlink(missing_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(NOTEBOOKS / "Snakefile"),
-               "--directory", plan.folder, "--config", f"plan={path}", "--cores", "1", "--nolock",
+               "--directory", plan.folder, "--config", f"plan={path}", f"jobs={jobs}", "--cores", "all", "--nolock",
                "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params"]
     environment = os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
     with open(log, "w") as messages:
@@ -324,8 +339,8 @@ def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
 # the command line -------------------------------------------------------------------------------------------
 
 def main(arguments: argparse.Namespace) -> int:
-    """`python -m nbhelpers run`: arguments profile, data, seeds, upto."""
-    return run_chain(arguments.profile, arguments.data, arguments.seeds, arguments.upto)
+    """`python -m nbhelpers run`: arguments profile, data, seeds, upto, jobs."""
+    return run_chain(arguments.profile, arguments.data, arguments.seeds, arguments.upto, arguments.jobs)
 
 
 def train_main(arguments: argparse.Namespace) -> int:

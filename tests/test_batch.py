@@ -155,11 +155,18 @@ def test_make_hands_its_variables_on(tmp_path):
     call = ["make", "-s", "-o", "setup", "run", f"BIN={tmp_path}", "DATA=two words", "PROFILE=ucm", "UPTO=20"]
     done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
     assert done.stdout.splitlines() == ["-m", "nbhelpers", "run", "--profile", "ucm", "--data", "two words",
-                                        "--seeds", "0", "--upto", "20"]
-    several = subprocess.run([*call, "SEEDS=0 1 2"], cwd=batch.repository_root(), capture_output=True, text=True)
-    assert several.stdout.splitlines()[-6:] == ["--seeds", "0", "1", "2", "--upto", "20"]
+                                        "--seeds", "0", "--upto", "20", "--jobs", "1"]
+    several = subprocess.run([*call, "SEEDS=0 1 2", "JOBS=3"], cwd=batch.repository_root(), capture_output=True, text=True)
+    assert several.stdout.splitlines()[-8:] == ["--seeds", "0", "1", "2", "--upto", "20", "--jobs", "3"]
     mistaken = subprocess.run([*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True)
     assert mistaken.returncode and mistaken.stdout == "" and 'give SEEDS="1"' in mistaken.stderr
+
+
+@pytest.mark.parametrize("upto, left_out", [("12", {}), ("20", {"CLIP": "", "VILT": ""}), ("21", {"VILT": ""}), ("22", {"VILT": ""}), ("23", {}), ("", {})])
+def test_only_what_a_system_of_the_call_reads_is_pretrained(upto, left_out):
+    profile = batch.check_profile("ucm", {})
+    given = batch.spared(profile, batch.select(upto))
+    assert given == profile | {"12_starting_weights": profile["12_starting_weights"] | left_out}
 
 
 def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
@@ -186,6 +193,29 @@ def test_only_what_changed_is_run_again(notebooks, tmp_path):
     assert not (notebooks / ".snakemake").exists() and (tmp_path / "runs/default/.snakemake").exists()
     write_notebook(notebooks, "10_prepare_data", "print('changed')")
     assert run(notebooks, "11") == ["10_prepare_data", "11_audit_data"], "11 reads what 10 writes"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_notebook_has_its_share_of_the_cores(notebooks, tmp_path, jobs):
+    """Not the one thread that Snakemake gives where nothing is said; and two that do not wait for each other meet."""
+    if (cores := len(os.sched_getaffinity(0))) < jobs:
+        pytest.skip("one core alone")
+    (seen := tmp_path / "seen").mkdir()
+    (records := tmp_path / "runs/default/records").mkdir(parents=True)
+    for name, others in {"12_starting_weights": 0, "20_pir": jobs, "21_pir_clip": jobs}.items():
+        write_notebook(notebooks, name, f"import os, pathlib, time; seen = pathlib.Path({str(seen)!r})",
+                       f"(seen / '{name}').write_text(os.environ['OMP_NUM_THREADS']); until = time.monotonic() + 60",
+                       f"while len(list(seen.iterdir())) < 1 + {others} and time.monotonic() < until: time.sleep(0.1)",
+                       f"(pathlib.Path({str(records)!r}) / f'{name}-seed{{SEED}}.json').touch(); assert time.monotonic() < until")
+    plan = batch.Plan(str(records.parent), str(notebooks), 0, "21", [], batch.check_profile("default", {}, notebooks))
+    assert batch._snakemake(plan, jobs) == 0
+    assert {path.name: int(path.read_text()) for path in seen.iterdir()} == {
+        "12_starting_weights": cores, "20_pir": max(1, cores // jobs), "21_pir_clip": max(1, cores // jobs)}
+
+
+def test_jobs_below_one_are_refused(notebooks):
+    with pytest.raises(UserError, match="JOBS is 0; at least one"):
+        batch.run_chain(jobs=0, notebooks=notebooks)
 
 
 def test_a_changed_source_or_seed_runs_again_and_a_later_date_does_not(notebooks):

@@ -30,7 +30,7 @@ def test_commands_are_understood(page, command):
 @pytest.mark.parametrize("command", RUNS)
 def test_make_run_names_profiles_and_notebooks_that_exist(command):
     given = dict(word.split("=", 1) for word in shlex.split(command))
-    assert set(given) <= {"PROFILE", "DATA", "SEEDS", "UPTO"}
+    assert set(given) <= {"PROFILE", "DATA", "SEEDS", "UPTO", "JOBS"}
     batch.select(given.get("UPTO", ""))
     if given.get("PROFILE", "town") != "town":  # the reader's own
         assert batch.read_profile(given["PROFILE"])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbhelpers import cards, exports, leaderboard, recall, records
+from nbhelpers import batch, cards, exports, leaderboard, recall, records
 from nbhelpers.__main__ import main
 from nbhelpers.claims import CAPTION_CLAIMS, CLAIMS
 from nbhelpers.errors import UserError
@@ -298,3 +298,12 @@ def test_the_readme_is_renewed_between_its_marks_alone(tmp_path):
     page.write_text("no marks")
     with pytest.raises(UserError, match="There are no marks"):
         exports.readme(page)
+
+
+def test_the_notebook_reads_the_records_of_a_real_set(tmp_path, monkeypatch):
+    """Published values stand beside these, in tables that have neither seeds nor revision."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    shutil.copytree(COMMITTED / "ucm", tmp_path / "runs" / "ucm" / "records", ignore=shutil.ignore_patterns("heads", "times", "cards"))
+    batch.execute(batch.NOTEBOOKS / "90_leaderboard.ipynb", tmp_path / "90.ipynb", {"PROFILE": "ucm", "SET": "ucm", "DATA": str(tmp_path)})
+    said = (tmp_path / "90.ipynb").read_text()
+    assert "ucm, as published" in said and "chosen on the very split that is reported: none" in said

@@ -4,22 +4,18 @@ The numbers of the authors' code are in test_reference.py. As a script this file
 """
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import two_processes
 from coloured_set import coloured, words
 
 from nbhelpers import backbones, training, weights
-from nbhelpers.distributed import world_size
 from nbhelpers.errors import UserError
 from nbhelpers.papers import cfitr, vilt
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
@@ -727,51 +723,21 @@ def test_files_of_other_models_and_files_with_code_are_refused(tmp_path, tiny_na
 
 
 # ---- two processes -------------------------------------------------------------------------------------------------------------
-def one_step(rows: slice) -> dict[str, np.ndarray]:
-    """Losses, gradients, running statistics and bank of one step on these rows of a batch; over processes the mean of the
-    gradients, as DDP takes it."""
+def half(rows: slice) -> dict[str, np.ndarray]:
+    """Losses and gradients of one step on these rows of a batch, with running statistics and bank after it."""
     model = small()
     model.captions.draw = lambda row, count, also_true: torch.stack([(row + 5 + 3 * i) % 24 for i in range(count)], dim=1)
-    terms = model.loss({name: value[rows] for name, value in pairs(8).items()})
-    terms["loss"].backward()
-    arrays = {name: value.detach().numpy() for name, value in terms.items()}
-    for name, p in model.named_parameters():
-        if world_size() > 1:
-            torch.distributed.all_reduce(p.grad)
-        arrays[f"grad/{name}"] = (p.grad / world_size()).numpy()
+    arrays = two_processes.one_step(model, {name: value[rows] for name, value in pairs(8).items()})
     return arrays | {f"buffer/{name}": value.numpy() for name, value in model.named_buffers() if "position_ids" not in name}
 
 
-def one_of_two(folder: Path, number: int) -> dict[str, np.ndarray]:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=100), rank=number, world_size=2)
-    try:
-        return one_step(slice(4 * number, 4 * number + 4))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def other(tmp_path_factory):
-    """The other of two processes and their folder; it starts while the first tests run."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, __file__, str(folder)], env=environment)
-    yield process, folder
-    process.kill()
-    process.wait()
+other = two_processes.fixture(__file__)
 
 
 def test_two_processes_have_the_losses_gradients_statistics_and_bank_of_one(other):
-    process, folder = other
-    halves = [one_of_two(folder, 0)]
-    assert process.wait(timeout=100) == 0
-    with np.load(folder / "other.npz") as file:
-        halves.append(dict(file))
-    whole = one_step(slice(None))
-    for half in halves:
-        assert set(half) == set(whole)
-        for key, array in whole.items():
-            np.testing.assert_allclose(half[key], array, rtol=1e-4, atol=2e-6, err_msg=key)
+    whole = half(slice(None))
+    for part in two_processes.meet(other, half):
+        two_processes.assert_alike(part, whole)
     assert all(np.abs(whole[f"grad/{name}"]).max() > 1e-5 for name in ("rank_output.weight", "res.net.3.weight",
                                                                        "image_module.0.weight", "textpooler_be.dense.weight"))
     fresh = small()
@@ -779,9 +745,9 @@ def test_two_processes_have_the_losses_gradients_statistics_and_bank_of_one(othe
     assert len(statistics) == 2 * 5
     for name in statistics:
         assert not np.allclose(whole[f"buffer/{name}"], fresh.state_dict()[name].numpy())
-    part = one_step(slice(0, 4))  # one process alone has other batch statistics
-    assert np.abs(part["buffer/image_module.1.running_mean"] - whole["buffer/image_module.1.running_mean"]).max() > 1e-3
+    alone = half(slice(0, 4))  # one process alone has other batch statistics
+    assert np.abs(alone["buffer/image_module.1.running_mean"] - whole["buffer/image_module.1.running_mean"]).max() > 1e-3
 
 
 if __name__ == "__main__":
-    np.savez(Path(sys.argv[1]) / "other.npz", **one_of_two(Path(sys.argv[1]), 1))
+    two_processes.be_the_other(half)

@@ -4,11 +4,7 @@ The numbers of the authors' code are in test_reference.py. As a script this file
 """
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import two_processes
 from torch import nn
 
 from nbhelpers import backbones, training, weights
 from nbhelpers.data.loading import CLIPTokenizer
-from nbhelpers.distributed import world_size
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pe_rsitr
 from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, text_tokens
@@ -504,53 +500,23 @@ def test_a_frozen_clip_alone_has_nothing_to_save():
 
 
 # ---- two processes -------------------------------------------------------------------------------------------------------------
-def losses_and_gradients(rows: slice) -> dict[str, np.ndarray]:
-    """Of one step on these rows of a batch; over processes the mean of the gradients, as DDP takes it."""
-    model = adapter_of(small(**QUIET))
-    terms = model.loss({name: value[rows] for name, value in pairs(8).items()})
-    terms["loss"].backward()
-    arrays = {name: value.detach().numpy() for name, value in terms.items()}
-    for name, p in model.Uniadapt.named_parameters():
-        if world_size() > 1:
-            torch.distributed.all_reduce(p.grad)
-        arrays[f"grad/{name}"] = (p.grad / world_size()).numpy()
-    return arrays
+def half(rows: slice) -> dict[str, np.ndarray]:
+    return two_processes.one_step(adapter_of(small(**QUIET)), {name: value[rows] for name, value in pairs(8).items()})
 
 
-def one_of_two(folder: Path, number: int) -> dict[str, np.ndarray]:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=100), rank=number, world_size=2)
-    try:
-        return losses_and_gradients(slice(4 * number, 4 * number + 4))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def other(tmp_path_factory):
-    """The other of two processes and their folder; it starts while the first tests run."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, __file__, str(folder)], env=environment)
-    yield process, folder
-    process.kill()
-    process.wait()
+other = two_processes.fixture(__file__)
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(other):
-    process, folder = other
-    halves = [one_of_two(folder, 0)]
-    assert process.wait(timeout=100) == 0
-    with np.load(folder / "other.npz") as file:
-        halves.append(dict(file))
-    whole = losses_and_gradients(slice(None))
-    for half in halves:
-        assert set(half) == set(whole)
-        for key, array in whole.items():
-            np.testing.assert_allclose(half[key], array, rtol=1e-4, atol=2e-6, err_msg=key)
+    whole = half(slice(None))
+    for part in two_processes.meet(other, half):
+        two_processes.assert_alike(part, whole)
     assert all(whole[term] > 1e-3 for term in ("cross", "intra_image", "intra_text"))
-    assert all(np.abs(array).max() > 1e-5 for key, array in whole.items() if key.startswith("grad/"))
+    gradients = {key: np.abs(array).max() for key, array in whole.items() if key.startswith("grad/")}
+    assert set(gradients) == {f"grad/Uniadapt.{name}" for name, _ in small().Uniadapt.named_parameters()}
+    assert min(gradients.values()) > 1e-5
 
 
 if __name__ == "__main__":
     backbones.CLIP.update(SIZES)
-    np.savez(Path(sys.argv[1]) / "other.npz", **one_of_two(Path(sys.argv[1]), 1))
+    two_processes.be_the_other(half)

@@ -4,12 +4,8 @@ The numbers of the authors' code are in test_reference.py. As a script this file
 """
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -17,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import two_processes
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 
 from nbhelpers import backbones, starting, training, weights
-from nbhelpers.distributed import world_size
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pir
 from nbhelpers.papers.pir import PIR, PIRConfig
@@ -639,52 +635,19 @@ def test_files_of_other_models_and_files_with_code_are_refused(tmp_path, tiny_na
 
 
 # ---- two processes -------------------------------------------------------------------------------------------------------------
-def losses_and_gradients(rows: slice) -> dict[str, np.ndarray]:
-    """Of one step on these rows of a batch; over processes the mean of the gradients, as DDP takes it."""
-    model = small()
-    terms = model.loss({name: value[rows] for name, value in pairs(8).items()})
-    terms["loss"].backward()
-    arrays = {name: value.detach().numpy() for name, value in terms.items()}
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            if world_size() > 1:
-                torch.distributed.all_reduce(p.grad)
-            arrays[f"grad/{name}"] = (p.grad / world_size()).numpy()
-    return arrays
+def half(rows: slice) -> dict[str, np.ndarray]:
+    return two_processes.one_step(small(), {name: value[rows] for name, value in pairs(8).items()})
 
 
-def one_of_two(folder: Path, number: int) -> dict[str, np.ndarray]:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=100), rank=number, world_size=2)
-    try:
-        return losses_and_gradients(slice(4 * number, 4 * number + 4))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def other(tmp_path_factory):
-    """The other of two processes and their folder; it starts while the first tests run."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, __file__, str(folder)], env=environment)
-    yield process, folder
-    process.kill()
-    process.wait()
+other = two_processes.fixture(__file__)
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(other):
-    process, folder = other
-    halves = [one_of_two(folder, 0)]
-    assert process.wait(timeout=100) == 0
-    with np.load(folder / "other.npz") as file:
-        halves.append(dict(file))
-    whole = losses_and_gradients(slice(None))
-    for half in halves:
-        assert set(half) == set(whole)
-        for key, array in whole.items():
-            np.testing.assert_allclose(half[key], array, rtol=1e-4, atol=2e-6, err_msg=key)
+    whole = half(slice(None))
+    for part in two_processes.meet(other, half):
+        two_processes.assert_alike(part, whole)
     assert all(np.abs(whole[f"grad/{name}"]).max() > 1e-5 for name in ("temp", "temp2", "conv_proj.weight", "txt_ca.0.norm2.weight"))
 
 
 if __name__ == "__main__":
-    np.savez(Path(sys.argv[1]) / "other.npz", **one_of_two(Path(sys.argv[1]), 1))
+    two_processes.be_the_other(half)

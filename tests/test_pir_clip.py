@@ -5,23 +5,17 @@ The numbers of the authors' code are in test_reference.py. As a script this file
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
-from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+import two_processes
 
 from nbhelpers import backbones, training, weights
 from nbhelpers.data.loading import CLIPTokenizer
-from nbhelpers.distributed import world_size
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pir_clip
 from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
@@ -528,63 +522,31 @@ GATHERED = {"ours": dict(), "local_classes": dict(local_classes=True),
             "released": dict(local_classes=True, one_sided_gather=True)}
 
 
-def losses_and_gradients(batch: dict, **options) -> dict[str, np.ndarray]:
-    """Of one step on this batch; over processes the mean of the gradients, as DDP takes it."""
-    model = small(**options)
-    terms = model.loss(batch)
-    terms["loss"].backward()
-    arrays = {name: value.detach().numpy() for name, value in terms.items()}
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            if world_size() > 1:
-                torch.distributed.all_reduce(p.grad)
-            arrays[f"grad/{name}"] = (p.grad / world_size()).numpy()
-    return arrays
-
-
 def shared_classes() -> dict[str, torch.Tensor]:
     """Eight pairs; two classes have some in either half."""
     return pairs(8) | {"scene": torch.tensor([0, 0, 1, 1, 0, 2, 2, 1])}
 
 
-def one_of_two(folder: Path, number: int) -> dict[str, np.ndarray]:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=100), rank=number, world_size=2)
-    try:
-        half = {name: value[4 * number:4 * number + 4] for name, value in shared_classes().items()}
-        return {f"{name}/{key}": array for name, options in GATHERED.items()
-                for key, array in losses_and_gradients(half, **options).items()}
-    finally:
-        torch.distributed.destroy_process_group()
+def half(rows: slice) -> dict[str, np.ndarray]:
+    """Losses and gradients of one step on these rows, for each way of gathering."""
+    batch = {name: value[rows] for name, value in shared_classes().items()}
+    return {f"{name}/{key}": array for name, options in GATHERED.items()
+            for key, array in two_processes.one_step(small(**options), batch).items()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def other(tmp_path_factory):
-    """The other of two processes and their folder; it starts while the first tests run, and waits for the file `go`."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, __file__, str(folder)], env=environment)
-    yield process, folder
-    process.kill()
-    process.wait()
+other = two_processes.fixture(__file__)
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(other):
-    process, folder = other
-    (folder / "go").touch()
-    halves = [one_of_two(folder, 0)]
-    assert process.wait(timeout=100) == 0
-    with np.load(folder / "other.npz") as file:
-        halves.append(dict(file))
     batch = shared_classes()
     apart = batch | {"scene": 2 * batch["scene"] + (torch.arange(8) >= 4)}  # the same classes, told apart by half
-    whole, local = losses_and_gradients(batch), losses_and_gradients(apart)
-    for half in halves:
-        for key, array in whole.items():
-            np.testing.assert_allclose(half[f"ours/{key}"], array, rtol=1e-4, atol=2e-6, err_msg=key)
-        for key, array in local.items():
-            np.testing.assert_allclose(half[f"local_classes/{key}"], array, rtol=1e-4, atol=2e-6, err_msg=key)
-            share = 0.5 if key.startswith("grad/") and key != "grad/clip.logit_scale" else 1.0
-            np.testing.assert_allclose(half[f"released/{key}"], share * array, rtol=1e-4, atol=2e-6, err_msg=key)
+    whole, local = (two_processes.one_step(small(), given) for given in (batch, apart))
+    for part in two_processes.meet(other, half):
+        found = {name: {key.removeprefix(f"{name}/"): array for key, array in part.items() if key.startswith(f"{name}/")} for name in GATHERED}
+        two_processes.assert_alike(found["ours"], whole)
+        two_processes.assert_alike(found["local_classes"], local)
+        shared = {key: array * (0.5 if key.startswith("grad/") and key != "grad/clip.logit_scale" else 1.0) for key, array in local.items()}
+        two_processes.assert_alike(found["released"], shared)
     assert abs(whole["affiliation"] - local["affiliation"]) > 1e-3
     for name in ("clip.logit_scale", "clip.visual.proj", "vision_proj_res.weight", "clip.text_projection"):
         assert np.abs(whole[f"grad/{name}"]).max() > 1e-4
@@ -594,7 +556,4 @@ if __name__ == "__main__":
     for name, size in SIZES.items():
         backbones.CLIP[name] = size
     backbones.INSTRUCTION["small"] = RESNET
-    meeting, parent = Path(sys.argv[1]), os.getppid()
-    while not (meeting / "go").exists() and os.getppid() == parent:
-        time.sleep(0.05)
-    np.savez(meeting / "other.npz", **one_of_two(meeting, 1))
+    two_processes.be_the_other(half)

@@ -4,7 +4,7 @@ The modules are built with random weights, on whatever `torch.device` is active;
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD
 from nbhelpers.errors import UserError
 
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+FEW = 8  # images
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,19 @@ def image_tokens(tower: nn.Module, pixels: Tensor) -> Tensor:
     """
     if isinstance(tower, CLIPVisionModel):
         return tower(pixels).last_hidden_state
-    features = tower.forward_features(pixels)
+    features = _passed(tower, pixels, tower.forward_features)
     if features.ndim == 3:
         return features
     return _with_mean(features.flatten(1, 2) if isinstance(tower, SwinTransformer) else features.flatten(2).transpose(1, 2))
+
+
+def _passed(tower: nn.Module, pixels: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
+    """through(pixels), where an EfficientNet rests on a CPU FEW images at a time: what its layers make of a hundred goes back to the
+    system after each of them and comes anew, page by page, which takes longer than the convolutions (bench_towers)."""
+    if not isinstance(tower, EfficientNet) or torch.is_grad_enabled() or tower.bn1.training:
+        return through(pixels)
+    count = FEW if pixels.device.type == "cpu" else len(pixels)
+    return torch.cat([through(part) for part in pixels.contiguous(memory_format=torch.channels_last).split(count)])
 
 
 def _with_mean(local: Tensor) -> Tensor:
@@ -139,9 +149,7 @@ class PartedTower:
 
     def map_of(self, pixels: Tensor) -> Tensor:
         """(B,3,S,S) -> (B,C,H,W)."""
-        for part in self.below():
-            pixels = part(pixels)
-        return pixels
+        return _passed(self.tower, pixels, nn.Sequential(*self.below()))
 
     def tokens_of(self, below: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,1+N,W)."""

@@ -25,7 +25,7 @@ from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, T
                                     padded, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_write
-from nbhelpers.papers import bita, ift
+from nbhelpers.papers import bita
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
 from nbhelpers.starting import Start, seeded
 
@@ -311,11 +311,10 @@ def train_stage(stage: str, task: CaptionTask, start: Start, settings: training.
     config, loader = task.config, task.loader(stage, settings.batch_size)
     build = {True: lambda: start.build(lambda: Aligner(config), seed),
              False: lambda: build_captioner(start, config, seed, before.model if before else None)}[stage == "stage1"]
-    sources = {module.__name__: Path(module.__file__).read_text(encoding="utf-8") for module in (backbones, ift)}
     words = task.words.sha256 if stage == "stage1" else task.decoder.sha256
     how = {"stage": stage, "words": words, "views": task.views, "cached": task.reader is not None}
     began = [*start.sha256s(), before.key if before else ""]
-    key = training.checkpoint_key([config, settings, how, sources], task.fingerprint(), began, seed, bita)
+    key = training.checkpoint_key([config, settings, how], task.fingerprint(), began, seed, bita)
     finetune = stage == "finetune"
     model, history, _ = training.load_or_train(
         name or f"bita-{stage}", build, loader, settings, folder, key, task.validate if finetune else None,

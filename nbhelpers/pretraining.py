@@ -18,10 +18,9 @@ from nbhelpers.data import catalog, scenes
 from nbhelpers.data.augment import TestTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import caption_batches, distinct_captions, train_tokenizer
-from nbhelpers.data.table import CaptionTable
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError
-from nbhelpers.papers import cfitr, clip, dual_encoder, vilt
+from nbhelpers.papers import clip
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig, rerank_loss
 from nbhelpers.papers.clip import CLIP, CLIPConfig, contrastive_loss
 from nbhelpers.papers.dual_encoder import DualEncoder
@@ -188,9 +187,7 @@ class Pretraining:
              make: Callable[[RetrievalTask], DualEncoder], loss_options: dict | None = None) -> tuple[Start, DualEncoder]:
         """Trains what `start` builds of `make`, or loads it; its `parts` join the towers of the start."""
         task = task_of(self.other, start, config.seed, self.cache, self.device, self.workers)
-        sources = {module.__name__: Path(module.__file__).read_text(encoding="utf-8")
-                   for module in (backbones, cfitr, clip, dual_encoder, vilt)}
-        settings = [config, start.options, {"words": task.tokenizer.sha256}, sources]
+        settings = [config, start.options, {"words": task.tokenizer.sha256}]
         key = training.checkpoint_key(settings, self.other.table.fingerprint(), start.sha256s(), config.seed, sys.modules[__name__])
         model, _, _ = training.load_or_train(name, lambda: start.build(lambda: make(task), config.seed), loader(task, config.batch_size),
                                              config, self.folder, key, task.validate, loss_options=loss_options)

@@ -119,7 +119,7 @@ class RetrievalTask:
         for parts in zip(*drawn):
             views = [turned(pixels.to(device), number) for pixels in parts for number in range(max(turns, 1))]
             with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-                seen = [model.image_features(pixels.contiguous(memory_format=torch.channels_last)) for pixels in views]
+                seen = [model.image_features(pixels) for pixels in views]
             arrays = [{name: value.float().cpu().numpy() for name, value in one.items()} for one in seen]
             several = augmented or turns
             yield {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]} if several else arrays[0]

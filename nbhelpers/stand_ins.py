@@ -91,8 +91,7 @@ def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
 def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
                starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
     """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights."""
-    towers = {"towers": Path(backbones.__file__).read_text(encoding="utf-8")}
-    key = training.checkpoint_key([config, towers], fingerprint, starting_weights, config.seed, sys.modules[__name__])
+    key = training.checkpoint_key([config], fingerprint, starting_weights, config.seed, sys.modules[__name__])
     classifier, _, _ = training.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
     path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
     return classifier, Tower.stand_in(name, path, source)
@@ -225,8 +224,7 @@ def fitted_language(tables: list[CaptionTable], folder: Path, seed: int, epochs:
     pairs = train_byte_pairs([*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json")
     reader = DecoderTokenizer(pairs, "opt_standin", max_length=DOCUMENT)
     config = training.TrainConfig(epochs, lr=3e-3, batch_size=64, seed=seed)
-    sources = {"towers": Path(backbones.__file__).read_text(encoding="utf-8"), "words": reader.sha256}
-    key = training.checkpoint_key([config, sources], "+".join(table.fingerprint() for table in tables), (), seed,
+    key = training.checkpoint_key([config, {"words": reader.sha256}], "+".join(table.fingerprint() for table in tables), (), seed,
                                   sys.modules[__name__])
     model, _, _ = training.load_or_train(
         "opt_standin", lambda: seeded(lambda: LanguageModel(backbones.language_model("opt_standin", reader.vocab_size)), seed),

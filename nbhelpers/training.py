@@ -339,17 +339,28 @@ def checkpoint_key(configs: Iterable, fingerprint: str, starting_weights: Iterab
     configs            dataclasses or plain dicts: of the model, the training, the transforms
     fingerprint        of the data (CaptionTable.fingerprint)
     starting_weights   sha256 of each file the model starts from
-    paper              the module whose source is part of the key, with that of this file and of the loading
+    paper              the module whose source is part of the key, with that of what it takes from its neighbours in `papers`, of
+                       the towers, of this file and of the loading
     """
-    here = Path(__file__).parent
-    sources = [Path(paper.__file__), here / "training.py", here / "schedule.py", here / "data" / "loading.py", here / "data" / "augment.py"]
     content = {"configs": list(configs), "fingerprint": fingerprint, "weights": list(starting_weights),
-               "seed": seed, "sources": [path.read_text(encoding="utf-8") for path in sources]}
+               "seed": seed, "sources": [path.read_text(encoding="utf-8") for path in _sources(paper)]}
 
     def plain(config):
         return config.decisive() if isinstance(config, TrainConfig) else asdict(config)
 
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
+
+
+def _sources(paper: ModuleType) -> list[Path]:
+    here = Path(__file__).parent
+    found, ahead = {}, [paper]
+    while ahead:
+        module = ahead.pop()
+        found[module.__name__] = Path(module.__file__)
+        taken = {getattr(value, "__module__", getattr(value, "__name__", None)) for value in vars(module).values()}
+        ahead += [sys.modules[name] for name in taken - found.keys() if str(name).startswith("nbhelpers.papers.")]
+    return [*(found[name] for name in sorted(found)), here / "backbones.py", here / "training.py", here / "schedule.py",
+            here / "data" / "loading.py", here / "data" / "augment.py"]
 
 
 def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[dict], config: TrainConfig,

@@ -80,6 +80,22 @@ def test_a_class_token_stays_the_global_one():
         assert torch.equal(backbones.image_tokens(tower, pixels)[:, 0], tower.forward_features(pixels)[:, 0])
 
 
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_resting_efficientnet_sees_a_few_images_at_once_and_a_trained_one_the_batch(parted):
+    tower, pixels, counts = backbones.vision_tower("efficientnet_lite0").eval(), torch.randn(11, 3, 64, 64), []
+    tower.conv_stem.register_forward_pre_hook(lambda _, given: counts.append(len(given[0])))
+    see = backbones.PartedTower(tower, 1).map_of if parted else lambda given: backbones.image_tokens(tower, given)
+    trained = see(pixels)
+    with torch.inference_mode():
+        resting = see(pixels)
+    assert counts == [11, 8, 3]
+    torch.testing.assert_close(resting, trained, rtol=1e-4, atol=1e-4)
+    tower.train()
+    with torch.inference_mode():
+        see(pixels)  # its batch norms want the whole batch
+    assert counts[3:] == [11]
+
+
 def test_names_that_are_not_there_are_answered_with_those_that_are():
     for call in (backbones.vision_tower, backbones.image_input, backbones.text_tower, backbones.prior_tower):
         with pytest.raises(UserError, match="There is no .* tower called 'resnet18'; choose one of .*standin"):

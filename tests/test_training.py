@@ -21,8 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 import nbhelpers
-from nbhelpers import training, weights
+from nbhelpers import pretraining, training, weights
 from nbhelpers.errors import UserError
+from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 from nbhelpers.training import History, TrainConfig, checkpoint_key, fit, learning_rates, load_or_train
 
 CONFIG = TrainConfig(epochs=3, lr=0.02, batch_size=4, accumulate=2, warmup_fraction=0.2)
@@ -519,11 +520,12 @@ def test_the_key_depends_on_all_that_decides_and_on_nothing_else(tmp_path, monke
     paper.write_text("one")
     here = tmp_path / "nbhelpers"
     (here / "data").mkdir(parents=True)
-    for name in ("training.py", "schedule.py", "data/loading.py", "data/augment.py"):
-        (here / name).write_text(name)
+    code = [here / name for name in ("backbones.py", "training.py", "schedule.py", "data/loading.py", "data/augment.py")]
+    for path in code:
+        path.write_text(path.name)
     monkeypatch.setattr(training, "__file__", str(here / "training.py"))
     arguments = dict(configs=[CONFIG, {"dim": 3}], fingerprint="f", starting_weights=["w"], seed=0,
-                     paper=SimpleNamespace(__file__=str(paper)))
+                     paper=SimpleNamespace(__name__="paper", __file__=str(paper)))
     first = checkpoint_key(**arguments)
     assert checkpoint_key(**arguments) == first and len(first) == 64
     same = [replace(CONFIG, workers=2, save_every_steps=5), {"dim": 3}]
@@ -531,12 +533,22 @@ def test_the_key_depends_on_all_that_decides_and_on_nothing_else(tmp_path, monke
     keys = {checkpoint_key(**{**arguments, **change}) for change in (
         {"configs": [replace(CONFIG, lr=1.0), {"dim": 3}]}, {"configs": [CONFIG, {"dim": 4}]},
         {"fingerprint": "g"}, {"starting_weights": ["v"]}, {"seed": 1})}
-    for path in (paper, here / "training.py", here / "schedule.py", here / "data/loading.py", here / "data/augment.py"):
+    for path in (paper, *code):
         text = path.read_text()
         path.write_text(text + "changed")
         keys.add(checkpoint_key(**arguments))
         path.write_text(text)
-    assert len(keys) == 10 and first not in keys
+    assert len(keys) == 11 and first not in keys
+
+
+@pytest.mark.parametrize("paper, neighbours", [
+    (pir_clip, "clip dual_encoder pir"), (pe_rsitr, "clip dual_encoder pir"), (cfitr, "dual_encoder vilt"), (bita, "clip dual_encoder ift"),
+    (pretraining, "cfitr clip dual_encoder vilt")])
+def test_the_key_depends_on_what_a_paper_takes_from_its_neighbours(monkeypatch, paper, neighbours):
+    before, read = checkpoint_key([], "f", [], 0, paper), Path.read_text
+    for changed in [*(Path(pir.__file__).with_name(f"{name}.py") for name in neighbours.split()), Path(paper.__file__)]:
+        monkeypatch.setattr(Path, "read_text", lambda path, **options: read(path, **options) + "changed" * (path == changed))
+        assert checkpoint_key([], "f", [], 0, paper) != before, changed.name
 
 
 def test_history_in_words():

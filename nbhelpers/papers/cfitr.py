@@ -26,7 +26,7 @@ from nbhelpers.data.table import CaptionTable
 from nbhelpers.distributed import gather, rank
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers import vilt
-from nbhelpers.papers.dual_encoder import DualEncoder
+from nbhelpers.papers.dual_encoder import OnFrozenTowers
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def hash_head(width: int, hidden: int, bits: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, bits), nn.Tanh())
 
 
-class CFITR(DualEncoder):
+class CFITR(OnFrozenTowers):
     """As a dual encoder it is the coarse stage: `encode_images` and `encode_texts` give the continuous codes as unit rows.
 
     `trunk` may replace the configured ViLT, e.g. in tests. To train, the model needs the captions (`set_captions`).
@@ -150,22 +150,8 @@ class CFITR(DualEncoder):
         self.captions: Captions | None = None
         self.register_buffer("bank", None)
         if towers := backbones.vilt_size(config.vilt).towers:
-            self.vision_encoder = backbones.vision_tower(towers[0]).requires_grad_(False)
-            self.text_encoder = backbones.text_tower(towers[1]).requires_grad_(False)
+            self.stand_on(*towers)
         self.train()  # from the first batch on, frozen parts rest
-
-    def frozen(self) -> list[nn.Module]:
-        return [self.vision_encoder, self.text_encoder] if self.config.freeze_towers else []
-
-    def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower."""
-        return {"vision": backbones.image_tokens(self.vision_encoder, pixels) if self.config.freeze_towers else pixels}
-
-    def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """(B,L) -> text: the same ids, or the states (B,L,C) of the frozen tower."""
-        if not self.config.freeze_towers:
-            return {"text": ids}
-        return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}
 
     # ---- dual stream: the lower layers read image and text apart (spec 2.1 to 2.4) -----------------------------------------
     def image_states(self, vision: Tensor, permutation: Tensor | None = None) -> Tensor:

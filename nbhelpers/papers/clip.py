@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nbhelpers import backbones
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError
-from nbhelpers.papers.dual_encoder import DualEncoder
+from nbhelpers.papers.dual_encoder import OnFrozenTowers
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CLIPConfig:
         return replace(cls(), **changes)
 
 
-class CLIP(DualEncoder):
+class CLIP(OnFrozenTowers):
     """`clip` is the open_clip model; `vision_encoder` and `text_encoder` are the frozen towers below it (compact size only)."""
 
     def __init__(self, config: CLIPConfig):
@@ -54,25 +54,8 @@ class CLIP(DualEncoder):
         self.config = config
         self.clip = backbones.clip(config.clip)
         if towers := backbones.clip_size(config.clip).towers:
-            self.vision_encoder = backbones.vision_tower(towers[0]).requires_grad_(False)
-            self.text_encoder = backbones.text_tower(towers[1]).requires_grad_(False)
+            self.stand_on(*towers)
         self.train()
-
-    def towers(self) -> list[nn.Module]:
-        return [self.vision_encoder, self.text_encoder] if self.config.freeze_towers else []
-
-    def frozen(self) -> list[nn.Module]:
-        return self.towers()
-
-    def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower."""
-        return {"vision": backbones.image_tokens(self.vision_encoder, pixels) if self.config.freeze_towers else pixels}
-
-    def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """(B,L) -> text: the same ids, or the states (B,L,C) of the frozen tower."""
-        if not self.config.freeze_towers:
-            return {"text": ids}
-        return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}
 
     def embed_images(self, vision: Tensor) -> Tensor:
         """-> (B,D) unit rows."""

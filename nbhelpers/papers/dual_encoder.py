@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nbhelpers import backbones
+
 TURNS = 8  # of a square: four quarter turns of the image, and of its mirror image
 
 
@@ -66,3 +68,28 @@ class DualEncoder(nn.Module):
         if "ids" in batch:
             return image, self.encode_texts(batch["ids"], batch["mask"])
         return image, self.embed_texts(**{name: batch[name] for name in self.TEXT_FEATURES}, mask=batch["mask"])
+
+
+class OnFrozenTowers(DualEncoder):
+    """A dual encoder that with `config.freeze_towers` stands on two frozen towers; else it reads pixels and ids itself."""
+
+    def stand_on(self, vision: str, text: str, vocab_size: int | None = None):
+        """Builds the towers of these names in `backbones`."""
+        self.vision_encoder = backbones.vision_tower(vision).requires_grad_(False)
+        self.text_encoder = backbones.text_tower(text, vocab_size).requires_grad_(False)
+
+    def towers(self) -> list[nn.Module]:
+        return [self.vision_encoder, self.text_encoder] if self.config.freeze_towers else []
+
+    def frozen(self) -> list[nn.Module]:
+        return self.towers()
+
+    def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower, the global one first."""
+        return {"vision": backbones.image_tokens(self.vision_encoder, pixels) if self.config.freeze_towers else pixels}
+
+    def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """(B,L) -> text: the same ids, or the states (B,L,C) of the frozen tower."""
+        if not self.config.freeze_towers:
+            return {"text": ids}
+        return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}

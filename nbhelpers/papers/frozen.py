@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones
 from nbhelpers.distributed import gather
-from nbhelpers.papers.dual_encoder import DualEncoder
+from nbhelpers.papers.dual_encoder import OnFrozenTowers
 from nbhelpers.papers.pir import contrastive_loss
 
 
@@ -37,14 +36,13 @@ class FrozenConfig:
         return replace(cls(), **changes)
 
 
-class FrozenHeads(DualEncoder):
+class FrozenHeads(OnFrozenTowers):
     """Pooled features -> heads -> unit vectors (B,D), trained with PIR's multi-positive contrastive loss."""
 
     def __init__(self, config: FrozenConfig):
         super().__init__()
         self.config = config
-        self.vision_encoder = backbones.vision_tower(config.vision).requires_grad_(False)
-        self.text_encoder = backbones.text_tower(config.text, config.vocab_size).requires_grad_(False)
+        self.stand_on(config.vision, config.text, config.vocab_size)
         self.image_head = self._head(self.vision_encoder.num_features)
         self.text_head = self._head(self.text_encoder.config.hidden_size)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
@@ -55,19 +53,6 @@ class FrozenHeads(DualEncoder):
         if not c.hidden:
             return nn.Linear(width, c.embed_dim)
         return nn.Sequential(nn.Linear(width, c.hidden), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(c.hidden, c.embed_dim))
-
-    def frozen(self) -> list[nn.Module]:
-        return [self.vision_encoder, self.text_encoder]
-
-    @torch.no_grad()
-    def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision (B,1+N,W), the global token first."""
-        return {"vision": backbones.image_tokens(self.vision_encoder, pixels)}
-
-    @torch.no_grad()
-    def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """(B,L) -> text (B,L,W)."""
-        return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}
 
     def embed_images(self, vision: Tensor) -> Tensor:
         return F.normalize(self.image_head(vision[:, 0]), dim=1)

@@ -8,7 +8,7 @@ PROFILE ?= default
 DATA    ?=
 SEEDS   ?= 0
 UPTO    ?=
-JOBS    ?= 1
+JOBS    ?=
 FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
 	23_cfitr/gallery 23_cfitr/tradeoff 24_bita/captions 24_bita/mixing 30_evaluate_retrieval/recall \
 	31_errors_and_significance/first_places 31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_disputed
@@ -34,7 +34,7 @@ setup: .venv/installed
 	@touch $@
 
 run: setup
-	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seeds $$SEEDS --upto "$$UPTO" --jobs "$$JOBS"
+	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seeds $$SEEDS --upto "$$UPTO" $${JOBS:+--jobs "$$JOBS"}
 
 # One pytest for all layers: tests/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup

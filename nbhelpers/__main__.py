@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", default="", help="folder that holds the data sets")
     run.add_argument("--seeds", type=int, nargs="+", default=[0], help="one (default: 0) or several, one after the other")
     run.add_argument("--upto", default="", help="stop after the notebook that starts so, e.g. 20")
-    run.add_argument("--jobs", type=int, default=1, help="notebooks at a time, which share the cores (default: 1)")
+    run.add_argument("--jobs", type=int, help="notebooks at a time, which share the cores (default: 1; 2 in the default profile)")
     run.set_defaults(command=_run)
 
     notebooks = commands.add_parser("notebooks", help="make or verify the stored form of the notebooks")

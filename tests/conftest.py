@@ -29,7 +29,8 @@ def reference_dir(request) -> Path:
 @pytest.fixture(scope="session")
 def make_run() -> Callable[[], subprocess.CompletedProcess]:
     """What `make run` does in the default profile: runs what is not finished in the folder named by NBHELPERS_RUNS."""
-    return lambda: subprocess.run([sys.executable, "-m", "nbhelpers", "run"], cwd=HERE.parent, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "NBHELPERS_THREADS"}  # notebooks share the cores
+    return lambda: subprocess.run([sys.executable, "-m", "nbhelpers", "run"], cwd=HERE.parent, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ def test_make_hands_its_variables_on(tmp_path):
     call = ["make", "-s", "-o", "setup", "run", f"BIN={tmp_path}", "DATA=two words", "PROFILE=ucm", "UPTO=20"]
     done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
     assert done.stdout.splitlines() == ["-m", "nbhelpers", "run", "--profile", "ucm", "--data", "two words",
-                                        "--seeds", "0", "--upto", "20", "--jobs", "1"]
+                                        "--seeds", "0", "--upto", "20"]
     several = subprocess.run([*call, "SEEDS=0 1 2", "JOBS=3"], cwd=batch.repository_root(), capture_output=True, text=True)
     assert several.stdout.splitlines()[-8:] == ["--seeds", "0", "1", "2", "--upto", "20", "--jobs", "3"]
     mistaken = subprocess.run([*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True)
@@ -175,7 +175,7 @@ def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
     code = ("import sys, json; from pathlib import Path; from nbhelpers import batch; "
             f"batch.sources = lambda: [{str(source)!r}]; "
             "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))")
-    command = [sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto} | options)]
+    command = [sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto, "jobs": 1} | options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             start_new_session=True, cwd=batch.repository_root())
 
@@ -211,6 +211,15 @@ def test_a_notebook_has_its_share_of_the_cores(notebooks, tmp_path, jobs):
     assert batch._snakemake(plan, jobs) == 0
     assert {path.name: int(path.read_text()) for path in seen.iterdir()} == {
         "12_starting_weights": cores, "20_pir": max(1, cores // jobs), "21_pir_clip": max(1, cores // jobs)}
+
+
+def test_small_models_run_two_at_a_time_unless_told_otherwise(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path))
+    monkeypatch.setattr(batch, "_snakemake", lambda plan, jobs: seen.append(jobs) or 1)
+    for options in ({}, {"jobs": 1}, {"profile": "paper_ucm"}, {"profile": "paper_ucm", "jobs": 3}):
+        assert batch.run_chain(upto="00", **options) == 1
+    assert seen == [2, 1, 1, 3]
 
 
 def test_jobs_below_one_are_refused(notebooks):

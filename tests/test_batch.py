@@ -281,7 +281,7 @@ def test_the_summary_warns_of_time_over_budget(notebooks, tmp_path, capsys):
     batch._print_summary([plan], batch.CHAIN[:2])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert lines["00_start_here"].split() == ["00_start_here", "3", "20"]
-    assert lines["10_prepare_data"].split() == ["10_prepare_data", "99", "30", "over", "budget"]
+    assert lines["10_prepare_data"].split() == ["10_prepare_data", "99", "90", "over", "budget"]
     assert lines["together"].split() == ["together", "102"]
     assert lines["figures"].endswith("default/figures")
 

@@ -112,7 +112,7 @@ def test_every_option_changes_the_loss_and_trains(name):
     assert abs(terms["loss"] - loss_of_all()) > 1e-4
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     trained = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
-    assert trained | {"rank_output.bias"} == set(before)  # which shifts all scores of a softmax alike: but for rounding it rests
+    assert trained | {"rank_output.bias"} == set(before) and model.rank_output.bias.grad.abs() < 1e-6  # a softmax sees no shift of all
     model.bank = small(**OPTIONS[name]).bank
     assert loss(model, batch)["loss"] < terms["loss"]
 
@@ -740,6 +740,7 @@ def test_two_processes_have_the_losses_gradients_statistics_and_bank_of_one(othe
     whole = half(slice(None))
     for part in two_processes.meet(other, half):
         two_processes.assert_alike(part, whole)
+    assert {key for key in whole if key.startswith("grad/")} == {f"grad/{name}" for name, _ in small().named_parameters()}
     assert all(np.abs(whole[f"grad/{name}"]).max() > 1e-5 for name in ("rank_output.weight", "res.net.3.weight",
                                                                        "image_module.0.weight", "textpooler_be.dense.weight"))
     fresh = small()

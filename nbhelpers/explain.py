@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from captum.attr import LayerIntegratedGradients, Occlusion
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from nbhelpers.errors import UserError
-from nbhelpers.papers import bita, pir
+from nbhelpers.papers import pir
 from nbhelpers.starting import seeded
 
 if TYPE_CHECKING:
@@ -245,13 +244,10 @@ class _CFITR(Match):
 
 class _BITA(Match):
     def score(self, pixels: Tensor) -> Tensor:
-        model, count = self.model, len(pixels)
-        ids, mask = (x.expand(count, -1) for x in (self.ids, self.mask))
-        states = model.states(model.prefix(model.image_features(pixels)["vision"]), ids, mask)
-        logits = model.opt_model.get_output_embeddings()(states[:, model.config.queries - 1:-1])
-        wanted = bita.targets(ids, mask, self.system.tokenizer.prompt_length)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
-        return -losses.sum(1) / (wanted >= 0).sum(1)
+        words = (x.expand(len(pixels), -1) for x in (self.ids, self.mask))
+        vision = self.model.image_features(pixels)["vision"]
+        losses, asked = self.model.token_losses(vision, *words, self.system.tokenizer.prompt_length)
+        return -losses.sum(1) / asked.sum(1)
 
     def _read(self) -> None:
         longest = int(self.mask.sum())

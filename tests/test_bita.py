@@ -188,6 +188,15 @@ def test_in_16_bits_what_trains_stays_in_32():
     assert model.image_features(torch.randn(1, 3, 112, 112))["vision"].dtype == torch.bfloat16
 
 
+def test_a_convolutional_tower_sees_the_same_in_16_bits():
+    plain, half = (starting.seeded(lambda: Aligner(BITAConfig.compact(frozen_dtype=kind)), 0) for kind in ("float32", "bfloat16"))
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    seen, wanted = half.image_features(pixels)["vision"], plain.image_features(pixels)["vision"]
+    assert seen.dtype == torch.bfloat16
+    likeness = F.cosine_similarity(seen.float(), wanted, dim=-1)  # pretrained weights: at least 0.98
+    assert likeness.min() > 0.9 and likeness.mean() > 0.95, likeness
+
+
 def test_the_prompt_is_no_target_and_padding_changes_nothing():
     model, here = captioner(), batch(vocabulary=300)
     with torch.no_grad():

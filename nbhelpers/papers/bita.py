@@ -155,9 +155,12 @@ class ImageReader(nn.Module):
 
 
 def _frozen(module: nn.Module, dtype: str) -> nn.Module:
-    """Without gradients, its parameters in `dtype`; not its buffers, as rotary frequencies would not survive 16 bits."""
-    for p in module.parameters():
-        p.data = p.data.to(getattr(torch, dtype))
+    """Without gradients, its parameters in `dtype`; not its buffers, as rotary frequencies would not survive 16 bits, nor its
+    batch norms, which want weights and statistics of one kind."""
+    for part in module.modules():
+        if not isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for p in part.parameters(recurse=False):
+                p.data = p.data.to(getattr(torch, dtype))
     return module.requires_grad_(False)
 
 
@@ -265,16 +268,24 @@ class Captioner(ImageReader):
         return self.opt_model.base_model(inputs_embeds=torch.cat([prefix.to(words.dtype), words], dim=1), attention_mask=mask,
                                          use_cache=False).last_hidden_state
 
-    def loss(self, batch: dict[str, Tensor], prompt_length: int = 0) -> dict[str, Tensor]:
-        """Batch of `vision` (B,V,C) or `pixels`, with the decoder's ids and mask (B,L), padded right -> mean loss of a token.
+    def token_losses(self, vision: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
+        """vision (B,V,C), ids and mask (B,L) -> cross-entropy of each token (B,L), 0 where it is no target; which are (B,L).
 
         prompt_length  leading ids, first token included, that are no targets (fine-tuning); 0: all are, also the first token
         """
+        wanted = targets(ids, mask, prompt_length)
+        asked = wanted != -100
+        states = self.states(self.prefix(vision), ids, mask)[:, self.config.queries - 1:-1][asked]  # each before its target
+        logits = self.opt_model.get_output_embeddings()(states)  # of targets alone: this head is a third of a step
+        losses = F.cross_entropy(logits.float(), wanted[asked], reduction="none")
+        return losses.new_zeros(asked.shape).masked_scatter(asked, losses), asked
+
+    def loss(self, batch: dict[str, Tensor], prompt_length: int = 0) -> dict[str, Tensor]:
+        """Batch of `vision` (B,V,C) or `pixels`, with the decoder's ids and mask (B,L), padded right -> mean loss of a target;
+        `prompt_length` as in `token_losses`."""
         longest = int(batch["mask"].sum(1).max())
-        ids, mask = batch["ids"][:, :longest], batch["mask"][:, :longest]
-        states = self.states(self.prefix(self.vision_of(batch)), ids, mask)
-        logits = self.opt_model.get_output_embeddings()(states[:, self.config.queries - 1:-1])  # each before its target
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets(ids, mask, prompt_length).flatten())
+        losses, asked = self.token_losses(self.vision_of(batch), batch["ids"][:, :longest], batch["mask"][:, :longest], prompt_length)
+        loss = losses.sum() / asked.sum()
         return {"loss": loss, "perplexity": loss.detach().exp()}
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbhelpers.data.drawing import SPAN, band, beside, disc, polygon, rect, smooth
+from nbhelpers.data.drawing import SPAN, band, disc, polygon, rect, smooth
 from nbhelpers.data.recipes.common import (CARS, CROPS, GROUND, HIGH, LOW, PAGE, crop, neighbours, tank,
                                            tell_all, tell_colours, tell_trees)
 from nbhelpers.data.scene_parts import MIDDLE, Stage, wavy

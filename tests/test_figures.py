@@ -270,6 +270,12 @@ def test_the_best_epoch_is_marked_and_gaps_are_left_out():
     assert len(figures.loss_curves(history().drop(columns="val_mR")).axes) == 1
 
 
+def test_a_single_epoch_is_a_visible_point_over_a_whole_number():
+    for axes in figures.loss_curves(history()[:1]).axes + figures.stage_curves({"stage 1": history()[:1]}).axes:
+        assert [tick for tick in axes.get_xticks() if axes.get_xlim()[0] < tick < axes.get_xlim()[1]] == [1]
+        assert axes.lines[0].get_marker() in ("o", "*")
+
+
 def test_ranks_are_shown_from_one():
     axes = figures.rank_histogram({"image→text": np.array([0, 0, 2])}).axes[0]
     assert axes.get_title() == "image→text: median 1.0"

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nbhelpers.figures.style import BLUE, GREEN, GREY, RED, SMALL, legend_above, new, styled, whiskers, wrap
 
@@ -22,9 +23,9 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
     figure = new(10 if shown else 6.5, 4)
     panels = figure.subplots(1, 2 if shown else 1, squeeze=False).ravel()
     for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms)):
-        panels[0].plot(history[x], history[term], style, label=term)
+        panels[0].plot(history[x], history[term], style, marker="o" if len(history) == 1 else None, label=term)  # one point is no line
     panels[0].set(xlabel=x, ylabel="training loss")
-    panels[0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    _whole(panels[0])
     legend_above(panels[0], 3)
     if shown:
         scores = history[[x, validation]].dropna()
@@ -33,9 +34,14 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
         panels[1].plot(best[x], best[validation], "*", color=RED, markersize=15,
                        label=f"best: {best[validation]:.1f}")
         panels[1].set(xlabel=x, ylabel=f"validation {validation.removeprefix('val_')} (%)")
-        panels[1].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        _whole(panels[1])
         legend_above(panels[1], 1)
     return figure
+
+
+def _whole(axes: Axes, most: int | str = "auto") -> None:
+    """Whole numbers below, also below a single point, where matplotlib would want two ticks."""
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 @styled
@@ -49,7 +55,7 @@ def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_C
     for axes, (name, history, column, colour, label) in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown):
         axes.plot(history.epoch, history[column], "o-", color=colour, markersize=5)
         axes.set(title=name, xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+        _whole(axes, 4)
     return figure
 
 

@@ -1,0 +1,78 @@
+"""Compact BITA on a CPU: its frozen towers in bf16 against fp32, and the language head over targets alone against all tokens."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nbhelpers.papers import bita
+from nbhelpers.papers.bita import BITAConfig, Captioner
+
+PROMPT = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def best(work: Callable[[], object]) -> float:
+    """Seconds of this thread's work, the best of three after one to warm up."""
+    took = []
+    for _ in range(4):
+        began = time.thread_time()
+        work()
+        took.append(time.thread_time() - began)
+    return min(took[1:])
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """32 images and captions of 9 to 24 tokens."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(9, 25, (32,), generator=draw)
+    return {"vision": torch.randn(32, 50, 1280, generator=draw), "ids": torch.randint(5, 1000, (32, 32), generator=draw),
+            "mask": (torch.arange(32) < lengths[:, None]).long()}
+
+
+def plain_loss(model: Captioner, here: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The same loss with the head over every token."""
+    longest = int(here["mask"].sum(1).max())
+    ids, mask = here["ids"][:, :longest], here["mask"][:, :longest]
+    states = model.states(model.prefix(here["vision"]), ids, mask)[:, model.config.queries - 1:-1].contiguous()
+    logits = model.opt_model.get_output_embeddings()(states).float()
+    return F.cross_entropy(logits.flatten(0, 1), bita.targets(ids, mask, PROMPT).flatten())
+
+
+def step(loss: Callable[[], torch.Tensor]) -> None:
+    """As the training loop takes it in bf16 on a CPU."""
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        value = loss()
+    value.backward()
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="without AMX a CPU may be slower in bf16")
+def test_frozen_towers_in_bf16_against_fp32():
+    here, prompt, took = batch(), torch.arange(1, PROMPT + 1), {}
+    for kind in ("float32", "bfloat16"):
+        model = Captioner(BITAConfig.compact(frozen_dtype=kind))
+        took[kind] = [best(lambda: step(lambda: model.loss(here, PROMPT)["loss"]))]
+        model.eval()
+        took[kind].append(best(lambda: model.generate(here["vision"][:8], prompt, end=9, pad=2, shortest=20)))
+    for name, plain, half in zip(("a step", "8 captions"), took["float32"], took["bfloat16"]):
+        print(f"{name}: bf16 {half:.2f} s, fp32 {plain:.2f} s, {half / plain:.2f} of it")
+        assert half < plain
+
+
+def test_the_head_over_targets_against_all_tokens():
+    here, model = batch(), Captioner(BITAConfig.compact(dropout=0.0))
+    torch.testing.assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here))
+    few, every = (best(lambda: step(loss)) for loss in (lambda: model.loss(here, PROMPT)["loss"], lambda: plain_loss(model, here)))
+    print(f"a step: targets {few:.2f} s, all tokens {every:.2f} s, {few / every:.2f} of it")
+    assert few < every

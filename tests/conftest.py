@@ -41,6 +41,16 @@ def chain(make_run) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch computes in one thread as long as a module's tests run."""
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _no_gpu() -> str:
     import torch
     return "" if torch.cuda.is_available() else "torch sees no CUDA device"

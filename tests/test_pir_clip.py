@@ -29,15 +29,7 @@ SIZES = {
                                         backbones.ImageInput(112), towers=("swin_standin", "bert_standin")),
 }
 RESNET = dict(layers=(1, 1, 1, 1), width=4, heads=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model gains nothing from a second, and loses much where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # so small a model gains nothing from a second, and loses much where the cores are busy
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,8 @@ from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 from nbhelpers.training import History, TrainConfig, checkpoint_key, fit, learning_rates, load_or_train
 
 CONFIG = TrainConfig(epochs=3, lr=0.02, batch_size=4, accumulate=2, warmup_fraction=0.2)
+# As in the killed processes: the number of threads changes the order of sums, and with it the last bits.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Toy(nn.Module):
@@ -432,15 +434,6 @@ def train_a_key(folder: Path, number: int):
     model, history, trained = load_or_train("twice", Toy, loader(), CONFIG, folder, "a" * 64, validate)
     state = {"trained": trained, "rows": history.rows, "model": model.state_dict()}
     torch.save(state, folder / f"twice{number}.pt")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the killed processes: the number of threads changes the order of sums, and with it the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

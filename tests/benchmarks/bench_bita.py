@@ -1,36 +1,19 @@
 """Compact BITA on a CPU: its frozen towers in bf16 against fp32, and the language head over targets alone against all tokens."""
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from thread_seconds import best
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nbhelpers.papers import bita
 from nbhelpers.papers.bita import BITAConfig, Captioner
 
 PROMPT = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def best(work: Callable[[], object]) -> float:
-    """Seconds of this thread's work, the best of three after one to warm up."""
-    took = []
-    for _ in range(4):
-        began = time.thread_time()
-        work()
-        took.append(time.thread_time() - began)
-    return min(took[1:])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch() -> dict[str, torch.Tensor]:

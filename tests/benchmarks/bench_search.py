@@ -23,13 +23,11 @@ MILLION, BANK, BITS, TEXTS = 1_000_000, 1_000, 128, 5465
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
+def one_thread_each(one_thread):
+    before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
-    faiss.omp_set_num_threads(before[1])
+    faiss.omp_set_num_threads(before)
 
 
 def model_of(size: str) -> CFITR:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from nbhelpers import leaderboard, records
@@ -11,15 +11,17 @@ from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.leaderboard import Board
 
 MARKS = re.compile(r"(<!-- records: (?P<folder>\S+) -->\n)(?P<between>.*?)(<!-- end of records -->)", re.S)
+IN_README = {"system", "mR", "95 % interval", "alike", "mR, released rule", "BLEU-4", "METEOR", "CIDEr", "trained / all parameters", "seeds"}
 LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 
 
-def markdown(boards: Iterable[Board], folder: Path | str | None = None, level: int = 3) -> str:
-    """The tables as Markdown. Where it is to lie in a `folder`, each seed is a link to its record."""
+def markdown(boards: Iterable[Board], folder: Path | str | None = None, level: int = 3,
+             columns: Container[str] | None = None) -> str:
+    """The tables as Markdown, all columns or those named. Where it is to lie in a `folder`, each seed is a link to its record."""
     parts = []
     for board in boards:
-        shown = board.shown.copy()
+        shown = board.shown[[title for title in board.shown if columns is None or title in columns]].copy()
         if folder is not None and "seeds" in shown:
             shown["seeds"] = [_links(seeds, files, Path(folder)) for seeds, files in zip(shown.seeds, board.files)]
         cells = [[cell.replace("|", "\\|") for cell in row] for row in [list(shown.columns), *shown.values.tolist()]]
@@ -74,8 +76,9 @@ def write(folders: Iterable[Path | str], out: Path | str) -> list[Path]:
 
 
 def readme(path: Path | str) -> bool:
-    """Renews each table that stands in the file between `<!-- records: FOLDER -->` and `<!-- end of records -->` from the
-    records in that folder, which is named from the file's own; whether anything changed. UserError without such marks."""
+    """Renews the tables, without their wider columns, that stand in the file between `<!-- records: FOLDER -->` and
+    `<!-- end of records -->`, from the records in that folder, which is named from the file's own; whether anything changed.
+    UserError without such marks."""
     path = Path(path)
     before = path.read_text("utf-8")
     after = renewed(before, path.parent)
@@ -92,7 +95,7 @@ def renewed(content: str, folder: Path) -> str:
 
     def tables(found: re.Match) -> str:
         boards = leaderboard.boards(read([folder / found["folder"]]))
-        return f"{found[1]}\n{markdown(boards, folder, 4)}\n{found[4]}"
+        return f"{found[1]}\n{markdown(boards, folder, 4, IN_README)}\n{found[4]}"
     return MARKS.sub(tables, content)
 
 

@@ -1,8 +1,6 @@
 """The command line: exit codes, sentences on stderr, no traceback, nothing heavy imported for small questions."""
-import argparse
 import json
 import re
-import shlex
 import subprocess
 import sys
 import types
@@ -12,7 +10,7 @@ import pytest
 
 from PIL import Image
 
-from nbhelpers.__main__ import _parser, main
+from nbhelpers.__main__ import main
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -121,28 +119,3 @@ def test_commands_hand_over_to_their_rooms(argv, room, function, seen, monkeypat
     assert main(argv) == 5
     given = calls[0] if isinstance(calls[0], list) else {key: getattr(calls[0], key) for key in seen}
     assert given == seen
-
-
-READMES = [REPOSITORY / path for path in ("README.md", "nbhelpers/README.md", "nbhelpers/papers/README.md", "notebooks/README.md",
-                                          "data/README.md")]
-
-
-def documented():
-    """The commands of this package that the READMEs show, as argument lists."""
-    lines = (line for path in READMES for line in re.split(r"\n|`", path.read_text()))
-    calls = (re.search(r"-m nbhelpers ([a-z].*)", line.split("  #")[0].split(" # ")[0]) for line in lines)
-    return [shlex.split(call[1]) for call in calls if call and "..." not in call[1]]
-
-
-@pytest.mark.parametrize("argv", documented(), ids=" ".join)
-def test_documented_commands_are_accepted(argv):
-    found, rest = _parser().parse_known_args(argv)
-    assert found.command and (argv[0] == "records" or not rest)
-
-
-def test_every_command_and_every_file_is_in_the_package_s_readme():
-    text = (REPOSITORY / "nbhelpers" / "README.md").read_text()
-    commands, = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert {argv[0] for argv in documented()} >= commands.keys() and all(f"| `{name}` |" in text for name in commands)
-    for path in (*(REPOSITORY / "nbhelpers").glob("*.py"), *(REPOSITORY / "nbhelpers" / "data").glob("*.py")):
-        assert f"`{path.stem}`" in text or path.stem == "__init__", f"{path.name} is not in nbhelpers/README.md"

@@ -1,30 +1,43 @@
 """The pages beside the code: their commands are understood, their links lead somewhere, what they name is there."""
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from nbhelpers import __main__ as command_line
 from nbhelpers import batch
+from nbhelpers.__main__ import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "data/README.md", "nbhelpers/papers/README.md")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (".", "notebooks", "data", "data/results/*", "nbhelpers", "nbhelpers/papers")
+               for path in ROOT.glob(f"{folder}/README.md"))
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
-COMMANDS = [(name, found) for name in PAGES for found in re.findall(r"python -m nbhelpers ([^\n`#]+)", TEXT[name])]
-COMMANDS += [(name, found) for name in PAGES for found in re.findall(r"-m nbhelpers (train [^\n`#]+)", TEXT[name])]
 _VALUES = r"""make run ((?:[A-Z]+=(?:"[^"]+"|[^\s`;:,]+) *)+)"""
 RUNS = sorted({found for text in TEXT.values() for found in re.findall(_VALUES, text)})
 
 
-@pytest.mark.parametrize("page, command", COMMANDS, ids=lambda value: value[:60])
-def test_commands_are_understood(page, command):
-    words = shlex.split(command)
-    if words[0] != "records":  # which reads its own words
-        arguments, more = command_line._parser().parse_known_args(words)
-        assert more == [] and callable(arguments.command)
+def documented() -> list[list[str]]:
+    """The commands of this package that the pages show, as argument lists."""
+    lines = (line for text in TEXT.values() for line in re.split(r"\n|`", text))
+    calls = (re.search(r"-m nbhelpers ([a-z].*)", re.split(" +# ", line)[0]) for line in lines)
+    return [shlex.split(call[1]) for call in calls if call and "..." not in call[1]]
+
+
+@pytest.mark.parametrize("argv", documented(), ids=" ".join)
+def test_documented_commands_are_accepted(argv):
+    found, rest = _parser().parse_known_args(argv)
+    assert callable(found.command) and (argv[0] == "records" or not rest)   # records reads its own words
+
+
+def test_every_command_and_every_file_is_in_the_package_s_readme():
+    text = TEXT["nbhelpers/README.md"]
+    commands, = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert {argv[0] for argv in documented()} >= commands.keys() and all(f"| `{name}` |" in text for name in commands)
+    for path in (*(ROOT / "nbhelpers").glob("*.py"), *(ROOT / "nbhelpers" / "data").glob("*.py")):
+        assert f"`{path.stem}`" in text or path.stem == "__init__", f"{path.name} is not in nbhelpers/README.md"
 
 
 @pytest.mark.parametrize("command", RUNS)

@@ -293,6 +293,7 @@ def test_the_readme_is_renewed_between_its_marks_alone(tmp_path):
     content = page.read_text()
     assert content.startswith("before\n<!-- records: results -->\n") and content.endswith("\n<!-- end of records -->\nafter\n")
     assert f"| {found().metrics['mR']:.1f} |" in content and "old" not in content and "(results/20_pir-seed0.json)" in content
+    assert "R@1" not in content and "started from" not in content   # the whole tables stand in leaderboard.md
     write(tmp_path / "results", 1)
     assert exports.readme(page) and "±" in page.read_text()
     page.write_text("no marks")

@@ -92,7 +92,7 @@ OPTIONS = {
     "triplet": replace(SMALL, triplet=True, affiliation=False),
     "triplet_baseline": replace(SMALL.baseline(), triplet=True),
     "max_violation": replace(SMALL, triplet=True, affiliation=False, max_violation=True),
-    "filter_1": replace(SMALL, filter_size=1),
+    "filter_2": replace(SMALL, filter_size=2),   # attention over a single token trains neither its queries nor its keys
     "filter_50": replace(SMALL, filter_size=50),
     "instru_1": replace(SMALL, instru_num=1),
     "instru_3": replace(SMALL, instru_num=3),

@@ -123,6 +123,17 @@ def test_every_option_changes_the_loss_and_trains(name):
     assert model.loss(batch)["loss"] < terms["loss"]
 
 
+def test_attention_over_the_only_kept_token_cannot_learn_where_to_look():
+    """Its softmax is 1 whatever queries and keys say; their gradients are zero but for rounding, and all else trains."""
+    batch, model = pairs(), small(replace(SMALL, filter_size=1))
+    terms, grads = step(model, batch), {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    asking = {key for key in grads if key.startswith(("img_sa.", "img_ca.")) and ("linear_q" in key or "linear_k" in key)}
+    assert asking and all(grads[key].abs().max() < 1e-6 for key in asking)
+    assert all(grads[key.replace("linear_q", "linear_v")].abs().max() > 1e-4 for key in asking if key.endswith("linear_q.weight"))
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
+    assert abs(terms["loss"] - loss_of_all()) > 1e-4 and model.loss(batch)["loss"] < terms["loss"]
+
+
 def test_the_baseline_has_linear_projections_alone():
     parts = {name.split(".")[0] for name, _ in small(SMALL.baseline()).named_parameters()}
     assert parts == {"temp", "vision_encoder", "text_encoder", "vision_proj", "text_proj"}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from nbhelpers.errors import UserError
-from nbhelpers.papers import pir
+from nbhelpers.papers import pir, vilt
 from nbhelpers.starting import seeded
 
 if TYPE_CHECKING:
@@ -231,11 +231,11 @@ class _CFITR(Match):
 
     def _flow(self, pixels: Tensor) -> Tensor:
         """(1,L,N): what each token of the text draws from each patch, through upper and lower layers; LFEM is left out."""
-        count, layers = self.states.shape[1], self.model.vilt.encoder.layer
+        count, layers, split = self.states.shape[1], self.model.vilt.encoder.layer, self.model.config.split
         with _watched([layer.attention.attention.dropout for layer in layers], _of_vilt) as found:
-            self.score(pixels)
-        lower, upper = found[:self.model.config.split], found[self.model.config.split:]
-        return (rollout(upper)[:, :count, count:] @ rollout(lower))[:, :, 1:]
+            images = self.model.image_states(**self.model.image_features(pixels))
+            vilt.through(layers[split:], *self.model.join(images, self.states, self.mask))
+        return (rollout(found[split:])[:, :count, count:] @ rollout(found[:split]))[:, :, 1:]
 
     def _attention(self, pixels: Tensor) -> Tensor:
         """Of the first token, from which the score is made."""

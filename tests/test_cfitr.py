@@ -289,6 +289,28 @@ def test_the_score_is_read_from_the_first_word():
         torch.testing.assert_close(model.score_pairs(image, text, batch["mask"]), expected, atol=1e-6, rtol=0)
 
 
+def test_the_last_layer_for_the_first_word_alone_has_the_values_and_gradients_of_the_whole():
+    layer, batch = small().vilt.encoder.layer[3], pairs(4)
+    mask, found = batch["mask"], {}
+    for through in (lambda x: vilt.through([layer], x, mask)[:, :1], lambda x: vilt.first_through(layer, x, mask)):
+        layer.zero_grad()
+        x = torch.randn(4, LENGTH, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        out = through(x)
+        out.square().sum().backward()
+        for name, value in {"out": out, "x": x.grad, **{name: p.grad.clone() for name, p in layer.named_parameters()}}.items():
+            torch.testing.assert_close(value, found.setdefault(name, value), atol=2e-5, rtol=1e-4, msg=name)
+    assert len(found) == 2 + len(list(layer.parameters()))
+
+
+def test_the_last_layer_drops_as_configured_in_training_alone():
+    layer, mask = small(dropout=0.5).vilt.encoder.layer[3], torch.ones(1, LENGTH).long()
+    x = torch.randn(1, LENGTH, 16)
+    with torch.no_grad():
+        assert not torch.equal(vilt.first_through(layer, x, mask), vilt.first_through(layer, x, mask))
+        layer.eval()
+        assert torch.equal(vilt.first_through(layer, x, mask), vilt.first_through(layer, x, mask))
+
+
 def test_codes_are_the_same_whenever_an_image_is_encoded():
     model, batch = small(dropout=0.2).eval(), pairs()
     torch.manual_seed(1)

@@ -203,13 +203,19 @@ class CFITR(OnFrozenTowers):
         return F.normalize(self.text_codes(self.text_states(text, mask)), dim=1)
 
     # ---- single stream: the upper layers read both together (spec 2.7) ------------------------------------------------------
-    def fuse_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
-                   image_mask: Tensor | None = None) -> Tensor:
-        """P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N) -> (P,d), ViLT's pooled first word."""
+    def join(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
+             image_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N) -> (P,L+1+N,d) and its mask, the text first."""
         if image_mask is None:
             image_mask = text_mask.new_ones(image_states.shape[:2])
-        x = vilt.through(self.vilt.encoder.layer[self.config.split:], torch.cat([text_states, image_states], dim=1),
-                         torch.cat([text_mask, image_mask], dim=1))
+        return torch.cat([text_states, image_states], dim=1), torch.cat([text_mask, image_mask], dim=1)
+
+    def fuse_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
+                   image_mask: Tensor | None = None) -> Tensor:
+        """P pairs of states, as in `join` -> (P,d), ViLT's pooled first word: of the last layer nothing else is read, or made."""
+        x, mask = self.join(image_states, text_states, text_mask, image_mask)
+        *layers, last = self.vilt.encoder.layer[self.config.split:]
+        x = vilt.first_through(last, vilt.through(layers, x, mask), mask)
         return self.vilt.pooler(self.vilt.layernorm(x))
 
     def score_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,

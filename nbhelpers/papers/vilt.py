@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltModel
 
@@ -50,6 +51,16 @@ def through(layers: Iterable[nn.Module], x: Tensor, mask: Tensor | None = None) 
         out = layer(x, added)
         x = out[0] if isinstance(out, tuple) else out  # which of the two depends on transformers' version
     return x
+
+
+def first_through(layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """`through` of one layer for its first token alone: (B,1,d). All tokens are attended, but no other one is made."""
+    attention, normed = layer.attention.attention, layer.layernorm_before(x)
+    parts = attention.query(normed[:, :1]), attention.key(normed), attention.value(normed)
+    query, key, value = (part.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2) for part in parts)
+    read = F.scaled_dot_product_attention(query, key, value, mask[:, None, None].bool(), attention.dropout.p if layer.training else 0.0)
+    read = layer.attention.output(read.transpose(1, 2).flatten(2), x) + x[:, :1]
+    return layer.output(layer.intermediate(layer.layernorm_after(read)), read)
 
 
 # ---- files (cfitr.md section 7) ------------------------------------------------------------------------------------------

@@ -230,7 +230,10 @@ class _CFITR(Match):
         return math.isqrt(self.model.vilt.embeddings.position_embeddings.shape[1] - 1)
 
     def _flow(self, pixels: Tensor) -> Tensor:
-        """(1,L,N): what each token of the text draws from each patch, through upper and lower layers; LFEM is left out."""
+        """(1,L,N): what each token of the text draws from each patch, through upper and lower layers; LFEM is left out.
+
+        Not by way of `score`, whose last layer makes the first token alone.
+        """
         count, layers, split = self.states.shape[1], self.model.vilt.encoder.layer, self.model.config.split
         with _watched([layer.attention.attention.dropout for layer in layers], _of_vilt) as found:
             images = self.model.image_states(**self.model.image_features(pixels))

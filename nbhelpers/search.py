@@ -196,9 +196,10 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
         part = values[torch.from_numpy(rows)] if isinstance(values, Tensor) else torch.from_numpy(values[rows])
         return part.to(device)
 
-    order = np.argsort(taken(texts["mask"], text_rows).sum(1).cpu().numpy(), kind="stable")
+    masks = taken(texts["mask"], text_rows)
+    order = np.argsort(masks.sum(1).cpu().numpy(), kind="stable")
     for some in np.split(order, range(batch, len(order), batch)):
-        mask = taken(texts["mask"], text_rows[some]).long()
+        mask = masks[some].long()
         words = 1 + int(mask.any(dim=0).nonzero().max())
         states = taken(images["states"], image_rows[some]).float(), taken(texts["states"], text_rows[some]).float()[:, :words]
         scores.append(model.score_pairs(*states, mask[:, :words]).float().cpu().numpy())

@@ -302,8 +302,10 @@ def test_the_last_layer_for_the_first_word_alone_has_the_values_and_gradients_of
     assert len(found) == 2 + len(list(layer.parameters()))
 
 
-def test_the_last_layer_drops_as_configured_in_training_alone():
-    layer, mask = small(dropout=0.5).vilt.encoder.layer[3], torch.ones(1, LENGTH).long()
+@pytest.mark.parametrize("place", ["attention.attention", "attention.output", "output"])
+def test_the_last_layer_drops_everywhere_and_in_training_alone(place):
+    layer, mask = small().vilt.encoder.layer[3], torch.ones(1, LENGTH).long()
+    layer.get_submodule(place).dropout.p = 0.5
     x = torch.randn(1, LENGTH, 16)
     with torch.no_grad():
         assert not torch.equal(vilt.first_through(layer, x, mask), vilt.first_through(layer, x, mask))

@@ -248,8 +248,8 @@ class _CFITR(Match):
 class _BITA(Match):
     def score(self, pixels: Tensor) -> Tensor:
         words = (x.expand(len(pixels), -1) for x in (self.ids, self.mask))
-        vision = self.model.image_features(pixels)["vision"]
-        losses, asked = self.model.token_losses(vision, *words, self.system.tokenizer.prompt_length)
+        prefix = self.model.prefix(self.model.image_features(pixels)["vision"])
+        losses, asked = self.model.token_losses(prefix, *words, self.system.tokenizer.prompt_length)
         return -losses.sum(1) / asked.sum(1)
 
     def _read(self) -> None:

@@ -210,6 +210,18 @@ def test_the_prompt_is_no_target_and_padding_changes_nothing():
         assert (wanted != -100).sum() == here["mask"].sum() - 4 * len(wanted)
 
 
+def test_reading_captions_in_groups_changes_neither_loss_nor_gradients(monkeypatch):
+    here, found = batch(7, vocabulary=300), []
+    here["mask"] = (torch.arange(here["ids"].shape[1]) < torch.tensor([9, 6, 12, 5, 7, 12, 8])[:, None]).long()
+    for groups in (1, bita.GROUPS, 99):
+        monkeypatch.setattr(bita, "GROUPS", groups)
+        model = captioner()
+        model.loss(here, 4)["loss"].backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0])
+
+
 def test_generation_ends_at_the_line_break_and_does_not_depend_on_the_batch():
     model, vision = captioner(), batch(7)["vision"]
     prompt = torch.tensor([2, 30, 31])

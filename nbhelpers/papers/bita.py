@@ -232,6 +232,9 @@ def alignment_loss(i2t: Tensor, t2i: Tensor, smoothing: float = 0.1) -> Tensor:
 
 
 # ---- stage 2 and fine-tuning: queries become the prefix of a frozen language model (2.3, 2.4, 3) -----------------------------
+GROUPS = 4  # of captions of like length in a batch
+
+
 class Captioner(ImageReader):
     """The query branch, one projection, and a frozen causal language model through which gradients flow to them.
 
@@ -268,24 +271,27 @@ class Captioner(ImageReader):
         return self.opt_model.base_model(inputs_embeds=torch.cat([prefix.to(words.dtype), words], dim=1), attention_mask=mask,
                                          use_cache=False).last_hidden_state
 
-    def token_losses(self, vision: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
-        """vision (B,V,C), ids and mask (B,L) -> cross-entropy of each token (B,L), 0 where it is no target; which are (B,L).
+    def token_losses(self, prefix: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> tuple[Tensor, Tensor]:
+        """prefix (B,Nq,H), ids and mask (B,L) -> cross-entropy of each token (B,L), 0 where it is no target; which are (B,L).
 
         prompt_length  leading ids, first token included, that are no targets (fine-tuning); 0: all are, also the first token
         """
         wanted = targets(ids, mask, prompt_length)
         asked = wanted != -100
-        states = self.states(self.prefix(vision), ids, mask)[:, self.config.queries - 1:-1][asked]  # each before its target
+        states = self.states(prefix, ids, mask)[:, self.config.queries - 1:-1][asked]  # each before its target
         logits = self.opt_model.get_output_embeddings()(states)  # of targets alone: this head is a third of a step
         losses = F.cross_entropy(logits.float(), wanted[asked], reduction="none")
         return losses.new_zeros(asked.shape).masked_scatter(asked, losses), asked
 
     def loss(self, batch: dict[str, Tensor], prompt_length: int = 0) -> dict[str, Tensor]:
         """Batch of `vision` (B,V,C) or `pixels`, with the decoder's ids and mask (B,L), padded right -> mean loss of a target;
-        `prompt_length` as in `token_losses`."""
-        longest = int(batch["mask"].sum(1).max())
-        losses, asked = self.token_losses(self.vision_of(batch), batch["ids"][:, :longest], batch["mask"][:, :longest], prompt_length)
-        loss = losses.sum() / asked.sum()
+        `prompt_length` as in `token_losses`. Captions of like length are read together, with no more padding than they need."""
+        prefix, mask, total, count = self.prefix(self.vision_of(batch)), batch["mask"], 0, 0
+        for rows in mask.sum(1).argsort(stable=True).tensor_split(min(GROUPS, len(mask))):
+            longest = int(mask[rows].sum(1).max())
+            losses, asked = self.token_losses(prefix[rows], batch["ids"][rows, :longest], mask[rows, :longest], prompt_length)
+            total, count = total + losses.sum(), count + asked.sum()
+        loss = total / count
         return {"loss": loss, "perplexity": loss.detach().exp()}
 
     @torch.inference_mode()

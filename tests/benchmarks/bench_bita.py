@@ -1,4 +1,5 @@
-"""Compact BITA on a CPU: its frozen towers in bf16 against fp32, and the language head over targets alone against all tokens."""
+"""Compact BITA on a CPU: its frozen towers in bf16 against fp32; the language head over targets alone, and captions in groups of like
+length, against all tokens of one padded batch."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def plain_loss(model: Captioner, here: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same loss with the head over every token."""
+    """The same loss over one padded batch, with the head over every token."""
     longest = int(here["mask"].sum(1).max())
     ids, mask = here["ids"][:, :longest], here["mask"][:, :longest]
     states = model.states(model.prefix(here["vision"]), ids, mask)[:, model.config.queries - 1:-1].contiguous()
@@ -53,9 +54,12 @@ def test_frozen_towers_in_bf16_against_fp32():
         assert half < plain
 
 
-def test_the_head_over_targets_against_all_tokens():
-    here, model = batch(), Captioner(BITAConfig.compact(dropout=0.0))
-    torch.testing.assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here))
-    few, every = (best(lambda: step(loss)) for loss in (lambda: model.loss(here, PROMPT)["loss"], lambda: plain_loss(model, here)))
-    print(f"a step: targets {few:.2f} s, all tokens {every:.2f} s, {few / every:.2f} of it")
-    assert few < every
+def test_the_head_over_targets_and_groups_of_like_length_against_all_tokens_padded(monkeypatch):
+    here, model, took = batch(), Captioner(BITAConfig.compact(dropout=0.0, frozen_dtype="bfloat16")), {}
+    took["all tokens"] = best(lambda: step(lambda: plain_loss(model, here)))
+    for name, groups in (("targets", 1), ("targets in groups", bita.GROUPS)):
+        monkeypatch.setattr(bita, "GROUPS", groups)
+        torch.testing.assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here), rtol=2e-3, atol=0)
+        took[name] = best(lambda: step(lambda: model.loss(here, PROMPT)["loss"]))
+    print("a step: " + ", ".join(f"{name} {seconds:.2f} s, {seconds / took['all tokens']:.2f}" for name, seconds in took.items()))
+    assert took["targets in groups"] < took["targets"] < took["all tokens"]

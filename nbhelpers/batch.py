@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ CHAIN = (
     Step("60_search", 60, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
     Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),
 )
-GATES = ("10_prepare_data", "12_starting_weights")  # the others wait for them, so they have all cores also where JOBS share these
 PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}  # parameter of 12_starting_weights: who reads it
 NOTEBOOKS = repository_root() / "notebooks"
 KINDS = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list, "dict": dict}
@@ -162,6 +161,17 @@ class Plan:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.__dict__, indent=1))
         return path
+
+    def steps(self) -> tuple[Step, ...]:
+        """Its part of the chain. BITA shares stand-ins with the other systems; its real towers need not wait for theirs."""
+        if self.parameters["24_bita"].get("SIZE", "tiny") == "tiny":
+            return select(self.upto)
+        return tuple(replace(step, reads=("10_prepare_data",)) if step.name == "24_bita" else step for step in select(self.upto))
+
+    def gates(self) -> list[str]:
+        """Notebooks that every system waits for, so that they may have all cores also where JOBS share these."""
+        systems = [step for step in self.steps() if step.name in (*SYSTEMS, "24_bita")]
+        return [name for name in ("10_prepare_data", "12_starting_weights") if all(name in step.reads for step in systems)]
 
     def finished(self, name: str) -> str:
         """The note that a notebook ran to its end, with its seconds."""

@@ -55,11 +55,12 @@ def test_frozen_towers_in_bf16_against_fp32():
 
 
 def test_the_head_over_targets_and_groups_of_like_length_against_all_tokens_padded(monkeypatch):
-    here, model, took = batch(), Captioner(BITAConfig.compact(dropout=0.0, frozen_dtype="bfloat16")), {}
-    took["all tokens"] = best(lambda: step(lambda: plain_loss(model, here)))
+    here, model = batch(), Captioner(BITAConfig.compact(dropout=0.0))
+    torch.testing.assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here))
+    model = Captioner(BITAConfig.compact(dropout=0.0, frozen_dtype="bfloat16"))  # as trained in bf16, without a cast of weights for each group
+    took = {"all tokens": best(lambda: step(lambda: plain_loss(model, here)))}
     for name, groups in (("targets", 1), ("targets in groups", bita.GROUPS)):
         monkeypatch.setattr(bita, "GROUPS", groups)
-        torch.testing.assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here), rtol=2e-3, atol=0)
         took[name] = best(lambda: step(lambda: model.loss(here, PROMPT)["loss"]))
     print("a step: " + ", ".join(f"{name} {seconds:.2f} s, {seconds / took['all tokens']:.2f}" for name, seconds in took.items()))
     assert took["targets in groups"] < took["targets"] < took["all tokens"]

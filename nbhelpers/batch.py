@@ -52,6 +52,9 @@ CHAIN = (
 )
 PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}  # parameter of 12_starting_weights: who reads it
 NOTEBOOKS = repository_root() / "notebooks"
+# For glibc: memory that was freed stays with the process. Large tensors would else come anew from the system, page by page, which on
+# a CPU is up to a third of a pass (bench_towers).
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 KINDS = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list, "dict": dict}
 
 
@@ -309,7 +312,7 @@ def _snakemake(plan: Plan, jobs: int) -> int:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(NOTEBOOKS / "Snakefile"),
                "--directory", plan.folder, "--config", f"plan={path}", f"jobs={jobs}", "--cores", "all", "--nolock",
                "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params"]
-    environment = os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
+    environment = KEEP_MEMORY | os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
     with open(log, "w") as messages:
         code = subprocess.run(command, stderr=messages, env=environment).returncode
     if code:

@@ -79,7 +79,7 @@ def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split
     coarse = search.coarse_scores(*pair, banks=banks)["PPSR online"]
     string = distinct_captions(task.table(split), task.tokenizer.clean)[1]
     candidates = search.chosen(coarse[0], k), search.chosen(coarse[1].T, k).T
-    fine = search.fine_scores(system.model, *pair, candidates[0] | candidates[1], string=string)
+    fine = search.fine_scores(system.model, *pair, candidates[0] | candidates[1], string=string, kept=place / split)
     return Scores(*(np.where(mask, fine, -np.inf) for mask in candidates))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nbhelpers import recall
 from nbhelpers.data.loading import distinct_captions
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.store import Store
 
@@ -29,6 +29,7 @@ K = 70            # candidates that are reranked, in both directions (spec 6.4)
 NEIGHBOURS = 10   # best scores that PPSR averages (spec 6.3)
 POOL = 1000       # nearest codes that PPSR looks at first, which spares most queries a second pass over all codes
 PAIRS = 128       # pairs that pass the fine stage at once
+FINE = "fine.npy"
 
 
 # ---- offline: what is stored of an image or a text -------------------------------------------------------------------------
@@ -210,10 +211,12 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
 
 
 def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None, batch: int = PAIRS,
-                string: np.ndarray | None = None) -> np.ndarray:
+                string: np.ndarray | None = None, kept: Path | None = None) -> np.ndarray:
     """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere.
 
     string  (M,) which texts read the same (`distinct_captions`): each is scored once, so that equal texts tie exactly
+    kept    the folder of these stores: scores found before are taken from its file FINE, and new ones are added there
+    UserError if that file is damaged or of other stores.
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
     string = np.arange(len(texts)) if string is None else string
@@ -221,10 +224,29 @@ def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarra
     asked = np.zeros((len(images), len(first)), dtype=bool)
     for text, where in enumerate(column):
         asked[:, where] |= wanted[:, text]
-    scores = np.full(asked.shape, -np.inf, dtype=np.float32)
-    image_rows, text_rows = np.nonzero(asked)
-    scores[asked] = pair_scores(model, images, image_rows, texts, first[text_rows], batch)
+    scores = np.full(asked.shape, -np.inf, dtype=np.float32) if kept is None else _kept_scores(kept / FINE, asked.shape)
+    missing = asked & ~np.isfinite(scores)
+    if missing.any():
+        image_rows, text_rows = np.nonzero(missing)
+        scores[missing] = pair_scores(model, images, image_rows, texts, first[text_rows], batch)
+        if kept:
+            with atomic_write(kept / FINE) as temporary, open(temporary, "wb") as file:
+                np.save(file, scores)
     return np.where(wanted, scores[:, column], -np.inf)
+
+
+def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The scores that a file holds, -inf where it has none."""
+    if not path.exists():
+        return np.full(shape, -np.inf, dtype=np.float32)
+    try:
+        scores = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and the scores are computed again.") from error
+    if scores.shape != shape:
+        raise UserError(f"{path} holds scores of {scores.shape[0]} images and {scores.shape[1]} different texts, not of {shape[0]} and "
+                        f"{shape[1]}; delete it, and they are computed again.")
+    return scores
 
 
 # ---- a whole split ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -216,12 +217,22 @@ def test_a_notebook_has_its_share_of_the_cores(notebooks, tmp_path, jobs):
     for name, others in {"12_starting_weights": 0, "20_pir": jobs, "21_pir_clip": jobs}.items():
         write_notebook(notebooks, name, f"import os, pathlib, time; seen = pathlib.Path({str(seen)!r})",
                        f"(seen / '{name}').write_text(os.environ['OMP_NUM_THREADS']); until = time.monotonic() + 60",
+                       f"assert os.environ.items() >= {batch.KEEP_MEMORY}.items()",
                        f"while len(list(seen.iterdir())) < 1 + {others} and time.monotonic() < until: time.sleep(0.1)",
                        f"(pathlib.Path({str(records)!r}) / f'{name}-seed{{SEED}}.json').touch(); assert time.monotonic() < until")
     plan = batch.Plan(str(records.parent), str(notebooks), 0, "21", [], batch.check_profile("default", {}, notebooks))
     assert batch._snakemake(plan, jobs) == 0
     assert {path.name: int(path.read_text()) for path in seen.iterdir()} == {
         "12_starting_weights": cores, "20_pir": max(1, cores // jobs), "21_pir_clip": max(1, cores // jobs)}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
+def test_memory_that_was_freed_stays_with_a_notebook():
+    code = ("import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "b'x' * 10**8; before = faults(); b'x' * 10**8; print(faults() - before)")
+    kept, returned = (int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+                      for environment in (batch.KEEP_MEMORY, {}))
+    assert kept < 100 and returned > 1000
 
 
 def test_small_models_run_two_at_a_time_unless_told_otherwise(monkeypatch, tmp_path):

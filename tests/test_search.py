@@ -328,6 +328,30 @@ def test_equal_texts_are_scored_once(model, task, stores, fine, monkeypatch):
         assert len(set(found[0, string == text])) == 1
 
 
+def test_scores_that_are_kept_are_not_computed_again(model, task, stores, fine, monkeypatch, tmp_path):
+    string, scored = distinct_captions(task.table("test"), task.tokenizer.clean)[1], []
+    pairs = search.pair_scores
+    monkeypatch.setattr(search, "pair_scores", lambda *given: scored.append(len(given[2])) or pairs(*given))
+    twins = np.flatnonzero(string == np.bincount(string).argmax())
+    wanted, more, twin = (np.zeros(fine.shape, dtype=bool) for _ in range(3))
+    wanted[0], more[0], more[5, twins[0]], twin[5, twins] = True, True, True, True
+    found = [search.fine_scores(model, *stores, one, string=string, kept=tmp_path) for one in (wanted, more, twin)]
+    assert len(twins) > 1 and scored == [string.max() + 1, 1]   # the twin of a text that was scored is known, too
+    assert np.array_equal(found[0][0], found[1][0])
+    for one, scores in zip((wanted, more, twin), found):
+        assert np.array_equal(np.isfinite(scores), one)
+        np.testing.assert_allclose(scores[one], fine[one], atol=1e-4)
+
+
+def test_kept_scores_of_other_stores_and_damaged_ones_are_refused(model, stores, tmp_path):
+    np.save(tmp_path / search.FINE, np.zeros((3, 4), np.float32))
+    with pytest.raises(UserError, match="3 images and 4 different texts, not of 12 and 24"):
+        search.fine_scores(model, *stores, kept=tmp_path)
+    (tmp_path / search.FINE).write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match="is damaged .* delete it"):
+        search.fine_scores(model, *stores, kept=tmp_path)
+
+
 def test_validation_is_the_two_stage_search_over_first_captions(model, task, tmp_path):
     images, texts = search.write_stores(model, task, "val", tmp_path)
     first = np.arange(0, len(texts), 2)

@@ -132,16 +132,17 @@ def stand_in_start(data: DataSet, other: DataSet, folder: Path, seed: int, epoch
 
 
 # ---- real data: a prior of its training classes -----------------------------------------------------------------------
-def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2, device: str = "cpu"
-                  ) -> tuple[Start, dict[str, float]]:
+def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2, device: str = "cpu",
+                  precision: str = "fp32") -> tuple[Start, dict[str, float]]:
     """PIR: EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
 
-    The head reads the global tokens of the features that all systems on these towers share (see RetrievalTask). Also its
-    accuracy on the validation split, in percent. UserError if no training class is large enough for a fit.
+    The head reads the global tokens of the features that all systems on these towers share (see RetrievalTask, also for
+    `precision`). Also its accuracy on the validation split, in percent. UserError if no training class is large enough for a fit.
     """
     start, classes = package_start(), scene_classes(data.table)
     towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(device)
-    task = RetrievalTask(data, start.read_tokenizer(), backbones.image_input("efficientnet_lite0"), seed, workers, towers, cache)
+    task = RetrievalTask(data, start.read_tokenizer(), backbones.image_input("efficientnet_lite0"), seed, workers, towers, cache,
+                         precision=precision)
     parts = []
     for split in ("train", "val"):
         rows, scene = _labelled(task.table(split), classes)

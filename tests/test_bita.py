@@ -235,6 +235,17 @@ def test_generation_ends_at_the_line_break_and_does_not_depend_on_the_batch():
         assert torch.equal(row[:len(one)], one) and (row[len(one):] == 1).all()
 
 
+def test_beams_share_what_was_read_before_the_first_word_and_it_is_read_once():
+    model, vision, prompt = captioner(), batch(3)["vision"], torch.tensor([2, 30, 31])
+    seen, options = [], dict(num_beams=4, max_new_tokens=9, min_new_tokens=3, do_sample=False, eos_token_id=5, pad_token_id=1)
+    with torch.inference_mode():
+        start = torch.cat([model.prefix(vision), model.opt_model.get_input_embeddings()(prompt.expand(3, -1))], dim=1)
+        plain = model.opt_model.generate(inputs_embeds=start, attention_mask=torch.ones(start.shape[:2], dtype=torch.long), **options)
+    model.opt_model.base_model.decoder.layers[0].register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[:2]))
+    assert torch.equal(model.generate(vision, prompt, end=5, pad=1, beams=4, longest=9, shortest=3), plain)
+    assert seen[0] == (3, start.shape[1] - 1) and all(shape == (12, 1) for shape in seen[1:])
+
+
 def test_stage_2_takes_queries_and_query_branch_over():
     first = aligner()
     second = captioner(queries=4).begin(first)

@@ -348,7 +348,17 @@ def test_empty_and_long_captions_as_the_tokenizer_gives_them():
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
     assert (rows[1] - rows[2]).abs().max() > 1e-4
     with pytest.raises(UserError, match="captions of 40 tokens, not 77"):
-        model.encode_texts(*CLIPTokenizer(77)(["a river"]))
+        model.encode_texts(*CLIPTokenizer(77)(["a large river " * 30]))
+
+
+def test_blocks_read_a_batch_up_to_its_longest_caption_tokens_first():
+    model, batch, seen = adapter_of(small()), pairs(), []
+    batch = {name: rows[batch["mask"].sum(1) < LENGTH] for name, rows in batch.items()}
+    for block in (model.clip.transformer.resblocks[0], model.clip.visual.transformer.resblocks[0]):
+        block.attn.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model.loss(batch)
+    assert {x.shape[1] for x in seen} == {int(batch["mask"].sum(1).max()), 17} and seen[1].shape[1] < LENGTH
+    assert all(x.transpose(0, 1).is_contiguous() for x in seen)  # else torch copies a frozen weight for each token
 
 
 def test_padding_changes_nothing():

@@ -362,7 +362,7 @@ def test_images_of_another_size_are_refused(shape):
 def test_long_captions_are_refused_and_empty_ones_are_read():
     model, batch = small().eval(), pairs()
     with pytest.raises(UserError, match="captions of 9 tokens, not 11"):
-        model.encode_texts(F.pad(batch["ids"], (0, 2)), F.pad(batch["mask"], (0, 2)))
+        model.encode_texts(F.pad(batch["ids"], (0, 2)), torch.ones_like(F.pad(batch["mask"], (0, 2))))
     empty = torch.tensor([[WORDS - 2, WORDS - 1] + [0] * (LENGTH - 2)])
     found = model.encode_texts(torch.cat([batch["ids"], empty]), torch.cat([batch["mask"], (empty > 0).long()]))
     assert found.isfinite().all()

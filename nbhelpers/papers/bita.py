@@ -304,10 +304,12 @@ class Captioner(ImageReader):
         """
         words = self.opt_model.get_input_embeddings()(prompt_ids.expand(len(vision), -1))
         start = torch.cat([self.prefix(vision).to(words.dtype), words], dim=1)
+        read = self.opt_model.base_model(inputs_embeds=start[:, :-1], use_cache=True).past_key_values
+        read.batch_repeat_interleave(beams)  # generate would read what all beams share once for each of them
         return self.opt_model.generate(
-            inputs_embeds=start, attention_mask=start.new_ones(start.shape[:2], dtype=torch.long), num_beams=beams,
-            max_new_tokens=longest, min_new_tokens=shortest, do_sample=False, length_penalty=1.0, repetition_penalty=1.0,
-            eos_token_id=end, pad_token_id=pad)
+            inputs_embeds=start, attention_mask=start.new_ones(start.shape[:2], dtype=torch.long), past_key_values=read,
+            num_beams=beams, max_new_tokens=longest, min_new_tokens=shortest, do_sample=False, length_penalty=1.0,
+            repetition_penalty=1.0, eos_token_id=end, pad_token_id=pad)
 
 
 def targets(ids: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:

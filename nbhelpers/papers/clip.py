@@ -63,6 +63,7 @@ class CLIP(OnFrozenTowers):
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
         """-> (B,D) unit rows."""
+        text, mask = unpadded(text, mask)
         tokens = text_tokens(self.clip, text)
         states = self.clip.transformer(tokens, attn_mask=causal_mask(self.clip, tokens.shape[1]))
         return F.normalize(pool_text(self.clip, states, mask), dim=1)
@@ -97,6 +98,12 @@ def image_tokens(clip: nn.Module, vision: Tensor) -> Tensor:
     patches = visual.conv1(vision).flatten(2).transpose(1, 2)
     first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     return visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype))
+
+
+def unpadded(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`text` (B,L,...) and `mask` (B,L), cut behind the longest caption of the batch: under the causal mask padding changes nothing."""
+    longest = int(mask.sum(1).max())
+    return text[:, :longest], mask[:, :longest]
 
 
 def text_tokens(clip: nn.Module, text: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nbhelpers import backbones, weights
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError, atomic_write
-from nbhelpers.papers.clip import CLIP, CLIPConfig, causal_mask, image_tokens, pool_image, pool_text, text_tokens
+from nbhelpers.papers.clip import CLIP, CLIPConfig, causal_mask, image_tokens, pool_image, pool_text, text_tokens, unpadded
 from nbhelpers.papers.pir import triplet_loss
 
 
@@ -126,6 +126,12 @@ def _keep_trained(model: nn.Module, state: dict[str, Tensor], prefix: str, _) ->
         del state[name]
 
 
+def tokens_first(x: Tensor) -> Tensor:
+    """(B,N,W), lying in memory as (N,B,W), as torch's attention turns it: otherwise its product with a frozen weight copies that weight
+    for each token."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 def through_blocks(blocks: Iterable[nn.Module], x: Tensor, adapt: Callable[[int, Tensor], Tensor],
                    mask: Tensor | None = None, placement: str = "parallel") -> Tensor:
     """(B,N,W) through open_clip's residual blocks; `adapt(layer, x)` is added to the stream of each (spec 2.3).
@@ -133,7 +139,7 @@ def through_blocks(blocks: Iterable[nn.Module], x: Tensor, adapt: Callable[[int,
     In parallel to the FFN it reads the raw stream behind the attention; after the FFN, the stream behind that.
     """
     for layer, block in enumerate(blocks):
-        x = x + block.attention(block.ln_1(x), attn_mask=mask)
+        x = x + block.attention(tokens_first(block.ln_1(x)), attn_mask=mask)
         fed = x + block.mlp(block.ln_2(x))
         x = fed + adapt(layer, fed if placement == "after" else x)
     return x
@@ -178,6 +184,7 @@ class PERSITR(FrozenCLIP):
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
         """-> (B,D) unit rows."""
+        text, mask = unpadded(text, mask)
         return unit_rows(self.text_vectors(text_tokens(self.clip, text), mask))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,7 +195,8 @@ class PERSITR(FrozenCLIP):
         c, mask = self.config, batch["mask"]
         seen = batch if "vision" in batch else self.image_features(batch["pixels"])
         read = batch if "text" in batch else self.text_features(batch["ids"], mask)
-        patches, words = image_tokens(self.clip, seen["vision"]), text_tokens(self.clip, read["text"])
+        text, mask = unpadded(read["text"], mask)
+        patches, words = image_tokens(self.clip, seen["vision"]), text_tokens(self.clip, text)
         image, text = gather(self.image_vectors(patches).float()), gather(self.text_vectors(words, mask).float())
         pairs = {"cross": (image, text)}
         if self.training and c.intra_image:

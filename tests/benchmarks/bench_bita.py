@@ -1,5 +1,5 @@
 """Compact BITA on a CPU: its frozen towers in bf16 against fp32; the language head over targets alone, and captions in groups of like
-length, against all tokens of one padded batch."""
+length, against all tokens of one padded batch; captions whose beams share what was read before the first word, against the library alone."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -64,3 +64,20 @@ def test_the_head_over_targets_and_groups_of_like_length_against_all_tokens_padd
         took[name] = best(lambda: step(lambda: model.loss(here, PROMPT)["loss"]))
     print("a step: " + ", ".join(f"{name} {seconds:.2f} s, {seconds / took['all tokens']:.2f}" for name, seconds in took.items()))
     assert took["targets in groups"] < took["targets"] < took["all tokens"]
+
+
+def test_captions_whose_beams_share_the_prompt_against_the_library_alone():
+    here, prompt = batch(), torch.arange(1, PROMPT + 1)
+    for kind in ("float32", "bfloat16"):
+        model = Captioner(BITAConfig.compact(frozen_dtype=kind)).eval()
+        options = dict(num_beams=5, max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=9, pad_token_id=2)
+
+        @torch.inference_mode()
+        def plain() -> torch.Tensor:
+            words = model.opt_model.get_input_embeddings()(prompt.expand(32, -1))
+            start = torch.cat([model.prefix(here["vision"]).to(words.dtype), words], dim=1)
+            return model.opt_model.generate(inputs_embeds=start, attention_mask=torch.ones(start.shape[:2], dtype=torch.long), **options)
+
+        took = [best(one) for one in (plain, lambda: model.generate(here["vision"], prompt, end=9, pad=2, longest=12, shortest=12))]
+        print(f"32 captions of 12 tokens, {kind}: {took[1]:.1f} s, {took[1] / took[0]:.2f} of the {took[0]:.1f} s")
+        assert took[1] < took[0]

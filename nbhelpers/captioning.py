@@ -235,6 +235,22 @@ def bootstrap(scores: CaptionScores, samples: int = 2000, seed: int = 0, level: 
 
     BLEU and METEOR pool the counts of the drawn images. The n-gram weights of CIDEr stay those of the whole set.
     """
+    return _intervals(_resampled(scores, samples, seed, level), level)
+
+
+def paired_bootstrap(one: CaptionScores, other: CaptionScores, samples: int = 2000, seed: int = 0, level: float = 0.95
+                     ) -> dict[str, tuple[float, float, float]]:
+    """Of each score that both have: one less other, and its interval (low, high), where every draw takes the same images for
+    both, as `bootstrap` draws them. UserError if they are scores of different images."""
+    if list(one.per_image.index) != list(other.per_image.index):
+        raise UserError("Only scores of the same images in the same order can be paired.")
+    ours, theirs = (_resampled(scores, samples, seed, level) for scores in (one, other))
+    bounds = _intervals({name: ours[name] - theirs[name] for name in ours if name in theirs}, level)
+    return {name: (one.corpus[name] - other.corpus[name], *interval) for name, interval in bounds.items()}
+
+
+def _resampled(scores: CaptionScores, samples: int, seed: int, level: float) -> dict[str, np.ndarray]:
+    """Metric -> (samples,) scores of as many draws of images."""
     if samples < 1 or not 0 < level < 1:
         raise UserError(f"An interval needs at least one resample and a level between 0 and 1, not {samples} and {level}.")
     images = len(scores.per_image)
@@ -247,9 +263,12 @@ def bootstrap(scores: CaptionScores, samples: int = 2000, seed: int = 0, level: 
         if "METEOR" in counts:
             found["METEOR"] = pooled_meteor(drawn @ counts["METEOR"])
         rounds.append(found)
+    return {name: np.mean([one[name] for one in rounds], axis=0) for name in scores.corpus}
+
+
+def _intervals(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, tuple[float, float]]:
     ends = [(1 - level) / 2, (1 + level) / 2]
-    means = {name: np.mean([one[name] for one in rounds], axis=0) for name in scores.corpus}
-    return {name: tuple(map(float, np.quantile(values, ends))) for name, values in means.items()}
+    return {name: tuple(map(float, np.quantile(values, ends))) for name, values in drawn.items()}
 
 
 # the captions -------------------------------------------------------------------------------------

@@ -432,6 +432,21 @@ def test_intervals_hold_the_score_shrink_with_images_and_repeat():
     assert first["CIDEr"][0] < low < high < first["CIDEr"][1]
 
 
+def test_a_difference_is_drawn_from_the_same_images():
+    found = captioning.score_captions(HYPS, REFS, NO_JAVA)
+    worse = captioning.score_captions({one: f"{text} {text}" for one, text in HYPS.items()}, REFS, NO_JAVA)
+    paired = captioning.paired_bootstrap(found, worse, seed=1)
+    of_each, width = found.per_image.CIDEr - worse.per_image.CIDEr, np.ptp(captioning.bootstrap(found, seed=1)["CIDEr"])
+    drawn = np.random.default_rng(1).multinomial(len(of_each), np.full(len(of_each), 1 / len(of_each)), 2000)
+    assert paired["CIDEr"] == pytest.approx((of_each.mean(), *np.quantile(drawn @ of_each / len(of_each), [0.025, 0.975])))
+    assert paired["CIDEr"][2] - paired["CIDEr"][1] < width
+    assert all(low <= difference <= high and difference == found.corpus[name] - worse.corpus[name]
+               for name, (difference, low, high) in paired.items()) and list(paired) == list(found.corpus)
+    assert captioning.paired_bootstrap(found, found) == dict.fromkeys(found.corpus, (0, 0, 0))
+    others = captioning.score_captions(dict(list(HYPS.items())[:2]), dict(list(REFS.items())[:2]), NO_JAVA)
+    refused("same images in the same order", captioning.paired_bootstrap, found, others)
+
+
 def test_the_human_line_leaves_each_reference_out_once():
     refs = {"a": ["a red plane", "one plane", "a plane on grass"], "b": ["a pond", "a blue pond", "water", "never left out"]}
     with captioning.CaptionScorer(NO_JAVA) as scorer:

@@ -99,15 +99,16 @@ class RetrievalTask:
             kind += ("" if self.precision == "fp32" else f", {self.precision}") + (", turned" if self.views and self.turns else "")
         else:
             kind = f"images, {self.turns} turns" if self.turns else "images"
-        images = self._cached(kind, self.towers.IMAGE_FEATURES, split, table, len(table), self._image_features(table, split == "train"))
+        images = self._cached(kind, self.towers.IMAGE_FEATURES, list(table.images.file), self._image_features(table, split == "train"))
         distinct = distinct_captions(table, self.tokenizer.clean)[0]
-        texts = self._cached("texts", self.towers.TEXT_FEATURES, split, table, len(distinct), self._text_features(distinct))
+        texts = self._cached("texts", self.towers.TEXT_FEATURES, distinct, self._text_features(distinct))
         return images, texts
 
-    def _cached(self, kind: str, names: tuple[str, ...], split: str, table: CaptionTable, count: int, batches) -> FeatureCache:
-        key = json.dumps([kind, names, split, table.fingerprint(), self.data.pixels.key, self.tokenizer.sha256,
-                          repr(self.image), self.towers_sha256, self.towers.config.use_mask])
-        return FeatureCache.build(lambda indices: next(batches), count, BATCH, key, self.cache)
+    def _cached(self, kind: str, names: tuple[str, ...], items: list[str], batches) -> FeatureCache:
+        """A row for each of the items, files of images or texts: tables that hold the same ones share them."""
+        key = json.dumps([kind, names, items, self.data.pixels.key, self.tokenizer.sha256, repr(self.image), self.towers_sha256,
+                          self.towers.config.use_mask])
+        return FeatureCache.build(lambda indices: next(batches), len(items), BATCH, key, self.cache)
 
     @torch.inference_mode()
     def _image_features(self, table: CaptionTable, training: bool):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from coloured_set import coloured, words
@@ -180,6 +181,22 @@ def test_a_new_folder_for_other_weights_splits_inputs_and_options(data, tokenize
     assert folders(build(replace(resting(tokenizer), embed_dim=32))) == 6  # the same towers below another system
     assert folders(image=replace(IMAGE, mean=(0.0, 0.0, 0.0))) == 8
     assert folders(split="test") == 10
+
+
+def test_tables_share_the_images_and_the_texts_that_they_have_in_common(data, tokenizer, tmp_path):
+    def folders(images, captions):
+        task = RetrievalTask(replace(data, table=replace(data.table, images=images, captions=captions)), tokenizer, IMAGE,
+                             towers=build(resting(tokenizer)), cache=tmp_path, workers=1)
+        task.features("val")
+        return len(list(tmp_path.glob("features-*")))
+
+    images, captions = data.table.images, data.table.captions
+    assert folders(images, captions) == 2
+    of_val = captions[captions.image_id.isin(images.image_id[images.split == "val"])]
+    assert folders(images, pd.concat([captions, of_val[-3:]], ignore_index=True)) == 2   # said once more
+    other = captions.assign(text=captions.text.where(captions.index != of_val.index[-1], "a river"))
+    assert folders(images, other) == 3
+    assert folders(images.iloc[::-1].reset_index(drop=True), captions) == 4   # rows follow the order of the table
 
 
 def test_towers_see_training_images_in_16_bits_and_the_others_as_ever(data, tokenizer, model, tmp_path):

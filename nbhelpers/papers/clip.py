@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nbhelpers import backbones
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError
-from nbhelpers.papers.dual_encoder import OnFrozenTowers
+from nbhelpers.papers.dual_encoder import OnFrozenTowers, unpadded
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,6 @@ def image_tokens(clip: nn.Module, vision: Tensor) -> Tensor:
     patches = visual.conv1(vision).flatten(2).transpose(1, 2)
     first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     return visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype))
-
-
-def unpadded(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`text` (B,L,...) and `mask` (B,L), cut behind the longest caption of the batch: under the causal mask padding changes nothing."""
-    longest = int(mask.sum(1).max())
-    return text[:, :longest], mask[:, :longest]
 
 
 def text_tokens(clip: nn.Module, text: Tensor) -> Tensor:

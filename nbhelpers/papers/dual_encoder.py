@@ -20,6 +20,12 @@ def turned(pixels: Tensor, number: int) -> Tensor:
     return pixels.flip(-1) if number >= 4 else pixels
 
 
+def unpadded(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`text` (B,L,...) and `mask` (B,L), cut behind the longest caption of the batch: where padding is not attended it changes nothing."""
+    longest = 1 + int(mask.any(dim=0).nonzero().max())
+    return text[:, :longest], mask[:, :longest]
+
+
 class DualEncoder(nn.Module):
     """A subclass gives `image_features`, `text_features`, `embed_images`, `embed_texts` and `loss`."""
 

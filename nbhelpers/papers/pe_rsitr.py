@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from nbhelpers import backbones, weights
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError, atomic_write
-from nbhelpers.papers.clip import CLIP, CLIPConfig, causal_mask, image_tokens, pool_image, pool_text, text_tokens, unpadded
+from nbhelpers.papers.clip import CLIP, CLIPConfig, causal_mask, image_tokens, pool_image, pool_text, text_tokens
+from nbhelpers.papers.dual_encoder import unpadded
 from nbhelpers.papers.pir import triplet_loss
 
 

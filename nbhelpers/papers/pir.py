@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nbhelpers import backbones, starting, weights
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError, atomic_write
-from nbhelpers.papers.dual_encoder import DualEncoder
+from nbhelpers.papers.dual_encoder import DualEncoder, unpadded
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,10 @@ class PIR(DualEncoder):
     # ---- LCA: language cycle attention, Temporal-PAE (spec 2.7) ------------------------------------------------------
     def embed_texts(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tower features (B,L,W) -> (B,D) unit rows. mask (B,L), 1 = word, is used, and needed, only with `use_mask`."""
-        attended = mask if self.config.use_mask else torch.ones(text.shape[:2], device=text.device)
+        if self.config.use_mask:
+            text, attended = unpadded(text, mask)
+        else:
+            attended = torch.ones(text.shape[:2], device=text.device)
         if self.config.text_global == "mean":
             share = (attended / attended.sum(1, keepdim=True)).unsqueeze(1)
             text = torch.cat([share @ text, text[:, 1:]], dim=1)

@@ -22,6 +22,7 @@ from nbhelpers import recall
 from nbhelpers.data.loading import distinct_captions
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.papers.dual_encoder import unpadded
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.store import Store
 
@@ -200,10 +201,8 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
     masks = taken(texts["mask"], text_rows)
     order = np.argsort(masks.sum(1).cpu().numpy(), kind="stable")
     for some in np.split(order, range(batch, len(order), batch)):
-        mask = masks[some].long()
-        words = 1 + int(mask.any(dim=0).nonzero().max())
-        states = taken(images["states"], image_rows[some]).float(), taken(texts["states"], text_rows[some]).float()[:, :words]
-        scores.append(model.score_pairs(*states, mask[:, :words]).float().cpu().numpy())
+        text = unpadded(taken(texts["states"], text_rows[some]).float(), masks[some].long())
+        scores.append(model.score_pairs(taken(images["states"], image_rows[some]).float(), *text).float().cpu().numpy())
     scores = np.concatenate(scores)[np.argsort(order)]
     if not np.isfinite(scores).all():
         raise UserError("The single stream gave NaN or infinite scores; look for a diverged model.")

@@ -70,6 +70,18 @@ def first_captions(data: DataSet, count: int) -> DataSet:
     return replace(data, table=replace(table, captions=table.captions[~trained | (place < count)].reset_index(drop=True)))
 
 
+def some_images(data: DataSet, split: str, count: int) -> DataSet:
+    """The set with `count` images of a split, evenly spread over it; 0, or as many as there are and more: all."""
+    table = data.table
+    rows = np.flatnonzero(table.images.split == split)
+    if not 0 < count < len(rows):
+        return data
+    left_out = np.setdiff1d(rows, rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
+    images = table.images.drop(table.images.index[left_out]).reset_index(drop=True)
+    captions = table.captions[table.captions.image_id.isin(images.image_id)].reset_index(drop=True)
+    return replace(data, table=replace(table, images=images, captions=captions))
+
+
 def _is_there(name: str, data_folder: str) -> bool:
     try:
         return bool(data_folder) and bool(catalog.find(name, data_folder))

@@ -51,6 +51,16 @@ def test_the_first_caption_of_training_images_stays_and_all_of_the_others(other)
     assert thin.fingerprint() != whole.fingerprint() and pretraining.first_captions(other, 0) is other
 
 
+def test_some_images_of_a_split_are_spread_and_the_other_splits_stay(other):
+    few = pretraining.some_images(other, "val", 3)
+    of = {name: list(one.table.split("val").images.image_id) for name, one in (("few", few), ("whole", other))}
+    assert len(of["few"]) == 3 and of["few"] == [of["whole"][row] for row in np.linspace(0, len(of["whole"]) - 1, 3).round().astype(int)]
+    assert set(few.table.split("val").captions.image_id) == set(of["few"])
+    for split in ("train", "test"):
+        assert few.table.split(split).fingerprint() == other.table.split(split).fingerprint()
+    assert all(pretraining.some_images(other, "val", count) is other for count in (0, len(of["whole"]), 10**6))
+
+
 def test_the_other_world_is_another_and_always_the_same(tmp_path):
     found = pretraining.other_world(tmp_path, 6, seed=0)
     assert found.table.name == "scenes_b" and len(found.table) == 6 and found.pixels[0].shape == (224, 224, 3)

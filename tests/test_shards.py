@@ -610,7 +610,7 @@ def test_a_damaged_hub_table_is_refused(hub, tmp_path):
     ({"caption": [None]}, "1 captions are not text .first: of a.jpg"),
     ({"caption": [[]]}, "1 images have no sentences .first: a.jpg"),
     ({"caption": [[7]]}, "1 captions are not text"),
-    ({"split": ["dev"]}, "1 images have an unknown split .first: a.jpg: 'dev'")])
+    ({"split": ["tset"]}, "1 images have an unknown split .first: a.jpg: 'tset'")])
 def test_a_wrong_table_is_refused(change, words, tmp_path):
     columns = {"image": [b"x"], "caption": [["a"]], "image_id": ["a.jpg"], "split": ["test"]} | change
     path = put_arrow(tmp_path / "x_test.arrow", {name: values for name, values in columns.items() if values is not None})

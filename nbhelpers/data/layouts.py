@@ -26,13 +26,13 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from nbhelpers.data import shards
-from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, draw
+from nbhelpers.data.reading import column_names, parse_json, read_text
+from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, hashed_split
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
 LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow", "hub", "csv")
 WRITABLE = LAYOUTS[:4]
-MAX_BYTES = 2**30  # the largest published caption file has 30 MB
 
 _SPLIT_FILE = re.compile(r"(?:(?P<set>.+)[_-])?(?P<split>train|val|test)(?P<gt>[_-]gt)?\.json", re.IGNORECASE)
 _PRECOMP_FILE = re.compile(r"(train|val|test)_(caps|filename)\.txt")
@@ -147,30 +147,8 @@ def caption_file(folder: Path) -> Path:
     raise UserError(f"{folder} holds several sets ({', '.join(choices)}); name one of the files.")
 
 
-def _text(path: Path, rows: Rows) -> str:
-    """The text of a file: UTF-8 (UTF-16 if a byte order mark says so), else Windows-1252, which is noted."""
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size / 2**30:.1f} GiB, too much for captions; name the right file.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); copy it where it can.") from error
-    if not data.strip():
-        raise UserError(f"{path} is empty; copy or download it again.")
-    try:
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError:
-        rows.notes.append(f"{path.name} is not UTF-8; it was read as Windows-1252.")
-        return data.decode("cp1252", errors="replace")
-
-
 def _load(path: Path, rows: Rows):
-    text = _text(path, rows)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path} is not readable JSON{place}; download it again or mend it.") from None
+    return parse_json(read_text(path, rows.notes), str(path))
 
 
 def _detect(data, path: Path) -> str:
@@ -250,7 +228,7 @@ def _read_precomp(folder: Path, rows: Rows) -> None:
 
 def _lines(path: Path, rows: Rows) -> list[str]:
     # not str.splitlines, which breaks a caption at U+2028 and its like; an empty line is an empty caption
-    return [line.removesuffix("\r") for line in _text(path, rows).removesuffix("\n").split("\n")]
+    return [line.removesuffix("\r") for line in read_text(path, rows.notes).removesuffix("\n").split("\n")]
 
 
 def _read_rows(parts: dict, rows: Rows) -> None:
@@ -291,11 +269,11 @@ def _read_nwpu(data: dict, rows: Rows) -> None:
 def _read_csv(path: Path, rows: Rows) -> None:
     """One row per caption. Without a column `split`, a hash of the file name puts a tenth of the images into val and a tenth
     into test: the same ones on every machine, and the same when others are added."""
-    text = _text(path, rows)
+    text = read_text(path, rows.notes)
     first = text.partition("\n")[0].strip()
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=next((one for one in ";\t" if one in first), ","), strict=True)
     try:
-        columns = [name.strip().lower() for name in next(lines)]
+        columns = column_names(next(lines), str(path))
         found = [(lines.line_num, cells) for cells in lines if any(cells)]
     except csv.Error as error:
         raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions that hold a comma or a "
@@ -311,7 +289,7 @@ def _read_csv(path: Path, rows: Rows) -> None:
             rows.faults["cells"].append(f"line {number}")
             continue
         row = {name: cell.strip() for name, cell in zip(columns, cells)}
-        split = row.get("split", "val" if draw(row["image"]) < 0.1 else "test" if draw(row["image"]) < 0.2 else "train")
+        split = row.get("split", hashed_split(row["image"]))
         rows.add(f"line {number}", row["image"], split, [row["caption"]], row.get("class"), once=False)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from nbhelpers.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLITS, CaptionTable, safe_file_name
+from nbhelpers.data.reading import SPLIT_WORDS, captions_in, split_of
+from nbhelpers.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, CaptionTable, safe_file_name
 from nbhelpers.errors import UserError
 
 MAX_EMPTY = 0.01  # share of empty captions above which the file is taken for broken
+SEPARATORS = ("|", "###", "\t", "<sep>", "[sep]")  # marks that no caption has, but that join several
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUMBERED = re.compile(r"(.*[^\d_-])[_-]*\d+")
 
@@ -23,9 +25,14 @@ _FAULTS = {
     "name": "{n} rows have no file name (first: {first}); name the image of each.",
     "unsafe": "{n} file names leave the image folder or hold control characters (first: {first}); "
               "list plain relative names without '..'.",
-    "split": "{n} images have an unknown split (first: {first}); use train, val or test.",
+    "split": "{n} images have an unknown split (first: {first}); use one of the words "
+             f"{', '.join(SPLIT_WORDS)}.",
     "bare": "{n} images have no sentences (first: {first}); give each at least one or remove it.",
     "text": "{n} captions are not text (first: of {first}); write each as a string.",
+    "packed": "{n} texts begin as a list of captions but are none (first: of {first}); write one caption per row, or a list "
+              "in JSON.",
+    "joined": "{n} captions hold a mark as if several were joined by it (first: of {first}); write one caption per row, or "
+              "a list in JSON.",
     "twice": "{n} file names are listed twice (first: {first}); list every image once, in one split.",
     "moved": "{n} rows put an image into a second split (first: {first}); give all captions of an image one split.",
     "stray": "{n} annotated images are not listed (first: image_id {first}); list or drop them.",
@@ -62,6 +69,8 @@ class Rows:
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.notes: list[str] = []
         self.cleaned = 0
+        self.packed: list[tuple[str, int]] = []  # file and number of captions of each text that held several
+        self.marked: list[str] = []  # of each text that holds a separator: its file and the mark
 
     def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
         """One image with its captions; with once=False it may come again in its split, with more of them."""
@@ -70,24 +79,41 @@ class Rows:
         plain = safe_file_name(file) and PurePosixPath(file).name == file.split("/")[-1]
         if not plain or UNPRINTABLE.search(file):
             return self.faults["unsafe"].append(f"{file[:100]!r}")
-        if split not in SPLITS:
+        if (part := split_of(split)) is None:
             return self.faults["split"].append(f"{file}: {split!r}")
         if file in self.images and once and not self.joined:
             return self.faults["twice"].append(file)
-        if file in self.images and self.images[file][0] != split:
-            return self.faults["moved"].append(f"{file}: {self.images[file][0]} and {split}")
+        if file in self.images and self.images[file][0] != part:
+            return self.faults["moved"].append(f"{file}: {self.images[file][0]} and {part}")
         self.again += once and file in self.images
         if not isinstance(texts, list) or not texts:
             return self.faults["bare"].append(file)
         scene = UNPRINTABLE.sub(" ", scene).strip() if isinstance(scene, str) else ""
-        self.images.setdefault(file, (split, scene or scene_of(file)))
+        self.images.setdefault(file, (part, scene or scene_of(file)))
+        for text in self._unpacked(file, texts):
+            clean = UNPRINTABLE.sub(" ", text)
+            self.cleaned += clean != text
+            self.captions.append((file, clean))
+
+    def _unpacked(self, file: str, texts: list) -> list[str]:
+        """The captions in the texts of an image, of which one may hold several."""
+        found = []
         for text in texts:
-            if isinstance(text, str):
-                clean = UNPRINTABLE.sub(" ", text)
-                self.cleaned += clean != text
-                self.captions.append((file, clean))
-            else:
+            if not isinstance(text, str):
                 self.faults["text"].append(file)
+                continue
+            try:
+                captions = captions_in(text)
+            except ValueError:
+                self.faults["packed"].append(file)
+                continue
+            if not captions:
+                self.faults["bare"].append(file)
+            if len(captions) > 1:
+                self.packed.append((file, len(captions)))
+            self.marked += [f"{file}, {mark!r}" for mark in SEPARATORS if mark in text.lower()][:1]
+            found += captions
+        return found
 
     def objects(self, rows: list, where: str):
         """The JSON objects among the rows, with the place of each."""
@@ -101,10 +127,15 @@ class Rows:
         ids = dict(zip(self.images, image_ids(list(self.images))))
         images = [(ids[file], file, split, scene) for file, (split, scene) in self.images.items()]
         captions = [(ids[file], text) for file, text in self.captions]
+        if 2 * len(self.marked) > len(captions):
+            self.faults["joined"] = self.marked
         table = CaptionTable(name, pd.DataFrame(images, columns=IMAGE_COLUMNS, dtype=str),
                              pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
         problems = [_FAULTS[kind].format(n=len(found), first=found[0][:120])
                     for kind, found in self.faults.items()]
+        if self.packed:
+            self.notes.append(f"{len(self.packed)} texts held several captions (first: of {self.packed[0][0]}); they were "
+                              f"read as {sum(count for _, count in self.packed)} captions, one per list entry or line.")
         if self.again:
             self.notes.append(f"{self.again} images were listed again; their captions were joined.")
         if self.cleaned:
@@ -131,6 +162,14 @@ def scene_of(file: str) -> str:
 def draw(name: str) -> float:
     """A number in [0, 1) that is always the same for a name: whoever is below a share is held out."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def hashed_split(name: str) -> str:
+    """The split of an image whose file tells none, the same on every machine: a tenth val, a tenth test, the rest train."""
+    place = draw(name)
+    if place < 0.1:
+        return "val"
+    return "test" if place < 0.2 else "train"
 
 
 def image_ids(files: list[str]) -> list[str]:

@@ -200,9 +200,10 @@ def test_content_is_told_by_bytes_not_by_the_extension(store_of):
         store.read("c.jpg")
 
 
-def test_stat_follows_the_content(store_of):
-    first = store_of({"a.png": file_of(RGB)}).stat()
-    assert store_of({"a.png": file_of(255 - RGB[::2])}).stat() != first
+def test_the_digest_of_a_file_follows_its_bytes_alone(store_of):
+    first = store_of({"a.png": file_of(RGB), "b.png": file_of(RGB)})
+    assert first.digest("a.png") == first.digest("b.png")
+    assert store_of({"a.png": file_of(255 - RGB)}).digest("a.png") != first.digest("b.png")
 
 
 @pytest.mark.parametrize("put", [put_zip, put_tar])
@@ -319,6 +320,74 @@ def test_the_key_follows_content_and_list_but_not_the_place(tmp_path, store, pic
     assert len(list(cache.iterdir())) == 3
 
 
+def bitmap(colour) -> bytes:
+    """Every colour has a file of the same size."""
+    return file_of(np.full((8, 8, 3), colour, np.uint8), "BMP")
+
+
+def frozen_times(path):
+    """Sets the times of a file, or of all in a folder, to one moment."""
+    for file in [path, *path.rglob("*")]:
+        os.utime(file, ns=(10**18, 10**18))
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_other_bytes_of_the_same_name_size_and_time_are_another_cache(tmp_path, kind):
+    red, blue = (200, 0, 0), (0, 0, 200)
+    (tmp_path / "store").mkdir()
+    opened = []
+    for colour in (red, blue, red):
+        path = STORES[kind](tmp_path / ("store" if kind == "folder" else "packed"), {"1.bmp": bitmap(colour)})
+        frozen_times(path)
+        opened.append(DecodedCache.build(ImageStore.open(path), ["1.bmp"], tmp_path / "cache"))
+        assert tuple(opened[-1][0][0, 0]) == colour
+    assert opened[0].key == opened[2].key != opened[1].key
+
+
+def test_an_open_store_sees_a_file_replaced_in_place(tmp_path):
+    folder = put_folder(tmp_path / "store", {"1.bmp": bitmap(1)})
+    frozen_times(folder)
+    store = ImageStore.open(folder)
+    before = DecodedCache.build(store, ["1.bmp"], tmp_path / "cache")
+    frozen_times(put_folder(folder, {"1.bmp": bitmap(2)}))
+    after = DecodedCache.build(store, ["1.bmp"], tmp_path / "cache")
+    assert after.key != before.key and (after[0] == 2).all() and (before[0] == 1).all()
+
+
+def test_the_key_follows_the_listed_files_alone(tmp_path, store, pictures):
+    files = list(pictures)
+    first = DecodedCache.build(store, files, tmp_path / "cache")
+    more = {name: file_of(image) for name, image in pictures.items()} | {"z.png": file_of(RGB)}
+    others = ImageStore.open(put_tar(tmp_path / "more.tar", more))
+    assert DecodedCache.build(others, files, tmp_path / "cache").key == first.key
+    assert DecodedCache.build(store, files[::-1], tmp_path / "cache").key != first.key
+
+
+def test_digests_are_equal_where_shape_and_pixels_are(tmp_path):
+    flat = np.full((6, 4, 3), 9, np.uint8)
+    files = {"a.png": file_of(flat), "b.bmp": file_of(flat, "BMP"), "c.png": file_of(flat.reshape(4, 6, 3)),
+             "d.png": file_of(flat + 1)}
+    store = ImageStore.open(put_zip(tmp_path / "x.zip", files))
+    for _ in range(2):  # built, then opened
+        a, b, *others = DecodedCache.build(store, list(files), tmp_path / "cache").digests
+        assert a == b and len({a, *others}) == 3 and all(isinstance(digest, str) for digest in others)
+
+
+def test_a_file_that_changes_between_its_two_readings_is_refused(tmp_path, store, pictures, monkeypatch):
+    read, times = store._read, []
+
+    def changing(member):
+        times.append(member)
+        return file_of(RGB) if times.count("1.png") == 2 else read(member)
+
+    monkeypatch.setattr(store, "_read", changing)
+    with pytest.raises(UserError, match="^1.png in .*x.zip changed while it was read; run again"):
+        DecodedCache.build(store, list(pictures), tmp_path / "cache")
+    assert os.listdir(tmp_path / "cache") == []
+    monkeypatch.setattr(store, "_read", read)  # the advice
+    assert len(DecodedCache.build(store, list(pictures), tmp_path / "cache")) == 3
+
+
 def test_missing_and_unreadable_images_are_counted_and_nothing_is_left(tmp_path):
     store = ImageStore.open(put_zip(tmp_path / "x.zip", {"a.png": file_of(RGB), "b.png": b"x"}))
     with pytest.raises(UserError, match="^b.png in .* is not an image file"):
@@ -366,6 +435,8 @@ def test_a_full_disk_leaves_no_half_written_cache(tmp_path, store, pictures, mon
     lambda folder: (folder / "pixels.u8").unlink(),
     lambda folder: (folder / "index.json").write_text('{"key": 1'),
     lambda folder: (folder / "index.json").write_text("[]"),
+    lambda folder: (folder / "index.json").write_text(
+        (folder / "index.json").read_text().replace('"digests": [', '"digests": ["00", ')),
     lambda folder: (folder / "resized-16.u8").write_bytes(b"123"),
 ])
 def test_a_damaged_cache_is_named(tmp_path, store, pictures, harm):

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -131,10 +132,10 @@ class ImageStore:
     often differ in folder and extension.
     """
 
-    def __init__(self, path: Path, members: dict[str, str], read):
+    def __init__(self, path: Path, members: Iterable[str], read: Callable[[str], bytes]):
         self.path = path
         self.names = sorted(members)
-        self._members = members  # name -> what its content is known by
+        self._members = set(self.names)
         self._read = read
         self._by_stem = defaultdict(list)
         for name in self.names:
@@ -158,7 +159,7 @@ class ImageStore:
             members, read = _open_tar(path)
         else:
             raise UserError(f"{path} is neither a folder nor a readable zip or tar; fetch it again.")
-        members = {name: known for name, known in members.items() if _is_image(name)}
+        members = [name for name in members if _is_image(name)]
         if not members:
             raise UserError(f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name another.")
         return cls(path, members, read)
@@ -195,14 +196,21 @@ class ImageStore:
         except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
             raise UserError(f"{self.where(member)} cannot be read ({error}); fetch it again.") from error
 
+    def digest(self, file: str) -> str:
+        """The checksum (hex) of the stored bytes of a listed file, read anew each time. UserError as `encoded`."""
+        return checksum(self.encoded(file))
+
     def where(self, member: str) -> str:
         """What messages call a member."""
         return f"{member} in {self.path}"
 
-    def stat(self) -> str:
-        """sha256 hex over every member's name, size and checksum (zip) or time of change (folder, tar)."""
-        lines = (f"{name}\t{self._members[name]}" for name in self.names)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+def checksum(*parts: bytes) -> str:
+    """BLAKE2b of the parts one after the other, 128 bits, hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _is_image(name: str) -> bool:
@@ -233,13 +241,12 @@ def _limit(size: int, name: str, path: Path) -> None:
 
 
 def _open_folder(path: Path):
-    members = {}
+    members = []
     for parent, _, files in os.walk(path):
         for file in filter(_is_image, files):
             found = Path(parent, file)
             if found.is_file():  # not a dangling link
-                stat = found.stat()
-                members[found.relative_to(path).as_posix()] = f"{stat.st_size} {stat.st_mtime_ns}"
+                members.append(found.relative_to(path).as_posix())
 
     def read(member: str) -> bytes:
         _limit((path / member).stat().st_size, member, path)
@@ -253,8 +260,7 @@ def _open_zip(path: Path):
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is a damaged zip ({error}); fetch it again.") from error
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    members = {entry.filename: f"{entry.file_size} {entry.CRC}" for entry in entries}
+    members = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     _refuse_unsafe(members, path)
 
     def read(member: str) -> bytes:
@@ -277,19 +283,21 @@ def _open_tar(path: Path):
         _limit(entries[member].size, member, path)
         return archive.extractfile(entries[member]).read()
 
-    return {name: f"{entry.size} {entry.mtime}" for name, entry in entries.items()}, read
+    return list(entries), read
 
 
 class DecodedCache:
     """All images of a set, decoded at source size: `cache[i]` is a read-only (H, W, 3) uint8 view.
 
-    files   the listed names, row i of the cache being files[i]
-    shapes  (N, 2) int64, height and width
-    key     sha256 hex over decoder rule, files and store content
+    files    the listed names, row i of the cache being files[i]
+    shapes   (N, 2) int64, height and width
+    digests  N hex strings; two are equal if and only if the images have equal shapes and pixels
+    key      hex, of the decoder rule, the files in their order and the bytes of each; nothing else decides
     """
 
-    def __init__(self, folder: Path, key: str, files: list[str], shapes: np.ndarray):
-        self.folder, self.key, self.files, self.shapes = folder, key, files, shapes
+    def __init__(self, folder: Path, key: str, files: list[str], shapes: np.ndarray, digests: list[str]):
+        self.folder, self.key, self.files = folder, key, files
+        self.shapes, self.digests = shapes, digests
         self._ends = np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)])
         self._row = {file: row for row, file in enumerate(files)}
         try:
@@ -301,20 +309,25 @@ class DecodedCache:
     def build(cls, store: ImageStore, files: list[str], folder: Path | str) -> DecodedCache:
         """Decodes `files` into `<folder>/images-<key>/`, or opens it if it is there.
 
+        Every file is read each time, since only its bytes tell what it is (RSICD's 117 MB take a second).
         Nothing is written if an image is missing or unreadable (UserError with their number and the first) or
         the disk fills up; of two processes building the same cache the first to finish wins.
         """
         files = list(files)
         if not files:
             raise UserError("No image is listed; a cache needs at least one.")
-        key = hashlib.sha256(json.dumps([DECODE_RULE, store.stat(), files]).encode()).hexdigest()
+        stored = [_stored_digest(store, file) for file in tqdm(files, desc="read images", disable=None)]
+        key = checksum(json.dumps([DECODE_RULE, files, stored]).encode())
         target = Path(folder) / f"images-{key[:16]}"
         if not target.exists():
             with atomic_folder(target) as temporary:
-                shapes = _write_pixels(store, files, temporary / "pixels.u8")
-                index = {"key": key, "files": files, "shapes": shapes}
+                pixels = _write_pixels(store, dict(zip(files, stored)), files, temporary / "pixels.u8")
+                index = {"key": key, "files": files, **pixels}
                 (temporary / "index.json").write_text(json.dumps(index))
-        return cls.open(target)
+        cache = cls.open(target)
+        if cache.key != key:
+            raise _damaged(target)
+        return cache
 
     @classmethod
     def open(cls, folder: Path | str) -> DecodedCache:
@@ -322,11 +335,13 @@ class DecodedCache:
         folder = Path(folder)
         try:
             index = json.loads((folder / "index.json").read_text())
-            key, files = index["key"], index["files"]
+            key, files, digests = index["key"], index["files"], index["digests"]
             shapes = np.array(index["shapes"], np.int64).reshape(len(files), 2)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(folder) from error
-        return cls(folder, key, files, shapes)
+        if len(digests) != len(files):
+            raise _damaged(folder)
+        return cls(folder, key, files, shapes, digests)
 
     def __reduce__(self):  # a pickled memmap would carry all its pixels
         return DecodedCache.open, (self.folder,)
@@ -363,23 +378,45 @@ class DecodedCache:
         return np.memmap(path, np.uint8, mode="r", shape=shape)
 
 
-def _write_pixels(store: ImageStore, files: list[str], path: Path) -> list[list[int]]:
-    """Plain writes, since a memory map on a full disk kills the process instead of raising."""
-    shapes, broken = [], []
+def _stored_digest(store: ImageStore, file: str) -> str | None:
+    """None for a file that cannot be read; decoding it says why."""
+    try:
+        return store.digest(file)
+    except UserError:
+        return None
+
+
+def _write_pixels(store: ImageStore, stored: dict[str, str | None], files: list[str], path: Path) -> dict[str, list]:
+    """{"shapes", "digests"} of the images. Plain writes, since a memory map on a full disk kills the process
+    instead of raising."""
+    shapes, digests, broken = [], [], []
     with open(path, "wb") as out:
         for file in tqdm(files, desc="decode images", disable=None):
             try:
-                pixels = store.read(file)
+                pixels = _decode_unchanged(store, file, stored[file])
             except UserError as error:
                 broken.append(str(error))
                 continue
             out.write(pixels.tobytes())
             shapes.append(list(pixels.shape[:2]))
+            digests.append(checksum(str(pixels.shape).encode(), pixels))
+    _refuse_broken(broken, len(files))
+    return {"shapes": shapes, "digests": digests}
+
+
+def _decode_unchanged(store: ImageStore, file: str, stored: str | None) -> np.ndarray:
+    data = store.encoded(file)
+    place = store.where(store.locate(file))
+    if checksum(data) != stored:
+        raise UserError(f"{place} changed while it was read; run again when nothing writes to it.")
+    return decode(data, place)
+
+
+def _refuse_broken(broken: list[str], count: int) -> None:
     if len(broken) == 1:
         raise UserError(broken[0])
     if broken:
-        raise UserError(f"{len(broken)} of {len(files)} images cannot be used; the first: {broken[0]}")
-    return shapes
+        raise UserError(f"{len(broken)} of {count} images cannot be used; the first: {broken[0]}")
 
 
 def _damaged(folder: Path) -> UserError:

@@ -1,4 +1,4 @@
-"""Image files of every kind, folders and archives, and the decoded cache."""
+"""Folders and archives of images, and the decoded cache."""
 from __future__ import annotations
 
 import errno
@@ -9,129 +9,18 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
+from test_decoding import RGB, file_of, tiff
 
 from nbhelpers.data import images
-from nbhelpers.data.images import DecodedCache, ImageStore, decode
+from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.errors import UserError
 
 RNG = np.random.default_rng(0)
-RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-WIDE = RNG.integers(0, 65536, (20, 30, 3), dtype=np.uint16)
-HIGH = (WIDE >> 8).astype(np.uint8)
-FOUR, WIDE_FOUR = np.dstack([RGB, RGB[..., :1]]), np.dstack([WIDE, WIDE[..., :1]])
-GEO = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
-       (34735, "H", 4, (1, 1, 0, 0), True)]  # pixel scale, tie point and key directory of a GeoTIFF
-
-
-def file_of(pixels, format="PNG", mode="RGB", **options) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(out, format, **options)
-    return out.getvalue()
-
-
-def tiff(pixels, photometric="rgb", **options) -> bytes:
-    out = io.BytesIO()
-    tifffile.imwrite(out, pixels, photometric=photometric, **options)
-    return out.getvalue()
-
-
-def planes(pixels):
-    return np.moveaxis(pixels, -1, 0)
-
-
-def thrice(band):
-    return np.stack([band] * 3, axis=-1)
-
-
-def by_way_of(mode):
-    return np.asarray(Image.fromarray(RGB).convert(mode).convert("RGB"))
-
-
-EXACT = {
-    "png": (file_of(RGB), RGB),
-    "tiff": (tiff(RGB), RGB),
-    "alpha dropped, not blended": (file_of(np.dstack([RGB, RGB[..., 0] // 2]), mode="RGBA"), RGB),
-    "grey": (file_of(RGB, mode="L"), by_way_of("L")),
-    "grey with alpha": (file_of(RGB, mode="LA"), by_way_of("L")),
-    "bilevel": (file_of(RGB, mode="1"), by_way_of("1")),
-    "palette": (file_of(RGB, mode="P"), by_way_of("P")),
-    "palette with transparency": (file_of(RGB, mode="P", transparency=bytes(range(256))), by_way_of("P")),
-    "cmyk": (file_of(RGB, "TIFF", "CMYK"), by_way_of("CMYK")),
-    "png 16 bit": (cv2.imencode(".png", WIDE[..., ::-1])[1].tobytes(), HIGH),
-    "png 16 bit grey": (cv2.imencode(".png", WIDE[..., 0])[1].tobytes(), thrice(HIGH[..., 0])),
-    "tiff 16 bit": (tiff(WIDE), HIGH),
-    "tiff 16 bit big-endian": (tiff(WIDE, byteorder=">"), HIGH),
-    "tiff 16 bit planes": (tiff(planes(WIDE), planarconfig="separate"), HIGH),
-    "tiff 16 bit grey": (tiff(WIDE[..., 0], "minisblack"), thrice(HIGH[..., 0])),
-    "tiff 16 bit four bands": (tiff(WIDE_FOUR), HIGH),
-    "tiff 16 bit four planes": (tiff(planes(WIDE_FOUR), planarconfig="separate"), HIGH),
-    "tiff four bands": (tiff(FOUR, "minisblack", planarconfig="contig"), RGB),
-    "tiff four planes": (tiff(planes(FOUR), "minisblack", planarconfig="separate"), RGB),
-    "tiff two bands": (tiff(WIDE[..., :2], "minisblack", planarconfig="contig"), thrice(HIGH[..., 0])),
-    "geotiff": (tiff(RGB, extratags=GEO), RGB),
-    "geotiff 16 bit, four bands, tiles": (tiff(WIDE_FOUR, "minisblack", planarconfig="contig", tile=(16, 16),
-                                               extratags=GEO), HIGH),
-    "first of several pages": (tiff(np.stack([RGB, 255 - RGB])), RGB),
-    "bigtiff": (tiff(RGB, bigtiff=True), RGB),
-}
-
-
-@pytest.mark.parametrize("kind", EXACT)
-@pytest.mark.filterwarnings("error")
-def test_decode_gives_exactly_the_stated_pixels(kind):
-    data, expected = EXACT[kind]
-    found = decode(data, "x.png")
-    assert found.dtype == np.uint8 and found.flags.c_contiguous
-    np.testing.assert_array_equal(found, expected)
-
-
-REFUSED = {
-    "twelve bands": (tiff(np.dstack([WIDE] * 4), "minisblack", planarconfig="contig"), "12 bands"),
-    "twelve bits in sixteen": (tiff(WIDE >> 4), "no value reaches 4096"),
-    "twelve bits in sixteen, png": (cv2.imencode(".png", WIDE >> 4)[1].tobytes(), "no value reaches 4096"),
-    "twelve bits in sixteen, four bands": (tiff(WIDE_FOUR >> 4, "minisblack", planarconfig="contig"),
-                                           "no value reaches 4096"),
-    "float grey": (tiff(RGB[..., 0].astype(np.float32), "minisblack"), "float values"),
-    "float": (tiff(RGB.astype(np.float32)), "float32 values"),
-    "signed grey": (tiff(WIDE[..., 0].astype(np.int16), "minisblack"), "signed"),
-    "signed": (tiff(RGB.astype(np.int16)), "int16 values"),
-    "truncated jpeg": (file_of(RGB, "JPEG")[:-200], "truncated"),
-    "truncated png": (file_of(RGB)[:-300], "truncated"),
-    "truncated tiff": (tiff(WIDE)[:500], "truncated"),
-    "tiff header only": (b"II*\0" + b"a" * 20, "damaged"),
-    "text": (b"<html>Not found</html>", "not an image file"),
-    "empty": (b"", "not an image file"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.filterwarnings("error")
-def test_decode_refuses_in_one_sentence_with_the_name(kind):
-    data, reason = REFUSED[kind]
-    with pytest.raises(UserError, match=reason) as raised:
-        decode(data, "some/file.tif")
-    message = str(raised.value)
-    assert message.startswith("some/file.tif ") and "\n" not in message and message.endswith(".")
-
-
-def test_decode_refuses_a_picture_of_too_many_pixels_before_unpacking_it(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 599)
-    for data in (file_of(RGB), tiff(FOUR, "minisblack", planarconfig="contig")):
-        with pytest.raises(UserError, match="x has more than .* million pixels"):
-            decode(data, "x")
-    bomb = bytearray(file_of(RGB))
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height, above Pillow's own limit too
-    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
-    with pytest.raises(UserError, match="x has more than .* million pixels"):
-        decode(bytes(bomb), "x")
 
 
 # ---- stores ------------------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 import tarfile
-import warnings
 import zipfile
 import zlib
 from collections import defaultdict
@@ -15,105 +13,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
+from nbhelpers.data.decoding import decode
 from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import UserError, atomic_folder, atomic_write
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 MAX_BYTES = 256 * 2**20   # of one encoded file; a larger one is taken for an archive bomb
-MAX_PIXELS = 50_000_000   # of one image (150 MB decoded)
-BITS_PER_SAMPLE = 258     # a TIFF tag
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-DECODE_RULE = "1"         # part of every cache key: raise it whenever `decode` gives other pixels
-for _chatty in ("tifffile", "PIL.TiffImagePlugin"):  # their complaints of broken files become UserErrors
-    logging.getLogger(_chatty).addHandler(logging.NullHandler())
-
-
-def decode(data: bytes, name: str) -> np.ndarray:
-    """Encoded file -> (H, W, 3) uint8 RGB, told by content, never by extension. `name` is for messages only.
-
-    | file                                   | result                                                     |
-    |----------------------------------------|------------------------------------------------------------|
-    | RGB, CMYK, YCbCr, 8 bit                | Pillow's convert("RGB"); colour profiles are ignored       |
-    | bilevel, grey, grey + alpha            | the grey band three times                                  |
-    | palette                                | the palette's colours; transparency is dropped             |
-    | RGBA, four bands (RGB + near infrared) | the first three bands                                      |
-    | 16 bit (PNG, TIFF, GeoTIFF)            | the high byte; refused if no value reaches 4096, because   |
-    |                                        | then 11 or 12 bits were meant and the picture would be black |
-    | GeoTIFF                                | as the rows above; its geography is ignored                |
-    | more than four bands                   | refused: which are red, green and blue is unknown          |
-    | 32 bit, floating point, signed 16 bit  | refused                                                    |
-    | several frames or pages                | the first                                                  |
-
-    EXIF orientation is not applied (the papers' `convert("RGB")` does not either).
-    UserError on anything refused, truncated, not an image, or above MAX_PIXELS.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of odd metadata, which nobody reads here
-            pixels = _decode_pillow(data, name)
-            return _decode_tiff(data, name) if pixels is None else pixels
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_large(name) from None
-    except Exception as error:  # a broken file makes the decoders raise almost anything
-        raise UserError(f"{name} is damaged, truncated or of an unsupported kind ({str(error).rstrip('.')}); "
-                        "fetch it again or convert it to PNG.") from error
-
-
-def _decode_pillow(data: bytes, name: str) -> np.ndarray | None:
-    """None for a TIFF that Pillow does not read, or not right."""
-    try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        if data[:4] in TIFF_MAGIC:
-            return None
-        raise UserError(f"{name} is not an image file; replace it or remove it from the list.") from None
-    _check_size(image.width, image.height, name)
-    if image.mode in ("I", "F"):
-        raise UserError(f"{name} holds signed, 32-bit or float values; convert it to 8 bits per band.")
-    if image.mode.startswith("I;16"):
-        return _high_byte(np.stack([np.asarray(image)] * 3, axis=-1), name)
-    sixteen = any(";16" in str(part) for part in image.tile)
-    if image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, [8])) > 8 and not sixteen:
-        return None  # 16-bit bands stored one after the other: Pillow takes them for 8 bits
-    pixels = np.asarray(image.convert("RGB"))
-    return _high_byte(pixels.astype(np.uint16) << 8, name) if sixteen else pixels  # Pillow kept the high byte
-
-
-def _decode_tiff(data: bytes, name: str) -> np.ndarray:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages[0]
-        _check_size(page.imagewidth, page.imagelength, name)
-        bands = page.samplesperpixel
-        if bands > 4:
-            raise UserError(f"{name} has {bands} bands and nothing says which are red, green and blue; "
-                            "write these three to an 8-bit file.")
-        if page.dtype not in (np.uint8, np.uint16):
-            raise UserError(f"{name} holds {page.dtype} values; convert it to 8 bits per band.")
-        pixels = page.asarray()
-        pixels = np.moveaxis(pixels, page.axes.index("S"), -1) if bands > 1 else pixels[..., None]
-    pixels = np.ascontiguousarray(pixels[..., :3] if bands > 2 else np.repeat(pixels[..., :1], 3, axis=-1))
-    return _high_byte(pixels, name) if pixels.dtype == np.uint16 else pixels
-
-
-def _high_byte(pixels: np.ndarray, name: str) -> np.ndarray:
-    if pixels.max() < 4096:
-        raise UserError(f"{name} has 16 bits per band but no value reaches 4096, so its range is unknown; "
-                        "stretch it to 8 bits first (for example gdal_translate -ot Byte -scale).")
-    return (pixels >> 8).astype(np.uint8)
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(name)
-
-
-def _too_large(name: str) -> UserError:
-    return UserError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels; cut it into tiles first.")
+DECODE_RULE = "2"         # part of every cache key: raise it whenever `decode` gives other pixels
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:

@@ -140,7 +140,8 @@ def caption_file(folder: Path) -> Path:
         datasets = [file for file in files if file.suffix.lower() == ".csv"]
     if not datasets and not sets:
         raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, *_train.json, "
-                        "train_caps.txt with train_filename.txt, *.csv); name the folder or the file that does.")
+                        "train_caps.txt with train_filename.txt, *.csv); name the folder or the file that does."
+                        + shards.not_shards(folder))
     if len(datasets) == 1 and not sets:
         return datasets[0]
     choices = [file.name for file in datasets] + [f"{name}_*.json" for name in sets]

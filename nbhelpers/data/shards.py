@@ -1,12 +1,12 @@
-"""Images and captions in the same files: WebDataset shards, the arrow tables of ViLT, the parquet tables of the hub.
+"""Images and captions in the same files: WebDataset shards, and the tables of `tables`.
 
-| layout | on disk                                                                                                 |
-|--------|---------------------------------------------------------------------------------------------------------|
-| shards | tars of samples, one caption each: `000123.img_content`, `000123.caption`, `000123.img_name` (PIR-CLIP), |
-|        | or `000123.jpg` with `000123.txt` or `000123.json` (RS5M); `S-train-000000.tar` tells set and split       |
-| arrow  | `S_train.arrow`, a row per image: image (bytes), caption (list), image_id and, if it is there, split      |
-| hub    | `train-00000-of-00001.parquet`, also in `data/`, as `datasets` writes them: image (a struct of bytes and  |
-|        | path), captions (list) or caption, and, if they are there, filename and split                            |
+A shard is a tar of samples, whose members share a key, the path up to the first dot of the name:
+
+    000123.img_content, 000123.caption, 000123.img_name      PIR-CLIP's, a caption each
+    000123.jpg, 000123.txt or 000123.json                    RS5M's and others'
+
+`S-train-000000.tar` tells set and split, or else the name of its folder tells the split. A text may
+hold several captions, as lines or as a list in JSON. Members of a sample may stand apart.
 
 `streaming` trains from shards without unpacking them. Importing this module does not import torch.
 """
@@ -15,132 +15,162 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from nbhelpers.data.images import MAX_BYTES, ImageStore
+from nbhelpers.data import packed, tables
+from nbhelpers.data.images import MAX_BYTES, ImageStore, checksum
+from nbhelpers.data.packed import CAPTIONS, Entry, PackedImages
+from nbhelpers.data.reading import captions_in, decode_text, parse_json
 from nbhelpers.data.rows import UNPRINTABLE, Rows
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_folder
 
-IMAGE = ("img_content", "jpg", "jpeg", "png", "tif", "tiff", "bmp", "webp")  # parts of a sample, by preference
+IMAGE = ("img_content", "jpg", "jpeg", "png", "tif", "tiff", "bmp", "webp", "gif")  # by preference
 CAPTION = ("caption", "txt", "json")
 NAME = "img_name"
 MAX_SHARD = 2**30  # bytes of samples after which a new shard begins
 
-_FILE = re.compile(r"(?:(?P<set>.+?)[_-])?(?P<split>train|validation|valid|val|test)(?:[_-]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]+)?"
-                   r"\.(?:tar|arrow|parquet)", re.IGNORECASE)
-_SPLITS = {"validation": "val", "valid": "val"}
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # key and part, divided as webdataset does
+_ABOUT = {"readme", "license", "licence", "citation", "dataset_info", "dataset_infos", "sizes"}
 
 
 def layout_of(path: Path) -> str | None:
-    """"shards", "arrow" or "hub" for such a file, or for a folder of them; None for anything else."""
+    """"shards", "arrow" or "hub" for such a file or a folder of them; None for anything else."""
     if path.is_dir():
-        kinds = [("shards", any(map(_is_shard, path.glob("*.tar")))), ("arrow", any(path.glob("*.arrow"))),
-                 ("hub", any(_parquets(path)))]
-        return next((kind for kind, found in kinds if found), None)
-    return {".tar": "shards", ".arrow": "arrow", ".parquet": "hub"}.get(path.suffix.lower())
+        if any(map(_is_shard, packed.files_in(path, ".tar"))):
+            return "shards"
+        files = tables.table_files(path)
+        return tables.KINDS[files[0].suffix.lower()] if files else None
+    return ({".tar": "shards"} | tables.KINDS).get(path.suffix.lower())
 
 
 def read(path: Path, rows: Rows) -> str:
     """Adds the images and captions at `path` to `rows`; returns the name of the set.
 
-    `path` is a shard or a folder of shards, or a table, whose other splits are read with it, or their folder.
-    UserError that names shard and sample, or table and column, of what cannot be read.
+    `path` is a shard or a folder of shards, or a table, whose other splits are read with it, or
+    their folder. UserError with shard and sample, or table and column, of what cannot be read.
     """
-    tables = layout_of(path) in ("arrow", "hub")
-    files = _tables(path) if tables else shard_files(path)
-    for file in files:
-        (_read_table if tables else _read_shard)(file, rows)
-    matches = [_FILE.fullmatch(file.name) for file in files]
-    sets = {match["set"] if match else None for match in matches}
-    folder = path if path.is_dir() else path.parent
-    return (sets.pop() if len(sets) == 1 else None) or folder.resolve().name
+    packed.add_entries(_entries(path, rows.notes), rows)
+    return packed.set_name(_files(path), path if path.is_dir() else path.parent)
 
 
 def image_store(path: Path) -> ImageStore | None:
-    """The images in shards or tables, by the names that `read` gives them; None if `path` holds neither."""
+    """The images in shards or tables, by the names that `read` gives them; None without either."""
     layout = layout_of(path) if path.is_dir() or path.is_file() else None
-    if layout in ("arrow", "hub"):
-        return _table_images(path)
-    if layout == "shards" and (path.is_dir() or _is_shard(path)):  # any other tar is a plain archive of images
-        return _shard_images(path)
-    return None
+    if layout is None or layout == "shards" and path.is_file() and not _is_shard(path):
+        return None  # any other tar is a plain archive of images
+    if layout != "shards":
+        for file in _files(path):
+            tables.refuse_without_images(file)
+    return PackedImages(path, _entries(path, []))
 
 
-class PackedImages(ImageStore):
-    """Images that lie beside their captions; messages name the sample or the row of each.
-
-    known   name -> what its content is known by;  places  name -> what messages call it
-    """
-
-    def __init__(self, path: Path, known: dict[str, str], places: dict[str, str], read):
-        super().__init__(path, known, read)
-        self._places = places
-
-    def where(self, member: str) -> str:
-        return f"{member} ({self._places[member]})"
+def _files(path: Path) -> list[Path]:
+    return shard_files(path) if layout_of(path) == "shards" else tables.table_files(path)
 
 
-# ---- shards: reading -------------------------------------------------------------------------------------------------
+def _entries(path: Path, notes: list[str]) -> list[Entry]:
+    entries = []
+    for file in _files(path):
+        shard = file.suffix.lower() == ".tar"
+        entries += (_shard_entries if shard else tables.read_entries)(file, notes)
+    return entries
+
+
+# ---- shards: reading ---------------------------------------------------------------------------
 class Sample(NamedTuple):
-    """One pair of a shard: the name of the image, its encoded bytes, the caption, and what messages call it."""
+    """What a sample of a shard holds: the name of its image, the encoded image, its texts, and what
+    messages call it. A text may hold several captions."""
 
     file: str
     image: bytes
-    text: str
+    texts: list[str]
     place: str
 
+    def captions(self) -> list[str]:
+        """The captions in the texts. UserError if there are none."""
+        try:
+            found = [one for text in self.texts for one in captions_in(text)]
+        except ValueError:
+            found = []
+        if not found:
+            raise UserError(f"The {self.place} begins a list of captions but holds none; write one "
+                            "caption, one a line, or a list in JSON.")
+        return found
 
-def sample_of(parts: Mapping[str, bytes], key: str, shard: Path) -> Sample:
-    """The pair in the parts of a sample. UserError if one is missing or its text is not readable.
+
+def sample_of(parts: Mapping[str, bytes], key: str, shard: Path, notes: list[str]) -> Sample:
+    """The sample in the parts of a key. UserError if one is missing or its text is not readable.
 
     Without img_name, which few shards but PIR-CLIP's have, an image is named by its shard and key.
     """
     place = f"sample {key} of {shard.name}"
-    image, caption = _part(parts, IMAGE), _part(parts, CAPTION)
+    image, caption, name = (_first(parts, kinds) for kinds in (IMAGE, CAPTION, (NAME,)))
     if not image or not caption:
-        lacking = f"image ({', '.join(IMAGE)})" if not image else f"caption ({', '.join(CAPTION)})"
-        raise UserError(f"The {place} has no {lacking}; write the shard again or remove the sample.")
-    try:
-        text = parts[caption].decode()
-        if caption == "json":
-            content = json.loads(text)
-            text = content.get("caption") if isinstance(content, dict) else content
-        file = parts[NAME].decode() if NAME in parts else f"{shard.stem}/{key}.{image}"
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The {place} holds no readable text ({error}); write the shard again in UTF-8.") from error
-    if not isinstance(text, str):
-        raise UserError(f"The {place} has no string 'caption' in its JSON; write the shard again.")
-    return Sample(file, parts[image], text, place)
+        kind, kinds = ("caption", CAPTION) if image else ("image", IMAGE)
+        raise UserError(f"The {place} has no {kind} ({', '.join(kinds)}); write the shard again or "
+                        "remove the sample.")
+    texts = [decode_text(parts[caption], f"the {caption} of {place}", notes)]
+    if caption.endswith("json"):
+        texts = _json_texts(texts[0], place)
+    file = f"{shard.stem}/{key}.{image}"
+    if name:
+        file = decode_text(parts[name], f"the {name} of {place}", notes).strip()
+    return Sample(file, parts[image], texts, place)
 
 
-def _part(parts: Mapping, kinds: tuple[str, ...]) -> str | None:
-    return next((kind for kind in kinds if kind in parts), None)
+def _json_texts(text: str, place: str) -> list[str]:
+    content = parse_json(text, f"The JSON of {place}")
+    if isinstance(content, dict):
+        content = next((content[name] for name in CAPTIONS if name in content), None)
+    texts = [packed.sentence(one) for one in (content if isinstance(content, list) else [content])]
+    if not texts or not all(isinstance(one, str) for one in texts):
+        raise UserError(f"The JSON of {place} has no text or list of texts called "
+                        f"{', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]}; write one there or as .txt.")
+    return texts
+
+
+def _named(parts: Iterable[str], kinds: tuple[str, ...]) -> list[str]:
+    """The part of the first such kind; else all that end in one, as `input.jpg`, by kind."""
+    if plain := [kind for kind in kinds if kind in parts]:
+        return plain[:1]
+    dotted = [part for part in parts if _kind(part) in kinds]
+    return sorted(dotted, key=lambda part: kinds.index(_kind(part)))
+
+
+def _kind(part: str) -> str:
+    return part.rpartition(".")[2]
+
+
+def _first(parts: Iterable[str], kinds: tuple[str, ...]) -> str | None:
+    return next(iter(_named(parts, kinds)), None)
 
 
 def shard_files(path: Path | str, split: str | None = None) -> list[Path]:
-    """The shards at `path`, a tar or a folder of tars, by name; with `split`, those of it. UserError without one.
+    """The shards at `path`, a tar or a folder of tars, by name; with `split`, those of it.
 
-    A shard whose name tells no split is of train.
+    The name of a shard tells its split, or else that of its folder; where neither does, it is of
+    train. UserError if there is none.
     """
     path = Path(path).expanduser().resolve()
-    files = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.is_file() else []
+    files = packed.files_in(path, ".tar") if path.is_dir() else [path] if path.is_file() else []
     files = [file for file in files if split in (None, _split(file))]
     if not files:
-        raise UserError(f"{path} holds no shard{f' of {split}' if split else ''}; name a folder of tars, or write them "
+        of_split = f" of {split}" if split else ""
+        raise UserError(f"{path} holds no shard{of_split}; name a folder of tars, or write them "
                         "with `python -m nbhelpers data shards`.")
     return files
 
 
 def sizes(files: list[Path]) -> dict[Path, int]:
-    """How many samples each shard holds: from `sizes.json` beside it, which `write` makes, else counted in the shard."""
+    """How many samples each shard holds, as `write` notes in `sizes.json` beside it, else counted."""
     listed: dict[Path, dict] = {}
     for folder in {file.parent for file in files}:
         try:
@@ -148,29 +178,136 @@ def sizes(files: list[Path]) -> dict[Path, int]:
         except (OSError, ValueError, TypeError):
             listed[folder] = {}
     counts = {file: listed[file.parent].get(file.name) for file in files}
-    return {file: count if type(count) is int else sum(1 for _ in _samples(_members(file))) for file, count in counts.items()}
+    return {file: count if type(count) is int else len(_index(file, []))
+            for file, count in counts.items()}
+
+
+def samples(shard: Path, notes: list[str]) -> Iterator[tuple[Sample, tarfile.TarInfo]]:
+    """Each sample of a shard, and the member that is its image.
+
+    UserError as `sample_of`, and if the shard is damaged.
+    """
+    index, odd = _index(shard, notes), []
+    with open(shard, "rb") as file:
+        for key, members in index:
+            parts = {part: _content(file, member) for part, member in members.items()}
+            yield sample_of(parts, key, shard, odd), members[_named(members, IMAGE)[0]]
+    if odd:
+        notes.append(f"{len(odd)} texts in {shard.name}: {odd[0]}")
+
+
+def not_shards(folder: Path) -> str:
+    """What a message adds about the tars in a folder without shards; "" if there are none."""
+    for file in packed.files_in(folder, ".tar"):
+        return (f" {file.name} is no shard, since no key in it has both an image "
+                f"({', '.join(IMAGE)}) and a caption ({', '.join(CAPTION)}).")
+    for file in packed.files_in(folder, ".gz") + packed.files_in(folder, ".tgz"):
+        return f" If {file.name} is a shard, unpack it to {file.name.partition('.')[0]}.tar."
+    return ""
 
 
 def _split(file: Path) -> str:
-    match = _FILE.fullmatch(file.name)
-    return _SPLITS.get(match["split"].lower(), match["split"].lower()) if match else "train"
+    return packed.split_by_name(file) or "train"
 
 
-def _samples(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(key, {part: member}) of each sample."""
-    named = [(match[1], match[2].lower(), member) for member in members if (match := _MEMBER.fullmatch(member.name))]
-    for key, group in groupby(named, lambda part: part[0]):
-        yield key, {part: member for _, part, member in group}
+def _key_and_part(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """None for what is no part of a sample: folders, hidden files, and webdataset's `__names__`."""
+    name = member.name.removeprefix("./")
+    match = _MEMBER.fullmatch(name)
+    if not match or not member.isfile() or re.match(r"__[^/]*__($|/)", name):
+        return None
+    return match[1], match[2].lower()
 
 
 def _is_shard(path: Path) -> bool:
-    """Whether the first sample of a tar has a part that only samples have, or an image with a caption."""
+    """Whether a tar has a part that only samples have, or an image and a caption of one key."""
+    seen: dict[str, set[str]] = {}
     try:
         with tarfile.open(path, mode="r:") as archive:
-            _, parts = next(_samples(member for member, _ in zip(archive, range(8)) if member.isfile()), ("", {}))
+            for key, part in filter(None, map(_key_and_part, archive)):
+                parts = seen.setdefault(key, set())
+                parts.add(part)
+                if part in (IMAGE[0], CAPTION[0], NAME):
+                    return True
+                if _named(parts, IMAGE) and _named(parts, CAPTION):
+                    return True
     except (OSError, tarfile.TarError):
+        pass
+    return False
+
+
+def _index(shard: Path, notes: list[str]) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(key, {part: member}) of each sample, in the order of their first members.
+
+    Members that tell of the whole set are left out, and noted. UserError if the shard is damaged
+    or a sample has several images.
+    """
+    found, about = [], []
+    groups = _grouped(_members(shard))
+    with open(shard, "rb") as file:
+        for key, parts in groups:
+            if _tells_of_the_set(key, parts, file):
+                about += [member.name for member in parts.values()]
+            else:
+                found += _divided(key, parts, shard)
+    if about:
+        notes.append(f"{len(about)} members of {shard.name} belong to no sample and were not read "
+                     f"(first: {about[0]}).")
+    return found
+
+
+def _grouped(members: list[tarfile.TarInfo]) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """The members by key, wherever they stand; a part that comes again begins another sample."""
+    groups, latest = [], {}
+    for member in members:
+        if named := _key_and_part(member):
+            key, part = named
+            if key not in latest or part in latest[key]:
+                latest[key] = {}
+                groups.append((key, latest[key]))
+            latest[key][part] = member
+    return groups
+
+
+def _tells_of_the_set(key: str, parts: dict[str, tarfile.TarInfo], file) -> bool:
+    """Whether parts without an image are no sample: by their name, or as they hold no caption."""
+    if NAME in parts or _named(parts, IMAGE):
         return False
-    return bool({IMAGE[0], CAPTION[0], NAME} & parts.keys()) or None not in (_part(parts, IMAGE), _part(parts, CAPTION))
+    caption = _first(parts, CAPTION)
+    if caption is None or key.rpartition("/")[2].lower() in _ABOUT:
+        return True
+    if not caption.endswith("json"):
+        return False
+    try:
+        content = json.loads(_content(file, parts[caption]))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and not set(CAPTIONS) & set(content)
+
+
+def _divided(key: str, parts: dict[str, tarfile.TarInfo],
+             shard: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """The parts as one sample; as several, divided at the last dot, where names hold more dots.
+
+    UserError if there are several images or captions, but not one of both in each.
+    """
+    captions = [_kind(part) for part in _named(parts, CAPTION)]
+    if len(_named(parts, IMAGE)) < 2 and len(captions) == len(set(captions)):
+        return [(key, parts)]
+    inner: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
+    for part, member in parts.items():
+        middle, _, kind = part.rpartition(".")
+        inner[f"{key}.{middle}" if middle else key][kind] = member
+    if not all(_named(own, IMAGE) and _named(own, CAPTION) for own in inner.values()):
+        raise UserError(f"The sample {key} of {shard.name} has several images or captions "
+                        f"({', '.join(parts)}), since a key ends at the first dot; write one of "
+                        f"both under each key, as {key}_1.jpg and {key}_1.txt.")
+    return list(inner.items())
+
+
+def _content(file, member: tarfile.TarInfo) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(member.size)
 
 
 def _members(shard: Path) -> list[tarfile.TarInfo]:
@@ -192,45 +329,16 @@ def _members(shard: Path) -> list[tarfile.TarInfo]:
     return members
 
 
-def _described(shard: Path) -> Iterator[tuple[Sample, tarfile.TarInfo]]:
-    """Each sample without its image, which the member beside it is."""
-    samples = list(_samples(_members(shard)))
+def _shard_entries(shard: Path, notes: list[str]) -> Iterator[Entry]:
+    for sample, member in samples(shard, notes):
+        read = partial(_read_image, shard, member)
+        yield Entry(sample.place, sample.file, _split(shard), sample.texts,
+                    checksum(sample.image), read)
+
+
+def _read_image(shard: Path, member: tarfile.TarInfo) -> bytes:
     with open(shard, "rb") as file:
-        for key, members in samples:
-            parts = {}
-            for part, member in members.items():
-                if part in (*CAPTION, NAME):
-                    file.seek(member.offset_data)
-                    parts[part] = file.read(member.size)
-            image = _part(members, IMAGE)
-            yield sample_of(parts | ({image: b""} if image else {}), key, shard), members.get(image)
-
-
-def _read_shard(shard: Path, rows: Rows) -> None:
-    for sample, _ in _described(shard):
-        rows.add(sample.place, sample.file, _split(shard), [sample.text], once=False)
-
-
-def _shard_images(path: Path) -> ImageStore:
-    spots: dict[str, tuple[Path, int, int]] = {}
-    known, places = {}, {}
-    for shard in shard_files(path):
-        changed = shard.stat().st_mtime_ns
-        for sample, member in _described(shard):
-            if sample.file not in spots:
-                spots[sample.file], places[sample.file] = (shard, member.offset_data, member.size), sample.place
-                known[sample.file] = f"{sample.place} {member.offset_data} {member.size} {changed}"
-            elif spots[sample.file][2] != member.size:
-                raise UserError(f"The {sample.place} and the {places[sample.file]} are both called {sample.file} but are not "
-                                "the same image; write the shards again with a name for each image.")
-
-    def read(name: str) -> bytes:
-        shard, offset, size = spots[name]
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    return PackedImages(path, known, places, read)
+        return _content(file, member)
 
 
 # ---- shards: writing -------------------------------------------------------------------------------------------------
@@ -277,100 +385,3 @@ def _pairs(table: CaptionTable, store: ImageStore, order: Iterable[int]) -> Iter
     for row in order:
         yield {IMAGE[0]: store.encoded(files[row]), NAME: files[row].encode(),
                CAPTION[0]: UNPRINTABLE.sub(" ", texts[row]).encode()}
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------------
-def _parquets(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
-
-
-def _tables(path: Path) -> list[Path]:
-    """The tables of a folder, or the one file with those of the same set beside it."""
-    if path.is_dir():
-        return sorted(path.glob("*.arrow")) or _parquets(path)
-    own = _FILE.fullmatch(path.name)
-    beside = [(file, _FILE.fullmatch(file.name)) for file in sorted(path.parent.glob(f"*{path.suffix}"))] if own else []
-    return [file for file, match in beside if match and match["set"] == own["set"]] or [path]
-
-
-def _open_table(path: Path):
-    """The pyarrow Table of a file: image (bytes), caption, image_id and, if the file says so, split. The bytes of an arrow file
-    are mapped, those of a parquet file are in memory. UserError if it is damaged or lacks a column."""
-    import pyarrow as pa
-
-    hub = path.suffix.lower() == ".parquet"
-    try:
-        table = _hub_table(path) if hub else _arrow_table(path)
-        table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
-        kind = "parquet" if hub else "arrow"
-        raise UserError(f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); fetch it again.") from error
-    lacking = [name for name in ("image", "caption", "image_id") if table.column_names.count(name) != 1]
-    if lacking:
-        raise UserError(f"{path} does not have one column {' and one '.join(lacking)} (its columns: "
-                        f"{', '.join(table.column_names) or 'none'}); write image, caption and image_id.")
-    kind = table.schema.field("image").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"The column image of {path} holds {kind}, not the bytes of image files; write the table again.")
-    return table
-
-
-def _arrow_table(path: Path):
-    import pyarrow as pa
-
-    mapped = pa.memory_map(str(path))
-    try:
-        return pa.ipc.open_file(mapped).read_all()
-    except pa.ArrowInvalid:  # the other of arrow's two forms
-        mapped.seek(0)
-        return pa.ipc.open_stream(mapped).read_all()
-
-
-def _hub_table(path: Path):
-    """A parquet table of the hub with its columns named as in ViLT's. A name is `filename`, or the path of the image."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    columns = {name: table[name] for name in table.column_names if name != "image" and table.column_names.count(name) == 1}
-    if "captions" in columns:
-        columns["caption"] = columns.pop("captions")
-    if "image" in table.column_names:
-        image = table["image"]
-        fields = [field.name for field in image.type] if pa.types.is_struct(image.type) else []
-        columns["image"] = pc.struct_field(image, "bytes") if "bytes" in fields else image
-        names = columns.get("filename", pc.struct_field(image, "path") if "path" in fields else None)
-        if names is not None:
-            columns["image_id"] = names
-    return pa.table(columns)
-
-
-def _names(table) -> list[str | None]:
-    return [None if image_id is None else str(image_id) for image_id in table["image_id"].to_pylist()]
-
-
-def _read_table(path: Path, rows: Rows) -> None:
-    table, match = _open_table(path), _FILE.fullmatch(path.name)
-    if "split" not in table.column_names and not match:
-        raise UserError(f"{path} has no column split, and its name tells none; call it like S_train.arrow.")
-    splits = table["split"].to_pylist() if "split" in table.column_names else [_split(path)] * table.num_rows
-    for row, (file, split, texts) in enumerate(zip(_names(table), splits, table["caption"].to_pylist())):
-        alone = not isinstance(texts, list)
-        rows.add(f"{path.name} row {row}", file, split, [texts] if alone else texts, once=not alone)
-
-
-def _table_images(path: Path) -> ImageStore:
-    spots, known, places = {}, {}, {}
-    for file in _tables(path):
-        table, changed = _open_table(file), file.stat().st_mtime_ns
-        for row, name in enumerate(_names(table)):
-            if name is not None and name not in spots:
-                spots[name], places[name] = (table["image"], row), f"row {row} of {file.name}"
-                known[name] = f"{places[name]} {file.stat().st_size} {changed}"
-
-    def read(name: str) -> bytes:
-        column, row = spots[name]
-        return column[row].as_py() or b""
-
-    return PackedImages(path, known, places, read)

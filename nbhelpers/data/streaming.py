@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import random
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nbhelpers.data import shards
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer
-from nbhelpers.data.images import decode
+from nbhelpers.data.images import checksum, decode
 from nbhelpers.data.loading import Tokenizer
 from nbhelpers.data.shards import Sample
 from nbhelpers.errors import UserError
@@ -32,10 +31,12 @@ def numbered(values: list[str]) -> Tensor:
 
 class ShardDataset(IterableDataset):
     """Pairs of one split of the shards at `path`, a tar or a folder of tars; `collate` makes batches as PairDataset does,
-    but without `row`, since nothing is known of the other captions.
+    but without `row`, since nothing is known of the other captions. A sample is one pair: of
+    several captions in it one is drawn, in each epoch anew.
 
     image_index and scene are numbers within their batch, which only say what is equal. As released, the class of an image is
-    its name up to the first '_'; a name without one is a class of its own (PIR-CLIP, spec 3).
+    its name up to the first '_'; a name without one is a class of its own (PIR-CLIP, spec 3). Different images of one name
+    have different numbers.
 
     transform  augment.TrainTransform or TestTransform
     drawn      0: every sample once an epoch; else so many, from shards drawn with replacement (as released)
@@ -70,36 +71,33 @@ class ShardDataset(IterableDataset):
         for url in urls:
             shard, count = Path(url["url"]), 0
             expected = shards.sizes([shard])[shard]
-            for parts in self._parts(url, shard):
-                yield shards.sample_of(parts, parts["__key__"], shard)
+            for sample, _ in shards.samples(shard, []):
+                yield sample
                 count += 1
-            if count != expected:  # a broken header ends a tar without a word
-                raise UserError(f"The shard {shard} gives {count} samples and should hold {expected}; it is damaged or its "
-                                "sizes.json is of other shards: fetch or write it again.")
-
-    @staticmethod
-    def _parts(url: dict, shard: Path) -> Iterator[dict]:
-        try:
-            yield from webdataset.tarfile_to_samples()(iter([url]))
-        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-            raise UserError(f"The shard {shard} is damaged or cut off; fetch or write it again.") from error
+            if count != expected:
+                raise UserError(f"The shard {shard} gives {count} samples and should hold {expected}; "
+                                "its sizes.json is of other shards: remove that file.")
 
     def collate(self, drawn: list[tuple[int, Sample]]) -> dict[str, Tensor]:
         """The batch of what `__iter__` gave: pixels (B,3,S,S) float32, ids and mask (B,L), image_index and scene (B,) int64."""
         out = np.empty((len(drawn), 3, self.transform.size, self.transform.size), np.float32)
+        texts = [""] * len(drawn)
 
         def fill(row):
             number, sample = drawn[row]
             rng = np.random.default_rng([self.seed, self.epoch, number])
             image = decode(sample.image, f"{sample.file} ({sample.place})")
             self.normalizer.into(self.transform(image, rng), out[row])
+            captions = sample.captions()
+            texts[row] = self.tokenizer.clean(captions[rng.integers(len(captions))])
 
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             list(pool.map(fill, range(len(drawn))))
         names = [sample.file for _, sample in drawn]
-        ids, mask = self.tokenizer([self.tokenizer.clean(sample.text) for _, sample in drawn])
+        images = [f"{sample.file} {checksum(sample.image)}" for _, sample in drawn]
+        ids, mask = self.tokenizer(texts)
         return {"pixels": torch.from_numpy(out), "ids": ids, "mask": mask,
-                "image_index": numbered(names), "scene": numbered([name.split("_")[0] for name in names])}
+                "image_index": numbered(images), "scene": numbered([name.split("_")[0] for name in names])}
 
 
 def stream_loader(dataset: ShardDataset, batch_size: int, workers: int = 1) -> DataLoader:

@@ -1,0 +1,197 @@
+"""Tables of images and captions: ViLT's arrow tables, and what the hub's `datasets` writes.
+
+| what       | columns, by preference, in any letter case                                       |
+|------------|----------------------------------------------------------------------------------|
+| images     | image, img: the bytes of image files, or a struct of bytes and path              |
+| captions   | captions, caption, sentences, text: a text, or a list of texts or of structs     |
+|            | with a field `raw`                                                               |
+| file names | filename, file_name, the paths in the images, image_id, img_id                   |
+| splits     | split; else the name of the file, or of its folder, tells it                     |
+
+On disk: `S_train.arrow`; `train-00000-of-00001.parquet`, also in `data/`; `train/0000.parquet`.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from nbhelpers.data.images import checksum
+from nbhelpers.data.packed import CAPTIONS, Entry, files_in, sentence, split_by_name
+from nbhelpers.data.reading import column_names, split_file, split_of
+from nbhelpers.data.table import safe_file_name
+from nbhelpers.errors import UserError
+
+IMAGES = ("image", "img")
+KINDS = {".arrow": "arrow", ".parquet": "hub"}
+
+
+def table_files(path: Path) -> list[Path]:
+    """The tables of a folder, or the one file with those of the other splits of its set."""
+    if path.is_dir():
+        return files_in(path, ".arrow") or files_in(path, ".parquet")
+    own = split_file(path.name)
+    if not own:
+        in_folders = split_of(path.resolve().parent.name)
+        beside = files_in(path.resolve().parent.parent, path.suffix.lower()) if in_folders else []
+        return beside if path.resolve() in beside else [path]
+    named = [(file, split_file(file.name)) for file in files_in(path.parent, path.suffix.lower())]
+    return [file for file, found in named if found and found.set == own.set] or [path]
+
+
+def read_entries(path: Path, notes: list[str]) -> Iterator[Entry]:
+    """The rows of a table; where it has no images, all digests are "".
+
+    `notes` gets a sentence on captions that were passed over. UserError if the table is damaged,
+    or lacks captions or a split, or both images and their names.
+    """
+    table = _open(path)
+    images = _images(table, path)
+    names = _names(table)
+    if table.num_rows and images is None and not any(names):
+        raise UserError(f"{path} has neither images nor file names ({_described(table)}); add a "
+                        "column image with the bytes of the image files, or a column filename.")
+    splits = _splits(table, path)
+    captions = table[_caption_column(table, path, notes)].to_pylist()
+    for row, (name, split, texts) in enumerate(zip(names, splits, captions)):
+        read, several = partial(_image, images, row), isinstance(texts, list)
+        yield Entry(f"row {row} of {path.name}", name, split_of(split) or split,
+                    [sentence(text) for text in (texts if several else [texts])],
+                    "" if images is None else checksum(read()), read, once=several and images is None)
+
+
+def refuse_without_images(path: Path) -> None:
+    """UserError if a table has no images, only paths of them, or none at all."""
+    table = _open(path)
+    if _images(table, path) is None:
+        first = next(filter(None, _names(table)), "none")
+        raise UserError(f"{path} holds the names of images (first: {first}) but not the images; "
+                        "name the folder or archive of these files as the images, or write their "
+                        "bytes into the column image.")
+
+
+def _open(path: Path):
+    """The pyarrow Table of a file, its columns in lower case.
+
+    The bytes of an arrow file are mapped, those of a parquet file are in memory. UserError if it
+    is damaged or has a column twice.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parquet = path.suffix.lower() == ".parquet"
+    try:
+        table = pq.read_table(path, partitioning=None) if parquet else _arrow_table(path)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        kind = "parquet" if parquet else "arrow"
+        raise UserError(f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); "
+                        "fetch it again.") from error
+    return table.rename_columns(column_names(table.column_names, str(path)))
+
+
+def _arrow_table(path: Path):
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_file(mapped).read_all()
+    except pa.ArrowInvalid:  # the other of arrow's two forms
+        mapped.seek(0)
+        return pa.ipc.open_stream(mapped).read_all()
+
+
+def _described(table) -> str:
+    columns = [f"{field.name} ({field.type})" for field in table.schema]
+    return f"its columns: {', '.join(columns) or 'none'}"
+
+
+def _image_column(table):
+    """(name, type, fields of a struct) of the column of images; (None, None, []) without one."""
+    import pyarrow as pa
+
+    name = next((name for name in IMAGES if name in table.column_names), None)
+    if name is None:
+        return None, None, []
+    kind = table.schema.field(name).type
+    return name, kind, [field.name for field in kind] if pa.types.is_struct(kind) else []
+
+
+def _images(table, path: Path):
+    """The column of encoded images; None if there are only paths, or no such column."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name, _, fields = _image_column(table)
+    if name is None:
+        return None
+    column = pc.struct_field(table[name], "bytes") if "bytes" in fields else table[name]
+    kind = column.type
+    if column.null_count == len(column) or _is_text(kind):
+        return None
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise UserError(f"The column {name} of {path} holds {kind}, not the bytes of image files; "
+                        "write the files (PNG, JPEG) as binary, or as a struct of bytes and path.")
+    return column
+
+
+def _is_text(kind) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _image(column, row: int) -> bytes:
+    return column[row].as_py() or b""
+
+
+def _names(table) -> list[str | None]:
+    """The file name of each row, from the first column that has any; an empty one is None."""
+    for values in _name_columns(table):
+        if any(value not in (None, "") for value in values):
+            return [None if value in (None, "") else str(value) for value in values]
+    return [None] * table.num_rows
+
+
+def _name_columns(table) -> Iterator[list]:
+    import pyarrow.compute as pc
+
+    for name in ("filename", "file_name"):
+        if name in table.column_names:
+            yield table[name].to_pylist()
+    name, kind, fields = _image_column(table)
+    if "path" in fields:
+        yield [_relative(value) for value in pc.struct_field(table[name], "path").to_pylist()]
+    elif name and _is_text(kind):
+        yield [_relative(value) for value in table[name].to_pylist()]
+    for name in ("image_id", "img_id"):
+        if name in table.column_names:
+            yield table[name].to_pylist()
+
+
+def _relative(path: str | None) -> str | None:
+    """A path of the writer's machine; only its last part where it leaves the folder of images."""
+    if not path or safe_file_name(path):
+        return path
+    return PureWindowsPath(PurePosixPath(path).name).name
+
+
+def _splits(table, path: Path) -> list[str]:
+    if "split" in table.column_names:
+        return table["split"].to_pylist()
+    named = split_by_name(path)
+    if named is None:
+        raise UserError(f"{path} has no column split, and neither its name nor its folder tells "
+                        f"one; rename it to {path.stem}_train{path.suffix}, or _val or _test.")
+    return [named] * table.num_rows
+
+
+def _caption_column(table, path: Path, notes: list[str]) -> str:
+    found = [name for name in CAPTIONS if name in table.column_names]
+    if not found:
+        raise UserError(f"{path} has no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} "
+                        f"({_described(table)}); rename the one of the captions to captions.")
+    if len(found) > 1:
+        notes.append(f"The captions of {path.name} were taken from its column {found[0]}, not from "
+                     f"{', '.join(found[1:])}.")
+    return found[0]

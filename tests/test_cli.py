@@ -31,7 +31,7 @@ def test_check_of_good_captions_exits_0(tmp_path, capsys):
 
 
 def test_check_exits_1_with_one_line_per_class_of_problem(tmp_path, capsys):
-    assert main(["data", "check", "--captions", captions(tmp_path, split="dev", sentences=[])]) == 1
+    assert main(["data", "check", "--captions", captions(tmp_path, split="tset", sentences=[])]) == 1
     out, err = capsys.readouterr()
     assert "layout" in out
     assert len(err.splitlines()) == 2 and all(line.startswith("problem: ") for line in err.splitlines())

@@ -4,12 +4,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from nbhelpers.data import layouts, shards
+from nbhelpers.data.reading import split_file
 from nbhelpers.data.rows import draw
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
@@ -53,6 +55,17 @@ class KnownSet:
             if counts == (train + val, 0, test):
                 return f"{name}, train and val merged"
         return None
+
+    def caption_fault(self, table: CaptionTable) -> str | None:
+        """In one sentence how the captions differ from the published ones in number; None if they agree."""
+        counts = table.captions.image_id.value_counts().reindex(table.images.image_id, fill_value=0)
+        other = counts[counts != self.captions_per_image]
+        if other.empty:
+            return None
+        published = self.captions_per_image * len(table)
+        return (f"{self.title} has {self.captions_per_image} captions for each image, {published} for these, "
+                f"but {len(table.captions)} were found ({len(other)} images have another number, first: "
+                f"{other.index[0]}).")
 
 
 KNOWN = {
@@ -144,8 +157,13 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
     where += [f"The layout of the captions is {reading.layout}.", *reading.notes]
     if known:
         split = known.split_name(reading.table)
-        where.append(f"The image counts are those of {known.title}, {split}." if split else
-                     f"The image counts are not those of {known.title}: compare with other work with care.")
+        fault = known.caption_fault(reading.table)
+        if split and not fault:
+            where.append(f"The counts of images and captions are those of {known.title}, {split}.")
+        if not split:
+            where.append(f"The image counts are not those of {known.title}: compare with other work with care.")
+        if fault:
+            where.append(fault)
     table = name_scenes(dataclasses.replace(reading.usable(), name=key), recognised)
     if "val" not in set(table.images.split) and "train" in set(table.images.split):
         held, before = hold_out(table), int((table.images.split == "train").sum())
@@ -177,22 +195,23 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
 
 
 def expected_tree(key: str) -> str:
-    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}_train.json with its other splits or a "
+    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}.jsonl, {key}_train.json (or .jsonl, .csv) with its other splits or a "
             f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
             f"{key}_shards, {key}_train.arrow or {key}/train-*.parquet, which hold both")
 
 
 def _find_captions(key: str, folder: Path) -> Path | None:
     entries = _entries(folder)
-    for name in (f"dataset_{key}.json", f"{key}.csv", f"{key}_train.json", f"{key}-train.json", f"{key}_precomp", f"{key}_shards",
-                 f"{key}_train.arrow"):
+    names = [f"dataset_{key}.json", *(key + suffix for suffix in layouts.SUFFIXES[1:])]
+    names += sorted(filter(partial(_is_part, key), entries), key=len)
+    for name in (*names, f"{key}.json", f"{key}_precomp", f"{key}_shards", f"{key}_train.arrow"):
         if name in entries:
             return entries[name]
     for own in _own_folders(key, folder):
         names = _entries(own)
         if shards.layout_of(own):
             return own
-        if any(name.endswith((".json", ".csv", "_caps.txt")) for name in names):
+        if any(name.endswith((*layouts.SUFFIXES, "_caps.txt", "_caps_verify.txt")) for name in names):
             try:
                 return layouts.caption_file(own)
             except UserError as error:
@@ -200,6 +219,12 @@ def _find_captions(key: str, folder: Path) -> Path | None:
         if f"{key}_precomp" in names:
             return names[f"{key}_precomp"]
     return None
+
+
+def _is_part(key: str, name: str) -> bool:
+    """Whether a file is one split of the set, as in S_train.json."""
+    named = split_file(name)
+    return bool(named) and named.set.lower() == key and name.endswith(layouts.SUFFIXES)
 
 
 def _find_images(key: str, folder: Path) -> Path | None:

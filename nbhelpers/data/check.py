@@ -50,20 +50,24 @@ def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> 
         report.say(split, f"{row.images} images, {row.captions} captions")
     for split in ("train", "test"):
         if len(table) and split not in set(table.images.split):
-            report.problems.append(f"There is no image in split '{split}'; take all parts of the release.")
+            report.problems.append(f"There is no image in split '{split}'; write the split of each image in a "
+                                   "field or column 'split', or put the file of that split beside the others, "
+                                   f"named like them but with {split}.")
     if key is None:
         report.say("set", f"'{table.name}' is not in the catalogue: no published counts to compare with")
         return
     known, split_name = catalog.KNOWN[key], catalog.KNOWN[key].split_name(table)
     published = "; ".join(f"{'/'.join(map(str, counts))} ({name})" for name, counts in known.splits.items())
-    report.say("set", f"{known.title}: {published}")
-    if split_name:
-        report.say("", f"the counts agree ({split_name})")
-    elif len(table) == known.images:
-        report.say("", f"all {known.images} images, but another split than these: results do not compare")
-    else:
+    report.say("set", f"{known.title}: {published}, {known.captions_per_image} captions per image")
+    if len(table) != known.images:
         report.problems.append(f"{known.title} has {known.images} images but {len(table)} were found; take "
                                f"the complete release from {known.captions_source}.")
+    elif fault := known.caption_fault(table):
+        report.problems.append(f"{fault.rstrip('.')}; take the complete release from {known.captions_source}.")
+    elif split_name:
+        report.say("", f"the counts of images and captions agree ({split_name})")
+    else:
+        report.say("", f"all {known.images} images, but another split than these: results do not compare")
 
 
 def _describe_captions(table: CaptionTable, report: CheckReport) -> None:

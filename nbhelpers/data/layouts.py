@@ -1,16 +1,22 @@
 """Readers and writers of the caption layouts that papers publish; every reader ends in a CaptionTable.
 
-| layout   | on disk                                                                                       |
-|----------|-----------------------------------------------------------------------------------------------|
-| karpathy | one file `{"images": [{"filename", "split", "sentences": [{"raw", "tokens"}]}]}`               |
-| precomp  | a folder of `train_caps.txt` + `train_filename.txt` and the same for val and test              |
-| rows     | `S_train.json`: one `{"image", "caption", "label_name"}` per caption; val, test: five per image |
-| lavis    | `S_train.json` as above; `S_test.json` of images, their captions in COCO's `S_test_gt.json`    |
-| nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                       |
-| shards   | WebDataset tars,                                                                              |
-| arrow    | ViLT's tables, and                                                                            |
-| hub      | the parquet tables of `datasets`, all three with their images inside: see `shards`            |
-| csv      | your own table: a first line `image,caption` and, if there are, `split` and `class`; a row per caption |
+| layout   | on disk                                                                                   |
+|----------|-------------------------------------------------------------------------------------------|
+| karpathy | one file `{"images": [{"filename", "split", "sentences": [{"raw", "tokens"}]}]}`           |
+| precomp  | a folder of `train_caps.txt` + `train_filename.txt` and the same for val and test; AMFMN's |
+|          | `train_*_verify.txt` and `val_*_verify.txt` are its train list, divided                    |
+| rows     | `S_train.json`: one `{"image", "caption", "label_name"}` per caption, val and test: five   |
+|          | per image; or the same as JSON lines, `S_train.jsonl` or `train/metadata.jsonl`           |
+| lavis    | `S_train.json` as above; `S_test.json` of images, their captions in `S_test_gt.json`      |
+| coco     | `captions_train2017.json`: `{"images": [{"id", "file_name"}], "annotations": [...]}`       |
+| nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                   |
+| shards   | WebDataset tars,                                                                          |
+| arrow    | ViLT's tables, and                                                                        |
+| hub      | the parquet tables of `datasets`, all three with their images inside: see `shards`        |
+| csv      | your own table: a first line `image,caption` and, if there are, `split` and `class`       |
+
+A row says its split itself, else the name of its file does (`reading.split_file`), else a hash of the
+image's name. Files of one name that differ in the split are read together.
 
 No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
 the path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
@@ -23,19 +29,27 @@ import json
 import re
 from collections import defaultdict
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 from nbhelpers.data import shards
-from nbhelpers.data.reading import column_names, parse_json, read_text
+from nbhelpers.data.reading import (SPLIT_PATTERN, SPLIT_WORDS, column_names, match_ids, parse_json,
+                                    read_text, split_file, split_of)
 from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, hashed_split
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
 
-LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "nwpu", "shards", "arrow", "hub", "csv")
+LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "coco", "nwpu", "shards", "arrow", "hub", "csv")
 WRITABLE = LAYOUTS[:4]
+TABLES = (".csv", ".tsv")
+JSON_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (".json", *JSON_LINES, *TABLES)
+FILE_FIELDS = ("image", "filename", "file_name")  # of a row, by preference
+CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "raw")
 
-_SPLIT_FILE = re.compile(r"(?:(?P<set>.+)[_-])?(?P<split>train|val|test)(?P<gt>[_-]gt)?\.json", re.IGNORECASE)
-_PRECOMP_FILE = re.compile(r"(train|val|test)_(caps|filename)\.txt")
+_PRECOMP_FILE = re.compile(rf"(?P<word>{SPLIT_PATTERN})_(?P<part>caps|filename)(?P<verify>_verify)?"
+                           r"\.txt", re.IGNORECASE)
+_MORE_CAPTIONS = re.compile(r"(?:caption|sentence|raw|text)s?[_ -]?\d+")
 
 
 def read(path: Path | str, layout: str | None = None) -> CaptionTable:
@@ -47,8 +61,8 @@ def read(path: Path | str, layout: str | None = None) -> CaptionTable:
 
 
 def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> Reading:
-    """As `read`, but goes on past broken rows and reports them; with `joined`, captions of an image that is listed twice in
-    its split are joined. UserError where nothing can be read."""
+    """As `read`, but goes on past broken rows and reports them; with `joined`, captions of an image
+    that is listed twice in its split are joined. UserError where nothing can be read."""
     path = Path(path).expanduser()
     if layout not in (None, *LAYOUTS):
         raise UserError(f"Unknown layout '{layout}'; the layouts are {', '.join(LAYOUTS)}.")
@@ -67,25 +81,8 @@ def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> R
         _read_precomp(path, rows)
         name = path.resolve().name.lower().removesuffix("_precomp")
         return rows.reading(path, _plain_name(name), "precomp")
-    if path.suffix.lower() == ".csv":
-        _agree("csv", layout, path)
-        _read_csv(path, rows)
-        return rows.reading(path, _plain_name(path.stem), "csv")
-    data = _load(path, rows)
-    found = _detect(data, path)
-    if isinstance(data, list) or found == "lavis":
-        parts = _parts(path, rows)
-        found = layout if layout in ("rows", "lavis") else found
-        found = "lavis" if layout != "rows" and any(key.endswith("gt") for key in parts) else found
-        _agree(found, layout, path)
-        _read_rows(parts, rows)
-        name = _SPLIT_FILE.fullmatch(path.name)["set"] or path.resolve().parent.name
-        return rows.reading(path, _plain_name(name), found)
-    _agree(found, layout, path)
-    (_read_karpathy if found == "karpathy" else _read_nwpu)(data, rows)
-    stem = path.resolve().parent.name if path.stem.lower() == "dataset" else path.stem
-    given = data.get("dataset") if found == "karpathy" else None
-    return rows.reading(path, _plain_name(given if isinstance(given, str) else stem), found)
+    found, given = _read_files(path, layout, rows)
+    return rows.reading(path, _plain_name(given or _set_name(path)), found)
 
 
 def write(table: CaptionTable, path: Path | str, layout: str) -> None:
@@ -118,6 +115,14 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)[:60].strip("._") or "captions"
 
 
+def _set_name(path: Path) -> str:
+    named = split_file(path.name)
+    name = named.set if named else path.stem
+    if _in_split_folder(path):
+        return path.resolve().parent.parent.name
+    return path.resolve().parent.name if name.lower() in ("", "dataset", "metadata") else name
+
+
 def _agree(found: str, layout: str | None, path: Path) -> None:
     if layout not in (None, found):
         raise UserError(f"{path} is in the layout {found}, not {layout}; name {found} or none.")
@@ -131,90 +136,301 @@ def caption_file(folder: Path) -> Path:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     if any(_PRECOMP_FILE.fullmatch(file.name) for file in files):
         return folder
-    split_files = [match for match in (_SPLIT_FILE.fullmatch(file.name) for file in files) if match]
-    sets = sorted({match["set"] or "" for match in split_files})
-    datasets = [file for file in files if re.fullmatch(r"dataset.*\.json", file.name, re.IGNORECASE)]
-    if len(sets) == 1 and not datasets:
-        return folder / min((match[0] for match in split_files), key=len)
-    if not datasets and not sets:
-        datasets = [file for file in files if file.suffix.lower() == ".csv"]
-    if not datasets and not sets:
+    published = [file for file in files if file.suffix.lower() == ".json"
+                 and (split_file(file.name) or file.name.lower().startswith("dataset"))]
+    in_splits = [file for file in sorted(folder.glob("*/metadata.*")) if _in_split_folder(file)]
+    sets = _sets(published) or _sets([file for file in files if file.suffix.lower() in SUFFIXES[1:]]) or (
+        _sets(in_splits))
+    if not sets:
         raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, *_train.json, "
-                        "train_caps.txt with train_filename.txt, *.csv); name the folder or the file that does."
-                        + shards.not_shards(folder))
-    if len(datasets) == 1 and not sets:
-        return datasets[0]
-    choices = [file.name for file in datasets] + [f"{name}_*.json" for name in sets]
-    raise UserError(f"{folder} holds several sets ({', '.join(choices)}); name one of the files.")
+                        "train_caps.txt with train_filename.txt, *.csv, *.jsonl); name the folder or the "
+                        "file that does." + shards.not_shards(folder))
+    if len(sets) > 1:
+        raise UserError(f"{folder} holds several sets ({', '.join(file.name for file in sets)}); "
+                        "name one of the files.")
+    return sets[0]
 
 
-def _load(path: Path, rows: Rows):
-    return parse_json(read_text(path, rows.notes), str(path))
+def _sets(files: list[Path]) -> list[Path]:
+    """One file of each set, the one with the shortest name."""
+    first: dict = {}
+    for file in sorted(files, key=lambda file: len(file.name)):
+        named = split_file(file.name)
+        first.setdefault(named.family if named else file.name, file)
+    return sorted(first.values())
+
+
+def _family(path: Path) -> dict[tuple[str | None, bool], Path]:
+    """The files of one set beside each other, by split and whether they are ground truth."""
+    own = split_file(path.name)
+    files: dict[tuple[str | None, bool], Path] = {}
+    if _in_split_folder(path):
+        for file in sorted(path.parent.parent.glob(f"*/{path.name}")):
+            if split := split_of(file.parent.name):
+                _put_once(files, (split, False), file)
+        return files
+    if not own:
+        return {(None, False): path}
+    for file in sorted(path.parent.iterdir()):
+        named = split_file(file.name)
+        if named and named.family == own.family:
+            _put_once(files, (named.split, named.truth), file)
+    return files
+
+
+def _in_split_folder(path: Path) -> bool:
+    """Whether a file is like train/metadata.jsonl, which `datasets` keeps beside the images of each split."""
+    return path.stem.lower() == "metadata" and split_of(path.parent.name) is not None
+
+
+def _put_once(files: dict, key: tuple, file: Path) -> None:
+    if key in files:
+        raise UserError(f"{files[key]} and {file.name} are both of the split {key[0]}; remove one of them, "
+                        "or write both into one file.")
+    files[key] = file
+
+
+def _note_beside(path: Path, read_files: list[Path], rows: Rows) -> None:
+    """Notes the files that begin with the name of the set but were not read."""
+    named = split_file(path.name)
+    name = named.set if named else path.stem
+    begins = re.compile(re.escape(name) + r"[_. -]", re.IGNORECASE)
+    others = sorted(file.name for file in path.parent.iterdir() if file.suffix.lower() in SUFFIXES
+                    and file not in read_files and begins.match(file.name))
+    if name and others:
+        rows.notes.append(f"{', '.join(others[:5])} beside {path.name} was not read; if it is of the same set, "
+                          f"name the files {name}_train{path.suffix}, {name}_val{path.suffix}, "
+                          f"{name}_test{path.suffix}.")
+
+
+class _Part(NamedTuple):
+    """One file of a set: its layout, and the JSON in it or, of a table, its rows with their places."""
+
+    path: Path
+    layout: str
+    content: list | dict
+
+
+def _open(path: Path, rows: Rows) -> _Part:
+    text = read_text(path, rows.notes)
+    if path.suffix.lower() in TABLES:
+        return _Part(path, "csv", _csv_rows(text, path, rows))
+    if _is_json_lines(text, path):
+        data = [parse_json(line, f"{path}, line {number},")
+                for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    else:
+        data = parse_json(text, str(path))
+    return _Part(path, _detect(data, path), data)
+
+
+def _is_json_lines(text: str, path: Path) -> bool:
+    """Whether the first line is a whole object and another object follows, which may lack in a .jsonl."""
+    match = re.match(r"\s*\{.*\}[ \t\r]*(?:\n\s*(?P<more>\{)|\s*$)", text)
+    return bool(match) and (match["more"] is not None or path.suffix.lower() in JSON_LINES)
 
 
 def _detect(data, path: Path) -> str:
     if isinstance(data, dict) and isinstance(data.get("images"), list):
-        return "lavis" if isinstance(data.get("annotations"), list) else "karpathy"
+        return "coco" if isinstance(data.get("annotations"), list) else "karpathy"
     if isinstance(data, dict) and data and all(isinstance(rows, list) for rows in data.values()):
         if any("filename" in row for rows in data.values() for row in rows if isinstance(row, dict)):
             return "nwpu"
-    if isinstance(data, list) and any(isinstance(row, dict) and "image" in row for row in data):
-        labelled = any({"label", "label_name"} & row.keys() or isinstance(row.get("caption"), list)
-                       for row in data if isinstance(row, dict))
-        return "rows" if labelled else "lavis"
-    raise UserError(f"{path} is JSON in none of the known layouts; convert it to one of {', '.join(LAYOUTS)}.")
+    if isinstance(data, list) and any(isinstance(row, dict) and _first(row, FILE_FIELDS) for row in data):
+        return "rows"
+    raise UserError(f"{path} is JSON in none of the known layouts; write its captions as a CSV whose first line "
+                    "is image,caption,split (data/README.md, 'Bring your own data set').")
 
 
-def _parts(path: Path, rows: Rows) -> dict[str, list | dict]:
-    """The files of one set beside each other, by split: {"train": rows, "test": rows, "testgt": {...}}."""
-    own = _SPLIT_FILE.fullmatch(path.name)
-    if not own:
-        raise UserError(f"The name of {path} does not say its split; call it like S_train.json, S_test.json.")
-    parts = {}
-    for file in sorted(path.parent.iterdir()):
-        match = _SPLIT_FILE.fullmatch(file.name)
-        if match and match["set"] == own["set"]:
-            key = match["split"].lower() + ("gt" if match["gt"] else "")
-            parts[key] = _load(file, rows)
-            right = isinstance(parts[key], list) if not match["gt"] else _detect(parts[key], file) == "lavis"
-            if not right:
-                raise UserError(f"{file} does not belong to the layout of {path.name}; move it or mend it.")
-    return parts
+def _first(row: dict, fields: tuple[str, ...]) -> str | None:
+    """The first of the fields that a row has."""
+    return next((field for field in fields if field in row), None)
 
 
 # ---- the readers ----
 
-def _read_karpathy(data: dict, rows: Rows) -> None:
-    images = list(rows.objects(data["images"], "images"))
-    resplit = bool(images) and all("harma_split" in row and row.get("split") != "val" for _, row in images)
-    if resplit:
-        rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was taken.")
-    for where, row in images:
-        sentences = row.get("sentences")
-        texts = [_sentence(item) for item in sentences] if isinstance(sentences, list) else None
-        split = row.get("harma_split" if resplit else "split")
-        rows.add(where, row.get("filename"), split, texts, row.get("class"))
+def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | None]:
+    """Reads a file and the other splits of its set; returns the layout and the name that the file gives."""
+    own = _open(path, rows)
+    if own.layout == "nwpu":
+        _agree("nwpu", layout, path)
+        _read_nwpu(own.content, rows)
+        return "nwpu", None
+    alone = own.layout == "karpathy" and _tell_split(own.content["images"])
+    files = {(None, False): path} if alone else _family(path)
+    parts = {key: own if file == path else _open(file, rows) for key, file in files.items()}
+    found = _common_layout(parts)
+    found = layout if found == "rows" and layout == "lavis" else found  # a train list is of both
+    _agree(found, layout, path)
+    for split in (*SPLITS, None):
+        listed = _listed(parts.get((split, False)), parts.get((split, True)), rows)
+        if listed and _in_split_folder(path):
+            folder = files[split, False].parent.name
+            listed = [(where, _below(folder, row)) for where, row in listed]
+        if listed:
+            _add(listed, split, path.name, rows)
+    if not alone:
+        _note_beside(path, list(files.values()), rows)
+    name = own.content.get("dataset") if found == "karpathy" else None
+    return found, name if isinstance(name, str) else None
 
 
-def _sentence(item) -> str | None:
+def _tell_split(listed: list) -> bool:
+    return any(isinstance(row, dict) and "split" in row for row in listed)
+
+
+def _common_layout(parts: dict[tuple[str | None, bool], _Part]) -> str:
+    """The layout of all parts; "lavis" where one is a ground truth. UserError if they differ."""
+    first = next((part for (_, truth), part in parts.items() if not truth), None)
+    for (_, truth), part in parts.items():
+        wanted = "coco" if truth or first is None else first.layout
+        if part.layout != wanted:
+            beside = f" of {first.path.name}" if first else ""
+            raise UserError(f"{part.path} does not belong to the layout{beside}; move it to another folder.")
+    return "lavis" if any(truth for _, truth in parts) else first.layout
+
+
+def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[str, dict]]:
+    """The rows of one split with their places; with a ground truth, the captions are taken from it."""
+    if part is None:
+        return _coco_rows(truth.content, rows) if truth else []
+    if part.layout == "csv":
+        return part.content
+    if part.layout == "coco":
+        listed = _coco_rows(part.content, rows)
+    elif part.layout == "karpathy":
+        listed = _karpathy_rows(part.content, rows)
+    else:
+        listed = list(rows.objects(part.content, part.path.name))
+    return _with_truth(listed, truth.content, rows) if truth else listed
+
+
+def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Rows) -> None:
+    """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS, class."""
+    told = _tell_split([row for _, row in listed])
+    if not told and split is None:
+        rows.notes.append(f"Neither a column or field 'split' nor the name {name} tells a split: a tenth of "
+                          "the images went to val and a tenth to test, by a hash of their names.")
+    unread = set()
+    for where, row in listed:
+        file, given = _file(row), _given(row)
+        of = row.get("split") if told else split or hashed_split(str(file))
+        texts = given if isinstance(given, list) or given is None else [given]
+        texts = texts and [_sentence(one) if isinstance(one, dict) else one for one in texts]
+        rows.add(where, file, of, texts, row.get("class", row.get("label_name")),
+                 once=isinstance(given, list))
+        unread |= {field for field in row if _MORE_CAPTIONS.fullmatch(field)}
+    if unread:
+        rows.notes.append(f"{', '.join(sorted(unread))} of {name} was not read; write one caption per row, or "
+                          "all of an image as a list in 'captions'.")
+
+
+def _file(row: dict):
+    return row.get(_first(row, FILE_FIELDS))
+
+
+def _below(folder: str, row: dict) -> dict:
+    """The row with the folder before its file name."""
+    return row | {_first(row, FILE_FIELDS): f"{folder}/{_file(row)}"} if isinstance(_file(row), str) else row
+
+
+def _given(row: dict):
+    return row.get(_first(row, CAPTION_FIELDS))
+
+
+def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
+    listed = list(rows.objects(data["images"], "images"))
+    resplit = all("harma_split" in row and row.get("split") != "val" for _, row in listed)
+    if not listed or not resplit:
+        return listed
+    rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was taken.")
+    return [(where, row | {"split": row["harma_split"]}) for where, row in listed]
+
+
+def _sentence(item: dict) -> str | None:
     """`raw`, or the joined tokens where only they were kept."""
-    if not isinstance(item, dict):
-        return None
     tokens = item.get("tokens")
     if "raw" not in item and isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
         return " ".join(tokens)
     return item.get("raw")
 
 
+def _coco_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
+    captions = _annotations(data, rows)
+    listed = []
+    for where, row in rows.objects(data["images"], "images"):
+        listed.append((where, row | {"captions": captions.pop(str(row.get("id")), None)}))
+    rows.stray(captions)
+    return listed
+
+
+def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list[tuple[str, dict]]:
+    """The rows with the captions of a ground truth, by the ids of the rows or by the numbers in the names.
+
+    Rows that hold as many captions themselves stay as they are.
+    """
+    captions = _annotations(truth, rows)
+    own = [_given(row) for _, row in listed]
+    if all(isinstance(texts, list) for texts in own) and (
+            sum(map(len, own)) == sum(map(len, captions.values()))):
+        return listed
+    named = {str(row.get("file_name")): row.get("id") for row in truth["images"] if isinstance(row, dict)}
+    files = [str(_file(row)) for _, row in listed]
+    given = [str(row.get("image_id", row.get("id", named.get(file, file))))
+             for file, (_, row) in zip(files, listed)]
+    by_id, by_file = match_ids(given, captions), match_ids(files, captions)
+    ids = by_file if by_file.count(None) < by_id.count(None) else by_id
+    rows.stray(one for one in captions if one not in set(ids))
+    return [(where, row | {"captions": captions.get(one)}) for (where, row), one in zip(listed, ids)]
+
+
+def _annotations(truth: dict, rows: Rows) -> dict[str, list]:
+    captions = defaultdict(list)
+    for _, row in rows.objects(truth["annotations"], "annotations"):
+        captions[str(row.get("image_id"))].append(row.get("caption"))
+    return captions
+
+
+def _read_nwpu(data: dict, rows: Rows) -> None:
+    for scene, listed in data.items():
+        for where, row in rows.objects(listed, scene):
+            file = row.get("filename")
+            if isinstance(file, str) and file and "/" not in file:
+                file = f"{scene}/{file}"
+            texts = [row[field] for field in sorted(row) if re.fullmatch(r"raw(_\d+)?", field)]
+            rows.add(where, file, row.get("split"), texts, scene)
+
+
+def _csv_rows(text: str, path: Path, rows: Rows) -> list[tuple[str, dict]]:
+    first = text.partition("\n")[0].strip()
+    delimiter = next((one for one in ";\t" if one in first), ",")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = column_names(next(lines), str(path))
+        found = [(lines.line_num, cells) for cells in lines if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions that hold "
+                        "a comma or a quotation mark into double quotes, and double the marks in them.") from error
+    missing = [fields[0] for fields in (FILE_FIELDS, ("caption", *CAPTION_FIELDS)) if not {*fields} & {*columns}]
+    if missing:
+        raise UserError(f"{path} has no column {' and no column '.join(missing)}; its first line must name the "
+                        f"columns, as in image,caption or image,caption,split,class, but is '{first[:100]}'.")
+    listed = []
+    for number, cells in found:
+        if len(cells) == len(columns):
+            listed.append((f"line {number} of {path.name}", dict(zip(columns, map(str.strip, cells)))))
+        else:
+            rows.faults["cells"].append(f"line {number} of {path.name}")
+    return listed
+
+
+# ---- lists of lines (precomp) ----
+
 def _read_precomp(folder: Path, rows: Rows) -> None:
-    for split in SPLITS:
-        caps, names = folder / f"{split}_caps.txt", folder / f"{split}_filename.txt"
-        if caps.exists() != names.exists():
-            there, lacking = (caps, names) if caps.exists() else (names, caps)
-            raise UserError(f"{there} has no {lacking.name} beside it; the two belong together.")
-        if not caps.exists():
-            continue
+    pairs = _precomp_pairs(folder, rows)
+    for (split, _), (caps, names) in _precomp_choice(pairs, rows).items():
         captions, files = _lines(caps, rows), _lines(names, rows)
+        files = files[:len(files) - _blank_end(files)]
+        captions = _without_blank_end(captions, len(files))
         if len(files) == len(captions):
             for index, (file, caption) in enumerate(zip(files, captions)):
                 rows.add(f"{names.name} line {index + 1}", file, split, [caption], once=False)
@@ -227,71 +443,65 @@ def _read_precomp(folder: Path, rows: Rows) -> None:
                             "one nor five captions per name; take both files from the same release.")
 
 
+def _precomp_pairs(folder: Path, rows: Rows) -> dict[tuple[str, str], tuple[Path, Path]]:
+    """(captions, names) of each (split, "" or "_verify"). UserError if one of the two is not there."""
+    found: dict[tuple[str, str, str], Path] = {}
+    unknown = []
+    for file in sorted(folder.iterdir()):
+        match = _PRECOMP_FILE.fullmatch(file.name)
+        if match:
+            key = (SPLIT_WORDS[match["word"].lower()], (match["verify"] or "").lower(), match["part"].lower())
+            _put_once(found, key, file)
+        elif re.search(r"(caps|filename)\w*\.txt$", file.name, re.IGNORECASE):
+            unknown.append(file.name)
+    if unknown:
+        rows.notes.append(f"{', '.join(unknown[:6])} was not read: only train, val and test lists are.")
+    for (split, verify, part), file in found.items():
+        other = "filename" if part == "caps" else "caps"
+        if (split, verify, other) not in found:
+            lacking = re.sub(part, other, file.name, flags=re.IGNORECASE)
+            raise UserError(f"{file} has no {lacking} beside it; the two belong together.")
+    return {(split, verify): (file, found[split, verify, "filename"])
+            for (split, verify, part), file in found.items() if part == "caps"}
+
+
+def _precomp_choice(pairs: dict, rows: Rows) -> dict:
+    """The pairs to read. `train_*_verify` and `val_*_verify` (AMFMN) together are the plain train list, so
+    they are taken where there is no plain val list."""
+    plain = {split for split, verify in pairs if not verify}
+    verified = {split for split, verify in pairs if verify}
+    taken = verified - plain
+    if "val" in taken and "train" in verified & plain:
+        taken.add("train")
+    elif "train" in plain:
+        taken.discard("val")
+    passed = [pairs[split, "_verify"][0].name for split in SPLITS if split in verified - taken]
+    if passed:
+        rows.notes.append(f"{', '.join(passed)} was not read: the lists without _verify were taken.")
+    if taken:
+        rows.notes.append(f"The authors' lists _verify were taken for {' and '.join(sorted(taken))}"
+                          + (f", not {pairs['train', ''][0].name}, which joins them." if taken & plain else "."))
+    kept = {(split, "_verify" if split in taken else "") for split in plain | taken}
+    return {key: pairs[key] for key in sorted(kept, key=lambda key: SPLITS.index(key[0]))}
+
+
 def _lines(path: Path, rows: Rows) -> list[str]:
     # not str.splitlines, which breaks a caption at U+2028 and its like; an empty line is an empty caption
-    return [line.removesuffix("\r") for line in read_text(path, rows.notes).removesuffix("\n").split("\n")]
-
-
-def _read_rows(parts: dict, rows: Rows) -> None:
-    for split in SPLITS:
-        truth = parts.get(f"{split}gt")
-        captions = _annotations(truth, rows) if truth else None
-        listed = parts.get(split, [{"image": row.get("file_name"), "image_id": row.get("id")}
-                                   for _, row in rows.objects(truth["images"], "images")] if truth else [])
-        for where, row in rows.objects(listed, split):
-            file, caption = row.get("image"), row.get("caption")
-            if captions is not None:
-                stem = PurePosixPath(file).stem if isinstance(file, str) else ""
-                caption = captions.pop(str(row.get("image_id", stem)), None)
-            once = captions is not None or isinstance(caption, list)
-            texts = caption if once or caption is None else [caption]
-            rows.add(where, file, split, texts, row.get("label_name"), once)
-        if captions:
-            rows.faults["stray"] += captions
-
-
-def _annotations(truth: dict, rows: Rows) -> dict[str, list]:
-    captions = defaultdict(list)
-    for _, row in rows.objects(truth["annotations"], "annotations"):
-        captions[str(row.get("image_id"))].append(row.get("caption"))
-    return captions
-
-
-def _read_nwpu(data: dict, rows: Rows) -> None:
-    fields = ("raw", "raw_1", "raw_2", "raw_3", "raw_4")
-    for scene, listed in data.items():
-        for where, row in rows.objects(listed, scene):
-            file = row.get("filename")
-            if isinstance(file, str) and file and "/" not in file:
-                file = f"{scene}/{file}"
-            rows.add(where, file, row.get("split"), [row[field] for field in fields if field in row], scene)
-
-
-def _read_csv(path: Path, rows: Rows) -> None:
-    """One row per caption. Without a column `split`, a hash of the file name puts a tenth of the images into val and a tenth
-    into test: the same ones on every machine, and the same when others are added."""
     text = read_text(path, rows.notes)
-    first = text.partition("\n")[0].strip()
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=next((one for one in ";\t" if one in first), ","), strict=True)
-    try:
-        columns = column_names(next(lines), str(path))
-        found = [(lines.line_num, cells) for cells in lines if any(cells)]
-    except csv.Error as error:
-        raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions that hold a comma or a "
-                        "quotation mark into double quotes, and double the marks in them.") from error
-    if missing := {"image", "caption"} - set(columns):
-        raise UserError(f"{path} has no column {' and no column '.join(sorted(missing))}; its first line must name the columns, "
-                        f"as in image,caption or image,caption,split,class, but is '{first[:100]}'.")
-    if "split" not in columns:
-        rows.notes.append("There is no column 'split': a tenth of the images went to val and a tenth to test, by a hash of "
-                          "their names.")
-    for number, cells in found:
-        if len(cells) != len(columns):
-            rows.faults["cells"].append(f"line {number}")
-            continue
-        row = {name: cell.strip() for name, cell in zip(columns, cells)}
-        split = row.get("split", hashed_split(row["image"]))
-        rows.add(f"line {number}", row["image"], split, [row["caption"]], row.get("class"), once=False)
+    text = text if "\n" in text else text.replace("\r", "\n")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def _blank_end(lines: list[str]) -> int:
+    """How many lines at the end are blank."""
+    return next((number for number, line in enumerate(reversed(lines)) if line.strip()), len(lines))
+
+
+def _without_blank_end(captions: list[str], names: int) -> list[str]:
+    """The captions without those blank lines at the end that are too many for the names."""
+    full = len(captions) - _blank_end(captions)
+    wanted = next((count for count in (names, 5 * names) if full <= count <= len(captions)), len(captions))
+    return captions[:wanted]
 
 
 # ---- the writers: (name, [(file, split, scene, captions)]) -> {file name: text}, "" the path itself ----

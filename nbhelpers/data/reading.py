@@ -22,9 +22,9 @@ SPLIT_WORDS = {
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-_WORDS = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
+SPLIT_PATTERN = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
 _SPLIT_FILE = re.compile(
-    rf"(?:(?P<set>.+?)[_. -]+)?(?P<word>{_WORDS})(?P<number>[_-]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]{{8,}})?"
+    rf"(?:(?P<set>.+?)[_. -]+)?(?P<word>{SPLIT_PATTERN})(?P<number>[_-]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]{{8,}})?"
     r"(?P<truth>[_-]gt)?(?:[_. -](?:captions?|caps|annotations|data|metadata))?\.(?P<suffix>\w+)", re.IGNORECASE)
 _STRING = re.compile(r"""[uU]?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s,]*""", re.DOTALL)
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
@@ -63,9 +63,10 @@ def read_text(path: Path | str, notes: list[str]) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a file that you may read.") from error
-    if not data.strip():
+    text = decode_text(data, str(path), notes)
+    if not text.strip():
         raise UserError(f"{path} is empty; copy or download it again.")
-    return decode_text(data, str(path), notes)
+    return text
 
 
 def parse_json(text: str, name: str):

@@ -14,7 +14,8 @@ from nbhelpers.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, CaptionTable, s
 from nbhelpers.errors import UserError
 
 MAX_EMPTY = 0.01  # share of empty captions above which the file is taken for broken
-SEPARATORS = ("|", "###", "\t", "<sep>", "[sep]")  # marks that no caption has, but that join several
+# marks that no caption has between words, but that join several captions
+_JOINED = re.compile(r"\w[\s.]*(\|+|#{3,}|\t|<sep>|\[sep\])\s*\w", re.IGNORECASE)
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUMBERED = re.compile(r"(.*[^\d_-])[_-]*\d+")
 
@@ -111,7 +112,8 @@ class Rows:
                 self.faults["bare"].append(file)
             if len(captions) > 1:
                 self.packed.append((file, len(captions)))
-            self.marked += [f"{file}, {mark!r}" for mark in SEPARATORS if mark in text.lower()][:1]
+            if joined := _JOINED.search(text):
+                self.marked.append(f"{file}, {joined[1]!r}")
             found += captions
         return found
 
@@ -122,6 +124,11 @@ class Rows:
                 yield f"{where}[{index}]", row
             else:
                 self.faults["row"].append(f"{where}[{index}]")
+
+    def stray(self, ids) -> None:
+        """Reports ids of annotations that no image has."""
+        if ids := list(ids):
+            self.faults["stray"] += ids
 
     def reading(self, path: Path, name: str, layout: str) -> Reading:
         ids = dict(zip(self.images, image_ids(list(self.images))))

@@ -267,11 +267,12 @@ def caption_folder(system: System, pictures: Path | str, listed: Path | str | No
     """
     store = ImageStore.open(pictures)
     if listed is None:
-        ids, files = image_ids(store.names), store.names
+        ids, members = image_ids(store.names), store.names
     else:
-        table = layouts.read(listed).split(split)
-        ids, files = list(table.images.image_id), list(table.images.file)
-    return dict(zip(ids, system.caption((store.read(file) for file in files), **options)))
+        whole = layouts.read(listed)
+        part = whole.split(split).images
+        ids, members = list(part.image_id), store.members(part.file, whole.images.file)
+    return dict(zip(ids, system.caption((store.read(member) for member in members), **options)))
 
 
 # ---- the evaluation ----------------------------------------------------------------------------------------------------
@@ -331,8 +332,10 @@ def evaluate(system: System, captions: Path | str, pictures: Path | str, split: 
     system._must_have("encode_images", "writes captions: `caption` writes them and `score` evaluates them")
     began = time.perf_counter()
     reading = layouts.scan(captions, joined=True)
-    table, cache = reading.usable().split(split), cache or runs_root() / "cache"
-    pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache)
+    whole, cache = reading.usable(), cache or runs_root() / "cache"
+    table = whole.split(split)
+    pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache,
+                                whole.images.file)
     model = system.model
     task = RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image, workers=workers,
                          towers=model if model.config.freeze_towers else None, cache=cache)

@@ -177,6 +177,16 @@ def test_the_folder_itself_may_be_the_set(tmp_path):
     assert catalog.find("rsicd", tmp_path / "RSICD")[1] == tmp_path / "RSICD" / "RSICD_images"
 
 
+def test_images_behind_linked_class_folders_are_found(tmp_path):
+    put_captions(tmp_path / "data" / "dataset_tiny.json")
+    (tmp_path / "data" / "tiny").mkdir()
+    put_images(tmp_path / "elsewhere")
+    (tmp_path / "data" / "tiny" / "towns").symlink_to(tmp_path / "elsewhere")
+    assert catalog.find("tiny", tmp_path / "data")[1] == tmp_path / "data" / "tiny"
+    data = catalog.open_dataset("tiny", tmp_path / "data", tmp_path / "cache")
+    assert data.pixels.shapes.tolist() == [[32, 40]] * 6
+
+
 def test_what_is_missing_is_named_with_the_expected_tree(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         catalog.find("ucm", tmp_path / "no")
@@ -266,9 +276,19 @@ def test_check_names_missing_unreadable_and_odd_sized_images(tmp_path):
     put_images(images, ["school_3.tif"], size=(41, 32), suffix=".tif")
     report = check(put_captions(tmp_path / "dataset_tiny.json"), images)
     assert len(report.problems) == 2
-    assert report.problems[0].startswith("1 of 6 listed images are missing or ambiguous (first: airport_1.tif")
+    assert report.problems[0].startswith("1 of 6 listed images have no file of their own (first: a")
     assert report.problems[1].startswith("2 images cannot be read") and "pond_7" in report.problems[1]
     assert any("40x32 (2); 1 odd-sized: 41x32 (1)" in line for line in report.lines)
+
+
+def test_check_reports_two_names_of_one_image_and_one_of_another_folder(tmp_path):
+    files = {"a/pond_1.tif": "train", "a/pond_1.jpg": "train", "b/pond_2.tif": "test"}
+    images = put_images(tmp_path / "images" / "a", ["pond_1.tif", "pond_2.tif"]).parent
+    report = check(put_captions(tmp_path / "d.json", files), images)
+    assert report.problems == [
+        f"2 of 3 listed images have no file of their own (first: a/pond_1.tif and a/pond_1.jpg "
+        f"both mean a/pond_1.jpg in {images}; list every image once, and complete the images if one "
+        "is missing)."]
 
 
 def test_check_without_images_says_so(tmp_path):

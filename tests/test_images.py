@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -66,18 +67,90 @@ def test_a_store_lists_images_only_and_reads_them(store_of):
 
 
 def test_listed_files_are_found_by_path_then_by_stem(store_of):
-    names = ["imgs/1.jpg", "imgs/airport/7.jpg", "imgs/beach/7.jpg", "imgs/beach/8.jpg", "imgs/beach/8.png",
-             "2.png"]
+    names = ["imgs/1.jpg", "imgs/airport/7.jpg", "imgs/beach/7.jpg", "imgs/beach/8.jpg",
+             "imgs/beach/8.png", "2.png"]
     store = store_of(dict.fromkeys(names, file_of(RGB)))
-    found = {"imgs/1.jpg": "imgs/1.jpg", "1.tif": "imgs/1.jpg", "other/1.tif": "imgs/1.jpg", "2.PNG": "2.png",
+    found = {"imgs/1.jpg": "imgs/1.jpg", "1.tif": "imgs/1.jpg", "2.PNG": "2.png",
              "Beach/7.tif": "imgs/beach/7.jpg", "train/airport/7.jpg": "imgs/airport/7.jpg",
-             "airport/7.tif": "imgs/airport/7.jpg", "beach/8.png": "imgs/beach/8.png"}
+             "beach/8.png": "imgs/beach/8.png"}
     assert {file: store.locate(file) for file in found} == found
     for file in ("7.jpg", "beach/8.tif"):
-        with pytest.raises(UserError, match=f"{file} may be imgs/.* or imgs/.* in "):
+        with pytest.raises(UserError, match=f"{file} may be imgs/.* or imgs/.* in .*store"):
             store.locate(file)
-    with pytest.raises(UserError, match="3.jpg is not in "):
+    with pytest.raises(UserError, match="3.jpg is not in .*store.*; complete the images or remove"):
         store.locate("3.jpg")
+    with pytest.raises(UserError, match="other/1.jpg is not in .*, where imgs/1.jpg lies in"):
+        store.locate("other/1.jpg")
+
+
+def test_the_members_of_a_list_are_its_own_or_it_is_refused(store_of):
+    store = store_of({"b/1.png": file_of(RGB), "b/2.png": file_of(RGB)})
+    assert store.members(["b/2.tif", "b/1.png"]) == ["b/2.png", "b/1.png"]
+    for files, sentence in ((["b/1.png", "b/1.tif"], "^b/1.png and b/1.tif both mean b/1.png in "),
+                            (["a/1.png", "b/1.png"], "^a/1.png is not in .*, where b/1.png lies"),
+                            (["a/1.png", "3.png"], "^2 of 2 images cannot be used; the first: a/")):
+        with pytest.raises(UserError, match=sentence):
+            store.members(files, ["b/1.png"])
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_compared_in_one_unicode_form(store_of, forms):
+    listed, stored = (unicodedata.normalize(form, "Zürich/é 1.png") for form in forms)
+    store = store_of({stored: file_of(RGB), "other/2.png": file_of(255 - RGB)})
+    np.testing.assert_array_equal(store.read(listed), RGB)
+    assert store.locate(listed) == stored
+
+
+def test_two_names_of_one_unicode_form_are_told_apart(store_of):
+    one, other = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    store = store_of({one: file_of(RGB), other: file_of(255 - RGB)})
+    assert store.members([other, one]) == [other, one]
+    np.testing.assert_array_equal(store.read(other), 255 - RGB)
+
+
+def test_linked_folders_and_files_are_read(tmp_path):
+    put_folder(tmp_path / "real", {"a/1.png": file_of(RGB), "b/2.png": file_of(RGB)})
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "links" / "again").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "links" / "3.png").symlink_to(tmp_path / "real" / "b" / "2.png")
+    (tmp_path / "links" / "4.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "linked").symlink_to(tmp_path / "links")
+    for path in (tmp_path / "links", tmp_path / "linked"):
+        store = ImageStore.open(path)
+        assert store.names == ["3.png", "a/1.png", "again/1.png"]
+        for name in store.names:
+            np.testing.assert_array_equal(store.read(name), RGB)
+
+
+def test_links_that_lead_round_end(tmp_path, monkeypatch):
+    folder = put_folder(tmp_path / "x", {"a/1.png": file_of(RGB), "b/2.png": file_of(RGB)})
+    for link, target in (("a/up", "."), ("a/other", "b"), ("b/other", "a")):
+        (folder / link).symlink_to(folder / target)
+    (folder / "self").symlink_to(folder / "self")
+    assert ImageStore.open(folder).names == ["a/1.png", "a/other/2.png", "b/2.png", "b/other/1.png"]
+    monkeypatch.setattr(images, "MAX_FOLDERS", 4)
+    with pytest.raises(UserError, match="x leads to more than 4 folders; remove links"):
+        ImageStore.open(folder)
+    for link in ("a/up", "a/other", "b/other"):  # the advice
+        (folder / link).unlink()
+    assert ImageStore.open(folder).names == ["a/1.png", "b/2.png"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_images_of_one_name_in_an_archive_are_refused(tmp_path, kind):
+    path = STORES[kind](tmp_path / "x", {"a.png": file_of(RGB), "b.png": file_of(RGB)})
+    with (zipfile.ZipFile if kind == "zip" else tarfile.open)(path, mode="a") as archive:
+        for name, pixels in (("a.png", RGB), ("b.png", 255 - RGB)):
+            if kind == "zip":
+                archive.writestr(name, file_of(pixels))
+            else:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(file_of(pixels))
+                archive.addfile(entry, io.BytesIO(file_of(pixels)))
+    with pytest.raises(UserError, match="x holds two different files called b.png; pack it again"):
+        ImageStore.open(path)
 
 
 def test_content_is_told_by_bytes_not_by_the_extension(store_of):
@@ -282,8 +355,12 @@ def test_missing_and_unreadable_images_are_counted_and_nothing_is_left(tmp_path)
     store = ImageStore.open(put_zip(tmp_path / "x.zip", {"a.png": file_of(RGB), "b.png": b"x"}))
     with pytest.raises(UserError, match="^b.png in .* is not an image file"):
         DecodedCache.build(store, ["a.png", "b.png"], tmp_path / "cache")
-    with pytest.raises(UserError, match="^2 of 3 images cannot be used; the first: b.png in .* is not an"):
+    with pytest.raises(UserError, match="^c.png is not in .*; complete the images or remove it"):
         DecodedCache.build(store, ["a.png", "b.png", "c.png"], tmp_path / "cache")
+    with pytest.raises(UserError, match="^2 of 3 images cannot be used; the first: c.png is not"):
+        DecodedCache.build(store, ["c.png", "a.png", "d.png"], tmp_path / "cache")
+    with pytest.raises(UserError, match="^a.png and a.tif both mean a.png in "):
+        DecodedCache.build(store, ["a.png", "a.tif"], tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
 
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 import webdataset
 from coloured_set import coloured, words
+from PIL import Image
 from torch import nn
 
 from nbhelpers.data import catalog, layouts, shards
@@ -671,6 +672,19 @@ def test_the_digest_of_a_packed_image_follows_its_bytes_not_its_time(packed, tab
         after = ImageStore.open(copy)
         digests = [after.digest(name) for name in after.names]
         assert digests == [before.digest(name) for name in before.names] and len(set(digests)) == len(digests)
+
+
+def test_no_image_of_another_folder_is_packed(data, tmp_path):
+    """Of val alone, other/ might be a folder around all images."""
+    files = [f"{'other' if split == 'train' else 'own'}/{file}"
+             for file, split in zip(data.table.images.file, data.table.images.split)]
+    listed = CaptionTable("x", data.table.images.assign(file=files), data.table.captions)
+    for file in data.table.images.file:
+        (tmp_path / "x/other").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "x/other" / file)
+    with pytest.raises(UserError, match="^8 of 8 images cannot be used; the first: own/red_val0.png is"):
+        shards.write(listed, ImageStore.open(tmp_path / "x"), tmp_path / "packed", ("val",))
+    assert not (tmp_path / "packed").exists()
 
 
 if __name__ == "__main__":

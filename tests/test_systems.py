@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import nbhelpers
 from nbhelpers import backbones, caption_task, captioning, recall, records, stand_ins, systems, weights
@@ -474,3 +475,57 @@ def test_a_mistake_is_one_line_and_leaves_nothing(checkpoint, captions, pictures
     assert main(arguments(checkpoint, captions, pictures, *wrong)) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "no image in split 'dev'" in err and not (tmp_path / "out").exists()
+
+
+# ---- images of a list are its own ----------------------------------------------------------------
+class Colours:
+    """Stands for a system: the caption of an image is its first value, and it has no model."""
+
+    def caption(self, pictures):
+        return [str(pixels[0, 0, 0]) for pixels in pictures]
+
+    def _must_have(self, *arguments):
+        pass
+
+
+def squares(folder, values: dict[str, int]):
+    """A folder of plain grey images: file name -> value."""
+    for name, value in values.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (value,) * 3).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("values", [
+    {"a/1.png": 1, "b/1.png": 2}, {"1.png": 1, "1.bmp": 2, "2.png": 3},
+    {"a/1.png": 1, "a/1.bmp": 2}, {"a/x.png": 1, "A/X.png": 2}])
+def test_no_image_of_a_folder_is_lost_among_its_namesakes(tmp_path, values):
+    found = systems.caption_folder(Colours(), squares(tmp_path / "x", values))
+    assert sorted(found.values()) == sorted(str(value) for value in values.values())
+
+
+def captions_of(path, files: dict[str, str]):
+    lines = [f"{file},{split},some words" for file, split in files.items()]
+    path.write_text("\n".join(["image,split,caption", *lines]) + "\n")
+    return path
+
+
+def test_the_captions_of_a_list_are_of_its_own_images(tmp_path):
+    folder = squares(tmp_path / "x", {"a/1.png": 1, "b/1.png": 2, "b/2.png": 3})
+    files = {"a/1.tif": "test", "b/1.tif": "test", "b/2.tif": "train"}
+    found = systems.caption_folder(Colours(), folder, captions_of(tmp_path / "c.csv", files))
+    assert found == {"a/1": "1", "b/1": "2"}
+    (folder / "a" / "1.png").unlink()
+    with pytest.raises(UserError, match="^a/1.tif is not in .*, where b/1.png lies in"):
+        systems.caption_folder(Colours(), folder, tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("use", [
+    lambda captions, folder: systems.caption_folder(Colours(), folder, captions),
+    lambda captions, folder: systems.evaluate(Colours(), captions, folder, cache=folder.parent)])
+def test_the_other_splits_of_a_list_tell_which_folders_count(tmp_path, use):
+    """Of test alone, b/ might be a folder around all images."""
+    folder = squares(tmp_path / "x", {"b/1.png": 1, "b/2.png": 2})
+    captions = captions_of(tmp_path / "c.csv", {"a/1.png": "test", "b/2.png": "train"})
+    with pytest.raises(UserError, match="^a/1.png is not in .*, where b/1.png lies in"):
+        use(captions, folder)

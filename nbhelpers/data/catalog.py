@@ -237,9 +237,10 @@ def _find_images(key: str, folder: Path) -> Path | None:
                 found = entries.get(name + suffix)
                 if found and found.is_dir() == (suffix == ""):
                     return found
-    suffixes = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
-    return next((own for own in _own_folders(key, folder)
-                 if any(file.suffix.lower() in suffixes for file in own.rglob("*"))), None)
+    from nbhelpers.data.images import image_files
+
+    own = (place for place in _own_folders(key, folder) if any(image_files(place)))
+    return next(own, None)
 
 
 def _own_folders(key: str, folder: Path) -> list[Path]:

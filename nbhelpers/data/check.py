@@ -97,24 +97,21 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
 
     from nbhelpers.data.images import ImageStore
 
-    missing, unreadable, renamed, sizes = [], [], 0, Counter()
     try:
         store = ImageStore.open(images)
     except UserError as error:
         report.problems.append(str(error))
         return
-    for file in tqdm(table.images.file, desc="images", disable=None, leave=False):
+    members, missing = store.resolve(table.images.file)
+    unreadable, sizes = [], Counter()
+    for member in tqdm(members.values(), desc="images", disable=None, leave=False):
         try:
-            member = store.locate(file)
-        except UserError as error:
-            missing.append(str(error))
-            continue
-        renamed += PurePosixPath(str(member)).suffix != PurePosixPath(file).suffix
-        try:
-            height, width = store.read(file).shape[:2]
+            height, width = store.read(member).shape[:2]
             sizes[f"{width}x{height}"] += 1
         except UserError as error:
             unreadable.append(str(error))
+    renamed = sum(PurePosixPath(member).suffix != PurePosixPath(file).suffix
+                  for file, member in members.items())
     report.say("images", f"{sum(sizes.values())} of {len(table)} found and read")
     if renamed:
         report.say("", f"{renamed} have another extension than in the list and were found by their stem")
@@ -123,7 +120,7 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
         report.say("sizes", f"{usual} ({count})" + (f"; {sum(n for _, n in odd)} odd-sized: " + ", ".join(
             f"{size} ({n})" for size, n in odd[:8]) + (", ..." if len(odd) > 8 else "") if odd else ""))
     if missing:
-        report.problems.append(f"{len(missing)} of {len(table)} listed images are missing or ambiguous (first: "
-                               f"{missing[0].rstrip('.')}).")
+        report.problems.append(f"{len(missing)} of {len(table)} listed images have no file of "
+                               f"their own (first: {missing[0].rstrip('.')}).")
     if unreadable:
         report.problems.append(f"{len(unreadable)} images cannot be read (first: {unreadable[0].rstrip('.')}).")

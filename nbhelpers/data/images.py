@@ -8,19 +8,20 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from nbhelpers.data.decoding import decode
+from nbhelpers.data.naming import EXTENSIONS, Naming
 from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import UserError, atomic_folder, atomic_write
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+MAX_FOLDERS = 100_000     # below one folder; links between folders may lead to any number
 MAX_BYTES = 256 * 2**20   # of one encoded file; a larger one is taken for an archive bomb
 DECODE_RULE = "2"         # part of every cache key: raise it whenever `decode` gives other pixels
 
@@ -37,18 +38,15 @@ class ImageStore:
 
     names  the members, sorted POSIX paths relative to the root, image extensions only
 
-    A listed file is found by its exact path or else by its stem, since published lists and the files on disk
-    often differ in folder and extension.
+    Listed names and the files on disk often differ in folder and extension: `Naming` says what a
+    listed name means.
     """
 
     def __init__(self, path: Path, members: Iterable[str], read: Callable[[str], bytes]):
         self.path = path
         self.names = sorted(members)
-        self._members = set(self.names)
+        self._naming = Naming(self.names, path)
         self._read = read
-        self._by_stem = defaultdict(list)
-        for name in self.names:
-            self._by_stem[PurePosixPath(name).stem.casefold()].append(name)
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
@@ -74,24 +72,24 @@ class ImageStore:
         return cls(path, members, read)
 
     def locate(self, file: str) -> str:
-        """The member a listed file means: the same path; else the only one of its stem (case and extension
-        aside); else, of several, the one sharing most parent folders and then the extension.
+        """The member a listed name means. UserError if there is none, or several are likely."""
+        return self._naming.find(file)
 
-        UserError if there is none, or if several are equally likely.
+    def resolve(self, files: Iterable[str],
+                others: Iterable[str] = ()) -> tuple[dict[str, str], list[str]]:
+        """(listed name -> member, a sentence for each name without a member of its own).
+
+        Prefer it to `locate` where there is a list: the folders of the other names tell more, and
+        two names that mean one member are found out. `others`: further names of the same list.
         """
-        if file in self._members:
-            return file
-        wanted = PurePosixPath(file)
-        found = self._by_stem.get(wanted.stem.casefold(), [])
-        if not found:
-            raise UserError(f"{file} is not in {self.path}; complete the images or remove it from the list.")
-        ranked = defaultdict(list)
-        for name in found:
-            ranked[_likeness(wanted, PurePosixPath(name))].append(name)
-        best = ranked[max(ranked)]
-        if len(best) > 1:
-            raise UserError(f"{file} may be {best[0]} or {best[1]} in {self.path}; list it with its folder.")
-        return best[0]
+        return self._naming.find_all(files, others)
+
+    def members(self, files: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+        """The member of each listed name, as `resolve`. UserError if one has none, or several."""
+        files = list(files)
+        found, wrong = self.resolve(files, others)
+        refuse_broken(wrong, len(files))
+        return [found[file] for file in files]
 
     def read(self, file: str) -> np.ndarray:
         """(H, W, 3) uint8 of a listed file. UserError as `encoded` and `decode`."""
@@ -127,15 +125,6 @@ def _is_image(name: str) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _likeness(wanted: PurePosixPath, found: PurePosixPath) -> tuple[int, bool]:
-    shared = 0
-    for a, b in zip(reversed(wanted.parent.parts), reversed(found.parent.parts)):
-        if a.casefold() != b.casefold():
-            break
-        shared += 1
-    return shared, wanted.suffix.lower() == found.suffix.lower()
-
-
 def _refuse_unsafe(members, path: Path) -> None:
     unsafe = [name for name in members if not safe_file_name(name)]
     if unsafe:
@@ -149,13 +138,28 @@ def _limit(size: int, name: str, path: Path) -> None:
                         f"{MAX_BYTES // 2**20} MB an image file may have; remove it.")
 
 
+def image_files(folder: Path) -> Iterator[Path]:
+    """The image files below a folder, through linked folders too, but never round in a circle."""
+    waiting, seen = [(folder, frozenset())], 0
+    while waiting:
+        place, above = waiting.pop()
+        stat = place.stat()
+        here = (stat.st_dev, stat.st_ino)
+        seen += 1
+        if seen > MAX_FOLDERS:
+            raise UserError(f"{folder} leads to more than {MAX_FOLDERS} folders; remove links "
+                            "between them.")
+        if here in above:
+            continue
+        for found in place.iterdir():
+            if found.is_dir():
+                waiting.append((found, above | {here}))
+            elif _is_image(found.name) and found.is_file():  # not a dangling link
+                yield found
+
+
 def _open_folder(path: Path):
-    members = []
-    for parent, _, files in os.walk(path):
-        for file in filter(_is_image, files):
-            found = Path(parent, file)
-            if found.is_file():  # not a dangling link
-                members.append(found.relative_to(path).as_posix())
+    members = [found.relative_to(path).as_posix() for found in image_files(path)]
 
     def read(member: str) -> bytes:
         _limit((path / member).stat().st_size, member, path)
@@ -169,14 +173,13 @@ def _open_zip(path: Path):
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is a damaged zip ({error}); fetch it again.") from error
-    members = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    _refuse_unsafe(members, path)
+    entries = [(entry.filename, entry) for entry in archive.infolist() if not entry.is_dir()]
 
-    def read(member: str) -> bytes:
-        _limit(archive.getinfo(member).file_size, member, path)  # zipfile yields no more than declared
-        return archive.read(member)
+    def read(entry: zipfile.ZipInfo) -> bytes:
+        _limit(entry.file_size, entry.filename, path)  # zipfile yields no more than declared
+        return archive.read(entry)
 
-    return members, read
+    return _open_archive(path, entries, read)
 
 
 def _open_tar(path: Path):
@@ -185,14 +188,25 @@ def _open_tar(path: Path):
         files = [entry for entry in archive.getmembers() if entry.isfile()]  # no links, no devices
     except tarfile.TarError as error:
         raise UserError(f"{path} is a compressed or damaged tar ({error}); unpack it first.") from error
-    entries = {entry.name.removeprefix("./"): entry for entry in files}
-    _refuse_unsafe(entries, path)
+    entries = [(entry.name.removeprefix("./"), entry) for entry in files]
 
-    def read(member: str) -> bytes:
-        _limit(entries[member].size, member, path)
-        return archive.extractfile(entries[member]).read()
+    def read(entry: tarfile.TarInfo) -> bytes:
+        _limit(entry.size, entry.name, path)
+        return archive.extractfile(entry).read()
 
-    return list(entries), read
+    return _open_archive(path, entries, read)
+
+
+def _open_archive(path: Path, entries: list[tuple[str, Any]], read_entry: Callable[[Any], bytes]):
+    """(names, function that reads one). UserError for unsafe names and two images of one name."""
+    _refuse_unsafe([name for name, _ in entries], path)
+    members = dict(entries)
+    for name, entry in entries:
+        if entry is not members[name] and _is_image(name):
+            if read_entry(entry) != read_entry(members[name]):
+                raise UserError(f"{path} holds two different files called {name}; pack it again "
+                                "with a name for each.")
+    return list(members), lambda name: read_entry(members[name])
 
 
 class DecodedCache:
@@ -215,22 +229,27 @@ class DecodedCache:
             raise _damaged(folder) from error
 
     @classmethod
-    def build(cls, store: ImageStore, files: list[str], folder: Path | str) -> DecodedCache:
-        """Decodes `files` into `<folder>/images-<key>/`, or opens it if it is there.
+    def build(cls, store: ImageStore, files: list[str], folder: Path | str,
+              others: Iterable[str] = ()) -> DecodedCache:
+        """Decode `files` into `<folder>/images-<key>/`, or open it if it is there.
 
-        Every file is read each time, since only its bytes tell what it is (RSICD's 117 MB take a second).
-        Nothing is written if an image is missing or unreadable (UserError with their number and the first) or
-        the disk fills up; of two processes building the same cache the first to finish wins.
+        `others` are further names of the list that `files` are of; see `ImageStore.resolve`.
+        Every file is read each time, since only its bytes tell what it is (RSICD's 117 MB take a
+        second). Nothing is written if an image is missing or unreadable, or two names mean one
+        (UserError with their number and the first), or if the disk fills up. Of two processes that
+        build the same cache, the first to finish wins.
         """
         files = list(files)
         if not files:
             raise UserError("No image is listed; a cache needs at least one.")
-        stored = [_stored_digest(store, file) for file in tqdm(files, desc="read images", disable=None)]
+        members = store.members(files, others)
+        names = tqdm(members, desc="read images", disable=None)
+        stored = [_stored_digest(store, name) for name in names]
         key = checksum(json.dumps([DECODE_RULE, files, stored]).encode())
         target = Path(folder) / f"images-{key[:16]}"
         if not target.exists():
             with atomic_folder(target) as temporary:
-                pixels = _write_pixels(store, dict(zip(files, stored)), files, temporary / "pixels.u8")
+                pixels = _write_pixels(store, members, stored, temporary / "pixels.u8")
                 index = {"key": key, "files": files, **pixels}
                 (temporary / "index.json").write_text(json.dumps(index))
         cache = cls.open(target)
@@ -287,45 +306,49 @@ class DecodedCache:
         return np.memmap(path, np.uint8, mode="r", shape=shape)
 
 
-def _stored_digest(store: ImageStore, file: str) -> str | None:
+def _stored_digest(store: ImageStore, member: str) -> str | None:
     """None for a file that cannot be read; decoding it says why."""
     try:
-        return store.digest(file)
+        return store.digest(member)
     except UserError:
         return None
 
 
-def _write_pixels(store: ImageStore, stored: dict[str, str | None], files: list[str], path: Path) -> dict[str, list]:
-    """{"shapes", "digests"} of the images. Plain writes, since a memory map on a full disk kills the process
-    instead of raising."""
+def _write_pixels(store: ImageStore, members: list[str], stored: list[str | None],
+                  path: Path) -> dict[str, list]:
+    """{"shapes", "digests"} of the images, their pixels written one after the other.
+
+    Plain writes, since a memory map on a full disk kills the process instead of raising.
+    """
     shapes, digests, broken = [], [], []
     with open(path, "wb") as out:
-        for file in tqdm(files, desc="decode images", disable=None):
+        for member, known in zip(tqdm(members, desc="decode images", disable=None), stored):
             try:
-                pixels = _decode_unchanged(store, file, stored[file])
+                pixels = _decode_unchanged(store, member, known)
             except UserError as error:
                 broken.append(str(error))
                 continue
             out.write(pixels.tobytes())
             shapes.append(list(pixels.shape[:2]))
             digests.append(checksum(str(pixels.shape).encode(), pixels))
-    _refuse_broken(broken, len(files))
+    refuse_broken(broken, len(members))
     return {"shapes": shapes, "digests": digests}
 
 
-def _decode_unchanged(store: ImageStore, file: str, stored: str | None) -> np.ndarray:
-    data = store.encoded(file)
-    place = store.where(store.locate(file))
+def _decode_unchanged(store: ImageStore, member: str, stored: str | None) -> np.ndarray:
+    data, place = store.encoded(member), store.where(member)
     if checksum(data) != stored:
         raise UserError(f"{place} changed while it was read; run again when nothing writes to it.")
     return decode(data, place)
 
 
-def _refuse_broken(broken: list[str], count: int) -> None:
-    if len(broken) == 1:
-        raise UserError(broken[0])
-    if broken:
-        raise UserError(f"{len(broken)} of {count} images cannot be used; the first: {broken[0]}")
+def refuse_broken(sentences: list[str], count: int) -> None:
+    """UserError if there is a sentence: it alone, or the first of several with their number."""
+    if len(sentences) == 1:
+        raise UserError(sentences[0])
+    if sentences:
+        raise UserError(f"{len(sentences)} of {count} images cannot be used; the first: "
+                        f"{sentences[0]}")
 
 
 def _damaged(folder: Path) -> UserError:

@@ -362,8 +362,10 @@ def write(table: CaptionTable, store: ImageStore, folder: Path | str, splits: tu
     bare = chosen.images.image_id[~chosen.images.image_id.isin(chosen.captions.image_id)]
     if len(bare):
         raise UserError(f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); drop them.")
-    for file in tqdm(chosen.images.file, desc="look at images", disable=None):
-        store.read(file)
+    members = store.members(chosen.images.file, table.images.file)
+    for member in tqdm(members, desc="look at images", disable=None):
+        store.read(member)
+    member_of = dict(zip(chosen.images.file, members))
     if folder.exists():
         folder.rmdir()
     written: dict[str, int] = {}
@@ -374,14 +376,16 @@ def write(table: CaptionTable, store: ImageStore, folder: Path | str, splits: tu
             order = np.random.default_rng(seed).permutation(len(part.captions)) if split == "train" else range(len(part.captions))
             with webdataset.ShardWriter(pattern, maxcount=size, maxsize=MAX_SHARD, verbose=0, encoder=False, mtime=0,
                                         post=lambda name: written.update({Path(name).name: shards.count})) as shards:
-                for number, sample in enumerate(_pairs(part, store, tqdm(order, desc=split, disable=None))):
+                order = tqdm(order, desc=split, disable=None)
+                for number, sample in enumerate(_pairs(part, store, member_of, order)):
                     shards.write({"__key__": f"{number:09d}", **sample})
         (temporary / "sizes.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return written
 
 
-def _pairs(table: CaptionTable, store: ImageStore, order: Iterable[int]) -> Iterator[dict[str, bytes]]:
+def _pairs(table: CaptionTable, store: ImageStore, member_of: Mapping[str, str],
+           order: Iterable[int]) -> Iterator[dict[str, bytes]]:
     files, texts = table.images.file.to_numpy()[table.owner()], table.captions.text.to_numpy()
     for row in order:
-        yield {IMAGE[0]: store.encoded(files[row]), NAME: files[row].encode(),
+        yield {IMAGE[0]: store.encoded(member_of[files[row]]), NAME: files[row].encode(),
                CAPTION[0]: UNPRINTABLE.sub(" ", texts[row]).encode()}

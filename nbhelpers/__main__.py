@@ -142,7 +142,7 @@ def _add_system(parser: argparse.ArgumentParser, names: str, default: str | None
     parser.add_argument("--start", help="what 12_starting_weights noted, if it lies outside the checkpoint's run")
     parser.add_argument("--profile", default="default", help="of the run, without --checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the run, without --checkpoint")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; auto: a GPU where there is one")
 
 
 def _system(arguments: argparse.Namespace):

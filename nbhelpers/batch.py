@@ -281,7 +281,8 @@ def train(system: str, profile: str = "default", data: str = "", seed: int = 0, 
     UserError for an unknown system, a profile that is refused, and one whose CHECKPOINT leaves nothing to train.
     """
     import nbformat
-    from nbhelpers.distributed import accelerator
+    from nbhelpers import device
+    from nbhelpers.distributed import process_state
     from nbhelpers.systems import NOTEBOOKS as names
     if system not in names:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(names)}.")
@@ -289,7 +290,8 @@ def train(system: str, profile: str = "default", data: str = "", seed: int = 0, 
     if values.get("CHECKPOINT"):
         raise UserError(f"Profile '{profile}' gives CHECKPOINT, so there is nothing to train; take that line out.")
     cells: dict[str, Any] = {"__name__": "__main__"}
-    with redirect_stdout(sys.stdout if accelerator("fp32").is_main_process else io.StringIO()):
+    device.use(values.get("DEVICE", "auto"))
+    with redirect_stdout(sys.stdout if process_state().is_main_process else io.StringIO()):
         for number, cell in enumerate(nbformat.read(notebooks / f"{names[system]}.ipynb", as_version=4).cells):
             tags = cell.metadata.get("tags", [])
             if "parameters" in tags or "train" in tags:

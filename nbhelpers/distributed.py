@@ -1,8 +1,11 @@
 """Several processes: in-batch negatives gathered across them, and what training needs of Accelerate."""
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from collections.abc import Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,10 +14,13 @@ from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nbhelpers.errors import UserError
+from nbhelpers.device import check_precision, resolve
+from nbhelpers.errors import UserError, take
+
+STEP = 5.0  # seconds between two meetings of processes that wait for a lock; their collectives give up after minutes
 
 
 def world_size() -> int:
@@ -67,14 +73,30 @@ class _Gather(torch.autograd.Function):
         return gradient[rank() * ctx.rows:(rank() + 1) * ctx.rows]
 
 
-def accelerator(precision: str) -> Accelerator:
-    """For one training in "fp32", "bf16" or "fp16". UserError for fp16 without a CUDA GPU."""
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("precision 'fp16' needs a CUDA GPU; use 'bf16' or 'fp32' here.")
+def process_state() -> PartialState:
+    """What Accelerate knows of this process, on the device of the run (`device.resolve`)."""
+    device = resolve()
+    if PartialState._shared_state and PartialState().device.type != device.type:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes == 1:
+        state.device = device  # left to itself, Accelerate takes another one where there are several
+    return state
+
+
+def accelerator(precision: str, model: nn.Module | None = None) -> Accelerator:
+    """For one training in "fp32", "bf16" or "fp16", on the device of the run. UserError where that has no such precision.
+
+    model  says by USES_ALL_PARAMETERS = True that each step gives all its trainable parameters a gradient; for another,
+           several processes look in every step for those that got none
+    """
     AcceleratorState._reset_state()  # a process may train twice, in different precisions
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision,
+    state = process_state()
+    check_precision(precision, state.device)
+    search = not getattr(model, "USES_ALL_PARAMETERS", False)
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=state.device.type == "cpu",
                        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=search)])
 
 
 def check_loader(loader: Sized, processes: int) -> None:
@@ -93,10 +115,32 @@ def check_loader(loader: Sized, processes: int) -> None:
 
 
 @contextmanager
-def one_run_at_a_time(lock: Path):
-    """Of several runs one enters, the next waits; a killed run lets go. Process 0 of a run holds the lock."""
-    state = PartialState()
-    with FileLock(lock) if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+def one_run_at_a_time(lock: Path, what: str):
+    """Only one run holds the lock; others wait and say for which process. It is released when its process dies.
+
+    Process 0 of a run asks for it. All processes of a waiting run meet every STEP seconds: a process that waited for the
+    lock's whole time in one collective would meet that one's timeout, and end the run.
+    """
+    state, held, seconds = process_state(), FileLock(lock), 0.0
+    while not told_by_main(state.is_main_process and take(held, seconds)):
+        if state.is_main_process and not seconds:
+            holder = lock.read_text() or "another process"
+            print(f"Waiting until {holder} has finished {what}; it holds {lock}.", file=sys.stderr, flush=True)
+        seconds = STEP
+    try:
+        if state.is_main_process:
+            lock.write_text(f"process {os.getpid()} on {platform.node()}")
         yield
         state.wait_for_everyone()
+    finally:
+        held.release()
+
+
+def told_by_main(answer: bool) -> bool:
+    """The answer of process 0, in every process."""
+    state = process_state()
+    if state.num_processes == 1:
+        return answer
+    told = torch.tensor([answer], dtype=torch.uint8, device=state.device)
+    dist.broadcast(told, src=0)
+    return bool(told)

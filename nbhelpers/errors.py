@@ -5,8 +5,11 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 class UserError(ValueError):
@@ -64,3 +67,33 @@ def atomic_folder(path: Path | str):
         raise _reword(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def take(lock: FileLock, seconds: float = -1) -> bool:
+    """Whether the lock became ours within these seconds; -1: wait for it. UserError where it may not be written."""
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise _reword(error, Path(lock.lock_file)) from error
+    return True
+
+
+def make_once(path: Path | str, write: Callable[[Path], None]) -> None:
+    """Make the folder `path` by `write(temporary folder)`, unless it is there.
+
+    Of several processes one writes; the others wait for its lock, which is released when it ends or dies.
+    """
+    path = Path(path)
+    if path.exists():
+        return
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    take(lock)
+    try:
+        if not path.exists():
+            with atomic_folder(path) as temporary:
+                write(temporary)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -97,7 +97,7 @@ class Match:
     @torch.no_grad()
     def scores(self, pixels: Tensor) -> np.ndarray:
         """The same without gradients, in parts."""
-        return torch.cat([self.score(part) for part in pixels.split(AT_ONCE)]).float().cpu().numpy()
+        return torch.cat([self.score(part).float().cpu() for part in pixels.split(AT_ONCE)]).numpy()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class Match:
         found = LayerIntegratedGradients(self.score, layer).attribute(pixels, blurred(pixels), n_steps=PATH)
         found = (found[0] if isinstance(found, tuple) else found).detach()
         if found.ndim == 4:  # a map, with channels first in a batch norm and last elsewhere
-            return found.sum(1 if isinstance(layer, nn.BatchNorm2d) else 3)[0].double().cpu().numpy()
+            return found.sum(1 if isinstance(layer, nn.BatchNorm2d) else 3)[0].cpu().double().numpy()
         return _square(found.sum(2)[:, 1:])
 
     def _occlusion(self, pixels: Tensor) -> np.ndarray:
@@ -131,7 +131,7 @@ class Match:
         window = (3, pixels.shape[2] // side, pixels.shape[3] // side)
         with torch.no_grad():
             found = Occlusion(self.score).attribute(pixels, window, window, blurred(pixels), perturbations_per_eval=AT_ONCE)
-        return found[0, 0, window[1] // 2::window[1], window[2] // 2::window[2]].double().cpu().numpy()
+        return found[0, 0, window[1] // 2::window[1], window[2] // 2::window[2]].cpu().double().numpy()
 
     @torch.no_grad()
     def side(self, pixels: Tensor) -> int:
@@ -145,7 +145,7 @@ MAPS = ("attention", "relevance", "occlusion")
 def _square(values: Tensor) -> np.ndarray:
     """(1,N) -> (S,S)."""
     side = math.isqrt(values.shape[1])
-    return values.reshape(side, side).double().cpu().numpy()
+    return values.reshape(side, side).cpu().double().numpy()
 
 
 class _Dual(Match):
@@ -315,7 +315,7 @@ def cycle_attention(system: System, sentence: str) -> tuple[list[str], np.ndarra
     ids, mask = system.words(sentence)
     with _watched([layer.mhatt_cross for layer in system.model.txt_ca], _of_pir) as layers:
         system.model.encode_texts(ids, mask)
-    rows = torch.cat(layers).mean(1)[:, 0].double().cpu().numpy()
+    rows = torch.cat(layers).mean(1)[:, 0].cpu().double().numpy()
     return words, np.stack([rows[:, :len(owner)][:, owner == word].sum(1) for word in range(len(words))], axis=1)
 
 

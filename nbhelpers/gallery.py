@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from nbhelpers import device
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError, atomic_write
@@ -217,8 +218,7 @@ class _Clock:
         self._began = time.perf_counter()
 
     def note(self, part: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        device.wait()
         self.milliseconds[part] = 1000 * (time.perf_counter() - self._began)
         self.go_on()
 

@@ -3,7 +3,7 @@ PE-RSITR, a ViLT for CFITR. What they learn there has to be carried over; no pac
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from nbhelpers import backbones, training, weights
 from nbhelpers.data import catalog, scenes
 from nbhelpers.data.augment import TestTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import caption_batches, distinct_captions, train_tokenizer
+from nbhelpers.data.loading import Tokenizer, caption_batches, distinct_captions, train_tokenizer
+from nbhelpers.device import resolve
 from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError
 from nbhelpers.papers import clip
@@ -144,9 +145,11 @@ class MatchingViLT(CFITR):
         return torch.cat([torch.arange(len(row))[:, None], drawn], dim=1)
 
     def score_choices(self, image: Tensor, text: Tensor, mask: Tensor, choices: Tensor) -> Tensor:
-        """image (B,1+N,d); text (T,L,d), mask (T,L); choices (B,C) of rows of these -> (B,C) scores."""
+        """image (B,1+N,d); text (T,L,d), mask (T,L); choices (B,C) of rows of these -> (B,C) scores. Text, mask and choices may lie
+        on the CPU: the rows that are chosen alone come to the device of the images."""
         count, chosen = choices.shape[1], choices.flatten()
-        return self.score_pairs(image.repeat_interleave(count, 0), text[chosen], mask[chosen]).unflatten(0, (-1, count))
+        read, kept = (values[chosen].to(image.device) for values in (text, mask))
+        return self.score_pairs(image.repeat_interleave(count, 0), read, kept).unflatten(0, (-1, count))
 
     def after_step(self) -> None:
         clip.clamp_scale(self)
@@ -168,7 +171,7 @@ class Pretraining:
     config: training.TrainConfig
     folder: Path
     cache: Path
-    device: str = "cpu"
+    device: str = "auto"
     workers: int = 2
 
     def clip_start(self, size: str) -> tuple[Start, CLIP]:
@@ -210,10 +213,10 @@ class Pretraining:
         return replace(start, towers=towers), model
 
 
-def task_of(data: DataSet, start: Start, seed: int, cache: Path, device: str = "cpu", workers: int = 2) -> RetrievalTask:
+def task_of(data: DataSet, start: Start, seed: int, cache: Path, device: str = "auto", workers: int = 2) -> RetrievalTask:
     """`data` as the CLIP or ViLT that the start's options name sees it, through cached features where towers lie frozen below."""
     size = backbones.clip_size(start.options["clip"]) if "clip" in start.options else backbones.vilt_size(start.options["vilt"])
-    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(device) if size.towers else None
+    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device)) if size.towers else None
     return RetrievalTask(data, start.read_tokenizer(), size.image, seed, workers, towers, cache)
 
 
@@ -229,14 +232,21 @@ def matched(model: MatchingViLT, task: RetrievalTask, split: str, others: int = 
     those that describe the image. Guessing gives 100 / (1 + others)."""
     table, device = task.table(split), next(model.parameters()).device
     texts, string = distinct_captions(table, task.tokenizer.clean)
-    read = [(ids.to(device), mask.to(device)) for ids, mask in caption_batches(texts, task.tokenizer, BATCH)]
-    text = torch.cat([model.text_states(model.text_features(ids, mask)["text"], mask) for ids, mask in read])
-    image = torch.cat([model.image_states(**model.image_features(pixels.to(device))) for pixels in task.pixels(table)])
-    mask = torch.cat([mask for _, mask in read])
+    text, mask = (torch.cat(parts) for parts in zip(*_texts_read(model, texts, task.tokenizer)))
+    image = torch.cat([model.image_states(**model.image_features(pixels.to(device))).cpu() for pixels in task.pixels(table)])
     captions = Captions(table.owner(), string, {"mask": mask})
     own_image, own = (torch.from_numpy(x) for x in np.unique(table.owner(), return_index=True))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(task.seed)
-        choices = captions.string[torch.cat([own[:, None], captions.draw(own, others)], dim=1)].to(device)
-    scores = torch.cat([model.score_choices(image[i], text, mask, chosen) for i, chosen in zip(own_image.split(8), choices.split(8))])
+        torch.default_generator.manual_seed(task.seed)
+        choices = captions.string[torch.cat([own[:, None], captions.draw(own, others)], dim=1)]
+    scores = torch.cat([model.score_choices(image[i].to(device), text, mask, chosen).cpu()
+                        for i, chosen in zip(own_image.split(8), choices.split(8))])
     return 100 * (scores[:, 1:] < scores[:, :1]).all(1).float().mean().item()
+
+
+def _texts_read(model: MatchingViLT, texts: list[str], tokenizer: Tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of states (B,L,d) behind the lower layers and mask (B,L), on the CPU."""
+    device = next(model.parameters()).device
+    for ids, mask in caption_batches(texts, tokenizer, BATCH):
+        here = mask.to(device)
+        yield model.text_states(model.text_features(ids.to(device), here)["text"], here).cpu(), mask

@@ -24,7 +24,7 @@ KINDS = {
 }
 ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint")  # not among a record's settings
 KINDS_BY_END = {"_EPOCHS": int, "_BATCH": int, "_ACCUMULATE": int, "_LR": float}  # of one system: CFITR_EPOCHS, ...
-CHOICES = {"SIZE": ("tiny", "compact", "paper"), "DEVICE": ("auto", "cpu", "cuda")}
+CHOICES = {"SIZE": ("tiny", "compact", "paper"), "DEVICE": ("auto", "cpu", "cuda", "mps")}
 LOWEST = {"SEED": 0, "EPOCHS": 1, "BATCH_SIZE": 1, "WORKERS": 0, "VIEWS": 0, "CFITR_BATCH": 2, "FALSE_TEXTS": 1, "K": 10,
           "IMAGES": 2, "TRIED": 0}
 
@@ -53,7 +53,7 @@ class Run:
 
     notebook    its name, e.g. "20_pir"
     parameters  the notebook's parameters as attributes in lower case: run.parameters.seed
-    device      torch's name of the device: "cpu" or "cuda"
+    device      torch's name of the one device of this run: "cpu", "cuda" or "mps"
     runs        the folder of all runs; `cache` is shared by all profiles, the other folders are the profile's
     """
 
@@ -179,12 +179,12 @@ def _check_values(parameters: dict[str, Any]) -> None:
 def _prepare_torch(seed: int, device: str) -> tuple[str, int]:
     """Seeds torch and returns (device, threads); imported here, as batch.py needs no torch."""
     import torch
+
+    from nbhelpers import device as devices
     wish = os.environ.get("NBHELPERS_THREADS") or str(torch.get_num_threads())
     if not wish.isdecimal() or int(wish) < 1:
         raise UserError(f"NBHELPERS_THREADS is '{wish}'; it must be a whole number of at least 1.")
     threads = min(int(wish), os.cpu_count() or 1)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("DEVICE is 'cuda', but torch sees no CUDA device; take 'cpu' or 'auto'.")
-    return ("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"), threads
+    return str(devices.use(device)), threads

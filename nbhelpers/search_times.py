@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from nbhelpers import device
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.search import Search, encode
 from nbhelpers.store import Store
@@ -38,8 +39,7 @@ def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:
     for _ in range(1 + repeats):
         start = time.perf_counter()
         function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        device.wait()
         times.append(1000 * (time.perf_counter() - start))
     return float(np.median(times[1:]))
 

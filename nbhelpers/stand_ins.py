@@ -19,6 +19,7 @@ from nbhelpers.data.augment import normalize
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import train_tokenizer
 from nbhelpers.data.table import CaptionTable
+from nbhelpers.device import resolve
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers.bita import clean_caption, targets
 from nbhelpers.papers.clip import CLIP, CLIPConfig
@@ -63,6 +64,8 @@ class SceneClassifier(nn.Module):
     width  None: the body's `num_features`
     """
 
+    USES_ALL_PARAMETERS = True
+
     def __init__(self, body: nn.Module, classes: int, pooled=lambda body, inputs: body(inputs), width: int | None = None):
         super().__init__()
         self.body, self.pooled = body, pooled
@@ -78,9 +81,9 @@ class SceneClassifier(nn.Module):
     def predict(self, inputs: np.ndarray, image: ImageInput | None = None) -> np.ndarray:
         """(N,) class index of each image (N,S,S,3) uint8 or feature row (N,W)."""
         device = next(self.parameters()).device
-        parts = [normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
-                 for part in np.array_split(inputs, max(1, len(inputs) // 64))]
-        return torch.cat([self.logits(part.to(device)).argmax(1) for part in parts]).cpu().numpy()
+        parts = (normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
+                 for part in np.array_split(inputs, max(1, len(inputs) // 64)))
+        return torch.cat([self.logits(part.to(device)).argmax(1).cpu() for part in parts]).numpy()
 
 
 def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def stand_in_start(data: DataSet, other: DataSet, folder: Path, seed: int, epoch
 
 
 # ---- real data: a prior of its training classes -----------------------------------------------------------------------
-def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2, device: str = "cpu",
+def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2, device: str = "auto",
                   precision: str = "fp32") -> tuple[Start, dict[str, float]]:
     """PIR: EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
 
@@ -140,7 +143,7 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
     `precision`). Also its accuracy on the validation split, in percent. UserError if no training class is large enough for a fit.
     """
     start, classes = package_start(), scene_classes(data.table)
-    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(device)
+    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device))
     task = RetrievalTask(data, start.read_tokenizer(), backbones.image_input("efficientnet_lite0"), seed, workers, towers, cache,
                          precision=precision)
     parts = []
@@ -256,6 +259,8 @@ def documents(tables: list[CaptionTable], reader, prompt: str, seed: int) -> lis
 
 class LanguageModel(nn.Module):
     """A causal language model that learns to continue texts."""
+
+    USES_ALL_PARAMETERS = True
 
     def __init__(self, decoder: nn.Module):
         super().__init__()

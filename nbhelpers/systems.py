@@ -32,6 +32,7 @@ from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.data.loading import Tokenizer, caption_batches
 from nbhelpers.data.rows import image_ids
 from nbhelpers.data.table import CaptionTable
+from nbhelpers.device import resolve
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall
 from nbhelpers.retrieval import BATCH, RetrievalTask
@@ -133,21 +134,20 @@ def _pixels(picture: Path | str | np.ndarray) -> np.ndarray:
         raise UserError(f"{picture} cannot be read ({error.strerror}); check the path.") from error
 
 
-def load(system: str, checkpoint: Path | str, start: Path | str | None = None, device: str = "auto") -> System:
+def load(system: str, checkpoint: Path | str, start: Path | str | None = None,
+         device: str | torch.device = "auto") -> System:
     """A trained system from our checkpoint or the authors', in eval mode.
 
     start   the file in which 12_starting_weights, for BITA 24_bita, noted what the checkpoint started from; needed for its
             tokenizer on stand-in towers, for the CLIP below an adapter, and for what BITA keeps frozen. Left away, it is looked
             for in `starting/` of the checkpoint's run
-    device  auto (a GPU where there is one), cpu or cuda
+    device  auto (that of the run; without one a GPU, where there is one), cpu, cuda or mps, or a torch.device
     UserError on an unknown system, a file of another one, and a tokenizer or CLIP that cannot be found.
     """
     if system not in SYSTEMS:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(SYSTEMS)}.")
-    if device not in ("auto", "cpu") and not torch.cuda.is_available():
-        raise UserError(f"The device is '{device}', but torch sees no CUDA device; take 'cpu' or 'auto'.")
+    place = resolve(device)
     path = weights.weight_file(Path(checkpoint).expanduser())
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if system == "bita":
         return _load_captioner(path, Start.read(start or _start_of(system, path)), place)
     read = import_module(f"nbhelpers.papers.{system}").read
@@ -158,7 +158,7 @@ def load(system: str, checkpoint: Path | str, start: Path | str | None = None, d
     return System(system, model.to(place).eval(), tokenizer, image, about, path)
 
 
-def _load_captioner(path: Path, start: Start, place: str) -> System:
+def _load_captioner(path: Path, start: Start, place: torch.device) -> System:
     """BITA after stage 2 or fine-tuning; a prompt is known only to the latter. UserError for stage 1, which says nothing."""
     from nbhelpers import caption_task  # which needs pycocoevalcap
     from nbhelpers.papers import bita
@@ -172,7 +172,7 @@ def _load_captioner(path: Path, start: Start, place: str) -> System:
     return System("bita", model.to(place), words, caption_task.image_input(config.image), about, path)
 
 
-def trained(folder: Path | str, system: str, seed: int = 0, device: str = "auto") -> System:
+def trained(folder: Path | str, system: str, seed: int = 0, device: str | torch.device = "auto") -> System:
     """The model that the training notebook of a system trained in the run `folder`, such as runs/default.
 
     UserError if that notebook has not run there, trained nothing (it was given a CHECKPOINT), or its file is gone.

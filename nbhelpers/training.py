@@ -5,7 +5,8 @@
 
 A model offers `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors) and, if it wants its own groups,
 `parameter_groups(weight_decay)`, where "rate" is a group's share of the learning rate, and `after_step()`, called after each
-update. What stays frozen has requires_grad False before `fit`; a model that keeps frozen parts in eval mode overrides `train()`.
+update. USES_ALL_PARAMETERS = True says that each step gives every trainable parameter a gradient.
+What stays frozen has requires_grad False before `fit`; a model that keeps frozen parts in eval mode overrides `train()`.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState, skip_first_batches
+from accelerate import skip_first_batches
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from nbhelpers import weights
-from nbhelpers.distributed import accelerator, check_loader, one_run_at_a_time
+from nbhelpers.distributed import accelerator, check_loader, one_run_at_a_time, process_state, told_by_main
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.schedule import History, TrainConfig, learning_rates, lr_lambda
 
@@ -67,14 +68,15 @@ def fit(model: nn.Module, loader: Iterable[dict], config: TrainConfig, folder: P
     UserError: no batch, a loss that is not finite (with step and terms), a resume state of another training.
     """
     trainer = _Trainer(model, loader, config, Path(folder), validate, loss_options or {})
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+    device = trainer.device
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         return trainer.run(progress)
 
 
 class _Trainer:
     def __init__(self, model, loader, config, folder, validate, loss_options):
         self.model, self.config, self.folder, self.validate = model, config, folder, validate
-        self.accelerator = accelerator(config.precision)
+        self.accelerator = accelerator(config.precision, model)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         check_loader(loader, self.accelerator.num_processes)
         self.source, self.batches = loader, len(loader)
@@ -116,8 +118,9 @@ class _Trainer:
             self.accelerator.free_memory()
         history = History(self.rows, self.config.monitor)
         if history.best_epoch and self.config.keep == "best":
-            self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()  # until process 0 has written it
             weights.load_into(self.model, weights.load_checkpoint(self.folder / "best.safetensors")[0])
+            self.accelerator.wait_for_everyone()  # until all have read it, as process 0 may remove it now
         self.model.eval()
         return history
 
@@ -372,24 +375,26 @@ def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[di
     `build()` gives the model at its starting weights. A finished `<folder>/<name>-<key>/model.safetensors` is
     loaded, else the model is trained there (from where a stopped run left off) and saved. What is printed and
     the state of torch's generators are the same then. Of two runs with one key the second waits, then loads.
+    The model is left on the device of the run (`device.use`).
     """
     home = Path(folder) / f"{name}-{key[:16]}"
     checkpoint = home / "model.safetensors"
     model = build()
-    with one_run_at_a_time(Path(f"{home}.lock")):
-        trained = not checkpoint.exists()
+    state = process_state()
+    with one_run_at_a_time(Path(f"{home}.lock"), name):
+        trained = told_by_main(not checkpoint.exists())
         if trained:
             history = fit(model, loader, config, home, validate, progress, loss_options)
-            if PartialState().is_main_process:
+            if state.is_main_process:
                 about = {"name": name, "key": key, "config": asdict(config), "history": history.rows}
                 weights.save_checkpoint(checkpoint, model, about | (meta or {}))
                 for leftover in (home / "resume.pt", *home.glob("best.*"), *home.glob(".*")):
                     leftover.unlink(missing_ok=True)
         else:
-            state, about = weights.load_checkpoint(checkpoint)
-            weights.load_into(model, state)
+            tensors, about = weights.load_checkpoint(checkpoint)
+            weights.load_into(model, tensors)
             history = History(about["history"], config.monitor)
-            model.to(PartialState().device).eval()
-    if PartialState().is_main_process:
+            model.to(state.device).eval()
+    if state.is_main_process:
         print(f"{name}: {history}")
     return model, history, trained

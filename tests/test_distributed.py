@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,20 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
+from nbhelpers import distributed, training, weights
+from nbhelpers.data.loading import FeatureCache
 from nbhelpers.distributed import gather, rank, world_size
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, take
+from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
+from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
+from nbhelpers.papers.pe_rsitr import PERSITR, PERSITRConfig
+from nbhelpers.papers.pir import PIR, PIRConfig
+from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
 from nbhelpers.training import TrainConfig, fit, load_or_train
 
 PAIRS, BATCH = 24, 8
@@ -52,6 +61,15 @@ class DualEncoder(nn.Module):
         return {"loss": loss, "local": batch["pixels"].mean()}  # differs between processes; its mean does not
 
 
+class Broken(DualEncoder):
+    """Stops in the second process alone."""
+
+    def loss(self, batch):
+        if rank() == 1:
+            raise RuntimeError("in process 1 alone")
+        return super().loss(batch)
+
+
 def loader():
     generator = torch.Generator().manual_seed(0)
     pixels, words = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 4, generator=generator)
@@ -81,8 +99,84 @@ def variants(folder):
             "accumulated": trained(folder / "accumulated", replace(CONFIG, accumulate=2))}
 
 
+# ---- the five systems ----------------------------------------------------------------------------------------------------------
+def whole_pairs(length: int = 32) -> dict[str, torch.Tensor]:
+    """Eight pairs of another image and another sentence each, all of them of one length."""
+    generator = torch.Generator().manual_seed(0)
+    row = torch.arange(BATCH)
+    return {"pixels": torch.randn(BATCH, 3, 112, 112, generator=generator), "image_index": row, "scene": row // 2, "row": row,
+            "ids": torch.randint(5, 40, (BATCH, length), generator=generator), "mask": torch.ones(BATCH, length, dtype=torch.long)}
+
+
+def cfitr() -> CFITR:
+    pairs, row = whole_pairs(), np.arange(BATCH)
+    return CFITR(CFITRConfig.tiny(40)).set_captions(Captions(row, row, {name: pairs[name].numpy() for name in ("ids", "mask")}))
+
+
+SYSTEMS = {"pir": lambda: PIR(PIRConfig.tiny(40)), "pir_clip": lambda: PIRCLIP(PIRCLIPConfig.tiny()),
+           "pe_rsitr": lambda: PERSITR(PERSITRConfig.tiny()), "cfitr": cfitr,
+           "bita, stage 1": lambda: Aligner(BITAConfig.tiny(40, 40)), "bita, stage 2": lambda: Captioner(BITAConfig.tiny(40, 40))}
+
+
+def trained_systems(folder: Path) -> dict[str, bool]:
+    """Trains three steps of every system; whether its processes looked for parameters without a gradient."""
+    pairs, looked = whole_pairs(), {}
+    rows = [{name: value[row] for name, value in pairs.items()} for row in range(BATCH)]
+    for name, make in SYSTEMS.items():
+        trainer = training._Trainer(make(), DataLoader(rows, 4, drop_last=True), replace(CONFIG, lr=1e-4), folder / name, None, {})
+        trainer.run(progress=False)
+        looked[name] = trainer.network.find_unused_parameters
+    return looked
+
+
+# ---- waiting for each other ----------------------------------------------------------------------------------------------------
+def meetings_until_the_lock_is_free(lock: Path) -> int:
+    """How often the processes of a run meet while another one holds the lock; that one releases it before the third time."""
+    other, count, told = FileLock(lock), 0, distributed.told_by_main
+    if rank() == 0:
+        other.acquire()
+        lock.write_text("process 7 on the moon")
+
+    def counted(answer):
+        nonlocal count
+        count += 1
+        if count == 2:
+            other.release()
+        return told(answer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "STEP", 0.1)
+        patch.setattr(distributed, "told_by_main", counted)
+        with distributed.one_run_at_a_time(lock, "the toy"):
+            assert not take(FileLock(lock), 0)
+    return count
+
+
+def trained_by_a_slow_reader(folder: Path) -> float:
+    """The temperature that is best on validation, where process 1 reads the best epoch later than process 0."""
+    read = weights.load_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "load_checkpoint", lambda path: time.sleep(rank()) or read(path))
+        model, _, _ = load_or_train("slow", DualEncoder, loader(), CONFIG, folder, "k" * 64, lambda m: {"mR": float(-m.temp)})
+    assert not list(folder.glob("slow-*/best.*"))
+    return float(model.temp)
+
+
+def features_computed(folder: Path) -> int:
+    """Rows of features that this process computes; both ask for the same eight."""
+    rows = []
+
+    def function(indices):
+        rows.extend(indices)
+        return {"vision": np.float32(indices)[:, None]}
+
+    found = FeatureCache.build(function, 8, 4, "of both", folder)["vision"]
+    assert found[:, 0].tolist() == list(range(8))
+    return len(rows)
+
+
 def process(folder: Path):
-    """What each of the two processes does."""
+    """What each of the two processes does; at last one of them fails."""
     arrays = {f"{name}/{key}": a for name, found in variants(folder).items() for key, a in found.items()}
     arrays["gathered"] = gather(torch.arange(6).reshape(2, 3) + 10 * rank()).numpy()
     np.savez(folder / f"rank{rank()}.npz", **arrays)
@@ -96,20 +190,24 @@ def process(folder: Path):
     for _ in range(2):
         told.setdefault("trained", []).append(
             load_or_train("toy", DualEncoder, loader(), CONFIG, folder, "k" * 64)[2])
+    told["meetings"] = meetings_until_the_lock_is_free(folder / "toy.lock")
+    told["temperature"] = trained_by_a_slow_reader(folder)
+    told["computed"] = features_computed(folder)
+    told["looked"] = trained_systems(folder)
     (folder / f"rank{rank()}.json").write_text(json.dumps(told))
+    fit(Broken(), loader(), CONFIG, folder / "broken")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Folder of two processes, their standard output."""
+    """Folder of two processes, their standard output and error output."""
     folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-                                "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    command.append(str(folder))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done.stdout
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert len(list(folder.glob("rank*.json"))) == 2, done.stderr[-4000:]
+    assert done.returncode == 1  # Broken
+    return folder, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +265,38 @@ def test_every_process_tells_of_a_loss_that_is_bad_in_one(two):
 
 
 def test_two_processes_train_once_and_print_once_each_time(two):
-    folder, output = two
+    folder, output, _ = two
     for number in (0, 1):
         assert json.loads((folder / f"rank{number}.json").read_text())["trained"] == [True, False]
     lines = [line for line in output.splitlines() if line.startswith("toy: 2 epochs")]
     assert len(lines) == 2 and lines[0] == lines[1]
+
+
+def told_by(two) -> list[dict]:
+    return [json.loads((two[0] / f"rank{number}.json").read_text()) for number in (0, 1)]
+
+
+def test_no_process_waits_for_a_lock_in_one_long_collective(two):
+    assert [told["meetings"] for told in told_by(two)] == [3, 3]
+    assert two[2].count("Waiting until process 7 on the moon has finished the toy; it holds ") == 1
+
+
+def test_the_best_epoch_stays_until_all_processes_have_read_it(two):
+    first, second = (told["temperature"] for told in told_by(two))
+    assert first == second
+
+
+def test_features_are_computed_by_one_process(two):
+    assert sorted(told["computed"] for told in told_by(two)) == [0, 8]
+
+
+def test_only_the_model_that_leaves_parameters_out_makes_processes_look_for_them(two):
+    for told in told_by(two):
+        assert told["looked"] == {name: name == "bita, stage 1" for name in SYSTEMS}
+
+
+def test_an_error_in_one_process_ends_both(two):
+    assert two[2].count("RuntimeError: in process 1 alone") == 1
 
 
 def test_a_single_process_gathers_nothing():

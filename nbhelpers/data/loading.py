@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform, TrainTransform
 from nbhelpers.data.images import DecodedCache
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError, atomic_folder, atomic_write
+from nbhelpers.errors import UserError, atomic_write, make_once
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -140,8 +140,8 @@ def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522)
 
 # ---- pixels ------------------------------------------------------------------------------------------------
 def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
-    """function(0) ... function(count - 1), in `workers` threads that take one contiguous part each."""
-    parts = np.array_split(np.arange(count), max(1, workers))
+    """function(0) ... function(count - 1), in at most `workers` threads that take one contiguous part each."""
+    parts = np.array_split(np.arange(count), max(1, min(workers, count)))
     if len(parts) == 1:
         return _each(function, parts[0])
     with ThreadPoolExecutor(len(parts)) as pool:
@@ -321,15 +321,13 @@ class FeatureCache:
     def build(cls, function: Callable[[list[int]], dict[str, np.ndarray]], count: int, batch: int, key: str,
               folder: Path | str) -> FeatureCache:
         """Writes what `function(indices) -> {name: (B, ...)}` gives for 0..count-1 into
-        `<folder>/features-<hash of key>/`, or opens it if it is there.
+        `<folder>/features-<hash of key>/`, or opens it if it is there. Of several processes one computes, the others wait.
 
         key  names everything the features depend on
         UserError on a value that float16 does not hold or a shape that changes; then nothing is written.
         """
         target = Path(folder) / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        if not target.exists():
-            with atomic_folder(target) as temporary:
-                _write_features(function, count, batch, temporary)
+        make_once(target, lambda temporary: _write_features(function, count, batch, temporary))
         return cls.open(target)
 
     @classmethod

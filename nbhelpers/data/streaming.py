@@ -91,7 +91,7 @@ class ShardDataset(IterableDataset):
             captions = sample.captions()
             texts[row] = self.tokenizer.clean(captions[rng.integers(len(captions))])
 
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+        with ThreadPoolExecutor(max(1, min(self.workers, len(drawn)))) as pool:
             list(pool.map(fill, range(len(drawn))))
         names = [sample.file for _, sample in drawn]
         images = [f"{sample.file} {checksum(sample.image)}" for _, sample in drawn]

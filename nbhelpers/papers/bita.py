@@ -241,6 +241,8 @@ class Captioner(ImageReader):
     `decoder` may replace the configured language model, e.g. in tests.
     """
 
+    USES_ALL_PARAMETERS = True  # unlike Aligner, two of whose heads never train
+
     def __init__(self, config: BITAConfig, tower: tuple[nn.Module, int] | None = None, decoder: nn.Module | None = None):
         super().__init__(config, text=False, tower=tower)
         decoder = decoder or backbones.language_model(config.decoder, config.decoder_vocab)

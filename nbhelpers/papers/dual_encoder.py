@@ -31,6 +31,7 @@ class DualEncoder(nn.Module):
 
     IMAGE_FEATURES: tuple[str, ...] = ("vision",)
     TEXT_FEATURES: tuple[str, ...] = ("text",)
+    USES_ALL_PARAMETERS = True  # every trainable one gets a gradient in each step
 
     def frozen(self) -> list[nn.Module]:
         """Parts that stay in eval mode and get no gradient."""

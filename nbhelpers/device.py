@@ -1,0 +1,81 @@
+"""The one place that chooses where models are trained and used: cpu, cuda or mps (the GPU of an Apple computer)."""
+from __future__ import annotations
+
+import os
+
+import torch
+
+from nbhelpers.errors import UserError
+
+NAMES = ("auto", "cpu", "cuda", "mps")  # of the parameter DEVICE and of --device
+_of_run: torch.device | None = None     # what `use` chose for this process
+
+
+def resolve(wish: str | torch.device = "auto") -> torch.device:
+    """The device that is meant, checked.
+
+    wish  auto: what `use` chose for this process, else the first of cuda, mps and cpu that there is;
+          one of the other NAMES, or one GPU of several, such as cuda:1
+    UserError on an unknown name, and on a device that torch does not see.
+    """
+    if str(wish) == "auto":
+        return _of_run if _of_run is not None and _is_there(_of_run) else _best()
+    try:
+        device = torch.device(wish)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in NAMES:
+        raise UserError(f"The device is '{wish}'; choose one of {', '.join(NAMES)}.")
+    if not _is_there(device):
+        seen = {"cuda": "CUDA", "mps": "Apple"}[device.type]
+        raise UserError(f"The device is '{wish}', but torch sees no {seen} device of that name; "
+                        f"choose '{_best()}' or 'auto'.")
+    return device
+
+
+def use(wish: str | torch.device) -> torch.device:
+    """Choose the device of this process, on which all training runs and which `auto` means from now on.
+
+    Of several processes on CUDA GPUs each takes its own, as Accelerate does. UserError as `resolve`, and where
+    Accelerate was told to use the CPU and the wish is another device.
+    """
+    global _of_run
+    _of_run = None
+    device = resolve(wish)
+    if device.type != "cpu" and _cpu_is_forced():
+        raise UserError(f"The device is '{wish}', but ACCELERATE_USE_CPU asks for the CPU; "
+                        "choose 'auto', or take that variable out of the environment.")
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    _of_run = device
+    return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """UserError if the device cannot train in "bf16" or "fp16"; "fp32" works everywhere."""
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"precision 'fp16' needs a CUDA GPU, and the device is '{device}'; use 'bf16' or 'fp32' here.")
+    if precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise UserError("precision 'bf16' needs macOS 14 or newer on an Apple GPU; use 'fp32' here.")
+
+
+def wait() -> None:
+    """Wait until the device of this process has done all that it was given; for measuring times."""
+    torch.get_device_module(resolve()).synchronize()
+
+
+def _best() -> torch.device:
+    """The first of cuda, mps and cpu that there is; the CPU where Accelerate was told to use it."""
+    names = ["cpu"] if _cpu_is_forced() else ["cuda", "mps", "cpu"]
+    return next(device for device in map(torch.device, names) if _is_there(device))
+
+
+def _is_there(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
+    return device.type == "cpu" or torch.backends.mps.is_available()
+
+
+def _cpu_is_forced() -> bool:
+    """Whether `accelerate launch --cpu` started this process."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")

@@ -20,6 +20,7 @@ from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
                                     distinct_captions, image_batches, train_loader)
 from nbhelpers.data.table import CaptionTable
+from nbhelpers.device import check_precision
 from nbhelpers.errors import UserError
 from nbhelpers.papers.dual_encoder import TURNS, turned
 
@@ -64,6 +65,8 @@ class RetrievalTask:
         self.data, self.tokenizer, self.image, self.seed, self.workers = data, tokenizer, image, seed, workers
         if towers is not None and not towers.config.freeze_towers:
             raise UserError("Only frozen towers can be cached; build the model with freeze_towers=True or give no towers.")
+        if towers is not None:
+            check_precision(precision, next(towers.parameters()).device)
         self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
         self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
         self.towers_sha256 = _sha256(towers) if towers is not None else ""

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -11,11 +13,12 @@ from coloured_set import coloured
 from torch import nn
 
 import nbhelpers
-from nbhelpers import device, distributed, gallery, pretraining, search_times, stand_ins
+from nbhelpers import backbones, device, distributed, gallery, pretraining, search_times, stand_ins
 from nbhelpers.backbones import ImageInput
 from nbhelpers.errors import UserError
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.starting import Start
 from nbhelpers.training import TrainConfig, fit, load_or_train
 
 CONFIG = TrainConfig(epochs=1, lr=0.01, batch_size=2)
@@ -115,16 +118,24 @@ def test_the_cpu_trains_though_there_is_a_gpu(seen, tmp_path):
         assert model.weight.device.type == "cpu" and torch.equal(model.weight, one.weight)
 
 
-def test_tasks_and_stand_ins_use_the_device_of_the_run_though_there_is_a_gpu(seen, tmp_path):
+def test_stand_ins_are_fitted_on_the_device_of_the_run_though_there_is_a_gpu(seen, tmp_path):
     seen(cuda=True)
     nbhelpers.start("12_starting_weights", DEVICE="cpu")
-    data = coloured(tmp_path)
-    tower, _ = stand_ins.fitted("resnet_standin", data, tmp_path, 0, 1)
-    plan = pretraining.Pretraining(data, TrainConfig(1, 1e-3, 8), tmp_path, tmp_path, workers=1)
-    clip_start, model = plan.clip_start("tiny")
-    assert {p.device.type for p in model.parameters()} == {"cpu"} and Path(tower.path).is_file()
-    task = pretraining.task_of(data, clip_start, 0, tmp_path, workers=1)
-    assert task.embeddings(model, "test").images.shape[0] == len(task.table("test"))
+    batches = stand_ins.SceneBatches(np.eye(4, dtype=np.float32), np.arange(4) % 2, 2, 0)
+    classifier, tower = stand_ins.fit_scenes("head", lambda: stand_ins.SceneClassifier(backbones.SceneHead(4), 2), batches, CONFIG,
+                                             tmp_path, "data")
+    assert classifier.predict(np.eye(4, dtype=np.float32)).shape == (4,) and Path(tower.path).is_file()
+
+
+@pytest.mark.parametrize("wish", ["cpu", "auto"])
+def test_frozen_towers_are_built_on_the_device_of_the_run(seen, monkeypatch, wish):
+    seen(cuda=True)
+    built = []
+    monkeypatch.setattr(Start, "build", lambda *_: SimpleNamespace(to=lambda where: built.append(where)))
+    monkeypatch.setattr(Start, "read_tokenizer", lambda self: None)
+    found = device.use(wish)
+    pretraining.task_of(None, Start("", 0, {}, options={"clip": "clip_compact"}), 0, Path())
+    assert built == [found]
 
 
 def test_clocks_wait_for_the_device_of_the_run(seen, monkeypatch):

@@ -5,8 +5,12 @@ The numbers of the authors' code are in test_reference.py.
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import nbformat
 import numpy as np
 import open_clip
 import pytest
@@ -15,8 +19,10 @@ import torch.nn.functional as F
 from coloured_set import coloured, words
 from transformers import BertConfig, BertForPreTraining, CLIPConfig, CLIPModel
 
+from nbhelpers import batch as batch_module
 from nbhelpers import backbones, caption_task, schedule, stand_ins, starting, training, weight_names, weights
 from nbhelpers.caption_task import AlignmentTokenizer, CaptionTask, DecoderTokenizer, Described, PairsOfAll
+from nbhelpers.data import loading
 from nbhelpers.errors import UserError
 from nbhelpers.papers import bita, ift
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
@@ -356,6 +362,57 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monke
     assert parts.key == whole.key
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
+
+
+def cell_with(text: str) -> str:
+    """The source of the cell of 24_bita that holds this text."""
+    cells = nbformat.read(batch_module.NOTEBOOKS / "24_bita.ipynb", as_version=4).cells
+    return next(cell.source for cell in cells if cell.cell_type == "code" and text in cell.source)
+
+
+@pytest.fixture
+def one_batch_at_a_time(scene, tmp_path, monkeypatch):
+    """A task that refuses to give a batch of a split while an earlier one is still held, but for the one just read."""
+    given, seen = [], CaptionTask.seen
+
+    def watched(self, model, split):
+        for vision in seen(self, model, split):
+            assert sum(reference() is not None for reference in given) <= 1
+            given.append(weakref.ref(vision))
+            yield vision
+            del vision
+
+    monkeypatch.setattr(caption_task, "BATCH", 3)
+    monkeypatch.setattr(CaptionTask, "seen", watched)
+    yield task_of(scene, tmp_path)
+    assert len(given) > 2
+
+
+def test_the_notebook_keeps_the_attention_of_one_batch_on_the_device(scene, one_batch_at_a_time):
+    task = one_batch_at_a_time
+    model = caption_task.build_captioner(scene[1], task.config, 0).eval()
+    names = {"task": task, "model": model, "data": scene[0], "np": np, "torch": torch, "run": MagicMock(), "figures": MagicMock()}
+    exec(cell_with("attention_maps("), names)
+    whole = torch.from_numpy(np.float32(task.vision("test")["vision"]))
+    with torch.no_grad():
+        expected = torch.stack([layer.mean(1) for layer in model.attention_maps(whole)], dim=1)
+    torch.testing.assert_close(names["maps"], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_batch_at_a_time):
+    task, told = one_batch_at_a_time, []
+    one = scene[1].build(lambda: Aligner(task.config), 0).eval()
+    figures = SimpleNamespace(metrics={"mR": 100.0})
+    names = {"task": task, "given": None, "train": lambda *_: SimpleNamespace(model=one), "words": task.words, "bita": bita,
+             "loading": loading, "run": SimpleNamespace(device="cpu"), "torch": torch,
+             "recall": SimpleNamespace(evaluate=lambda scores, owner: told.append(scores) or figures, chance=lambda owner: {"mR": 1.0})}
+    exec(cell_with("one.embed_images("), names)
+    table = task.table("val")
+    whole = torch.from_numpy(np.float32(task.vision("val")["vision"]))
+    with torch.no_grad():
+        ids, mask = task.words([bita.clean_caption(text) for text in table.captions.text])
+        expected = torch.einsum("bqe,ne->bnq", one.embed_images(whole), one.embed_texts(ids, mask)).amax(2)
+    np.testing.assert_allclose(told[0], expected.numpy(), atol=1e-5)
 
 
 def test_pixels_and_cached_features_give_the_same_loss(scene, tmp_path):

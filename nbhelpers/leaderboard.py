@@ -14,43 +14,13 @@ import pandas as pd
 
 from nbhelpers import recall, significance
 from nbhelpers.claims import CAPTION_CLAIMS, CLAIMS, TRAINED_ON, CaptionClaim, Claim
+from nbhelpers.controls import CONTROLS, key_of, name_of
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall
 from nbhelpers.records import CAPTION_METRICS, Record, kind_of, read_recall
 
 RULE = "expectation"
 RECALLS = tuple(f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
-NAMES = {  # (notebook, variant) -> the row's name; others are called by system and variant
-    ("20_pir", "frozen_towers"): "PIR, all towers frozen",
-    ("20_pir", "vir_lca"): "PIR without affiliation",
-    ("20_pir", "vir"): "PIR without affiliation, LCA",
-    ("20_pir", "baseline"): "PIR without affiliation, LCA, VIR",
-    ("20_pir", "frozen"): "frozen towers, small heads",
-    ("21_pir_clip", "plain"): "CLIP, fine-tuned as PIR-CLIP",
-    ("21_pir_clip", "token"): "PIR-CLIP, token alone",
-    ("21_pir_clip", "belief"): "PIR-CLIP without affiliation",
-    ("21_pir_clip", "by-rank"): "PIR-CLIP, weights by rank",
-    ("22_pe_rsitr", "zero_shot"): "CLIP, zero-shot",
-    ("22_pe_rsitr", "linear_probe"): "CLIP, linear probe",
-    ("22_pe_rsitr", "lora"): "CLIP, LoRA",
-    ("22_pe_rsitr", "adaptformer"): "CLIP, AdaptFormer",
-    ("22_pe_rsitr", "full"): "CLIP, fine-tuned as PE-RSITR",
-    ("22_pe_rsitr", "cross-only"): "PE-RSITR, cross-modal loss alone",
-    ("22_pe_rsitr", "random-start"): "PE-RSITR, random start",
-    ("23_cfitr", "coarse_only"): "CFITR, codes alone",
-    ("23_cfitr", "exhaustive"): "CFITR, all pairs reranked",
-    ("23_cfitr", "transductive"): "CFITR, PPSR over test queries",
-    ("23_cfitr", "no_lfem"): "CFITR without LFEM",
-    ("50_score_captions", "bita"): "BITA",
-    ("50_score_captions", "bita-no-stage1"): "BITA without stage 1",
-    ("50_score_captions", "bita-attention"): "BITA, self-attention",
-    ("50_score_captions", "bita-none"): "BITA, no mixing, no stage 1",
-    ("50_score_captions", "bita-two-queries"): "BITA, two queries",
-    ("50_score_captions", "left_out_reference"): "left-out reference",
-    ("50_score_captions", "most_frequent"): "most frequent caption",
-}
-
-
 @dataclass(frozen=True, eq=False)
 class Board:
     """One table of what may stand side by side.
@@ -111,6 +81,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
     rows = pd.DataFrame([_recalls(seeds, ranks[label]) | _cost(seeds) for label, seeds in runs.items()],
                         index=pd.Index(runs, name="name"))
     rows["alike"], untold = _groups(ranks)
+    rows = rows.join(_over_controls(runs, ranks)).rename_axis("name")
     rows = rows.sort_values("mR", ascending=False, kind="stable")
     bounds = {f"{bound} of the split" if bound == "ceiling" else bound:
               next((record[bound] for record in records if record[bound]), {}) for bound in ("ceiling", "chance")}
@@ -121,6 +92,10 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
         notes.append("± is the standard deviation over the seeds; recalls and interval are then of the mean over seeds.")
     notes += [untold or "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds where rows "
               "have several in common, at 5 %, corrected for their number by Holm."] * (len(runs) > 1)
+    if rows.control.notna().any():
+        notes.append("Over its control: the difference of mR to the run that the column control names, over the same test images "
+                     "and seeds, with the 95 % interval of this one comparison. The control has the same data and settings "
+                     "without the part that the row is about.")
     notes += _provenance(records)
     files = tuple(tuple(record.path for record in runs.get(label, ())) for label in rows.index)
     return Board(f"{name}-{split}-{profile}-{data[:6]}", f"{name}, {split} split, profile {profile}, data {data}",
@@ -189,7 +164,7 @@ def _runs(records: list[Record]) -> dict[str, list[Record]]:
     """Name of a row -> its records, one for each seed. Runs of different configurations are different rows."""
     runs: dict[tuple, dict[int, Record]] = {}
     for record in records:
-        row = (_name(record), record["notebook"], record["config_sha256"][:10])
+        row = (name_of(record), record["notebook"], record["config_sha256"][:10])
         if record["seed"] in runs.setdefault(row, {}):
             raise UserError(f"Two records tell of {row[0]}, seed {record['seed']}, in one profile; "
                             "read only one of their folders.")
@@ -197,11 +172,6 @@ def _runs(records: list[Record]) -> dict[str, list[Record]]:
     names = [name for name, _, _ in runs]
     labels = [name if names.count(name) == 1 else f"{name} ({notebook}, config {config})" for name, notebook, config in runs]
     return {label: [seeds[seed] for seed in sorted(seeds)] for label, seeds in zip(labels, runs.values())}
-
-
-def _name(record: dict) -> str:
-    system, variant = record["system"], record["variant"]
-    return NAMES.get((record["notebook"], variant), f"{system}, {variant}" if variant else system)
 
 
 def _ranks(seeds: list[Record]) -> tuple[dict[int, Recall], np.ndarray] | None:
@@ -252,6 +222,24 @@ def _groups(ranks: dict[str, tuple | None]) -> tuple[list[str], str]:
     return [table.group.get(label, "") for label in ranks], ""
 
 
+def _over_controls(runs: dict[str, list[Record]], ranks: dict[str, tuple | None]) -> pd.DataFrame:
+    """For each row with a control among these runs: the control, and the difference of mR in points with its interval."""
+    label_of = {key_of(seeds[0]): label for label, seeds in runs.items() if ranks[label]}
+    found = {}
+    for key, label in label_of.items():
+        control = label_of.get(CONTROLS.get(key))
+        if control is None:
+            continue
+        (one, owner), (other, _) = ranks[label], ranks[control]
+        try:
+            test = significance.paired_test(one, other, owner)
+        except UserError:  # no seed in common, or other queries
+            continue
+        found[label] = [control, test["difference"], test["low"], test["high"]]
+    columns = ["control", "over control", "over control low", "over control high"]
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns)
+
+
 def _scores(seeds: list[Record]) -> dict:
     """Caption scores times 100, the mean over seeds; intervals of a single one."""
     row: dict = {}
@@ -299,7 +287,7 @@ def _said(values: Iterable[str]) -> str:
 def _provenance(records: list[Record]) -> list[str]:
     revisions = pd.Series([_revision(record) for record in records]).value_counts(sort=False)
     chosen = _said(on for record in records if (on := record["protocol"]["selected_on"]) != "nothing")
-    tested = [_name(record) for record in records if record["protocol"]["selected_on"] == record["protocol"]["split"]]
+    tested = [name_of(record) for record in records if record["protocol"]["selected_on"] == record["protocol"]["split"]]
     notes = [f"Epochs were chosen on {chosen}."] * bool(chosen)
     notes.append("Code at " + ", ".join(f"{name} ({count} records)" for name, count in revisions.items()) + ".")
     return notes + [f"Chosen on the very split it is measured on, and so too good: {_said(tested)}."] * bool(tested)
@@ -326,6 +314,9 @@ def _show_recalls(rows: pd.DataFrame) -> pd.DataFrame:
                    for mR, spread in rows[["mR", "mR spread"]].values]
     shown["95 % interval"] = [_ends(low, high, "[{}, {}]") for low, high in rows[["mR low", "mR high"]].values]
     shown["alike"] = rows.alike.fillna("")
+    if rows.control.notna().any():
+        shown["over its control"] = [_over(*row) for row in rows[["over control", "over control low", "over control high"]].values]
+        shown["control"] = rows.control.fillna("")
     shown["mR, released rule"] = rows["mR released"].map(_number)
     return _show_cost(shown, rows)
 
@@ -337,6 +328,10 @@ def _show_cost(shown: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     shown["seeds"] = rows.seeds.fillna("")
     shown["started from"] = rows["started from"].fillna("")
     return shown
+
+
+def _over(points: float, low: float, high: float) -> str:
+    return "" if pd.isna(points) else f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _triple(rows: pd.DataFrame, keys: Sequence[str]) -> list[str]:

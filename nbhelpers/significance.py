@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from nbhelpers import recall, records
+from nbhelpers.controls import key_of
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall, check_paired, image_shares, swapped
 
@@ -54,14 +55,14 @@ class Groups:
 def read_runs(folder: Path | str, names: Mapping[tuple[str, str], str], fingerprint: str = "") -> tuple[Runs, np.ndarray]:
     """(runs, owner) of the records in a folder, of every seed, in the order of `names`.
 
-    names        (system, variant) of a record -> the name it is to have; other records are left out
+    names        (notebook, variant) of a record -> the name it is to have; other records are left out
     fingerprint  of the data; "" for that of the records if all have the same
     UserError if there is none, or if they speak of several test splits.
     """
     found: dict[tuple[str, str], dict[int, Recall]] = {}
     owners, seen = [], set()
     for record in records.read(folder):
-        key = record["system"], record["variant"]
+        key = key_of(record)
         if key in names and record["data_fingerprint"] == (fingerprint or record["data_fingerprint"]):
             seen.add(record["data_fingerprint"])
             run, owner = records.read_recall(record.path)
@@ -137,6 +138,35 @@ def paired_test(one: Mapping[int, Recall], other: Mapping[int, Recall], owner: n
         return {"seeds": len(differences)} | crossed_test(differences * differences.shape[1])
     common, = one.keys() & other.keys()
     return {"seeds": 1} | recall.paired_test(one[common], other[common], owner, samples, seed)[metric]
+
+
+def against_controls(runs: Runs, controls: Mapping[str, str], owner: np.ndarray, metric: str = "mR",
+                     level: float = 0.05, seed: int = 0) -> pd.DataFrame:
+    """Each system against its own control, one row a system: control, seeds, difference in points, its 95 % interval
+    low and high, p corrected by Holm for the rows, and whether that is below the level (`real`).
+
+    controls  system -> its control; a pair of which a run is missing is left out
+    """
+    pairs = {name: control for name, control in controls.items() if name in runs and control in runs}
+    rows = {name: {"control": control} | paired_test(runs[name], runs[control], owner, metric, seed=seed)
+            for name, control in pairs.items()}
+    columns = ["control", "seeds", "difference", "low", "high", "p"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table["p"] = holm(list(table.p))
+    return table.assign(real=table.p < level)
+
+
+def control_sentences(table: pd.DataFrame, metric: str = "mR") -> list[str]:
+    """One statement for each row of `against_controls`."""
+    said = []
+    for name, row in table.iterrows():
+        points = f"{row.difference:+.1f} points of {metric}, {row.low:+.1f} to {row.high:+.1f}, p = {row.p:.2g}"
+        if not row.real:
+            said.append(f"{name} and its control, {row.control}, cannot be told apart ({points}).")
+        else:
+            better = "better" if row.difference > 0 else "worse"
+            said.append(f"{name} is {better} than its control, {row.control} ({points}).")
+    return said
 
 
 def crossed_test(differences: np.ndarray, level: float = 0.95) -> dict[str, float]:

@@ -6,7 +6,7 @@
 PYTHON  ?= python3
 PROFILE ?= default
 DATA    ?=
-SEEDS   ?= 0
+SEEDS   ?=
 UPTO    ?=
 JOBS    ?=
 FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
@@ -34,7 +34,8 @@ setup: .venv/installed
 	@touch $@
 
 run: setup
-	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --seeds $$SEEDS --upto "$$UPTO" $${JOBS:+--jobs "$$JOBS"}
+	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --upto "$$UPTO" \
+		$${SEEDS:+--seeds $$SEEDS} $${JOBS:+--jobs "$$JOBS"}
 
 # One pytest for all layers: tests/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup

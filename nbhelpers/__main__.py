@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--system", required=True, help="pir, pir_clip, pe_rsitr, cfitr or bita")
     train.add_argument("--profile", default="default", help="a file of notebooks/profiles, without .yaml")
     train.add_argument("--data", default="", help="folder that holds the data sets")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, help="the profile's SEED if left away")
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser("eval", help="evaluate a trained retrieval system on images and captions")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run the notebooks in order, headlessly")
     run.add_argument("--profile", default="default", help="a file of notebooks/profiles, without .yaml")
     run.add_argument("--data", default="", help="folder that holds the data sets")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0], help="one (default: 0) or several, one after the other")
+    run.add_argument("--seeds", type=int, nargs="+", help="one or several, one after the other; the profile's SEED if left away")
     run.add_argument("--upto", default="", help="stop after the notebook that starts so, e.g. 20")
     run.add_argument("--jobs", type=int, help="notebooks at a time, which share the cores (default: 1; 2 in the default profile)")
     run.set_defaults(command=_run)
@@ -141,18 +141,19 @@ def _add_system(parser: argparse.ArgumentParser, names: str, default: str | None
     parser.add_argument("--checkpoint", help="a file of this project or of the system's authors; left away, what a run trained")
     parser.add_argument("--start", help="what 12_starting_weights noted, if it lies outside the checkpoint's run")
     parser.add_argument("--profile", default="default", help="of the run, without --checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="of the run, without --checkpoint")
+    parser.add_argument("--seed", type=int, help="of the run, without --checkpoint; the profile's SEED if left away")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps; auto: a GPU where there is one")
 
 
 def _system(arguments: argparse.Namespace):
-    from nbhelpers import systems
+    from nbhelpers import batch, systems
     from nbhelpers.run import runs_root
     if arguments.checkpoint:
         return systems.load(arguments.system, arguments.checkpoint, arguments.start, arguments.device)
     if arguments.start:
         raise UserError("--start belongs to a --checkpoint; name that too.")
-    return systems.trained(runs_root() / arguments.profile, arguments.system, arguments.seed, arguments.device)
+    seed = batch.profile_seed(arguments.profile) if arguments.seed is None else arguments.seed
+    return systems.trained(runs_root() / arguments.profile, arguments.system, seed, arguments.device)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -2,51 +2,66 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import fcntl
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nbhelpers import freshness
 from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.parameters import declared, problems, unknown, wrong_values
 from nbhelpers.run import repository_root, runs_root
 
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook of the chain: its seconds by default, what it reads from, whether it writes a record."""
+    """A notebook of the chain.
+
+    budget  seconds that it takes in the default profile
+    reads   notebooks whose results it reads
+    starts  systems whose starting weights it takes from 12_starting_weights
+    data    patterns of files in DATA that it reads beside the sets it names
+    record  whether it writes a record
+    """
 
     name: str
     budget: int
     reads: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
     record: bool = False
 
 
+WEIGHTS = "12_starting_weights"
 SYSTEMS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
+STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr")  # whose starting weights 12_starting_weights writes
+PREPARED = ("10_prepare_data", WEIGHTS)
 CHAIN = (
     Step("00_start_here", 20),
     Step("10_prepare_data", 90),
-    Step("11_audit_data", 20, reads=("10_prepare_data",)),
-    Step("12_starting_weights", 150, reads=("10_prepare_data",)),
-    Step("20_pir", 270, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("21_pir_clip", 190, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("22_pe_rsitr", 200, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("23_cfitr", 210, reads=("10_prepare_data", "12_starting_weights"), record=True),
-    Step("24_bita", 220, reads=("10_prepare_data", "12_starting_weights")),
+    Step("11_audit_data", 20, reads=("10_prepare_data",), data=("dataset_*.json",)),
+    Step(WEIGHTS, 150, reads=("10_prepare_data",)),
+    Step("20_pir", 270, reads=PREPARED, starts=("pir",), record=True),
+    Step("21_pir_clip", 190, reads=PREPARED, starts=("pir_clip",), record=True),
+    Step("22_pe_rsitr", 200, reads=PREPARED, starts=("pe_rsitr",), record=True),
+    Step("23_cfitr", 210, reads=PREPARED, starts=("cfitr",), record=True),
+    Step("24_bita", 220, reads=PREPARED, starts=("pe_rsitr",)),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
     Step("31_errors_and_significance", 50, reads=SYSTEMS),
-    Step("40_attention_and_belief", 110, reads=("10_prepare_data", "12_starting_weights", *SYSTEMS, "24_bita")),
-    Step("50_score_captions", 60, reads=("10_prepare_data", "12_starting_weights", "24_bita"), record=True),
+    Step("40_attention_and_belief", 110, reads=(*PREPARED, *SYSTEMS, "24_bita"), starts=("pir",)),
+    Step("50_score_captions", 60, reads=(*PREPARED, "24_bita"), starts=("pir",), record=True),
     Step("60_search", 60, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
     Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),
 )
@@ -55,7 +70,6 @@ NOTEBOOKS = repository_root() / "notebooks"
 # For glibc: memory that was freed stays with the process. Large tensors would else come anew from the system, page by page, which on
 # a CPU is up to a third of a pass (bench_towers).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-KINDS = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list, "dict": dict}
 
 
 def select(upto: str = "") -> tuple[Step, ...]:
@@ -71,13 +85,6 @@ def select(upto: str = "") -> tuple[Step, ...]:
 
 # profiles ---------------------------------------------------------------------------------------------------
 
-def known_parameters(notebook: Path) -> dict[str, str]:
-    """Name and annotated kind ("int", "str", ...) of each line in the notebook's parameters cell."""
-    import papermill
-    found = papermill.inspect_notebook(str(notebook))
-    return {name: entry["inferred_type_name"] for name, entry in found.items()}
-
-
 def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
     """The values of notebooks/profiles/<name>.yaml; none for "default", which is what the notebooks say."""
     if name == "default":
@@ -87,56 +94,50 @@ def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
         known = ["default", *sorted(other.stem for other in path.parent.glob("*.yaml"))]
         raise UserError(f"There is no profile '{name}' in {path.parent}; choose one of {', '.join(known)}.")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        text = path.read_bytes()
+        lines, values = yaml.compose(text), yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold lines of the form NAME: value.")
+    names = [key.value for key, _ in lines.value]
+    if repeated := [name for name in values if names.count(name) > 1]:
+        raise UserError(f"{path} gives {', '.join(repeated)} more than once; keep one line of each.")
     return values
 
 
-def check_profile(profile: str, overrides: dict[str, Any], notebooks: Path = NOTEBOOKS) -> dict[str, dict]:
+def check_profile(profile: str, overrides: dict[str, Any], notebooks: Path = NOTEBOOKS,
+                  steps: Sequence[Step] = CHAIN) -> dict[str, dict]:
     """What each notebook of the chain is given: the profile's values, then `overrides`, as far as known.
 
-    Raises one UserError that lists every unknown name and every wrong type of the profile.
+    steps  that will run: there also the files that are named must be there
+
+    Raises one UserError that lists every unknown name and every wrong value.
     """
     missing = [f"{step.name}.ipynb" for step in CHAIN if not (notebooks / f"{step.name}.ipynb").is_file()]
     if missing:
         raise UserError(f"{notebooks} lacks {', '.join(missing)}.")
-    known = {step.name: known_parameters(notebooks / f"{step.name}.ipynb") for step in CHAIN}
+    defaults = {step.name: declared(notebooks / f"{step.name}.ipynb") for step in CHAIN}
     values = {"PROFILE": profile} | read_profile(profile, notebooks)
-    problems = [] if values["PROFILE"] == profile else [f"PROFILE must be '{profile}', as the file is named"]
+    wrong = [] if values["PROFILE"] == profile else [f"PROFILE must be '{profile}', as the file is named."]
     values |= overrides
-    for name, value in values.items():
-        problems += _problems(name, value, known)
-    if problems:
-        raise UserError(f"Profile '{profile}' was refused and nothing was run: {'; '.join(problems)}.")
-    return {notebook: {name: value for name, value in values.items() if name in kinds}
-            for notebook, kinds in known.items()}
+    known = set().union(*defaults.values())
+    wrong += [unknown(name, known) for name in values if name not in known]
+    given = {notebook: {name: value for name, value in values.items() if name in own}
+             for notebook, own in defaults.items()}
+    wrong += wrong_values({name: value for name, value in values.items() if name in known})
+    for step in steps if not wrong else ():
+        wrong += problems(defaults[step.name] | given[step.name], notebooks)
+    if wrong:
+        raise UserError(f"Profile '{profile}' was refused and nothing was run. {' '.join(dict.fromkeys(wrong))}")
+    return given
 
 
-def _problems(name: str, value: Any, known: dict[str, dict[str, str]]) -> list[str]:
-    """What is wrong with one value, given the parameters that each notebook knows."""
-    wanted = {notebook: kinds[name] for notebook, kinds in known.items() if name in kinds}
-    if not wanted:
-        close = difflib.get_close_matches(str(name), sorted(set().union(*known.values())), 1)
-        return [f"no notebook has a parameter {name}" + (f" (did you mean {close[0]}?)" if close else "")]
-    is_now = f"{name} is {value!r}, a {type(value).__name__}"
-    return [f"{is_now}, but {notebook} wants {kind}{_advice(value, kind)}"
-            for notebook, kind in wanted.items() if not fits(value, kind)]
-
-
-def fits(value: Any, kind: str) -> bool:
-    """Whether a value is of an annotated kind; a float may be written as an int, a bool only as a bool."""
-    return isinstance(value, KINDS.get(kind, ())) and (kind == "bool" or not isinstance(value, bool))
-
-
-def _advice(value: Any, kind: str) -> str:
-    """How to write a number such as 1e-4, which YAML takes for text."""
-    try:
-        return f" (write {float(value):.1e})" if kind == "float" and isinstance(value, str) else ""
-    except ValueError:
-        return ""
+def profile_seed(profile: str, notebooks: Path = NOTEBOOKS) -> Any:
+    """The SEED of a profile; 0 where it gives none, or where a folder of runs has no file of that name."""
+    if not (notebooks / "profiles" / f"{profile}.yaml").is_file():
+        return 0
+    return read_profile(profile, notebooks).get("SEED", 0)
 
 
 # running ----------------------------------------------------------------------------------------------------
@@ -145,15 +146,17 @@ def _advice(value: Any, kind: str) -> str:
 class Plan:
     """What one call of the chain runs, kept as JSON for the Snakefile and for the process of each notebook.
 
-    `folder` is the profile's folder of runs; the methods name files relative to it.
+    `folder` is the profile's folder of runs; the methods name files relative to it. `made_of` says of each notebook
+    what decides its results, by content (see `ingredients`); `due` names the steps that Snakemake goes through.
     """
 
     folder: str
     notebooks: str
     seed: int
     upto: str
-    sources: list[str]
     parameters: dict[str, dict[str, Any]]
+    made_of: dict[str, dict[str, str]]
+    due: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path | str) -> Plan:
@@ -174,10 +177,56 @@ class Plan:
     def gates(self) -> list[str]:
         """Notebooks that every system waits for, so that they may have all cores also where JOBS share these."""
         systems = [step for step in self.steps() if step.name in (*SYSTEMS, "24_bita")]
-        return [name for name in ("10_prepare_data", "12_starting_weights") if all(name in step.reads for step in systems)]
+        return [name for name in PREPARED if all(name in step.reads for step in systems)]
+
+    def with_due(self) -> Plan:
+        """This plan with the steps that do not hold, or that read from such a step and so may hold no more."""
+        found: list[str] = []
+        for step in self.steps():
+            if not self.holds(step) or set(found).intersection(step.reads):
+                found.append(step.name)
+        return replace(self, due=found)
+
+    def holds(self, step: Step) -> bool:
+        """Whether a notebook finished, and neither what it was made of nor what it read and wrote has changed."""
+        note = self.note(step.name)
+        if note.get("made_of") != self.made_of[step.name]:
+            return False
+        found = {"reads": self.reads(step), "wrote": self.wrote(step)}
+        lacks = set(note["left_out"]) - set(left_out(self.parameters[step.name]))
+        return not lacks and all(note[name] == value for name, value in found.items())
+
+    def note(self, name: str) -> dict[str, Any]:
+        """What was noted at the end of a notebook; {} if it has not finished."""
+        try:
+            return json.loads((Path(self.folder) / self.finished(name)).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def reads(self, step: Step) -> dict[str, Any]:
+        """What a step finds: of 12_starting_weights the content of its own starts, of others which run it was."""
+        found = {name: self.note(name).get("run", "") for name in step.reads if name != WEIGHTS}
+        return found | (self._contents(self.starts(step.starts)) if WEIGHTS in step.reads else {})
+
+    def wrote(self, step: Step) -> dict[str, str]:
+        """The content of the files of a step that others read."""
+        if step.name == WEIGHTS:
+            return self._contents(self.starts(STARTS))
+        return self._contents([self.record(step.name)] if step.record else [])
+
+    def starts(self, systems: Sequence[str]) -> list[str]:
+        return [f"starting/{system}-seed{self.seed}.json" for system in systems]
+
+    def _contents(self, names: Sequence[str]) -> dict[str, str]:
+        paths = {name: Path(self.folder) / name for name in names}
+        return {name: freshness.digest(path) for name, path in paths.items() if path.is_file()}
+
+    def marker(self, name: str) -> str:
+        """An empty file for Snakemake alone, which removes outputs as it likes."""
+        return f"due/{name}-seed{self.seed}"
 
     def finished(self, name: str) -> str:
-        """The note that a notebook ran to its end, with its seconds."""
+        """The note that a notebook ran to its end."""
         return f"finished/{name}-seed{self.seed}.json"
 
     def record(self, name: str) -> str:
@@ -187,97 +236,132 @@ class Plan:
         return f"notebooks/{name}-seed{self.seed}.ipynb"
 
     def seconds(self, name: str) -> float:
-        return json.loads((Path(self.folder) / self.finished(name)).read_text())["seconds"]
-
-
-def sources() -> list[str]:
-    """The package's files that a notebook may use: where one changes, notebooks run again (and load what they
-    trained, as far as its checkpoint still fits)."""
-    unused = {"batch.py", "stored.py", "cache.py", "hub.py", "__main__.py"}
-    return sorted(str(path) for path in Path(__file__).parent.rglob("*.py") if path.name not in unused)
+        return self.note(name)["seconds"]
 
 
 def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float:
-    """Runs a notebook by papermill in its own folder, returns the seconds; the copy is kept in any case.
+    """Runs a notebook by papermill in its own folder, returns the seconds.
+
+    Until its end the copy is `executed` with ".unfinished" in its name, and stays there where it fails: what an
+    earlier run left is only replaced by a whole one.
 
     Raises UserError, one line with notebook, cell and exception, where a cell fails.
     """
     import papermill
     executed.parent.mkdir(parents=True, exist_ok=True)
-    kept = f"(executed copy: {executed})"
+    unfinished = executed.with_suffix(".unfinished.ipynb")
+    kept = f"(executed copy: {unfinished})"
     began = time.monotonic()
     try:
-        papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3",
+        papermill.execute_notebook(str(notebook), str(unfinished), parameters, kernel_name="python3",
                                    cwd=str(notebook.parent), progress_bar=False)
     except papermill.PapermillExecutionError as error:
         said = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise UserError(f"{notebook.stem} failed in cell [{error.exec_count}]: {said} {kept}") from error
     except RuntimeError as error:
         raise UserError(f"{notebook.stem} stopped: {error} (too little memory?) {kept}") from error
+    os.replace(unfinished, executed)
     return time.monotonic() - began
 
 
 def run_step(plan: Plan, name: str) -> None:
-    """Executes one notebook of the plan and notes its end. UserError if it fails or wrote no record."""
-    step = next(step for step in CHAIN if step.name == name)
-    folder = Path(plan.folder)
+    """Executes one notebook of the plan and notes its end, or does nothing where it holds after all.
+
+    UserError if it fails or wrote no record.
+    """
+    step = next(step for step in plan.steps() if step.name == name)
+    if plan.holds(step):
+        return
+    folder, values = Path(plan.folder), plan.parameters[name]
     print(f"{name} ...", flush=True)
-    notebook = Path(plan.notebooks) / f"{name}.ipynb"
-    seconds = execute(notebook, folder / plan.executed(name), plan.parameters[name])
-    if step.record and not (folder / plan.record(name)).is_file():
-        raise UserError(f"{name} ran to its end, but did not write its record {folder / plan.record(name)}.")
+    record = folder / plan.record(name)
+    reads, before = plan.reads(step), _written(record)
+    seconds = execute(Path(plan.notebooks) / f"{name}.ipynb", folder / plan.executed(name), values)
+    if step.record and _written(record) == before:
+        raise UserError(f"{name} ran to its end, but did not write its record {record}.")
+    note = {"notebook": name, "seconds": round(seconds, 1), "run": uuid.uuid4().hex, "reads": reads,
+            "wrote": plan.wrote(step), "made_of": plan.made_of[name], "left_out": left_out(values)}
     with atomic_write(folder / plan.finished(name)) as temporary:
-        temporary.write_text(json.dumps({"notebook": name, "seconds": round(seconds, 1)}))
+        temporary.write_text(json.dumps(note, indent=1))
     print(f"{name} finished in {seconds:.0f} s", flush=True)
 
 
-def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] = (0,), upto: str = "",
+def _written(path: Path) -> tuple[int, int] | None:
+    """Tells one writing of a file from the next; None for no file."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] | None = None, upto: str = "",
               jobs: int | None = None, notebooks: Path = NOTEBOOKS) -> int:
     """Checks the profile, then runs through Snakemake what is not finished, seed after seed; the exit code.
 
-    data  folder of the data sets, "" for what the profile says
-    jobs  notebooks at a time, as far as they do not wait for each other; they share the cores. None: 2 in the default profile, whose
-          small models train little faster on two cores than on one, else 1
+    data   folder of the data sets, "" for what the profile says
+    seeds  None for what the profile says
+    jobs   notebooks at a time, as far as they do not wait for each other; they share the cores. None: 2 in the default
+           profile, whose small models train little faster on two cores than on one, else 1
     Raises UserError for what is refused before anything runs.
     """
     steps = select(upto)
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"The seeds are {' '.join(map(str, seeds))}; each must be at least 0 and stand there once.")
+    seeds = [profile_seed(profile, notebooks)] if seeds is None else seeds
+    if any(seeds.count(seed) > 1 for seed in seeds):
+        raise UserError(f"The seeds are {' '.join(map(str, seeds))}; name each once.")
     jobs = (2 if profile == "default" else 1) if jobs is None else jobs
     if jobs < 1:
         raise UserError(f"JOBS is {jobs}; at least one notebook must run at a time.")
-    parameters = {seed: check_profile(profile, _overrides(data, seed), notebooks) for seed in seeds}
+    given = [check_profile(profile, _overrides(data, seed), notebooks, steps) for seed in seeds]
     folder = runs_root() / profile
     with locked(folder):
-        plans = [Plan(str(folder), str(notebooks), seed, upto, sources(), spared(parameters[seed], steps)) for seed in seeds]
-        code = next((1 for plan in plans if _snakemake(plan, jobs)), 0)
+        plans = [Plan(str(folder), str(notebooks), seed, upto, spared(values, steps), ingredients(values, steps, notebooks))
+                 for seed, values in zip(seeds, given)]
+        code = next((1 for plan in plans if _snakemake(plan.with_due(), jobs)), 0)
         if code == 0:
             _print_summary(plans, steps)
     return code
 
 
-def spared(parameters: dict[str, dict], steps: tuple[Step, ...]) -> dict[str, dict]:
+def ingredients(given: dict[str, dict], steps: Sequence[Step], notebooks: Path) -> dict[str, dict[str, str]]:
+    """What decides the results of each notebook: its cells, values, the package, and the files it is given.
+
+    Values are those before `spared`: what 12_starting_weights leaves out is noted apart.
+    """
+    package, known = freshness.package(), {}
+    found = {}
+    for step in steps:
+        path, values = notebooks / f"{step.name}.ipynb", given[step.name]
+        files = freshness.files(declared(path) | values, notebooks, step.data)
+        known |= {file: freshness.digest(file) for file in files if file not in known}
+        found[step.name] = {"cells": freshness.cells(path), "values": freshness.digest_of(values), "package": package,
+                            "files": freshness.digest_of([(file.name, known[file]) for file in files])}
+    return found
+
+
+def spared(parameters: dict[str, dict], steps: Sequence[Step]) -> dict[str, dict]:
     """The parameters, where `12_starting_weights` pre-trains nothing that no system of this call reads.
 
     A call that ends before the first system prepares for all of them.
     """
     names = {step.name for step in steps}
     unread = {name: "" for name, readers in PRETRAINED.items() if names.intersection(SYSTEMS) and not names.intersection(readers)}
-    return parameters | {"12_starting_weights": parameters["12_starting_weights"] | unread}
+    return parameters | {WEIGHTS: parameters[WEIGHTS] | unread}
 
 
-def _overrides(data: str, seed: int) -> dict[str, Any]:
+def left_out(values: dict[str, Any]) -> list[str]:
+    """What 12_starting_weights does not pre-train with these values."""
+    return [name for name in PRETRAINED if values.get(name) == ""]
+
+
+def _overrides(data: str, seed: Any) -> dict[str, Any]:
     """What a call says over the profile."""
     if data and not Path(data).expanduser().is_dir():
         raise UserError(f"DATA is '{data}', which is not a folder; give the folder of images and captions.")
     return {"SEED": seed} | ({"DATA": str(Path(data).expanduser().resolve())} if data else {})
 
 
-def train(system: str, profile: str = "default", data: str = "", seed: int = 0, notebooks: Path = NOTEBOOKS) -> list[Path]:
+def train(system: str, profile: str = "default", data: str = "", seed: int | None = None, notebooks: Path = NOTEBOOKS) -> list[Path]:
     """Trains a system outside Jupyter, or goes on with it; the files of its models.
 
     The cells of its notebook that are tagged `train` run as plain Python, in each of the processes that `accelerate launch`
-    starts, so that the notebook finds the model under its own key. Process 0 alone prints.
+    starts, so that the notebook finds the model under its own key. Process 0 alone prints. Without `seed` the profile's counts.
     UserError for an unknown system, a profile that is refused, and one whose CHECKPOINT leaves nothing to train.
     """
     import nbformat
@@ -286,9 +370,11 @@ def train(system: str, profile: str = "default", data: str = "", seed: int = 0, 
     from nbhelpers.systems import NOTEBOOKS as names
     if system not in names:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(names)}.")
-    values = check_profile(profile, _overrides(data, seed), notebooks)[names[system]]
-    if values.get("CHECKPOINT"):
+    if read_profile(profile, notebooks).get("CHECKPOINT"):
         raise UserError(f"Profile '{profile}' gives CHECKPOINT, so there is nothing to train; take that line out.")
+    seed = profile_seed(profile, notebooks) if seed is None else seed
+    steps = [step for step in CHAIN if step.name == names[system]]
+    values = check_profile(profile, _overrides(data, seed), notebooks, steps)[names[system]]
     cells: dict[str, Any] = {"__name__": "__main__"}
     device.use(values.get("DEVICE", "auto"))
     with redirect_stdout(sys.stdout if process_state().is_main_process else io.StringIO()):
@@ -304,16 +390,19 @@ def train(system: str, profile: str = "default", data: str = "", seed: int = 0, 
 
 
 def _snakemake(plan: Plan, jobs: int) -> int:
-    """Runs the Snakefile, `jobs` notebooks at a time; 0 or 1, then with one line on stderr that says what failed.
+    """Runs what is due by the Snakefile, `jobs` notebooks at a time; 0 or 1, then with one line on stderr on what failed.
 
     Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for it.
     """
+    if not plan.due:
+        return 0
     path = plan.write()
+    shutil.rmtree(path.with_name("due"), ignore_errors=True)
     log, failure = path.with_name("snakemake.log"), path.with_name("failure.txt")
     failure.unlink(missing_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(NOTEBOOKS / "Snakefile"),
                "--directory", plan.folder, "--config", f"plan={path}", f"jobs={jobs}", "--cores", "all", "--nolock",
-               "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params"]
+               "--rerun-incomplete"]
     environment = KEEP_MEMORY | os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
     with open(log, "w") as messages:
         code = subprocess.run(command, stderr=messages, env=environment).returncode

@@ -15,6 +15,10 @@ from filelock import FileLock, Timeout
 class UserError(ValueError):
     """A foreseeable mistake, told in one sentence: what, where, how to mend."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in a notebook: the sentence, without the lines of code that led to it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def _reword(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

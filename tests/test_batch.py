@@ -17,9 +17,10 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nbhelpers import batch, stored
-from nbhelpers.errors import UserError
+from nbhelpers import batch, freshness, stored
+from nbhelpers.errors import UserError, atomic_write
 
+PACKAGE = freshness.package
 COMMON = 'PROFILE: str = "default"  # profile\nSEED: int = 0  # seed\nDATA: str = ""  # folder'
 
 
@@ -40,7 +41,7 @@ def notebooks(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "notebooks"
     (folder / "profiles").mkdir(parents=True)
     for step in batch.CHAIN:
-        extra = "EPOCHS: int = 2  # passes\nLR: float = 1e-3  # rate\nSHUFFLE: bool = True  # order"
+        extra = "EPOCHS: int = 2  # passes\nLR: float = 1e-3  # rate\nTURNS: bool = True  # order"
         write_notebook(folder, step.name, "print(SEED)", parameters=extra if step.name == "20_pir" else "")
     return folder
 
@@ -51,11 +52,12 @@ def profile(notebooks: Path, text: str) -> None:
 
 # what is refused before anything runs -----------------------------------------------------------------------
 
-def test_every_notebook_gets_what_it_knows(notebooks):
+def test_every_notebook_gets_what_it_knows(notebooks, tmp_path):
     profile(notebooks, "PROFILE: mine\nEPOCHS: 5\nLR: 1\nSEED: 9\n")
-    given = batch.check_profile("mine", {"SEED": 3, "DATA": "/data"}, notebooks)
-    assert given["20_pir"] == {"PROFILE": "mine", "SEED": 3, "DATA": "/data", "EPOCHS": 5, "LR": 1}
-    assert given["90_leaderboard"] == {"PROFILE": "mine", "SEED": 3, "DATA": "/data"}
+    given = batch.check_profile("mine", {"SEED": 3, "DATA": str(tmp_path)}, notebooks)
+    common = {"PROFILE": "mine", "SEED": 3, "DATA": str(tmp_path)}
+    assert given["20_pir"] == common | {"EPOCHS": 5, "LR": 1}
+    assert given["90_leaderboard"] == common
 
 
 def test_the_default_profile_is_what_the_notebooks_say(notebooks):
@@ -64,21 +66,35 @@ def test_the_default_profile_is_what_the_notebooks_say(notebooks):
 
 
 def test_all_problems_of_a_profile_come_in_one_message(notebooks):
-    profile(notebooks, "PROFILE: mine\nEPOCH: 5\nLR: 1e-4\nSHUFFLE: 1\nEPOCHS: true\n")
+    profile(notebooks, "PROFILE: mine\nEPOCH: 5\nLR: 1e-4\nTURNS: 1\nEPOCHS: true\n")
     with pytest.raises(UserError) as caught:
         batch.check_profile("mine", {"SEED": 0}, notebooks)
     message = str(caught.value)
-    assert "no notebook has a parameter EPOCH (did you mean EPOCHS?)" in message
-    assert "LR is '1e-4', a str, but 20_pir wants float (write 1.0e-04)" in message
-    assert "SHUFFLE is 1, a int, but 20_pir wants bool" in message
-    assert "EPOCHS is True, a bool, but 20_pir wants int" in message
+    assert "There is no parameter 'EPOCH' in any notebook (did you mean EPOCHS?)." in message
+    assert "LR is '1e-4', of type str, but must be float (write `LR = 0.0001` in a cell" in message
+    assert "TURNS is 1, of type int, but must be bool." in message
+    assert "EPOCHS is True, of type bool, but must be int." in message
     assert "\n" not in message
+
+
+def test_what_a_step_of_the_call_lacks_is_refused(notebooks):
+    write_notebook(notebooks, "20_pir", parameters='CHECKPOINT: str = ""  # file')
+    profile(notebooks, "PROFILE: mine\nCHECKPOINT: nowhere.pt\n")
+    with pytest.raises(UserError, match="CHECKPOINT is 'nowhere.pt', but there is no such file"):
+        batch.check_profile("mine", {}, notebooks)
+    before = batch.check_profile("mine", {}, notebooks, batch.select("12"))
+    assert before["20_pir"]["CHECKPOINT"] == "nowhere.pt"
+    (notebooks / "nowhere.pt").touch()
+    assert batch.check_profile("mine", {}, notebooks), "beside the notebooks, where they run"
 
 
 @pytest.mark.parametrize("text, sentence", [
     ("PROFILE: other\n", "PROFILE must be 'mine'"),
     ("- 1\n", "must hold lines of the form NAME: value"),
     ("EPOCHS: [1\n", "is not YAML"),
+    (f"EPOCHS: {'1' * 5000}\n", "is not YAML"),
+    (f"EPOCHS: {'[' * 5000}\n", "is not YAML"),
+    ("PROFILE: mine\nEPOCHS: 1\nSEED: 2\nEPOCHS: 3\n", "gives EPOCHS more than once; keep one line"),
     ("", "must hold lines"),
 ])
 def test_broken_profile_files_are_refused(notebooks, text, sentence):
@@ -97,7 +113,7 @@ def test_refusals_leave_nothing_behind(notebooks, tmp_path):
     profile(notebooks, "PROFILE: mine\nEPOCH: 5\n")
     nowhere = str(tmp_path / "none")
     for wrong, sentence in [({"profile": "mine"}, "EPOCH"), ({"data": nowhere}, "not a folder"),
-                            ({"seeds": [1, 0, 1]}, "seeds are 1 0 1; each must"), ({"seeds": [-1]}, "at least 0"),
+                            ({"seeds": [1, 0, 1]}, "seeds are 1 0 1; name each once"), ({"seeds": [-1]}, "at least 0"),
                             ({"upto": "77"}, "names no notebooks"), ({"upto": "1"}, "names 3 notebooks")]:
         with pytest.raises(UserError, match=sentence):
             batch.run_chain(**wrong, notebooks=notebooks)
@@ -127,7 +143,7 @@ def test_the_chain_reads_only_what_ran_before():
     ({"SIZE": "compact"}, "", ("10_prepare_data",), ["10_prepare_data"]),
     ({"SIZE": "paper"}, "23", None, ["10_prepare_data", "12_starting_weights"])])
 def test_bita_waits_for_the_starting_weights_of_the_others_only_to_share_stand_ins(given, upto, reads, gates):
-    plan = batch.Plan("", "", 0, upto, [], {"24_bita": given})
+    plan = batch.Plan("", "", 0, upto, {"24_bita": given}, {})
     assert {step.name: step.reads for step in plan.steps()}.get("24_bita") == reads
     assert plan.gates() == gates
     assert [step.name for step in plan.steps()] == [step.name for step in batch.select(upto)]
@@ -141,19 +157,22 @@ def test_a_failing_notebook_is_told_in_a_line_and_kept_with_its_error(tmp_path):
         batch.execute(notebook, tmp_path / "out" / "20_pir.ipynb", {"SEED": 1})
     assert str(caught.value).startswith("20_pir failed in cell [4]: ValueError: first line (executed copy: ")
     assert "\n" not in str(caught.value)
-    executed = nbformat.read(tmp_path / "out" / "20_pir.ipynb", as_version=4)
-    assert "second line" in json.dumps(executed.cells)
+    kept = nbformat.read(tmp_path / "out" / "20_pir.unfinished.ipynb", as_version=4)
+    assert "second line" in json.dumps(kept.cells) and not (tmp_path / "out" / "20_pir.ipynb").exists()
 
 
 def test_a_killed_kernel_is_told_in_a_line(tmp_path):
     notebook = write_notebook(tmp_path, "20_pir", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(UserError, match="20_pir stopped: .*too little memory"):
         batch.execute(notebook, tmp_path / "out.ipynb", {})
-    assert (tmp_path / "out.ipynb").is_file()
+    assert (tmp_path / "out.unfinished.ipynb").is_file()
 
 
 def test_a_notebook_without_its_record_has_not_finished(notebooks, tmp_path):
-    plan = batch.Plan(str(tmp_path / "out"), str(notebooks), 0, "", [], {"20_pir": {}})
+    given = {"20_pir": {}, "24_bita": {}}
+    plan = batch.Plan(str(tmp_path / "out"), str(notebooks), 0, "", given, {"20_pir": {}})
+    (old := tmp_path / "out" / plan.record("20_pir")).parent.mkdir(parents=True)
+    old.write_text("of an earlier run")
     with pytest.raises(UserError, match="did not write its record"):
         batch.run_step(plan, "20_pir")
     assert not (tmp_path / "out" / plan.finished("20_pir")).exists()
@@ -167,16 +186,16 @@ def test_make_hands_its_variables_on(tmp_path):
     call = ["make", "-s", "-o", "setup", "run", f"BIN={tmp_path}", "DATA=two words", "PROFILE=ucm", "UPTO=20"]
     done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
     assert done.stdout.splitlines() == ["-m", "nbhelpers", "run", "--profile", "ucm", "--data", "two words",
-                                        "--seeds", "0", "--upto", "20"]
+                                        "--upto", "20"]
     several = subprocess.run([*call, "SEEDS=0 1 2", "JOBS=3"], cwd=batch.repository_root(), capture_output=True, text=True)
-    assert several.stdout.splitlines()[-8:] == ["--seeds", "0", "1", "2", "--upto", "20", "--jobs", "3"]
+    assert several.stdout.splitlines()[-8:] == ["--upto", "20", "--seeds", "0", "1", "2", "--jobs", "3"]
     mistaken = subprocess.run([*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True)
     assert mistaken.returncode and mistaken.stdout == "" and 'give SEEDS="1"' in mistaken.stderr
 
 
 @pytest.mark.parametrize("upto, left_out", [("12", {}), ("20", {"CLIP": "", "VILT": ""}), ("21", {"VILT": ""}), ("22", {"VILT": ""}), ("23", {}), ("", {})])
 def test_only_what_a_system_of_the_call_reads_is_pretrained(upto, left_out):
-    profile = batch.check_profile("ucm", {})
+    profile = batch.check_profile("ucm", {}, steps=())
     given = batch.spared(profile, batch.select(upto))
     assert given == profile | {"12_starting_weights": profile["12_starting_weights"] | left_out}
 
@@ -184,8 +203,8 @@ def test_only_what_a_system_of_the_call_reads_is_pretrained(upto, left_out):
 def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
     """A call of the chain; a file stands in for the sources of the package."""
     (source := notebooks / "source.py").touch()
-    code = ("import sys, json; from pathlib import Path; from nbhelpers import batch; "
-            f"batch.sources = lambda: [{str(source)!r}]; "
+    code = ("import sys, json; from pathlib import Path; from nbhelpers import batch, freshness; "
+            f"freshness.sources = lambda: [Path({str(source)!r})]; "
             "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))")
     command = [sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto, "jobs": 1} | options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -200,11 +219,12 @@ def run(notebooks: Path, upto: str, **options) -> list[str]:
     return re.findall(r"^(\w+) finished in", output, re.M)
 
 
-def test_only_what_changed_is_run_again(notebooks, tmp_path):
-    assert run(notebooks, "12") == [step.name for step in batch.select("12")], "in the order of the chain"
+def test_snakemake_runs_what_is_due_in_order_and_nothing_twice(notebooks, tmp_path):
+    assert run(notebooks, "10") == ["00_start_here", "10_prepare_data"]
     assert not (notebooks / ".snakemake").exists() and (tmp_path / "runs/default/.snakemake").exists()
+    assert run(notebooks, "10") == [] and run.code == 0
     write_notebook(notebooks, "10_prepare_data", "print('changed')")
-    assert run(notebooks, "11") == ["10_prepare_data", "11_audit_data"], "11 reads what 10 writes"
+    assert run(notebooks, "10") == ["10_prepare_data"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -220,8 +240,10 @@ def test_a_notebook_has_its_share_of_the_cores(notebooks, tmp_path, jobs):
                        f"assert os.environ.items() >= {batch.KEEP_MEMORY}.items()",
                        f"while len(list(seen.iterdir())) < 1 + {others} and time.monotonic() < until: time.sleep(0.1)",
                        f"(pathlib.Path({str(records)!r}) / f'{name}-seed{{SEED}}.json').touch(); assert time.monotonic() < until")
-    plan = batch.Plan(str(records.parent), str(notebooks), 0, "21", [], batch.check_profile("default", {}, notebooks))
-    assert batch._snakemake(plan, jobs) == 0
+    steps, given = batch.select("21"), batch.check_profile("default", {}, notebooks)
+    made_of = batch.ingredients(given, steps, notebooks)
+    plan = batch.Plan(str(records.parent), str(notebooks), 0, "21", given, made_of)
+    assert batch._snakemake(plan.with_due(), jobs) == 0
     assert {path.name: int(path.read_text()) for path in seen.iterdir()} == {
         "12_starting_weights": cores, "20_pir": max(1, cores // jobs), "21_pir_clip": max(1, cores // jobs)}
 
@@ -238,9 +260,10 @@ def test_memory_that_was_freed_stays_with_a_notebook():
 def test_small_models_run_two_at_a_time_unless_told_otherwise(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path))
+    monkeypatch.setattr(freshness, "package", lambda: "the package")
     monkeypatch.setattr(batch, "_snakemake", lambda plan, jobs: seen.append(jobs) or 1)
     for options in ({}, {"jobs": 1}, {"profile": "paper_ucm"}, {"profile": "paper_ucm", "jobs": 3}):
-        assert batch.run_chain(upto="00", **options) == 1
+        assert batch.run_chain(upto="00", data=str(tmp_path), **options) == 1
     assert seen == [2, 1, 1, 3]
 
 
@@ -249,19 +272,149 @@ def test_jobs_below_one_are_refused(notebooks):
         batch.run_chain(jobs=0, notebooks=notebooks)
 
 
-def test_a_changed_source_or_seed_runs_again_and_a_later_date_does_not(notebooks):
-    assert run(notebooks, "00") == ["00_start_here"]
-    os.utime(notebooks / "source.py")
-    assert run(notebooks, "00") == [] and run.code == 0
-    (notebooks / "source.py").write_text("x = 1")
-    assert run(notebooks, "00") == ["00_start_here"]
-    assert run(notebooks, "00", seeds=[1]) == ["00_start_here"]
+@pytest.fixture
+def chain(notebooks, tmp_path, monkeypatch):
+    """Calls of the chain that give the notebooks they executed, without kernels and Snakemake.
+
+    `acts` says what a notebook does: name -> function of the folder of runs and the values; records are written anyway.
+    """
+    acts, ran = {}, []
+
+    def execute(notebook, executed, values):
+        folder, name = executed.parent.parent, notebook.stem
+        record = folder / f"records/{name}-seed{values['SEED']}.json"
+        with atomic_write(record) as temporary:
+            temporary.write_text(f"the record of {name}")
+        acts.get(name, lambda folder, values: None)(folder, values)
+        ran.append(name)
+        return 1.0
+
+    def call(upto, **options):
+        ran.clear()
+        call.code = batch.run_chain(upto=upto, notebooks=notebooks, **options)
+        return list(ran)
+
+    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(batch, "_snakemake", lambda plan, jobs: sum(batch.run_step(plan, name) or 0 for name in plan.due))
+    monkeypatch.setattr(batch, "_print_summary", lambda plans, steps: None)
+    monkeypatch.setattr(freshness, "package", lambda: "the package")
+    call.acts, call.folder = acts, tmp_path / "runs/default"
+    return call
 
 
-def test_the_sources_are_what_a_notebook_may_use():
-    names = {Path(path).name for path in batch.sources()}
-    assert {"style.py", "scenes.py", "pir.py"} <= names
-    assert not {"batch.py", "stored.py", "__main__.py"} & names
+def test_three_calls_in_a_row_execute_no_notebook_twice(chain, notebooks):
+    names = [step.name for step in batch.CHAIN]
+    assert [chain("", data=str(notebooks)) for _ in range(3)] == [names, [], []]
+    assert chain("", seeds=[1], data=str(notebooks)) == names
+
+
+def test_a_changed_package_runs_again_and_a_later_date_or_a_comment_does_not(chain, notebooks, monkeypatch):
+    monkeypatch.setattr(freshness, "package", PACKAGE)
+    (source := notebooks / "source.py").write_text("x = 1")
+    monkeypatch.setattr(freshness, "sources", lambda: [source])
+    assert chain("00") == ["00_start_here"]
+    for path in [*notebooks.glob("*.ipynb"), source]:
+        os.utime(path)
+    source.write_text('"""A docstring."""\nx = 1  # a comment')
+    write_notebook(notebooks, "00_start_here", "print( SEED )  # a comment")
+    assert chain("00") == []
+    source.write_text("x = 2")
+    assert chain("00") == ["00_start_here"]
+
+
+def test_a_notebook_runs_again_after_those_that_it_reads(chain, notebooks):
+    chain("")
+    write_notebook(notebooks, "31_errors_and_significance", "2")
+    assert chain("") == ["31_errors_and_significance"]
+    write_notebook(notebooks, "24_bita", "2")
+    assert chain("24") == ["24_bita"]
+    assert chain("") == ["40_attention_and_belief", "50_score_captions", "60_search", "90_leaderboard"]
+    write_notebook(notebooks, "10_prepare_data", "2")
+    assert chain("") == [step.name for step in batch.CHAIN if "00" not in step.name][:3] + [
+        step.name for step in batch.CHAIN[4:]]
+
+
+def test_changed_data_runs_again_whatever_its_size_and_date(chain, notebooks, tmp_path):
+    (data := tmp_path / "data").mkdir()
+    (captions := data / "dataset_town.json").write_text("one")
+    write_notebook(notebooks, "10_prepare_data", parameters='SET: str = "town"  # set')
+    assert chain("10", data=str(data)) == ["00_start_here", "10_prepare_data"]
+    before = captions.stat()
+    captions.write_text("two")
+    os.utime(captions, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert chain("10", data=str(data)) == ["10_prepare_data"]
+    (data / "notes.txt").touch()
+    (data / "dataset_village.json").touch()
+    assert chain("10", data=str(data)) == []
+    assert chain("11", data=str(data)) == ["11_audit_data"]
+    (data / "dataset_village.json").write_text("changed")
+    assert chain("11", data=str(data)) == ["11_audit_data"], "it compares with other sets"
+
+
+def test_a_longer_call_adds_what_it_needs_and_runs_no_more(chain, notebooks):
+    """12_starting_weights pre-trains a ViLT only for 23; what 20 to 22 start from stays the same."""
+    weights = "12_starting_weights"
+    write_notebook(notebooks, weights, parameters='CLIP: str = "c"  # file\nVILT: str = "v"  # file\n'
+                                                  'PRETRAIN_SETS: list = ["scenes"]  # sets')
+
+    def write_starts(folder, values):
+        clip, vilt = values.get("CLIP", "c"), values.get("VILT", "v")
+        for system, start in {"pir": "p", "pir_clip": clip, "pe_rsitr": clip, "cfitr": vilt}.items():
+            path = folder / f"starting/{system}-seed0.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(start) if start else None
+
+    chain.acts[weights] = write_starts
+    assert chain("20")[2:] == ["11_audit_data", weights, "20_pir"]
+    assert not (chain.folder / "starting/pir_clip-seed0.json").exists()
+    assert chain("22") == [weights, "21_pir_clip", "22_pe_rsitr"]
+    assert chain("24") == [weights, "23_cfitr", "24_bita"]
+    assert [chain(upto) for upto in ("24", "22", "20")] == [[], [], []], "all is there"
+    (start := chain.folder / "starting/cfitr-seed0.json").write_text("of another run")
+    assert chain("24") == [weights], "it writes its starts again, and they are the same"
+    start.unlink()
+    assert chain("24") == [weights], "what is gone comes back"
+
+
+def test_a_record_of_another_run_is_made_again(chain):
+    chain("20")
+    record = chain.folder / "records/20_pir-seed0.json"
+    record.write_text("written in JupyterLab, with other values")
+    assert chain("20") == ["20_pir"] and record.read_text() == "the record of 20_pir"
+
+
+def test_without_seeds_the_profile_s_counts(chain, notebooks):
+    profile(notebooks, "PROFILE: mine\nSEED: 7\n")
+    assert chain("00", profile="mine") == ["00_start_here"]
+    finished = [path.name for path in (chain.folder.parent / "mine/finished").iterdir()]
+    assert finished == ["00_start_here-seed7.json"]
+    assert batch.profile_seed("mine", notebooks) == 7
+    assert batch.profile_seed("of_jupyter", notebooks) == 0, "a folder of runs without a profile"
+    profile(notebooks, "PROFILE: mine\nSEED: [7]\n")
+    with pytest.raises(UserError, match="SEED is \\[7\\], of type list, but must be int"):
+        chain("00", profile="mine")
+
+
+def test_what_was_finished_stays_until_its_replacement_is_complete(notebooks, tmp_path):
+    """Record, note and executed notebook of 20_pir, which fails when it runs again."""
+    folder, step = tmp_path / "runs/default", [step for step in batch.CHAIN if step.name == "20_pir"]
+    record = folder / "records/20_pir-seed0.json"
+    finishes = f"from nbhelpers.errors import atomic_write\nwith atomic_write({str(record)!r}) as path: path.touch()"
+
+    def run_again(*cells):
+        write_notebook(notebooks, "20_pir", *cells)
+        given = {"20_pir": {"SEED": 0}, "24_bita": {}}
+        made_of = batch.ingredients(given, step, notebooks)
+        batch.run_step(batch.Plan(str(folder), str(notebooks), 0, "", given, made_of), "20_pir")
+
+    run_again(finishes)
+    kept = {path: path.read_bytes() for path in folder.rglob("20_pir*")}
+    assert {path.parent.name for path in kept} == {"records", "finished", "notebooks"}
+    with pytest.raises(UserError, match="division by zero"):
+        run_again("1 / 0", finishes)
+    assert {path: path.read_bytes() for path in kept} == kept
+    run_again("2", finishes)
+    assert {path for path in folder.rglob("20_pir*")} == kept.keys(), "the unfinished copy took its place"
 
 
 def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
@@ -269,12 +422,14 @@ def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
     assert run(notebooks, "11", seeds=[4]) == ["00_start_here"]
     assert run.code == 1
     assert re.fullmatch(r"10_prepare_data failed in cell \[3\]: ZeroDivisionError: .*\n", run.errors)
-    assert (tmp_path / "runs/default/notebooks/10_prepare_data-seed4.ipynb").is_file()
-    assert not (tmp_path / "runs/default/notebooks/11_audit_data-seed4.ipynb").exists()
+    kept = [path.name for path in (tmp_path / "runs/default/notebooks").iterdir()]
+    assert sorted(kept) == ["00_start_here-seed4.ipynb", "10_prepare_data-seed4.unfinished.ipynb"]
 
 
 def test_a_killed_run_is_taken_up_again(notebooks, tmp_path):
-    flag = tmp_path / "flag"
+    assert run(notebooks, "00") == ["00_start_here"]
+    finished = tmp_path / "runs/default/finished/00_start_here-seed0.json"
+    flag, before = tmp_path / "flag", finished.read_bytes()
     wait = f"import pathlib, time; flag = pathlib.Path({str(flag)!r})"
     write_notebook(notebooks, "00_start_here", wait, "flag.exists() or (flag.touch(), time.sleep(600))")
     process = start(notebooks, "00")
@@ -283,6 +438,7 @@ def test_a_killed_run_is_taken_up_again(notebooks, tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert finished.read_bytes() == before, "what was finished stays"
     assert run(notebooks, "00") == ["00_start_here"] and run.code == 0
 
 
@@ -296,7 +452,7 @@ def test_two_runs_do_not_meet_in_one_profile(notebooks, tmp_path):
 
 
 def test_the_summary_warns_of_time_over_budget(notebooks, tmp_path, capsys):
-    plan = batch.Plan(str(tmp_path / "default"), str(notebooks), 0, "", [], {})
+    plan = batch.Plan(str(tmp_path / "default"), str(notebooks), 0, "", {}, {})
     (tmp_path / "default" / "finished").mkdir(parents=True)
     for name, seconds in [("00_start_here", 3.2), ("10_prepare_data", 99)]:
         (tmp_path / "default" / plan.finished(name)).write_text(json.dumps({"seconds": seconds}))

@@ -5,11 +5,15 @@ import ast
 import builtins
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import nbformat
+import papermill
 import pytest
 
-from nbhelpers import batch, stored, systems
+from nbhelpers import batch, parameters, schedule, stored, systems
+from nbhelpers.data import catalog
+from nbhelpers.papers import adaptation
 
 FOLDER = batch.NOTEBOOKS
 PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
@@ -32,6 +36,20 @@ def parameters_cell(name: str) -> nbformat.NotebookNode:
     tagged = [cell for cell in code_cells(name) if "parameters" in tags(cell)]
     assert len(tagged) == 1, f"{name} has {len(tagged)} cells tagged parameters"
     return tagged[0]
+
+
+def kind_of(parameter: str) -> str:
+    """The kind that a cell writes for a declared parameter: "int", "str", "list", ..."""
+    annotation = parameters.Parameters.model_fields[parameter].annotation
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0]).__name__
+    return (get_origin(annotation) or annotation).__name__
+
+
+def choices(parameter: str) -> tuple[str, ...]:
+    """What a parameter, or an element of a list, may be."""
+    annotation = parameters.Parameters.model_fields[parameter].annotation
+    return get_args(get_args(annotation)[0]) if get_origin(annotation) is list else get_args(annotation)
 
 
 def test_the_folder_holds_the_chain_and_nothing_else():
@@ -70,23 +88,53 @@ def test_parameters_are_annotated_commented_literals(name):
         kind, value = ast.unparse(statement.annotation), ast.literal_eval(statement.value)
         assert statement.target.id.isupper(), f"'{line}' has no upper-case name"
         assert "#" in line[statement.end_col_offset:], f"'{line}' has no comment"
-        assert batch.fits(value, kind), f"'{line}' is not of its kind"
+        assert kind == kind_of(statement.target.id), f"'{line}' and nbhelpers/parameters.py differ"
+        assert not parameters.wrong_values({statement.target.id: value}), f"'{line}' has a wrong default"
         found[statement.target.id] = kind, value
-    assert batch.known_parameters(PATHS[name]) == {key: kind for key, (kind, _) in found.items()}
+    seen = {key: entry["inferred_type_name"] for key, entry in papermill.inspect_notebook(str(PATHS[name])).items()}
+    assert seen == {key: kind for key, (kind, _) in found.items()}, "what papermill reads of the cell"
+    assert parameters.declared(PATHS[name]) == {key: value for key, (_, value) in found.items()}
+    assert parameters.problems(parameters.declared(PATHS[name])) == []
     assert found["PROFILE"] == ("str", "default")
     assert found.get("SEED", ("int", 0)) == ("int", 0)
 
 
 @every_notebook
-def test_set_up_starts_the_run_with_every_parameter(name):
+def test_set_up_starts_the_run_by_its_name_alone(name):
     starts = [(cell, call) for cell in code_cells(name) for call in ast.walk(ast.parse(cell.source))
               if isinstance(call, ast.Call) and ast.unparse(call.func) == "nbhelpers.start"]
     assert len(starts) == 1
     cell, call = starts[0]
-    assert ast.literal_eval(call.args[0]) == name
-    assert all(keyword.arg == ast.unparse(keyword.value) for keyword in call.keywords)
-    assert {keyword.arg for keyword in call.keywords} == set(batch.known_parameters(PATHS[name]))
+    assert ast.unparse(call) == f"nbhelpers.start('{name}')"
     assert IGNORED in tags(cell), "the header differs between machines"
+
+
+@every_notebook
+def test_only_the_cell_of_parameters_sets_them(name):
+    others = [ast.parse(cell.source) for cell in code_cells(name) if "parameters" not in tags(cell)]
+    nodes = [node for tree in others for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    stored_names = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+    assert not stored_names.intersection(parameters.declared(PATHS[name]))
+
+
+def test_every_declared_parameter_belongs_to_a_notebook():
+    assert set(parameters.Parameters.model_fields) == set().union(*map(parameters.declared, PATHS.values()))
+
+
+def test_declared_choices_are_those_of_the_code():
+    assert set(choices("PE_RSITR_METHODS")) == set(adaptation.METHODS)
+    for precision in choices("PRECISION"):
+        schedule.TrainConfig(epochs=1, lr=1.0, precision=precision)
+
+
+@pytest.mark.parametrize("parameter, name", [
+    ("PIR_CLIP_VARIANTS", "21_pir_clip"), ("PE_RSITR_VARIANTS", "22_pe_rsitr"), ("CFITR_VARIANTS", "23_cfitr"),
+    ("BITA_VARIANTS", "24_bita")])
+def test_declared_variants_are_those_of_the_notebook(parameter, name):
+    cell, = [cell.source for cell in code_cells(name) if re.search(rf" in \(?{parameter} if", cell.source)]
+    dictionaries = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Dict)]
+    known = [{ast.unparse(key) for key in one.keys} for one in dictionaries]
+    assert {repr(choice) for choice in choices(parameter)} in known
 
 
 @every_notebook
@@ -141,8 +189,11 @@ def test_nbval_has_something_to_compare(name):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_profiles_fit_the_notebooks(profile):
-    given = batch.check_profile(profile, {"SEED": 0})
+def test_profiles_fit_the_notebooks(profile, tmp_path):
+    for name in catalog.KNOWN:
+        (tmp_path / f"dataset_{name}.json").touch()
+        (tmp_path / f"{name}_images").mkdir()
+    given = batch.check_profile(profile, {"SEED": 0, "DATA": str(tmp_path)})
     assert batch.read_profile(profile)["PROFILE"] == profile
     assert all(values["PROFILE"] == profile for values in given.values())
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nbhelpers import figures, run
+from nbhelpers import figures, parameters, run
 from nbhelpers.errors import UserError
 
 
@@ -67,29 +68,60 @@ def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong, sentence", [
-    ({"SEED": "0"}, "SEED is '0', a str, but must be int"),
-    ({"SEED": True}, "SEED is True, a bool, but must be int"),
+    ({"SEED": "0"}, "SEED is '0', of type str, but must be int \\(write `SEED = 0` in a cell"),
+    ({"SEED": True}, "SEED is True, of type bool, but must be int"),
     ({"SEED": -1}, "SEED is -1; it must be at least 0"),
-    ({"SEED": 2**32}, "below 2\\*\\*32"),
+    ({"SEED": 2**32}, "SEED is 4294967296; it must be below 4294967296"),
     ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes,.*rsicd"),
     ({"SET": "Our town", "DATA": "/"}, "SET is 'Our town'; name a set of your own with small letters"),
-    ({"SIZE": "big"}, "SIZE is 'big'; choose one of tiny, compact, paper"),
+    ({"SIZE": "big"}, "SIZE is 'big'; choose 'tiny', 'compact' or 'paper'"),
     ({"DEVICE": "tpu"}, "DEVICE is 'tpu'"),
-    ({"LR": "1e-4"}, "write 1.0e-4"),
     ({"EPOCHS": 0}, "EPOCHS is 0; it must be at least 1"),
-    ({"EPOCHS": 1.5}, "EPOCHS is 1.5, a float"),
-    ({"PIR_CLIP_EPOCHS": 0}, "PIR_CLIP_EPOCHS is 0; it must be at least 1"),
-    ({"CFITR_LR": "1e-4"}, "CFITR_LR is '1e-4'.*write 1.0e-4"),
+    ({"EPOCHS": 1.5}, "EPOCHS is 1.5, of type float, but must be int"),
     ({"PROFILE": "../mine"}, "PROFILE is '../mine'"),
     ({"PROFILE": "cache"}, "not 'cache'"),
     ({"SET": "ucm"}, "SET ucm needs DATA"),
     ({"SET": "ucm", "DATA": "/no/such/folder"}, "DATA is '/no/such/folder', not a folder"),
-    ({"seed": 1}, "in capitals: SEED"),
+    ({"CHECKPOINT": "/no/such/file"}, "CHECKPOINT is '/no/such/file', but there is no such file"),
+    ({"seed": 1}, "no parameter 'seed' in 20_pir \\(did you mean SEED"),
+    ({"BEAMS": 5}, "no parameter 'BEAMS' in 20_pir\\."),
 ])
 def test_wrong_parameters_are_refused_in_a_sentence(wrong, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         run.start("20_pir", **wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_every_wrong_value_has_its_sentence():
+    wrong = {"ABLATIONS": "false", "TURNS": "no", "CAPTIONS": "2", "BEAMS": "five", "PRECISION": "FP16",
+             "LR": float("nan"), "PRETRAIN": -1, "SHARDS": None}
+    with pytest.raises(UserError) as caught:
+        run.start("20_pir", **wrong)
+    found = str(caught.value).removeprefix("20_pir was not started. ")
+    for name in wrong:
+        assert re.search(rf"(^|\. )({name} is|There is no parameter '{name}')", found), name
+
+
+def test_the_values_are_those_of_the_calling_notebook():
+    notebook = {"SEED": 3, "EPOCHS": 7, "CLAIMS": {}}
+    exec("import nbhelpers\nrun = nbhelpers.start('20_pir', EPOCHS=9)", notebook)
+    found = vars(notebook["run"].parameters)
+    assert (found["seed"], found["epochs"], found["batch_size"]) == (3, 9, 32), "variable, override, default"
+    assert {name.upper() for name in found} == set(parameters.declared(run.repository_root() / "notebooks/20_pir.ipynb"))
+    notebook["SEED"] = "three"
+    with pytest.raises(UserError, match="SEED is 'three'"):
+        exec("nbhelpers.start('20_pir')", notebook)
+
+
+def test_a_notebook_without_a_seed_starts_with_zero():
+    started = run.start("11_audit_data")
+    assert started.parameters.seed == 0 and started.settings == {}
+
+
+def test_half_precision_is_refused_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(run, "_prepare_torch", lambda seed, device: ("cpu", 1))
+    with pytest.raises(UserError, match="PRECISION is 'fp16', which needs a CUDA GPU"):
+        run.start("20_pir", PRECISION="fp16")
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
@@ -135,7 +167,8 @@ def test_a_record_carries_what_the_run_knows(monkeypatch):
     assert (written["notebook"], written["profile"], written["set"], written["seed"], written["device"]) == \
         ("20_pir", "default", "scenes", 5, started.device)
     assert written["system"] == "PIR" and written["config"] == {"epochs": 1}
-    assert written["settings"] == {"EPOCHS": 3, "TRIED": 2}  # nothing of this machine
+    assert written["settings"].items() >= {"EPOCHS": 3, "TRIED": 2, "LR": 0.001}.items()
+    assert not {"WORKERS", "DATA", "DEVICE"} & set(written["settings"]), "nothing of this machine"
 
 
 def test_importing_the_room_loads_no_torch():

@@ -46,7 +46,7 @@ class Step:
 
 WEIGHTS = "12_starting_weights"
 SYSTEMS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
-STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr")  # whose starting weights 12_starting_weights writes
+STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr")  # whose starting weights that notebook writes
 PREPARED = ("10_prepare_data", WEIGHTS)
 CHAIN = (
     Step("00_start_here", 20),
@@ -102,7 +102,7 @@ def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
         raise UserError(f"{path} must hold lines of the form NAME: value.")
     names = [key.value for key, _ in lines.value]
     if repeated := [name for name in values if names.count(name) > 1]:
-        raise UserError(f"{path} gives {', '.join(repeated)} more than once; keep one line of each.")
+        raise UserError(f"{path} gives {', '.join(repeated)} more than once; keep one line each.")
     return values
 
 
@@ -119,7 +119,9 @@ def check_profile(profile: str, overrides: dict[str, Any], notebooks: Path = NOT
         raise UserError(f"{notebooks} lacks {', '.join(missing)}.")
     defaults = {step.name: declared(notebooks / f"{step.name}.ipynb") for step in CHAIN}
     values = {"PROFILE": profile} | read_profile(profile, notebooks)
-    wrong = [] if values["PROFILE"] == profile else [f"PROFILE must be '{profile}', as the file is named."]
+    wrong = []
+    if values["PROFILE"] != profile:
+        wrong.append(f"PROFILE must be '{profile}', as the file is named.")
     values |= overrides
     known = set().union(*defaults.values())
     wrong += [unknown(name, known) for name in values if name not in known]
@@ -129,12 +131,13 @@ def check_profile(profile: str, overrides: dict[str, Any], notebooks: Path = NOT
     for step in steps if not wrong else ():
         wrong += problems(defaults[step.name] | given[step.name], notebooks)
     if wrong:
-        raise UserError(f"Profile '{profile}' was refused and nothing was run. {' '.join(dict.fromkeys(wrong))}")
+        sentences = " ".join(dict.fromkeys(wrong))
+        raise UserError(f"Profile '{profile}' was refused and nothing was run. {sentences}")
     return given
 
 
 def profile_seed(profile: str, notebooks: Path = NOTEBOOKS) -> Any:
-    """The SEED of a profile; 0 where it gives none, or where a folder of runs has no file of that name."""
+    """The SEED of a profile; 0 where it gives none, and for runs without a profile."""
     if not (notebooks / "profiles" / f"{profile}.yaml").is_file():
         return 0
     return read_profile(profile, notebooks).get("SEED", 0)
@@ -146,8 +149,9 @@ def profile_seed(profile: str, notebooks: Path = NOTEBOOKS) -> Any:
 class Plan:
     """What one call of the chain runs, kept as JSON for the Snakefile and for the process of each notebook.
 
-    `folder` is the profile's folder of runs; the methods name files relative to it. `made_of` says of each notebook
-    what decides its results, by content (see `ingredients`); `due` names the steps that Snakemake goes through.
+    `folder` is the profile's folder of runs; the methods name files relative to it. `made_of` says
+    of each notebook what decides its results, by content (see `ingredients`); `due` names the steps
+    that Snakemake goes through.
     """
 
     folder: str
@@ -180,7 +184,7 @@ class Plan:
         return [name for name in PREPARED if all(name in step.reads for step in systems)]
 
     def with_due(self) -> Plan:
-        """This plan with the steps that do not hold, or that read from such a step and so may hold no more."""
+        """This plan with the steps that do not hold, or that read from such a step."""
         found: list[str] = []
         for step in self.steps():
             if not self.holds(step) or set(found).intersection(step.reads):
@@ -188,7 +192,7 @@ class Plan:
         return replace(self, due=found)
 
     def holds(self, step: Step) -> bool:
-        """Whether a notebook finished, and neither what it was made of nor what it read and wrote has changed."""
+        """Whether a notebook finished, and what it was made of, read and wrote is the same."""
         note = self.note(step.name)
         if note.get("made_of") != self.made_of[step.name]:
             return False
@@ -204,7 +208,7 @@ class Plan:
             return {}
 
     def reads(self, step: Step) -> dict[str, Any]:
-        """What a step finds: of 12_starting_weights the content of its own starts, of others which run it was."""
+        """What a step finds: the content of its starting weights; of other notebooks, which run."""
         found = {name: self.note(name).get("run", "") for name in step.reads if name != WEIGHTS}
         return found | (self._contents(self.starts(step.starts)) if WEIGHTS in step.reads else {})
 
@@ -242,8 +246,8 @@ class Plan:
 def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float:
     """Runs a notebook by papermill in its own folder, returns the seconds.
 
-    Until its end the copy is `executed` with ".unfinished" in its name, and stays there where it fails: what an
-    earlier run left is only replaced by a whole one.
+    Until its end the copy is `executed` with ".unfinished" in its name, and stays there where it
+    fails: what an earlier run left is only replaced by a whole one.
 
     Raises UserError, one line with notebook, cell and exception, where a cell fails.
     """
@@ -253,8 +257,8 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float
     kept = f"(executed copy: {unfinished})"
     began = time.monotonic()
     try:
-        papermill.execute_notebook(str(notebook), str(unfinished), parameters, kernel_name="python3",
-                                   cwd=str(notebook.parent), progress_bar=False)
+        papermill.execute_notebook(str(notebook), str(unfinished), parameters, progress_bar=False,
+                                   kernel_name="python3", cwd=str(notebook.parent))
     except papermill.PapermillExecutionError as error:
         said = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise UserError(f"{notebook.stem} failed in cell [{error.exec_count}]: {said} {kept}") from error
@@ -265,7 +269,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float
 
 
 def run_step(plan: Plan, name: str) -> None:
-    """Executes one notebook of the plan and notes its end, or does nothing where it holds after all.
+    """Executes one notebook of the plan and notes its end; does nothing where it still holds.
 
     UserError if it fails or wrote no record.
     """
@@ -291,14 +295,15 @@ def _written(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] | None = None, upto: str = "",
-              jobs: int | None = None, notebooks: Path = NOTEBOOKS) -> int:
+def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] | None = None,
+              upto: str = "", jobs: int | None = None, notebooks: Path = NOTEBOOKS) -> int:
     """Checks the profile, then runs through Snakemake what is not finished, seed after seed; the exit code.
 
     data   folder of the data sets, "" for what the profile says
     seeds  None for what the profile says
-    jobs   notebooks at a time, as far as they do not wait for each other; they share the cores. None: 2 in the default
-           profile, whose small models train little faster on two cores than on one, else 1
+    jobs   notebooks at a time, as far as they do not wait for each other; they share the cores.
+           None: 2 in the default profile, whose small models train little faster on two cores than
+           on one, else 1
     Raises UserError for what is refused before anything runs.
     """
     steps = select(upto)
@@ -311,16 +316,17 @@ def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] | N
     given = [check_profile(profile, _overrides(data, seed), notebooks, steps) for seed in seeds]
     folder = runs_root() / profile
     with locked(folder):
-        plans = [Plan(str(folder), str(notebooks), seed, upto, spared(values, steps), ingredients(values, steps, notebooks))
-                 for seed, values in zip(seeds, given)]
+        plans = [Plan(str(folder), str(notebooks), seed, upto, spared(values, steps),
+                      ingredients(values, steps, notebooks)) for seed, values in zip(seeds, given)]
         code = next((1 for plan in plans if _snakemake(plan.with_due(), jobs)), 0)
         if code == 0:
             _print_summary(plans, steps)
     return code
 
 
-def ingredients(given: dict[str, dict], steps: Sequence[Step], notebooks: Path) -> dict[str, dict[str, str]]:
-    """What decides the results of each notebook: its cells, values, the package, and the files it is given.
+def ingredients(given: dict[str, dict], steps: Sequence[Step],
+                notebooks: Path) -> dict[str, dict[str, str]]:
+    """What decides the results of each notebook: its cells, values, the package, and given files.
 
     Values are those before `spared`: what 12_starting_weights leaves out is noted apart.
     """
@@ -330,8 +336,9 @@ def ingredients(given: dict[str, dict], steps: Sequence[Step], notebooks: Path) 
         path, values = notebooks / f"{step.name}.ipynb", given[step.name]
         files = freshness.files(declared(path) | values, notebooks, step.data)
         known |= {file: freshness.digest(file) for file in files if file not in known}
-        found[step.name] = {"cells": freshness.cells(path), "values": freshness.digest_of(values), "package": package,
-                            "files": freshness.digest_of([(file.name, known[file]) for file in files])}
+        contents = freshness.digest_of([(file.name, known[file]) for file in files])
+        found[step.name] = {"cells": freshness.cells(path), "values": freshness.digest_of(values),
+                            "package": package, "files": contents}
     return found
 
 
@@ -357,11 +364,13 @@ def _overrides(data: str, seed: Any) -> dict[str, Any]:
     return {"SEED": seed} | ({"DATA": str(Path(data).expanduser().resolve())} if data else {})
 
 
-def train(system: str, profile: str = "default", data: str = "", seed: int | None = None, notebooks: Path = NOTEBOOKS) -> list[Path]:
+def train(system: str, profile: str = "default", data: str = "", seed: int | None = None,
+          notebooks: Path = NOTEBOOKS) -> list[Path]:
     """Trains a system outside Jupyter, or goes on with it; the files of its models.
 
     The cells of its notebook that are tagged `train` run as plain Python, in each of the processes that `accelerate launch`
-    starts, so that the notebook finds the model under its own key. Process 0 alone prints. Without `seed` the profile's counts.
+    starts, so that the notebook finds the model under its own key. Process 0 alone prints.
+    Without `seed` the profile's counts.
     UserError for an unknown system, a profile that is refused, and one whose CHECKPOINT leaves nothing to train.
     """
     import nbformat
@@ -390,7 +399,7 @@ def train(system: str, profile: str = "default", data: str = "", seed: int | Non
 
 
 def _snakemake(plan: Plan, jobs: int) -> int:
-    """Runs what is due by the Snakefile, `jobs` notebooks at a time; 0 or 1, then with one line on stderr on what failed.
+    """Runs what is due, `jobs` notebooks at a time; 0, or 1 with one line on stderr on what failed.
 
     Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for it.
     """

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def sources() -> list[Path]:
 
 
 def package() -> str:
-    """Digest of the package: of modules the syntax tree, without comments, layout and docstrings."""
+    """Digest of the package: of modules the syntax tree, without comments and docstrings."""
     return digest_of([(path.name, _code(path.read_text("utf-8"))) for path in sources()])
 
 
@@ -66,9 +65,11 @@ def files(values: Mapping[str, Any], here: Path, patterns: Iterable[str] = ()) -
     found = [path for path in named if path.exists()]
     if values.get("DATA"):
         folder = here / Path(values["DATA"]).expanduser()
-        sets = {values.get("SET", "scenes"), *values.get("PRETRAIN_SETS", []), *values.get("CAPTION_SETS", [])}
-        found += chain.from_iterable(_of_set(name, folder) for name in sets)
-        found += chain.from_iterable(folder.glob(pattern) for pattern in patterns)
+        sets = values.get("PRETRAIN_SETS", []) + values.get("CAPTION_SETS", [])
+        for name in {values.get("SET", "scenes"), *sets}:
+            found += _of_set(name, folder)
+        for pattern in patterns:
+            found += folder.glob(pattern)
     return sorted(set(found))
 
 
@@ -96,12 +97,12 @@ def digest(path: Path) -> str:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The regular files of a folder and of the folders in it, also behind links; each folder once."""
+    """The regular files of a folder and of those in it, also behind links; each folder once."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
-        yield from (path for path in (Path(place) / name for name in names) if path.is_file())
+        folders[:] = [name for name in folders if os.path.realpath(f"{place}/{name}") not in seen]
+        yield from filter(Path.is_file, (Path(place) / name for name in names))
 
 
 def digest_of(content: Any) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from nbhelpers import parameters
 from nbhelpers.errors import UserError
 
-COMMON = {"PROFILE": "default", "SET": "scenes", "DATA": "", "SEED": 0, "DEVICE": "auto"}  # where a notebook has no such parameter
+# Where a notebook has no such parameter.
+COMMON = {"PROFILE": "default", "SET": "scenes", "DATA": "", "SEED": 0, "DEVICE": "auto"}
 ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint")  # not among a record's settings
 
 
@@ -104,16 +105,17 @@ class Run:
 def start(notebook: str, **overrides: Any) -> Run:
     """Checks the parameters, seeds python, numpy and torch, chooses the device and prints a header.
 
-    The values are the global variables of the caller, which is the notebook, for the names in its cell of parameters;
-    `overrides` count before them, and what is neither has the default of that cell.
+    The values are the global variables of the caller, which is the notebook, for the names in its
+    cell of parameters; `overrides` count before them, and the rest has the defaults of that cell.
 
-    Raises UserError with one sentence for each value of the wrong type or outside its range, and each unknown name.
+    Raises UserError with one sentence for each wrong value and each unknown name.
     """
     path = repository_root() / "notebooks" / f"{notebook}.ipynb"
     given = COMMON | parameters.of_notebook(path, sys._getframe(1).f_globals, overrides)
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     if given.get("PRECISION") == "fp16" and device != "cuda":
-        raise UserError(f"{notebook} was not started. PRECISION is 'fp16', which needs a CUDA GPU; use 'bf16' or 'fp32'.")
+        raise UserError(f"{notebook} was not started. PRECISION is 'fp16', which needs a CUDA GPU; "
+                        "use 'bf16' or 'fp32'.")
     random.seed(given["SEED"])
     np.random.seed(given["SEED"])
     values = SimpleNamespace(**{name.lower(): value for name, value in given.items()})

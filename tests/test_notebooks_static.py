@@ -91,7 +91,8 @@ def test_parameters_are_annotated_commented_literals(name):
         assert kind == kind_of(statement.target.id), f"'{line}' and nbhelpers/parameters.py differ"
         assert not parameters.wrong_values({statement.target.id: value}), f"'{line}' has a wrong default"
         found[statement.target.id] = kind, value
-    seen = {key: entry["inferred_type_name"] for key, entry in papermill.inspect_notebook(str(PATHS[name])).items()}
+    inspected = papermill.inspect_notebook(str(PATHS[name])).items()
+    seen = {key: entry["inferred_type_name"] for key, entry in inspected}
     assert seen == {key: kind for key, (kind, _) in found.items()}, "what papermill reads of the cell"
     assert parameters.declared(PATHS[name]) == {key: value for key, (_, value) in found.items()}
     assert parameters.problems(parameters.declared(PATHS[name])) == []

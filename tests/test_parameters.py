@@ -1,4 +1,4 @@
-"""One door for parameters: whoever executes a notebook, a wrong value is one sentence, and its advice works."""
+"""Whoever executes a notebook, a wrong value is one sentence, and the advice in it works."""
 from __future__ import annotations
 
 import re
@@ -97,16 +97,18 @@ ADVISED = [(BOOL, "false", False), (BOOL, "no", False), (FLOAT, "1e-4", 1e-4), (
 
 @pytest.mark.parametrize("name, wrong, meant", ADVISED)
 def test_advice_leads_to_what_was_meant(name, wrong, meant):
-    """As a line of a cell and as one of a profile; `test_papermill` tries the -y of papermill."""
+    """As a line of a cell and of a profile; the test of papermill below tries its -y."""
     found, = parameters.problems({name: wrong})
-    cell, line = re.search(r"\(write `(.*)` in a cell, `(.*)` in a profile or after papermill's -y\)\.$", found).groups()
+    form = r"\(write `(.*)` in a cell, `(.*)` in a profile or after papermill's -y\)\.$"
+    cell, line = re.search(form, found).groups()
     namespace = {}
     exec(cell, namespace)
     assert namespace[name] == meant and yaml.safe_load(line) == {name: meant}
     assert parameters.problems({name: meant}) == []
 
 
-@pytest.mark.parametrize("name, value", [(INT, "five"), (INT, 1.5), (BOOL, "maybe"), (LIST, "[nothing]"), (INT, "[" * 9000)])
+@pytest.mark.parametrize("name, value", [
+    (INT, "five"), (INT, 1.5), (BOOL, "maybe"), (LIST, "[nothing]"), (INT, "[" * 9000), (INT, "[" * 900)])
 def test_no_advice_where_nothing_can_be_meant(name, value):
     assert "write" not in parameters.problems({name: value})[0]
 
@@ -121,7 +123,8 @@ def small_notebook(path: Path, cell: str) -> Path:
 
 
 def test_names_and_defaults_are_read_from_the_cell(tmp_path):
-    path = small_notebook(tmp_path / "a.ipynb", 'SEED: int = 3  # seed\nLR = 2e-3\nDATA: str = str(1)\nprint(SEED)')
+    cell = "SEED: int = 3  # seed\nLR = 2e-3\nDATA: str = str(1)\nprint(SEED)"
+    path = small_notebook(tmp_path / "a.ipynb", cell)
     assert parameters.declared(path) == {"SEED": 3, "LR": 2e-3, "DATA": None}
     with pytest.raises(UserError, match="There is no notebook .*b.ipynb"):
         parameters.declared(tmp_path / "b.ipynb")
@@ -135,7 +138,8 @@ def test_overrides_count_before_variables_and_these_before_defaults(tmp_path):
 
 def test_names_that_papermill_set_must_be_known(tmp_path):
     path = small_notebook(tmp_path / "a.ipynb", "SEED: int = 3")
-    history = ["", "SEED: int = 3", '# Parameters\nSEED = 4\nSEEDS = [1]\nnote = "a = 1"\n', "OTHER = 5"]
+    injected = '# Parameters\nSEED = 4\nSEEDS = [1]\nnote = "a = 1"\n'
+    history = ["", "SEED: int = 3", injected, "OTHER = 5"]
     with pytest.raises(UserError) as caught:
         parameters.of_notebook(path, {"In": history, "SEED": 4, "SEEDS": [1], "OTHER": 5}, {})
     assert str(caught.value) == ("a was not started. There is no parameter 'SEEDS' in a (did you mean SEED?). "

@@ -107,7 +107,8 @@ def test_the_values_are_those_of_the_calling_notebook():
     exec("import nbhelpers\nrun = nbhelpers.start('20_pir', EPOCHS=9)", notebook)
     found = vars(notebook["run"].parameters)
     assert (found["seed"], found["epochs"], found["batch_size"]) == (3, 9, 32), "variable, override, default"
-    assert {name.upper() for name in found} == set(parameters.declared(run.repository_root() / "notebooks/20_pir.ipynb"))
+    declared = parameters.declared(run.repository_root() / "notebooks/20_pir.ipynb")
+    assert {name.upper() for name in found} == set(declared)
     notebook["SEED"] = "three"
     with pytest.raises(UserError, match="SEED is 'three'"):
         exec("nbhelpers.start('20_pir')", notebook)

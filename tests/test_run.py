@@ -121,7 +121,7 @@ def test_a_notebook_without_a_seed_starts_with_zero():
 
 def test_half_precision_is_refused_without_a_gpu(monkeypatch):
     monkeypatch.setattr(run, "_prepare_torch", lambda seed, device: ("cpu", 1))
-    with pytest.raises(UserError, match="PRECISION is 'fp16', which needs a CUDA GPU"):
+    with pytest.raises(UserError, match="precision 'fp16' needs a CUDA GPU"):
         run.start("20_pir", PRECISION="fp16")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,28 +18,39 @@ from nbhelpers.backbones import ImageInput
 from nbhelpers.data import audit
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
-                                    distinct_captions, image_batches, train_loader)
+from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches, image_batches,
+                                    train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.device import check_precision
+from nbhelpers.distinct import Distinct, Rows, digest, distinct, text_keys
 from nbhelpers.errors import UserError
 from nbhelpers.papers.dual_encoder import TURNS, turned
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH = 128  # the papers encode the gallery in batches of 128; padding makes embeddings depend on it where it is attended
+BATCH = 128  # the papers encode in batches of 128; where padding is attended, embeddings depend on the longest caption of a batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Embeddings:
-    """images (N,D) and texts (M,D) float32 unit rows; owner (M,) the image row of each text."""
+    """Unit rows of N images and M texts, float32, equal ones computed once; owner (M,) the image row of each text."""
 
-    images: np.ndarray
-    texts: np.ndarray
+    image_rows: Rows
+    text_rows: Rows
     owner: np.ndarray
 
+    @property
+    def images(self) -> np.ndarray:
+        """(N,D)."""
+        return self.image_rows.all()
+
+    @property
+    def texts(self) -> np.ndarray:
+        """(M,D)."""
+        return self.text_rows.all()
+
     def similarity(self) -> np.ndarray:
-        """(N,M) cosine similarities."""
-        return self.images @ self.texts.T
+        """(N,M) cosine similarities; equal pairs have equal ones."""
+        return self.image_rows.products(self.text_rows)
 
     def recall(self, ties: str = "expectation") -> recall.Recall:
         return recall.evaluate(self.similarity(), self.owner, ties=ties)
@@ -70,6 +82,7 @@ class RetrievalTask:
         self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
         self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
         self.towers_sha256 = _sha256(towers) if towers is not None else ""
+        self._known: dict[tuple[str, str], Distinct] = {}
 
     def table(self, split: str) -> CaptionTable:
         return self.data.table.split(split)
@@ -78,8 +91,7 @@ class RetrievalTask:
         """Shuffled full batches of the training pairs, under `transform` (default: PIR's TrainTransform); unused with `towers`."""
         table = self.table("train")
         if self.towers is not None:
-            dataset = FeatureDataset(table, *self.features("train"), self.seed,
-                                     distinct_captions(table, self.tokenizer.clean)[1], self.views)
+            dataset = FeatureDataset(table, *self.features("train"), self.seed, self.distinct_texts("train").row, self.views)
         else:
             transform = transform or TrainTransform(self.image.size)
             dataset = PairDataset(table, self.data.pixels, transform, self.tokenizer, self.seed, self.image.mean, self.image.std)
@@ -87,14 +99,14 @@ class RetrievalTask:
 
     def distinct_pairs(self, batch: dict[str, Tensor], count: int = 16) -> np.ndarray:
         """Rows of a training batch, at most `count`, whose images and sentences all differ: what a model can learn by heart."""
-        string = distinct_captions(self.table("train"), self.tokenizer.clean)[1][batch["row"]]
+        string = self.distinct_texts("train").row[batch["row"]]
         rows = np.unique(string, return_index=True)[1]
         return rows[np.unique(batch["image_index"].numpy()[rows], return_index=True)[1]][:count]
 
     def features(self, split: str) -> tuple[FeatureCache, FeatureCache]:
         """(image features, text features) of the frozen towers for one split, computed once.
 
-        A row for each image of the split, and for each of its `distinct_captions`.
+        A row for each image of the split, and for each of its `distinct_texts`.
         """
         table = self.table(split)
         if split == "train":
@@ -103,9 +115,37 @@ class RetrievalTask:
         else:
             kind = f"images, {self.turns} turns" if self.turns else "images"
         images = self._cached(kind, self.towers.IMAGE_FEATURES, list(table.images.file), self._image_features(table, split == "train"))
-        distinct = distinct_captions(table, self.tokenizer.clean)[0]
+        distinct = self._cleaned(split)
         texts = self._cached("texts", self.towers.TEXT_FEATURES, distinct, self._text_features(distinct))
         return images, texts
+
+    def distinct_images(self, split: str) -> Distinct:
+        """Which images of a split are equal, pixel by pixel."""
+        return self._distinct(split, self.image_keys)
+
+    def distinct_texts(self, split: str) -> Distinct:
+        """Which captions of a split are equal to a model: those of equal token ids."""
+        return self._distinct(split, self.text_keys)
+
+    def _distinct(self, split: str, keys_of: Callable[[str], list[str]]) -> Distinct:
+        """Computed at the first call."""
+        if (keys_of.__name__, split) not in self._known:
+            self._known[keys_of.__name__, split] = distinct(keys_of(split))
+        return self._known[keys_of.__name__, split]
+
+    def image_keys(self, split: str) -> list[str]:
+        """A digest of the decoded pixels of each image of a split."""
+        pixels = self.data.pixels
+        return [digest(pixels[row]) for row in pixels.rows(self.table(split).images.file)]
+
+    def text_keys(self, split: str) -> list[str]:
+        """The token ids of each caption of a split."""
+        return text_keys(self.table(split).captions.text, self.tokenizer)
+
+    def _cleaned(self, split: str) -> list[str]:
+        """The `distinct_texts` of a split, as the tokenizer reads them."""
+        texts = self.table(split).captions.text.to_numpy()[self.distinct_texts(split).first]
+        return [self.tokenizer.clean(text) for text in texts]
 
     def _cached(self, kind: str, names: tuple[str, ...], items: list[str], batches) -> FeatureCache:
         """A row for each of the items, files of images or texts: tables that hold the same ones share them."""
@@ -143,29 +183,39 @@ class RetrievalTask:
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
-        """All images and captions of a split through `model`, in file order.
+        """All images and captions of a split through `model`, in file order; equal ones pass it once.
 
-        UserError for the training split where its images are cached as augmented views.
+        The distinct captions pass in batches of BATCH, each padded to its longest one unless the tokenizer pads to a fixed
+        length. UserError for the training split where its images are cached as augmented views.
         """
         if split == "train" and self.towers is not None and self.views:
             raise UserError("The images of the training split are cached as augmented views; embed them with a RetrievalTask of views=0.")
-        table, device = self.table(split), next(model.parameters()).device
         if self.towers is not None:
             self._check_towers(model)
         training = model.training
         model.eval()
-        if self.towers is None:
-            images = [model.encode_images(pixels.to(device)) for pixels in self.pixels(table)]
-            cleaned = [self.tokenizer.clean(text) for text in table.captions.text]
-            texts = _rows([model.encode_texts(ids.to(device), mask.to(device))
-                           for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH)])
-        else:
-            seen, read = self.features(split)
-            images = [model.embed_views(self._views(part)) for part in _parts(seen, model.IMAGE_FEATURES, device)]
-            distinct = _rows([model.embed_texts(**part) for part in _parts(read, (*model.TEXT_FEATURES, "mask"), device)])
-            texts = distinct[distinct_captions(table, self.tokenizer.clean)[1]]
+        images, texts = (self._encoded if self.towers is None else self._from_features)(model, split)
         model.train(training)
-        return Embeddings(_rows(images), texts, table.owner())
+        return Embeddings(Rows(images, self.distinct_images(split).row), Rows(texts, self.distinct_texts(split).row),
+                          self.table(split).owner())
+
+    def _encoded(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the distinct images and texts of a split, from pixels and ids."""
+        device = next(model.parameters()).device
+        pictures = image_rows(self.table(split), self.distinct_images(split).first)
+        images = [model.encode_images(pixels.to(device)) for pixels in self.pixels(pictures)]
+        read = caption_batches(self._cleaned(split), self.tokenizer, BATCH)
+        texts = [model.encode_texts(ids.to(device), mask.to(device)) for ids, mask in read]
+        return _rows(images), _rows(texts)
+
+    def _from_features(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """As `_encoded`, from what is cached of the towers."""
+        device = next(model.parameters()).device
+        seen, read = self.features(split)
+        pictures = _parts(seen, model.IMAGE_FEATURES, self.distinct_images(split).first, device)
+        texts = _parts(read, (*model.TEXT_FEATURES, "mask"), np.arange(len(self.distinct_texts(split).first)), device)
+        return (_rows([model.embed_views(self._views(part)) for part in pictures]),
+                _rows([model.embed_texts(**part) for part in texts]))
 
     def _views(self, part: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Cached features of the images of a split, one dict for each turn."""
@@ -227,11 +277,15 @@ def _sha256(towers: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _parts(cache: FeatureCache, names: tuple[str, ...], device):
-    """Batches of cached features as float32 (the mask as integers) on the device."""
-    count = len(next(iter(cache.arrays.values())))
-    for start in range(0, count, BATCH):
-        part = {name: torch.from_numpy(np.array(cache[name][start:start + BATCH])) for name in names}
+def image_rows(table: CaptionTable, rows: np.ndarray) -> CaptionTable:
+    """The images in these rows of a table, in their order, without captions."""
+    return CaptionTable(table.name, table.images.iloc[rows], table.captions.iloc[:0])
+
+
+def _parts(cache: FeatureCache, names: tuple[str, ...], rows: np.ndarray, device):
+    """Batches of these rows of cached features as float32 (the mask as integers) on the device."""
+    for some in np.split(rows, range(BATCH, len(rows), BATCH)):
+        part = {name: torch.from_numpy(np.array(cache[name][some])) for name in names}
         yield {name: (value.float() if value.is_floating_point() else value).to(device) for name, value in part.items()}
 
 

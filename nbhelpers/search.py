@@ -16,14 +16,14 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 import torch
+from scipy.special import gammaln
 from torch import Tensor, nn
 
 from nbhelpers import recall
-from nbhelpers.data.loading import distinct_captions
-from nbhelpers.data.table import CaptionTable
+from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers.dual_encoder import unpadded
-from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.retrieval import RetrievalTask, image_rows
 from nbhelpers.store import Store
 
 K = 70            # candidates that are reranked, in both directions (spec 6.4)
@@ -31,12 +31,13 @@ NEIGHBOURS = 10   # best scores that PPSR averages (spec 6.3)
 POOL = 1000       # nearest codes that PPSR looks at first, which spares most queries a second pass over all codes
 PAIRS = 128       # pairs that pass the fine stage at once
 FINE = "fine.npy"
+FORM = 2          # of a store; others are not read
 
 
 # ---- offline: what is stored of an image or a text -------------------------------------------------------------------------
 def store_key(model: nn.Module, kind: str) -> dict[str, object]:
     """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and the hash length."""
-    digest = hashlib.sha256(repr(model.config).encode())
+    digest = hashlib.sha256(repr((FORM, model.config)).encode())
     for name, value in model.state_dict().items():
         if name != "bank":  # only training reads it, and a model that was loaded has none
             digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -84,7 +85,7 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
     table, device = task.table(split), next(model.parameters()).device
     if task.towers is not None:
         task._check_towers(model)
-        (seen, read), row = task.features(split), distinct_captions(table, task.tokenizer.clean)[1]
+        (seen, read), row = task.features(split), task.distinct_texts(split).row
         first = (0,) if task.views and split == "train" else ()  # of several views of an image
 
         def cached(cache, names, at):
@@ -96,8 +97,7 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
     cleaned = [task.tokenizer.clean(text) for text in table.captions.text]
 
     def images(rows):
-        part = CaptionTable(table.name, table.images.iloc[rows], table.captions.iloc[:0])
-        return model.image_features(torch.cat(list(task.pixels(part))).to(device))
+        return model.image_features(torch.cat(list(task.pixels(image_rows(table, rows)))).to(device))
 
     def texts(rows):
         ids, mask = (part.to(device) for part in task.tokenizer([cleaned[row] for row in rows]))
@@ -108,21 +108,26 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
 
 def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path | str,
                  states: bool = True) -> tuple[Store, Store]:
-    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file order.
+    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file order; equal ones are
+    encoded once.
 
-    Without `states` only the codes, as a bank of queries needs them. See Store.build for what an existing folder means.
+    Without `states` only codes, and of captions that an image repeats only the first, as a bank of training queries needs
+    them. See Store.build for what an existing folder means.
     """
-    table, (images, texts) = task.table(split), split_inputs(model, task, split)
+    images, texts = split_inputs(model, task, split)
+    repeated = task.table(split).captions.duplicated().to_numpy()
+    kept = np.flatnonzero(~repeated | states)
 
-    def stored(kind, items, inputs, read_by):
-        def rows_of(rows):
+    def stored(kind: str, items: list[str], inputs: Callable, read_by: str) -> Store:
+        def rows_of(rows: np.ndarray) -> dict[str, object]:
             encoded = encode(model, inputs(rows))
             return encoded if states else {"codes": encoded["codes"]}
 
         return Store.build(Path(folder) / kind, store_key(model, kind) | {"inputs": read_by}, items, rows_of)
 
-    return (stored("images", list(table.images.image_id), images, repr(task.image)),
-            stored("texts", list(table.captions.text), texts, task.tokenizer.sha256[:16]))
+    text_keys = task.text_keys(split)
+    return (stored("images", task.image_keys(split), images, repr(task.image)),
+            stored("texts", [text_keys[row] for row in kept], lambda rows: texts(kept[rows]), task.tokenizer.sha256[:16]))
 
 
 # ---- coarse scores ---------------------------------------------------------------------------------------------------------
@@ -163,12 +168,27 @@ def bank_means(gallery: np.ndarray, bank: np.ndarray, neighbours: int = NEIGHBOU
 
 def chosen(scores: np.ndarray, k: int) -> np.ndarray:
     """(Q,G) booleans: the best k of each row, of equal scores the first ones. UserError on NaN."""
-    if np.isnan(scores).any():
-        raise UserError("The coarse scores hold NaN; look for a diverged model.")
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :_at_least_one(k, "candidate")]
+    best = np.argsort(-_known(scores), axis=1, kind="stable")[:, :_at_least_one(k, "candidate")]
     mask = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(mask, best, True, axis=1)
     return mask
+
+
+def eligible(scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q,G) booleans: the best k of each row and all that tie with the last of them. UserError on NaN."""
+    return scores >= _last(_known(scores), k)
+
+
+def _last(scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q,G) -> (Q,1): the score of the last of the best k."""
+    kept = min(_at_least_one(k, "candidate"), scores.shape[1])
+    return np.partition(scores, -kept, axis=1)[:, -kept, None]
+
+
+def _known(scores: np.ndarray) -> np.ndarray:
+    if np.isnan(scores).any():
+        raise UserError("The coarse scores hold NaN; look for a diverged model.")
+    return scores
 
 
 def _at_least_one(number: int, what: str) -> int:
@@ -190,7 +210,8 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
                 batch: int = PAIRS) -> np.ndarray:
     """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each a Store or encoded queries.
 
-    Texts of like length are read together, with no more padding than they need. UserError if a score is NaN or infinite.
+    Equal pairs are read once. Texts of like length are read together, with no more padding than they need. UserError if a
+    score is NaN or infinite.
     """
     device, scores = next(model.parameters()).device, []
 
@@ -198,6 +219,9 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
         part = values[torch.from_numpy(rows)] if isinstance(values, Tensor) else torch.from_numpy(values[rows])
         return part.to(device)
 
+    image_rows, text_rows = _first_equal(images)[image_rows], _first_equal(texts)[text_rows]
+    _, first, pair = np.unique(image_rows * (text_rows.max() + 1) + text_rows, return_index=True, return_inverse=True)
+    image_rows, text_rows = image_rows[first], text_rows[first]
     masks = taken(texts["mask"], text_rows)
     order = np.argsort(masks.sum(1).cpu().numpy(), kind="stable")
     for some in np.split(order, range(batch, len(order), batch)):
@@ -206,32 +230,35 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
     scores = np.concatenate(scores)[np.argsort(order)]
     if not np.isfinite(scores).all():
         raise UserError("The single stream gave NaN or infinite scores; look for a diverged model.")
-    return scores
+    return scores[pair]
+
+
+def _first_equal(items: Store | Mapping[str, object]) -> np.ndarray:
+    """For each row of a store or of encoded queries the first one that is equal to it, as far as is known."""
+    return items.same if isinstance(items, Store) else np.arange(len(items["states"]))
 
 
 def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None, batch: int = PAIRS,
-                string: np.ndarray | None = None, kept: Path | None = None) -> np.ndarray:
-    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere.
+                kept: Path | None = None) -> np.ndarray:
+    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal pairs are read once.
 
-    string  (M,) which texts read the same (`distinct_captions`): each is scored once, so that equal texts tie exactly
-    kept    the folder of these stores: scores found before are taken from its file FINE, and new ones are added there
+    kept  the folder of these stores: scores found before are taken from its file FINE, and new ones are added there
     UserError if that file is damaged or of other stores.
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
-    string = np.arange(len(texts)) if string is None else string
-    _, first, column = np.unique(string, return_index=True, return_inverse=True)
-    asked = np.zeros((len(images), len(first)), dtype=bool)
-    for text, where in enumerate(column):
-        asked[:, where] |= wanted[:, text]
+    (first_image, row), (first_text, column) = distinct(images.same), distinct(texts.same)
+    asked = np.zeros((len(first_image), len(first_text)), dtype=bool)
+    pairs = np.nonzero(wanted)
+    asked[row[pairs[0]], column[pairs[1]]] = True
     scores = np.full(asked.shape, -np.inf, dtype=np.float32) if kept is None else _kept_scores(kept / FINE, asked.shape)
     missing = asked & ~np.isfinite(scores)
     if missing.any():
         image_rows, text_rows = np.nonzero(missing)
-        scores[missing] = pair_scores(model, images, image_rows, texts, first[text_rows], batch)
+        scores[missing] = pair_scores(model, images, first_image[image_rows], texts, first_text[text_rows], batch)
         if kept:
             with atomic_write(kept / FINE) as temporary, open(temporary, "wb") as file:
                 np.save(file, scores)
-    return np.where(wanted, scores[:, column], -np.inf)
+    return np.where(wanted, scores[np.ix_(row, column)], -np.inf)
 
 
 def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -243,8 +270,8 @@ def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and the scores are computed again.") from error
     if scores.shape != shape:
-        raise UserError(f"{path} holds scores of {scores.shape[0]} images and {scores.shape[1]} different texts, not of {shape[0]} and "
-                        f"{shape[1]}; delete it, and they are computed again.")
+        raise UserError(f"{path} holds scores of {scores.shape[0]} different images and {scores.shape[1]} different texts, not "
+                        f"of {shape[0]} and {shape[1]}; delete it, and they are computed again.")
     return scores
 
 
@@ -254,17 +281,72 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
     """Recalls of the search that reranks each query's best k of `coarse` (N,M) by `fine` (N,M); owner as in `recall.evaluate`.
 
     t2i  (N,M) coarse scores where texts are the queries, if they differ from those where images are
-    A query whose own items all miss the best k fails, as released; its rank is an expected one behind them. UserError if
-    `fine` lacks a candidate.
+    A query whose own items all miss the best k fails, as released; its rank is an expected one behind them. Items may tie for
+    the last of the best k: by expectation any of them may be among them, by the other rules the first ones are. UserError if
+    `fine` lacks a possible candidate.
     """
-    candidates = chosen(coarse, k), chosen((coarse if t2i is None else t2i).T, k).T
-    if not np.isfinite(fine[candidates[0] | candidates[1]]).all():
-        raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all that `chosen` names.")
-    by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties) for mask in candidates)
-    texts_found = [mask[owner, np.arange(len(owner))] for mask in candidates]
-    image_found = np.bincount(owner, texts_found[0], minlength=len(fine)) > 0
-    return replace(by_image, t2i_ranks=by_text.t2i_ranks, i2t_hits=by_image.i2t_hits * image_found[:, None],
-                   t2i_hits=by_text.t2i_hits * texts_found[1][:, None])
+    t2i = coarse if t2i is None else t2i
+    if not np.isfinite(fine[eligible(coarse, k) | eligible(t2i.T, k).T]).all():
+        raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all that are `eligible`.")
+    masks = chosen(coarse, k), chosen(t2i.T, k).T
+    by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties) for mask in masks)
+    own = owner[None, :] == np.arange(len(fine))[:, None]
+    of_images = by_image.i2t_ranks, by_image.i2t_hits * (masks[0] & own).any(axis=1)[:, None]
+    of_texts = by_text.t2i_ranks, by_text.t2i_hits * (masks[1] & own).any(axis=0)[:, None]
+    if ties == "expectation":
+        of_images = over_orders(*of_images, coarse, fine, own, k, ks)
+        of_texts = over_orders(*of_texts, t2i.T, fine.T, own.T, k, ks)
+    return recall.Recall(ties, by_image.ks, of_images[0], of_texts[0], of_images[1], of_texts[1])
+
+
+def over_orders(ranks: np.ndarray, hits: np.ndarray, coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int,
+                ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (Q,) and hits (Q,K), but for queries of which more than k items are `eligible` their mean over all orders of the
+    items that tie for the last places.
+
+    coarse, fine, right  (Q,G) scores of both stages, and which items are right
+    """
+    ranks, hits = ranks.copy(), hits.copy()
+    for query in np.flatnonzero(eligible(coarse, k).sum(axis=1) > k):
+        ranks[query], hits[query] = _over_orders(coarse[query], fine[query], right[query], k, ks)
+    return ranks, hits
+
+
+def _over_orders(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int,
+                 ks: tuple[int, ...]) -> tuple[float, np.ndarray]:
+    """Rank and hits (K,) of one query, all (G,). Of the right items among the candidates, those of the highest fine score decide."""
+    last = _last(coarse[None], k)[0, 0]
+    sure, tied = coarse > last, coarse == last
+    drawn, total, rank, hits = k - int(sure.sum()), 0.0, 0.0, np.zeros(len(ks))
+    for score in np.unique(fine[right & (sure | tied)])[::-1]:
+        kinds = right & (fine == score), ~right & (fine > score), ~right & (fine == score)
+        fixed = [int((sure & kind).sum()) for kind in kinds]
+        barred = int((tied & right & (fine > score)).sum())  # right items of higher scores, which must not be candidates
+        chances, counts = _draws([int((tied & kind).sum()) for kind in kinds], int(tied.sum()), barred, drawn)
+        own, above, level = (count + number for count, number in zip(fixed, counts))
+        chances, own, above, level = (part[own > 0] for part in (chances, own, above, level))
+        total += chances.sum()
+        rank += chances @ (above + level / (own + 1))
+        hits += chances @ recall.hit_probability(above, level + own, own, ks)
+        if fixed[0]:
+            break
+    behind = len(coarse) - k - int(right.sum())  # wrong items that are no candidates, where no right one is
+    return rank + (1 - total) * (k + behind / (int(right.sum()) + 1)), hits
+
+
+def _draws(sizes: list[int], items: int, barred: int, drawn: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chances (S,) of all ways to draw `drawn` of `items`, of which three kinds have these sizes and `barred` must stay out:
+    counts (3,S) of each kind."""
+    grid = np.meshgrid(*(np.arange(min(size, drawn) + 1) for size in sizes), indexing="ij")
+    counts = np.stack([part.ravel() for part in grid])
+    others, rest = drawn - counts.sum(axis=0), items - barred - sum(sizes)
+    counts, others = counts[:, (others >= 0) & (others <= rest)], others[(others >= 0) & (others <= rest)]
+    log_ways = _log_choose(rest, others) + sum(_log_choose(size, count) for size, count in zip(sizes, counts))
+    return np.exp(log_ways - _log_choose(items, drawn)), counts
+
+
+def _log_choose(items: int, drawn: int | np.ndarray) -> np.ndarray:
+    return gammaln(items + 1) - gammaln(drawn + 1) - gammaln(items - drawn + 1)
 
 
 def coarse_scores(images: Store, texts: Store, neighbours: int = NEIGHBOURS,
@@ -281,8 +363,8 @@ def coarse_scores(images: Store, texts: Store, neighbours: int = NEIGHBOURS,
 
 
 def candidate_pairs(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], k: int) -> np.ndarray:
-    """(N,M) booleans: the pairs that any of the `coarse_scores` sends to the fine stage, of either direction."""
-    return np.logical_or.reduce([chosen(i2t, k) | chosen(t2i.T, k).T for i2t, t2i in coarse.values()])
+    """(N,M) booleans: the pairs that any of the `coarse_scores` may send to the fine stage, of either direction."""
+    return np.logical_or.reduce([eligible(i2t, k) | eligible(t2i.T, k).T for i2t, t2i in coarse.values()])
 
 
 def stages(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], fine: np.ndarray, owner: np.ndarray, k: int = K,
@@ -300,18 +382,13 @@ def stages(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], fine: np.ndarray
 def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, float]:
     """Recalls of Hamming candidates after reranking on the validation split, where each image has its first caption alone:
     what selects the best epoch. All pairs, as in the release, would take longer than the epoch."""
-    table = task.table("val")
-    rows = np.arange(len(table)), np.unique(table.owner(), return_index=True)[1]
-    images, texts = (_in_memory(model, inputs, own) for inputs, own in zip(split_inputs(model, task, "val"), rows))
+    table, (images_of, texts_of) = task.table("val"), split_inputs(model, task, "val")
+    first = np.unique(table.owner(), return_index=True)[1]
+    images = Store.in_memory({}, task.distinct_images("val").row, lambda rows: encode(model, images_of(rows)), PAIRS)
+    texts = Store.in_memory({}, task.distinct_texts("val").row[first], lambda rows: encode(model, texts_of(first[rows])), PAIRS)
     hamming = negative_hamming(images["codes"], texts["codes"])
     fine = fine_scores(model, images, texts, candidate_pairs({"Hamming": (hamming, hamming)}, k))
-    return two_stage(hamming, fine, rows[0], k).metrics
-
-
-def _in_memory(model: nn.Module, inputs: Callable, rows: np.ndarray) -> Store:
-    """What `encode` gives for these rows, as a store that is written nowhere."""
-    parts = [encode(model, inputs(rows[start:start + PAIRS])) for start in range(0, len(rows), PAIRS)]
-    return Store({}, {name: np.concatenate([np.asarray(torch.as_tensor(part[name]).cpu()) for part in parts]) for name in parts[0]})
+    return two_stage(hamming, fine, np.arange(len(table)), k).metrics
 
 
 # ---- online ----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from nbhelpers import device
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.search import Search, encode
-from nbhelpers.store import Store
+from nbhelpers.store import SAME, Store
 
 
 class _Repeated:
@@ -28,9 +28,11 @@ class _Repeated:
 
 
 def tiled(gallery: Store, count: int) -> Store:
-    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the codes are copied."""
+    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the codes are copied, and
+    each of which is read as if it were different from all others."""
+    arrays = {name: _Repeated(array) for name, array in gallery.arrays.items() if name != SAME}
     codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
-    return Store(gallery.key, {name: codes if name == "codes" else _Repeated(array) for name, array in gallery.arrays.items()})
+    return Store(gallery.key, arrays | {"codes": codes})
 
 
 def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:

@@ -2,13 +2,13 @@
 
 A folder holds one raw file per array, and `store.json`, which alone says how many rows count. A batch is first appended to
 the files and then to the count, so a killed run leaves at most bytes that nothing refers to. Going on after a kill and
-adding new rows to a finished store are therefore the same act.
+adding new rows to a finished store are therefore the same act. Items that are equal are encoded once.
 """
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +16,36 @@ import torch
 from filelock import FileLock
 
 from nbhelpers.data.loading import storable
+from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
 
 MANIFEST = "store.json"
+SAME = "same"
+Encode = Callable[[np.ndarray], Mapping[str, object]]  # row numbers (B,) -> {name: (B, ...)}
 
 
 class Store:
     """Arrays of N rows each: `store[name]` is (N, ...), floats as float16, a read-only memory map if it lies on disk.
 
-    key  what the rows depend on besides the items themselves
+    key     what the rows depend on besides the items themselves
+    arrays  by name; SAME (N,), where there is one, is for each row the first row of an equal item
     """
 
     def __init__(self, key: Mapping[str, object], arrays: Mapping[str, np.ndarray]):
         self.key, self.arrays = dict(key), dict(arrays)
+
+    @property
+    def same(self) -> np.ndarray:
+        """(N,) for each row the first row of an equal item."""
+        return np.asarray(self.arrays[SAME]) if SAME in self.arrays else np.arange(len(self))
+
+    @classmethod
+    def in_memory(cls, key: Mapping[str, object], items: Sequence[Hashable], encode: Encode, batch: int = 128) -> Store:
+        """As `build`, but written nowhere; items may be anything that can be compared."""
+        first, row = distinct(items)
+        parts = [_arrays(encode(first[start:start + batch])) for start in range(0, len(first), batch)]
+        arrays = {name: np.concatenate([part[name] for part in parts])[row] for name in parts[0]}
+        return cls(key, arrays | {SAME: first[row]})
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -37,13 +54,14 @@ class Store:
         return self.arrays[name]
 
     @classmethod
-    def build(cls, folder: Path | str, key: Mapping[str, object], items: Sequence[str],
-              encode: Callable[[np.ndarray], Mapping[str, object]], batch: int = 128) -> Store:
+    def build(cls, folder: Path | str, key: Mapping[str, object], items: Sequence[str], encode: Encode,
+              batch: int = 128) -> Store:
         """Encodes those of `items` that the folder does not hold yet, appends them, and opens the store.
 
         key     names, as JSON values, everything the rows depend on besides the items: model, options
-        items   one string per row, by which a row is known again: an image id, a caption
-        encode  row numbers (B,) -> {name: array or tensor (B, ...)}; called for at most `batch` rows
+        items   one string per row, by which a row is known again: a digest of an image, a caption; equal items get equal rows
+        encode  row numbers (B,) -> {name: array or tensor (B, ...)}; called for at most `batch` rows, the first ones of their
+                items
         A build that was killed goes on behind its last whole batch; equal batches then give equal files. Of two builds into
         one folder the second waits. UserError without items, on a folder of another key, of other items or damaged, on
         values that float16 does not hold, and on rows whose form changes.
@@ -56,9 +74,10 @@ class Store:
             if (folder / MANIFEST).exists():
                 about = _checked(folder, key)[0]
                 _check_items(folder, about, items)
+            first, row = distinct(items)
             for start in range(about["rows"], len(items), batch):
-                rows = np.arange(start, min(start + batch, len(items)))
-                about = _append(folder, about, items[start:start + len(rows)], encode(rows))
+                some = slice(start, start + batch)
+                about = _append(folder, about, items[some], first[row][some], encode)
         return cls.open(folder, key, verify=False)  # what was there before has been verified
 
     @classmethod
@@ -107,15 +126,18 @@ def _check_items(folder: Path, about: dict, items: Sequence[str]) -> None:
                         "behind the old ones, or name another folder.")
 
 
-def _append(folder: Path, about: dict, items: Sequence[str], encoded: Mapping[str, object]) -> dict:
-    """Writes a batch behind the rows that count and returns the new manifest."""
-    arrays = {name: storable(name, torch.as_tensor(value).detach().cpu().numpy()) for name, value in encoded.items()}
+def _arrays(encoded: Mapping[str, object]) -> dict[str, np.ndarray]:
+    """What is stored of encoded rows."""
+    return {name: storable(name, torch.as_tensor(value).detach().cpu().numpy()) for name, value in encoded.items()}
+
+
+def _append(folder: Path, about: dict, items: Sequence[str], same: np.ndarray, encode: Encode) -> dict:
+    """Write a batch behind the rows that count and return the new manifest; same (B,) as in `Store`, of these rows."""
+    fresh = np.unique(same[same >= about["rows"]])
+    encoded = _arrays(encode(fresh)) if len(fresh) else {}
+    _check_forms(folder, about, encoded, len(fresh))
+    arrays = _with_repeats(folder, about["rows"], encoded, fresh, same) | {SAME: same}
     before = about["arrays"] or {name: _form(array) | {"crc32": 0} for name, array in arrays.items()}
-    wrong = [name for name in {*before, *arrays} if name not in arrays or name not in before
-             or len(arrays[name]) != len(items) or before[name] != before[name] | _form(arrays[name])]
-    if wrong:
-        raise UserError(f"The rows of '{min(wrong)}' for {folder} change their number, shape or type from batch to batch; "
-                        "pad captions to one length (Tokenizer fixed=True) and encode every row alike.")
     after = {"key": about["key"], "rows": about["rows"] + len(items), "items": _items_crc32(items, about["items"]), "arrays": {}}
     with atomic_write(folder / MANIFEST) as temporary:
         for name, array in arrays.items():
@@ -129,6 +151,30 @@ def _append(folder: Path, about: dict, items: Sequence[str], encoded: Mapping[st
             after["arrays"][name] = before[name] | {"crc32": zlib.crc32(content, before[name]["crc32"])}
         temporary.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return after
+
+
+def _check_forms(folder: Path, about: dict, encoded: Mapping[str, np.ndarray], count: int) -> None:
+    """UserError if encoded rows are not as many as asked for, or not of the form of those before."""
+    wrong = {name for name, array in encoded.items() if len(array) != count}
+    if about["arrays"] and encoded:
+        before = {name: {"dtype": form["dtype"], "shape": form["shape"]} for name, form in about["arrays"].items()}
+        now = {name: _form(array) for name, array in encoded.items()} | {SAME: before[SAME]}
+        wrong |= {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    if wrong:
+        raise UserError(f"The rows of '{min(wrong)}' for {folder} change their number, shape or type from batch to batch; "
+                        "pad captions to one length (Tokenizer fixed=True) and encode every row alike.")
+
+
+def _with_repeats(folder: Path, begin: int, encoded: dict[str, np.ndarray], fresh: np.ndarray,
+                  same: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows `same` (B,) from those just encoded, `fresh`, and from those before row `begin`, which the store holds."""
+    old = np.unique(same[same < begin])
+    place = np.searchsorted(np.concatenate([old, fresh]), same)
+    if not len(old):
+        return {name: array[place] for name, array in encoded.items()}
+    stored = Store.open(folder, verify=False)
+    known = {name: array[old] for name, array in stored.arrays.items() if name != SAME}
+    return {name: np.concatenate([array, *([encoded[name]] if encoded else [])])[place] for name, array in known.items()}
 
 
 def _form(array: np.ndarray) -> dict:

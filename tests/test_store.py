@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nbhelpers import errors, store
 from nbhelpers.errors import UserError
@@ -46,11 +49,11 @@ def whole(tmp_path):
 
 def test_rows_come_back_as_they_were_encoded(whole):
     found = Store.open(whole, KEY)
-    assert len(found) == COUNT and found.key == KEY and set(found.arrays) == {"codes", "states", "mask"}
+    assert len(found) == COUNT and found.key == KEY and set(found.arrays) == {"codes", "states", "mask", "same"}
     assert np.array_equal(found["codes"], CODES) and found["mask"].shape == (COUNT, 4)
     assert found["states"].dtype == np.float16 and np.array_equal(found["states"], STATES.astype(np.float16))
     assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in found.arrays.values())
-    assert sorted(contents(whole)) == ["codes.bin", "mask.bin", "states.bin", "store.json"]
+    assert sorted(contents(whole)) == ["codes.bin", "mask.bin", "same.bin", "states.bin", "store.json"]
     assert (whole / "codes.bin").stat().st_size == COUNT * 2  # nothing but the packed codes
 
 
@@ -59,6 +62,27 @@ def test_every_row_is_encoded_once_in_batches(tmp_path):
     built(tmp_path / "store", encode=lambda rows: seen.append(rows.tolist()) or encode(rows))
     assert seen == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
     built(tmp_path / "store", encode=lambda rows: pytest.fail("these rows are there"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=14), st.integers(1, 4), st.integers(0, 14))
+def test_equal_items_are_encoded_once_and_have_equal_rows(numbers, batch, stopped):
+    """Also those that come again in another batch, or in a later call."""
+    items, seen = [f"item {number}" for number in numbers], []
+
+    def noisy(rows):  # what is encoded depends on the batch, as in a library
+        seen.extend(items[row] for row in rows)
+        return {"states": np.array([[numbers[row], len(seen)] for row in rows], np.float32)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (stopped, len(items)):
+            if items[:count]:
+                found = Store.build(Path(folder) / "store", KEY, items[:count], noisy, batch)
+        assert sorted(seen) == sorted(set(items))
+        assert [items.index(item) for item in items] == found.same.tolist()
+        assert np.array_equal(found["states"], found["states"][found.same]) and found["states"][:, 0].tolist() == numbers
+        kept = Store.in_memory(KEY, items, lambda rows: {"states": np.array(numbers)[rows, None]}, batch)
+        assert kept["states"][:, 0].tolist() == numbers and np.array_equal(kept.same, found.same)
 
 
 # ---- killed and resumed ----------------------------------------------------------------------------------------------------

@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, val or test (default)")
     evaluate.add_argument("--ties", default="expectation", choices=("expectation", "released"),
                           help="who wins among equal scores (default: expectation)")
+    evaluate.add_argument("--k", type=int, help="of cfitr: candidates that are reranked (default: as its run did, else 70)")
+    evaluate.add_argument("--ppsr", choices=("online", "transductive", "none"),
+                          help="of cfitr: whose queries give PPSR its column means: those of the training split (online, "
+                               "default) or all that are evaluated (transductive, as released)")
     evaluate.add_argument("--out", help="folder for a result record; left away, none is written")
     evaluate.set_defaults(command=_eval)
 
@@ -188,13 +192,19 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    from dataclasses import replace
     from nbhelpers import systems
-    found = systems.evaluate(_system(arguments), arguments.captions, arguments.images, arguments.split)
+    system = _system(arguments)
+    given = {name: getattr(arguments, name) for name in ("k", "ppsr") if getattr(arguments, name) is not None}
+    two_stages = replace(systems.two_stages_of(system), **given) if given else None
+    found = systems.evaluate(system, arguments.captions, arguments.images, arguments.split, two_stages=two_stages)
     record = found.write_record(arguments.out, arguments.ties) if arguments.out else None
     for note in found.notes:
         print(note)
     print(f"{arguments.split}: {len(found.table)} images, {len(found.table.captions)} captions; recalls in percent, ties by "
           f"{arguments.ties}")
+    if found.how:
+        print(f"{system.name}: {found.how}")
     print(found.recalls(arguments.ties).to_string(float_format="{:.2f}".format, na_rep=""))
     if record:
         print(f"The record is {record}.")
@@ -207,6 +217,8 @@ def _search(arguments: argparse.Namespace) -> None:
     system, query = _system(arguments), arguments.text if arguments.image is None else Path(arguments.image)
     notes = reading(query, system.tokenizer) if isinstance(query, str) else []
     found = systems.search(system, arguments.images, query, arguments.top)
+    if isinstance(query, str) and (how := systems.searched(system, arguments.top)):
+        notes.append(how)
     for note in notes:
         print(note)
     for place, (file, score) in enumerate(found.itertuples(index=False), 1):

@@ -22,11 +22,13 @@ from nbhelpers.backbones import ImageInput
 from nbhelpers.data.augment import TrainTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, distinct_captions, image_batches,
-                                    padded, train_loader)
+                                    padded, storable, train_loader)
 from nbhelpers.data.table import CaptionTable
+from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.papers import bita
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
+from nbhelpers.retrieval import image_rows
 from nbhelpers.starting import Start, seeded
 
 BATCH = 64  # images that pass the image tower, or are described, at once
@@ -174,7 +176,7 @@ class CaptionTask:
     def _seen(self, data: DataSet, table: CaptionTable, views: int) -> Iterator[np.ndarray]:
         draws = [TrainTransform(self.image.size, randaugment=None)] * views or [None]
         for parts in zip(*(self._pixels(data, table, draw, (self.seed, view)) for view, draw in enumerate(draws))):
-            seen = [_vision(self.reader, pixels).cpu().numpy() for pixels in parts]
+            seen = [vision_of(self.reader, pixels).cpu().numpy() for pixels in parts]
             yield np.stack(seen, axis=1) if views else seen[0]
 
     def _pixels(self, data: DataSet, table: CaptionTable, draw: TrainTransform | None = None,
@@ -182,35 +184,38 @@ class CaptionTask:
         return image_batches(table, data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers, draw,
                              seed)
 
-    def seen(self, model: ImageReader, split: str) -> Iterator[Tensor]:
-        """Batches (B,V,C) float32 of a split on the model's device, in its order, under the test transform (D5: the release
-        evaluates under the training transform)."""
+    def seen(self, model: ImageReader, split: str, rows: np.ndarray) -> Iterator[Tensor]:
+        """Batches (B,V,C) float32 of these images of a split on the model's device, in their order, under the test transform
+        (D5: the release evaluates under the training transform)."""
         device = next(model.parameters()).device
         if self.reader is None:
-            yield from (_vision(model, pixels) for pixels in self._pixels(self.data, self.table(split)))
+            pictures = image_rows(self.table(split), rows)
+            yield from (vision_of(model, pixels) for pixels in self._pixels(self.data, pictures))
             return
         cached = self.vision(split)["vision"]
-        for start in range(0, len(cached), BATCH):
-            yield torch.from_numpy(np.array(cached[start:start + BATCH])).float().to(device)
+        for some in np.split(rows, range(BATCH, len(rows), BATCH)):
+            yield torch.from_numpy(np.array(cached[some])).float().to(device)
 
     # ---- captions -----------------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def describe(self, model: Captioner, split: str, progress: bool = True, prompt: bool = True, **options) -> Described:
-        """One caption for every image of a split, by beam search; the same in every run on one machine.
+        """One caption for every image of a split, by beam search; the same in every run on one machine, and for equal images.
 
         prompt   False: no prompt, for a model that has not been fine-tuned
         options  beams, longest, shortest, as Captioner.generate has them
         """
         table, began, texts = self.table(split), time.perf_counter(), []
-        words = self.prompted if prompt else self.decoder
+        words, pixels = self.prompted if prompt else self.decoder, self.data.pixels
+        first, row = distinct([pixels.digests[image] for image in pixels.rows(table.images.file)])
         training_mode = model.training
         model.eval()
-        with tqdm(total=len(table), unit="image", disable=not (progress and training._somebody_looks())) as bar:
-            for vision in self.seen(model, split):
+        with tqdm(total=len(first), unit="image", disable=not (progress and training._somebody_looks())) as bar:
+            for vision in self.seen(model, split, first):
                 texts += say(model, vision, words, **options)
                 bar.update(len(vision))
         model.train(training_mode)
-        return Described(dict(zip(table.images.image_id, texts)), self.references(split), time.perf_counter() - began)
+        captions = dict(zip(table.images.image_id, (texts[number] for number in row)))
+        return Described(captions, self.references(split), time.perf_counter() - began)
 
     def references(self, split: str) -> dict[str, list[str]]:
         """The raw sentences of each image of a split."""
@@ -235,8 +240,11 @@ def image_input(name: str) -> ImageInput:
     return backbones.CLIP_VISION[name][1] if name in backbones.CLIP_VISION else backbones.image_input(name)
 
 
-def _vision(model: ImageReader, pixels: Tensor) -> Tensor:
-    return model.image_features(pixels.to(next(model.parameters()).device))["vision"].float()
+def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
+    """Pixels (B,3,S,S) -> (B,V,C) float32 on the model's device, rounded to 16 bits as the cache of a task keeps them."""
+    device = next(model.parameters()).device
+    vision = model.image_features(pixels.to(device))["vision"].float().cpu().numpy()
+    return torch.from_numpy(storable("vision", vision)).float().to(device)
 
 
 class PairsOfAll(Dataset):

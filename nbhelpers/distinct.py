@@ -5,7 +5,6 @@ differ in the last bit, or by far where a model attends the padding of its batch
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,13 +37,6 @@ def text_keys(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     once = list(dict.fromkeys(cleaned))
     keys = {text: " ".join(map(str, ids)) for text, ids in zip(once, tokenizer.encode(once))}
     return [keys[text] for text in cleaned]
-
-
-def digest(pixels: np.ndarray) -> str:
-    """Hex digest of an image (H,W,3) uint8: its shape and its pixels."""
-    content = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    content.update(np.ascontiguousarray(pixels))
-    return content.hexdigest()
 
 
 class Once:

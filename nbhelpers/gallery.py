@@ -17,6 +17,7 @@ import torch
 from nbhelpers import device
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
+from nbhelpers.distinct import Rows
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.store import Store
@@ -83,7 +84,7 @@ class Gallery:
     """Images and distinct sentences of a split, encoded once by one system that compares unit vectors.
 
     table      of the split;  sentences: (S,) as they stand in the captions
-    images     (N,D) and texts (S,D) float32 unit rows
+    images     (N,D) and texts (S,D) float32 unit rows, of which equal images and sentences have equal ones
     cache      folder of cached tower features, as training and evaluation use it
     """
 
@@ -94,7 +95,8 @@ class Gallery:
         found = task.embeddings(system.model, split)
         first = ~self.table.captions.text.duplicated().to_numpy()
         self.sentences = self.table.captions.text.to_numpy()[first]
-        self.images, self.texts = found.images, found.texts[first]
+        self._image_rows, self._text_rows = found.image_rows, Rows(found.text_rows.vectors, found.text_rows.row[first])
+        self.images, self.texts = self._image_rows.all(), self._text_rows.all()
         self._pixel_rows = data.pixels.rows(self.table.images.file)
 
     def __len__(self) -> int:
@@ -118,22 +120,22 @@ class Gallery:
         """The images of the split in the order in which they fit a sentence; each stage as soon as it is known, here one
         alone. UserError as `reading`, before anything is encoded."""
         reading(sentence, self.system.tokenizer)
-        yield self._nearest(self.images, lambda: self.system.encode_texts([sentence]))
+        yield self._nearest(self._image_rows, lambda: self.system.text_rows([sentence]))
 
     def find_sentences(self, picture: np.ndarray) -> Stage:
         """The distinct sentences of the split in the order in which they fit a picture (H,W,3) uint8."""
-        return self._nearest(self.texts, lambda: self.system.encode_images([picture]))
+        return self._nearest(self._text_rows, lambda: self.system.image_rows([picture]))
 
     def similar(self, picture: np.ndarray) -> Stage:
         """The images of the split, nearest vectors to that of a picture (H,W,3) uint8 first."""
-        return self._nearest(self.images, lambda: self.system.encode_images([picture]))
+        return self._nearest(self._image_rows, lambda: self.system.image_rows([picture]))
 
     @staticmethod
-    def _nearest(vectors: np.ndarray, encode: Callable[[], np.ndarray]) -> Stage:
+    def _nearest(vectors: Rows, encode: Callable[[], Rows]) -> Stage:
         clock = _Clock()
-        query = encode()[0]
+        query = encode()
         clock.note("encode")
-        scores = vectors @ query
+        scores = vectors.products(query)[:, 0]
         rows = np.argsort(-scores, kind="stable")
         clock.note("compare")
         return Stage("cosine", rows, scores[rows], clock.milliseconds)

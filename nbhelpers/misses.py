@@ -5,8 +5,9 @@ N images, M captions; owner (M,) the image row of each caption. Where items tie 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,14 @@ from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.scene_captions import GRAMMARS
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
-from nbhelpers.papers import cfitr
 from nbhelpers.recall import Recall, hit_probability
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.systems import System
 
+if TYPE_CHECKING:
+    from nbhelpers.search import Ranking
+
+RANKED_BY = "PPSR online"  # the coarse scores of a search in two stages, as in the main record of 23_cfitr
 # what a first place may be, from the surest to the wildest
 KINDS = ("own", "same sentence", "same picture", "all its words", "same class", "other class")
 
@@ -32,11 +36,15 @@ KINDS = ("own", "same sentence", "same picture", "all its words", "same class", 
 class Scores:
     """How a system ranks one split: scores (N,M), higher is better, where images ask (i2t) and where captions ask (t2i).
 
-    For a system of one stage both are one array. A search in two stages ranks its candidates only, the rest is -inf.
+    For a system of one stage both are one array. A search in two stages ranks its candidates only, the rest is -inf; of items
+    that tie for the last candidate the first are taken.
+    ranking, k  of a search in two stages: all its scores, and how many candidates it reads
     """
 
     i2t: np.ndarray
     t2i: np.ndarray
+    ranking: Ranking | None = None
+    k: int = 0
 
     def directions(self, by_pair: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """(scores, values) with a row for each query, i2t first, for an array (N,M) that says something of each pair."""
@@ -47,8 +55,19 @@ class Scores:
         ranked at all misses, as in `search.two_stage`. UserError if a query has no right item."""
         if not (relevant.any(0).all() and relevant.any(1).all()):
             raise UserError("Some query has no right item; leave it out.")
-        ranks, hits = zip(*(_ranked(scores, right, ks) for scores, right in self.directions(relevant)))
-        return Recall("expectation", ks, *ranks, *hits)
+        found = [_ranked(scores, right, ks) for scores, right in self.directions(relevant)]
+        if self.ranking is not None:
+            found = self._over_orders(found, relevant, ks)
+        (i2t_ranks, i2t_hits), (t2i_ranks, t2i_hits) = found
+        return Recall("expectation", ks, i2t_ranks, t2i_ranks, i2t_hits, t2i_hits)
+
+    def _over_orders(self, found: list, relevant: np.ndarray, ks: tuple[int, ...]) -> list:
+        """Ranks and hits of both directions, on average over the items that tie for the last candidate."""
+        from nbhelpers import search  # which needs faiss
+
+        (i2t, t2i), fine = self.ranking.coarse[RANKED_BY], self.ranking.fine
+        return [search.over_orders(*found[0], i2t, fine, relevant, self.k, ks),
+                search.over_orders(*found[1], t2i.T, fine.T, relevant.T, self.k, ks)]
 
 
 def scores(system: System, data: DataSet, cache: Path, folder: Path, k: int, split: str = "test", workers: int = 2) -> Scores:
@@ -59,8 +78,6 @@ def scores(system: System, data: DataSet, cache: Path, folder: Path, k: int, spl
             candidates; they are chosen by PPSR with the column means of the training queries
     """
     model = system.model
-    if hasattr(model, "score_pairs"):
-        data = replace(data, table=_training_captions_once(data.table))
     task = RetrievalTask(data, system.tokenizer, system.image, workers=workers,
                          towers=model if model.config.freeze_towers else None, cache=cache)
     if hasattr(model, "score_pairs"):
@@ -71,26 +88,14 @@ def scores(system: System, data: DataSet, cache: Path, folder: Path, k: int, spl
 
 def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split: str) -> Scores:
     from nbhelpers import search  # which needs faiss
-    from nbhelpers.data.loading import distinct_captions
 
     place = search.store_folder(folder, system.model)
-    pair = search.write_stores(system.model, task, split, place / split)
+    stores = search.write_stores(system.model, task, split, place / split)
     banks = search.write_stores(system.model, task, "train", place / "train", states=False)
-    coarse = search.coarse_scores(*pair, banks=banks)["PPSR online"]
-    string = distinct_captions(task.table(split), task.tokenizer.clean)[1]
-    candidates = search.chosen(coarse[0], k), search.chosen(coarse[1].T, k).T
-    fine = search.fine_scores(system.model, *pair, candidates[0] | candidates[1], string=string, kept=place / split)
-    return Scores(*(np.where(mask, fine, -np.inf) for mask in candidates))
-
-
-def _training_captions_once(table: CaptionTable) -> CaptionTable:
-    """As 23_cfitr trains: each caption of a training image once; the other splits keep their repetitions."""
-    if "train" not in set(table.images.split):
-        return table
-    kept = cfitr.without_repeats(table.split("train")).captions
-    train = set(table.images.image_id[table.images.split == "train"])
-    captions = pd.concat([kept, table.captions[~table.captions.image_id.isin(train)]])
-    return replace(table, captions=captions)
+    ranking = search.rank(system.model, stores, task.table(split).owner(), k, banks, [RANKED_BY], place / split)
+    i2t, t2i = ranking.coarse[RANKED_BY]
+    masks = search.chosen(i2t, k), search.chosen(t2i.T, k).T
+    return Scores(*(np.where(mask, ranking.fine, -np.inf) for mask in masks), ranking, k)
 
 
 def _ranked(scores: np.ndarray, right: np.ndarray, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, T
                                     train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.device import check_precision
-from nbhelpers.distinct import Distinct, Rows, digest, distinct, text_keys
+from nbhelpers.distinct import Distinct, Rows, distinct, text_keys
 from nbhelpers.errors import UserError
 from nbhelpers.papers.dual_encoder import TURNS, turned
 
@@ -136,7 +136,7 @@ class RetrievalTask:
     def image_keys(self, split: str) -> list[str]:
         """A digest of the decoded pixels of each image of a split."""
         pixels = self.data.pixels
-        return [digest(pixels[row]) for row in pixels.rows(self.table(split).images.file)]
+        return [pixels.digests[row] for row in pixels.rows(self.table(split).images.file)]
 
     def text_keys(self, split: str) -> list[str]:
         """The token ids of each caption of a split."""

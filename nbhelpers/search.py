@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -377,6 +377,62 @@ def stages(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], fine: np.ndarray
         results[name] = replace(recall.evaluate(i2t, owner, ties=ties), t2i_ranks=by_text.t2i_ranks, t2i_hits=by_text.t2i_hits)
         results[f"{name} + fine"] = two_stage(i2t, fine, owner, k, t2i, ties=ties)
     return results | ({"exhaustive": recall.evaluate(fine, owner, ties=ties)} if np.isfinite(fine).all() else {})
+
+
+WAYS = {"online": ("PPSR online", "column means of PPSR from training queries"),
+        "transductive": ("PPSR", "column means of PPSR from all test queries, as released"),
+        "none": ("Hamming", "no PPSR")}
+
+
+@dataclass(frozen=True)
+class TwoStages:
+    """How a search in two stages is evaluated: k candidates, and one of WAYS, whose queries give PPSR its column means.
+
+    UserError for other values.
+    """
+
+    k: int = K
+    ppsr: str = "online"
+
+    def __post_init__(self):
+        _at_least_one(self.k, "candidate")
+        if self.ppsr not in WAYS:
+            raise UserError(f"PPSR is '{self.ppsr}'; choose one of {', '.join(WAYS)}.")
+
+    @property
+    def way(self) -> str:
+        """Its name among the `coarse_scores`."""
+        return WAYS[self.ppsr][0]
+
+    def __str__(self) -> str:
+        return f"{self.k} candidates, {WAYS[self.ppsr][1]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """How a search in two stages ranks a split: `coarse_scores`, fine scores (N,M), the image row of each text (M,)."""
+
+    coarse: dict[str, tuple[np.ndarray, np.ndarray]]
+    fine: np.ndarray
+    owner: np.ndarray
+
+    def results(self, k: int, ties: str = "expectation") -> dict[str, recall.Recall]:
+        """As `stages` gives them."""
+        return stages(self.coarse, self.fine, self.owner, k, ties)
+
+
+def rank(model: nn.Module, stores: tuple[Store, Store], owner: np.ndarray, k: int | None,
+         banks: tuple[Store, Store] | None = None, ways: Iterable[str] | None = None, kept: Path | None = None) -> Ranking:
+    """Rank the images and texts of a split; the notebooks, `eval` and the analysis of misses all do it here.
+
+    stores  of images and texts;  owner (M,) as in `recall.evaluate`
+    k       most candidates that `results` will be asked for, which alone are read; None: all pairs are
+    banks   of training queries;  ways: only these of the `coarse_scores`;  kept as in `fine_scores`
+    """
+    coarse = coarse_scores(*stores, banks=banks)
+    coarse = {way: coarse[way] for way in ways or coarse}
+    wanted = None if k is None else candidate_pairs(coarse, k)
+    return Ranking(coarse, fine_scores(model, *stores, wanted, kept=kept), owner)
 
 
 def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, float]:

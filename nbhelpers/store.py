@@ -43,7 +43,7 @@ class Store:
     def in_memory(cls, key: Mapping[str, object], items: Sequence[Hashable], encode: Encode, batch: int = 128) -> Store:
         """As `build`, but written nowhere; items may be anything that can be compared."""
         first, row = distinct(items)
-        parts = [_arrays(encode(first[start:start + batch])) for start in range(0, len(first), batch)]
+        parts = [as_stored(encode(first[start:start + batch])) for start in range(0, len(first), batch)]
         arrays = {name: np.concatenate([part[name] for part in parts])[row] for name in parts[0]}
         return cls(key, arrays | {SAME: first[row]})
 
@@ -90,6 +90,16 @@ class Store:
         return cls(about["key"], arrays)
 
 
+class Computed:
+    """An array whose rows are computed when they are asked for, so that only those are in memory."""
+
+    def __init__(self, rows_of: Callable[[np.ndarray], np.ndarray]):
+        self._rows_of = rows_of
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._rows_of(rows)
+
+
 def _checked(folder: Path, key: Mapping[str, object] | None, verify: bool = True) -> tuple[dict, dict[str, np.ndarray]]:
     """The manifest and the mapped arrays of a store."""
     try:
@@ -126,7 +136,7 @@ def _check_items(folder: Path, about: dict, items: Sequence[str]) -> None:
                         "behind the old ones, or name another folder.")
 
 
-def _arrays(encoded: Mapping[str, object]) -> dict[str, np.ndarray]:
+def as_stored(encoded: Mapping[str, object]) -> dict[str, np.ndarray]:
     """What is stored of encoded rows."""
     return {name: storable(name, torch.as_tensor(value).detach().cpu().numpy()) for name, value in encoded.items()}
 
@@ -134,7 +144,7 @@ def _arrays(encoded: Mapping[str, object]) -> dict[str, np.ndarray]:
 def _append(folder: Path, about: dict, items: Sequence[str], same: np.ndarray, encode: Encode) -> dict:
     """Write a batch behind the rows that count and return the new manifest; same (B,) as in `Store`, of these rows."""
     fresh = np.unique(same[same >= about["rows"]])
-    encoded = _arrays(encode(fresh)) if len(fresh) else {}
+    encoded = as_stored(encode(fresh)) if len(fresh) else {}
     _check_forms(folder, about, encoded, len(fresh))
     arrays = _with_repeats(folder, about["rows"], encoded, fresh, same) | {SAME: same}
     before = about["arrays"] or {name: _form(array) | {"crc32": 0} for name, array in arrays.items()}

@@ -17,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -33,11 +34,16 @@ from nbhelpers.data.loading import Tokenizer, caption_batches
 from nbhelpers.data.rows import image_ids
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.device import resolve
+from nbhelpers.distinct import Once, Rows, distinct, text_keys
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall
 from nbhelpers.retrieval import BATCH, RetrievalTask
 from nbhelpers.run import runs_root
 from nbhelpers.starting import Start
+
+if TYPE_CHECKING:
+    from nbhelpers.search import TwoStages
+    from nbhelpers.store import Store
 
 RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
 SYSTEMS = (*RETRIEVAL, "bita")
@@ -63,38 +69,70 @@ class System:
     @torch.inference_mode()
     def encode_images(self, pictures: Iterable[Path | str | np.ndarray]) -> np.ndarray:
         """Files of images, or (H,W,3) uint8 arrays, -> (N,D) float32 unit rows. UserError on a file that is no image."""
-        self._must_have("encode_images", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
-        return self._rows(self.model.encode_images(pixels) for pixels in self._batches(pictures))
+        return self.image_rows(pictures).all()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Iterable[str]) -> np.ndarray:
         """Sentences -> (M,D) float32 unit rows."""
-        self._must_have("encode_texts", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
-        batches = caption_batches([self.tokenizer.clean(text) for text in texts], self.tokenizer, BATCH)
-        return self._rows(self.model.encode_texts(ids.to(self.device), mask.to(self.device)) for ids, mask in batches)
+        return self.text_rows(texts).all()
 
+    @torch.inference_mode()
+    def image_rows(self, pictures: Iterable[Path | str | np.ndarray]) -> Rows:
+        """As `encode_images`; equal images pass the model once."""
+        self._must_have("encode_images", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
+        once = Once(_digest)
+        vectors = _joined(self.model.encode_images(pixels) for pixels in self.batches(pictures, once))
+        return Rows(vectors, once.distinct.row)
+
+    @torch.inference_mode()
+    def text_rows(self, texts: Iterable[str]) -> Rows:
+        """As `encode_texts`; sentences of equal token ids pass the model once."""
+        self._must_have("encode_texts", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
+        texts = list(texts)
+        first, row = distinct(text_keys(texts, self.tokenizer))
+        batches = caption_batches([self.tokenizer.clean(texts[number]) for number in first], self.tokenizer, BATCH)
+        return Rows(_joined(self.model.encode_texts(ids.to(self.device), mask.to(self.device)) for ids, mask in batches), row)
+
+    @torch.inference_mode()
     def caption(self, pictures: Iterable[Path | str | np.ndarray], beams: int = 5, longest: int = 21,
                 shortest: int = 4) -> list[str]:
-        """Images as for `encode_images` -> one caption each, by beam search.
+        """Images as for `encode_images` -> one caption each, by beam search; equal images get equal captions.
 
         beams               sentences that the search keeps at each step
         longest, shortest   byte pairs of a caption
         """
         self._must_have("generate", "retrieves and writes no captions; load bita")
-        from nbhelpers.caption_task import say
+        from nbhelpers import caption_task  # which needs pycocoevalcap
 
         if min(beams, shortest) < 1 or longest < shortest:
             raise UserError(f"beams is {beams}, longest {longest} and shortest {shortest}; all must be at least 1, and longest at "
                             "least shortest.")
-        texts = [text for pixels in self._batches(pictures)
-                 for text in say(self.model, self.model.image_features(pixels)["vision"].float(), self.tokenizer, beams=beams,
-                                 longest=longest, shortest=shortest)]
-        return _not_empty(texts)
+        once, texts = Once(_digest), []
+        for pixels in self.batches(pictures, once, caption_task.BATCH):
+            vision = caption_task.vision_of(self.model, pixels)
+            texts += caption_task.say(self.model, vision, self.tokenizer, beams=beams, longest=longest, shortest=shortest)
+        return [texts[number] for number in once.distinct.row]
+
+    def batches(self, pictures: Iterable[Path | str | np.ndarray], once: Once, size: int = BATCH) -> Iterator[Tensor]:
+        """Batches of the pixels that the model is fed, of each distinct image one; `once` tells which are equal.
+
+        UserError if there is no image, or a file is none.
+        """
+        resized = once(images.resize(_pixels(picture), self.image.size) for picture in pictures)
+        some = list(islice(resized, size))
+        _must_be_something(some)
+        while some:
+            yield self._normalized(some)
+            some = list(islice(resized, size))
 
     def pixels(self, pictures: Iterable[Path | str | np.ndarray]) -> Tensor:
         """Images as for `encode_images` -> normalised pixels (B,3,S,S) on the model's device, as the model is fed."""
         resized = [images.resize(_pixels(picture), self.image.size) for picture in pictures]
-        return normalize(np.stack(_not_empty(resized)), self.image.mean, self.image.std).to(self.device)
+        _must_be_something(resized)
+        return self._normalized(resized)
+
+    def _normalized(self, resized: list[np.ndarray]) -> Tensor:
+        return normalize(np.stack(resized), self.image.mean, self.image.std).to(self.device)
 
     def words(self, sentence: str) -> tuple[Tensor, Tensor]:
         """A sentence -> token ids and mask (1,L) on the model's device."""
@@ -109,20 +147,21 @@ class System:
         if not hasattr(self.model, method):
             raise UserError(f"{self.name} {what}.")
 
-    def _batches(self, pictures: Iterable[Path | str | np.ndarray]) -> Iterator[Tensor]:
-        pictures = iter(pictures)
-        while some := list(islice(pictures, BATCH)):
-            yield self.pixels(some)
 
-    @staticmethod
-    def _rows(parts) -> np.ndarray:
-        return torch.cat(_not_empty([part.float().cpu() for part in parts])).numpy()
-
-
-def _not_empty(found: list) -> list:
+def _must_be_something(found: list) -> None:
     if not found:
         raise UserError("There is nothing to encode; give at least one.")
-    return found
+
+
+def _joined(parts: Iterable[Tensor]) -> np.ndarray:
+    """Batches of vectors as one float32 array. UserError if there is none."""
+    found = [part.float().cpu() for part in parts]
+    _must_be_something(found)
+    return torch.cat(found).numpy()
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return images.checksum(str(pixels.shape).encode(), pixels)
 
 
 def _pixels(picture: Path | str | np.ndarray) -> np.ndarray:
@@ -212,7 +251,7 @@ def _fed(system: str, config, about: dict, checkpoint: Path, start: Path | str |
 def _start_of(system: str, checkpoint: Path, tokenizer: str | None = None) -> Path:
     """<run>/starting/<system>-seed*.json of a checkpoint <run>/checkpoints/<name>/model.safetensors: the one with the tokenizer
     of that sha256. UserError if there is none, and without a sha256 if there are several."""
-    folder = checkpoint.resolve().parent.parent.parent / "starting"
+    folder = _run_of(checkpoint) / "starting"
     found = [path for path in sorted(folder.glob(f"{system}-seed*.json"))
              if tokenizer in (None, Start.read(path).read_tokenizer().sha256)]
     if not found or (tokenizer is None and len(found) > 1):
@@ -226,36 +265,57 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
     """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
 
     query  a sentence, or the Path of an image, to which similar ones are found
-    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, with the score of the second: as no
-    training queries are at hand, plain Hamming distance chooses its candidates, as many as `nbhelpers.search.K` or `top`.
+    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, with the score of the second, as
+    `searched` tells.
     """
     if top < 1:
         raise UserError(f"The search is to show {top} images; ask for at least 1.")
     store = ImageStore.open(pictures)
-    opened = (store.read(name) for name in store.names)
     if isinstance(query, str) and not system.tokenizer.clean(query).strip():
         raise UserError("The sentence is empty; say what the image shows.")
     if isinstance(query, str) and hasattr(system.model, "score_pairs"):
-        order, scores = _read_together(system, opened, query, top)
+        order, scores = _read_together(system, store, query, top)
     else:
-        asked = system.encode_texts([query]) if isinstance(query, str) else system.encode_images([query])
-        scores = system.encode_images(opened) @ asked[0]
+        asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
+        scores = system.image_rows(store.read(name) for name in store.names).products(asked)[:, 0]
         order = np.argsort(-scores, kind="stable")
         scores = scores[order]
     return pd.DataFrame({"file": np.array(store.names)[order[:top]], "score": scores[:top]})
 
 
-@torch.inference_mode()
-def _read_together(system: System, pictures: Iterable[np.ndarray], sentence: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-    from nbhelpers import search as engine  # which needs faiss
-    from nbhelpers.store import Store
+def searched(system: System, top: int = 10) -> str:
+    """How `search` answers a sentence, where that is in two stages; else ""."""
+    if not hasattr(system.model, "score_pairs"):
+        return ""
+    means = "column means of PPSR from the training queries of its run" if _banks_of_run(system) else "no PPSR"
+    return f"{system.name} reads the sentence with {max(two_stages_of(system).k, top)} candidates, chosen by hash code; {means}."
 
-    model = system.model
-    encoded = [engine.encode(model, model.image_features(pixels)) for pixels in system._batches(pictures)]
-    arrays = {name: np.concatenate([np.asarray(torch.as_tensor(part[name]).cpu()) for part in encoded]) for name in encoded[0]}
+
+@torch.inference_mode()
+def _read_together(system: System, store: ImageStore, sentence: str, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores of the candidates among the images of a store, best first, chosen as the evaluation does: as many as
+    its record says, or `top`, by PPSR where its run holds training queries.
+
+    Codes of all images are kept; the candidates are read a second time, no more than a batch of them at once.
+    """
+    from nbhelpers import search as engine  # which needs faiss
+    from nbhelpers.store import SAME, Computed, Store, as_stored
+
+    model, once = system.model, Once(_digest)
+    encoded = [engine.encode(model, model.image_features(pixels))["codes"]
+               for pixels in system.batches((store.read(name) for name in store.names), once)]
+    first, row = once.distinct
+
+    def states_of(rows: np.ndarray) -> np.ndarray:
+        pixels = system.pixels(store.read(store.names[number]) for number in rows)
+        return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
+
+    states = Computed(states_of)
+    gallery = Store(engine.store_key(model, "images"), {"codes": np.concatenate(encoded)[row], SAME: first[row], "states": states})
     ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
-    found = engine.Search(model, Store(engine.store_key(model, "images"), arrays), k=max(engine.K, top))(query)
+    banks = _banks_of_run(system) or (None, None)
+    found = engine.Search(model, gallery, banks[1], max(two_stages_of(system).k, top))(query)
     return found.rows[0], found.scores[0]
 
 
@@ -282,6 +342,7 @@ class Evaluation:
 
     table    every image and every caption of it;  notes: what was decided when they were read
     results  tie rule -> {name: Recall}: the system under its own name, and with two stages also its first one alone
+    how      its two stages, where it has them
     """
 
     system: System
@@ -289,6 +350,7 @@ class Evaluation:
     notes: list[str]
     results: Callable[[str], dict[str, Recall]]
     seconds: float
+    how: str = ""
 
     def recalls(self, ties: str = "expectation") -> pd.DataFrame:
         """Percent; a row for each result, chance and, by expectation, the ceiling of the captions; columns R@K both ways, mR and
@@ -317,30 +379,43 @@ class Evaluation:
                         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)},
             protocol={"split": self.table.images.split.iloc[0], "ties": ties, "selected_on": "unknown"},
             metrics={rule: result.metrics for rule, result in found.items()},
-            intervals=recall.bootstrap(found[ties], owner), ceiling=audit.ceilings(self.table), chance=recall.chance(owner))
+            intervals=recall.bootstrap(found[ties], owner), ceiling=audit.ceilings(self.table), chance=recall.chance(owner),
+            notes=self.how)
         return records.write(folder, record, found[ties].arrays() | {"owner": owner})
 
 
 def evaluate(system: System, captions: Path | str, pictures: Path | str, split: str = "test", cache: Path | None = None,
-             workers: int = 1) -> Evaluation:
-    """Evaluates a system on a caption file of any layout and a folder or archive of images (PIR-CLIP, spec 6).
+             workers: int = 1, two_stages: TwoStages | None = None) -> Evaluation:
+    """Evaluate a system on a caption file of any layout and a folder or archive of images (PIR-CLIP, spec 6).
 
     An image that is listed twice counts once, with the captions of both entries; every image and every caption of the split
     is a query and stands in the gallery, however many captions an image has. Decoded images are kept in `cache` (default:
-    `cache/` under the run folder). UserError for captions, images or a split that cannot be used.
+    `cache/` under the run folder).
+    two_stages  of CFITR; left away, `two_stages_of` the system
+    UserError for captions, images or a split that cannot be used.
     """
     system._must_have("encode_images", "writes captions: `caption` writes them and `score` evaluates them")
-    began = time.perf_counter()
+    began, cache = time.perf_counter(), cache or runs_root() / "cache"
     reading = layouts.scan(captions, joined=True)
-    whole, cache = reading.usable(), cache or runs_root() / "cache"
-    table = whole.split(split)
-    pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache,
-                                whole.images.file)
-    model = system.model
-    task = RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image, workers=workers,
-                         towers=model if model.config.freeze_towers else None, cache=cache)
-    results = (_two_stages if hasattr(model, "score_pairs") else _one_stage)(system, task, split)
-    return Evaluation(system, table, reading.notes, results, time.perf_counter() - began)
+    whole = reading.usable()
+    task = _task(system, whole.split(split), pictures, cache, workers)
+    how = ""
+    if hasattr(system.model, "score_pairs"):
+        two_stages = two_stages or two_stages_of(system)
+        banks = _banks(system, whole, pictures, cache, workers) if two_stages.ppsr == "online" else None
+        results, how = _two_stages(system, task, split, two_stages, banks), str(two_stages)
+    elif two_stages is not None:
+        raise UserError(f"{system.name} searches in one stage; leave candidates and PPSR to cfitr.")
+    else:
+        results = _one_stage(system, task, split)
+    return Evaluation(system, task.table(split), reading.notes, results, time.perf_counter() - began, how)
+
+
+def _task(system: System, table: CaptionTable, pictures: Path | str, cache: Path, workers: int) -> RetrievalTask:
+    pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache)
+    towers = system.model if system.model.config.freeze_towers else None
+    return RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image, workers=workers, towers=towers,
+                         cache=cache)
 
 
 def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str], dict[str, Recall]]:
@@ -348,14 +423,72 @@ def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str
     return lambda ties: {system.name: embeddings.recall(ties)}
 
 
-def _two_stages(system: System, task: RetrievalTask, split: str) -> Callable[[str], dict[str, Recall]]:
-    """As CFITR is evaluated (its spec, 6): PPSR over the whole split chooses candidates, the single stream ranks them."""
+def _two_stages(system: System, task: RetrievalTask, split: str, two_stages: TwoStages,
+                banks: tuple[Store, Store] | None) -> Callable[[str], dict[str, Recall]]:
+    """As CFITR is evaluated (its spec, 6): coarse scores of the whole split choose candidates, the single stream ranks them."""
     from nbhelpers import search as engine  # which needs faiss
 
-    owner, k = task.table(split).owner(), engine.K
+    k, way = two_stages.k, two_stages.way
     with tempfile.TemporaryDirectory(dir=task.cache) as folder:
-        pictures, texts = engine.write_stores(system.model, task, split, folder)
-        coarse = engine.post_process(engine.negative_hamming(pictures["codes"], texts["codes"]))
-        fine = engine.fine_scores(system.model, pictures, texts, engine.chosen(coarse, k) | engine.chosen(coarse.T, k).T)
-    return lambda ties: {f"{system.name}, coarse": recall.evaluate(coarse, owner, ties=ties),
-                         system.name: engine.two_stage(coarse, fine, owner, k, ties=ties)}
+        stores = engine.write_stores(system.model, task, split, folder)
+        ranking = engine.rank(system.model, stores, task.table(split).owner(), k, banks, [way])
+
+    def results(ties: str) -> dict[str, Recall]:
+        found = ranking.results(k, ties)
+        return {f"{system.name}, coarse": found[way], system.name: found[f"{way} + fine"]}
+
+    return results
+
+
+# ---- what a run knows of its search in two stages -------------------------------------------------------------------------
+def two_stages_of(system: System) -> TwoStages:
+    """As the notebook evaluated this checkpoint, by its record; as published where there is no record beside it."""
+    from nbhelpers import search as engine  # which needs faiss
+
+    settings = (_record_of(system) or {}).get("settings", {})
+    return engine.TwoStages(settings.get("K", engine.K))
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run of a checkpoint <run>/checkpoints/<name>/model.safetensors."""
+    return checkpoint.resolve().parent.parent.parent
+
+
+def _record_of(system: System) -> records.Record | None:
+    """The record, beside a checkpoint, that names it."""
+    run = _run_of(system.checkpoint)
+    for path in sorted((run / "records").glob(f"{NOTEBOOKS[system.name]}-seed*.json")):
+        record = records.read_one(path)
+        if (run / record.get("checkpoint", "")).resolve() == system.checkpoint.resolve():
+            return record
+    return None
+
+
+def _banks_of_run(system: System) -> tuple[Store, Store] | None:
+    """Codes of the training images and texts that the notebook stored beside the record of this checkpoint."""
+    from nbhelpers import search as engine  # which needs faiss
+    from nbhelpers.store import Store
+
+    folder = engine.store_folder(_run_of(system.checkpoint), system.model) / "train"
+    if not folder.is_dir() or _record_of(system) is None:
+        return None
+    images, texts = (Store.open(folder / kind, engine.store_key(system.model, kind)) for kind in ("images", "texts"))
+    return images, texts
+
+
+def _banks(system: System, whole: CaptionTable, pictures: Path | str, cache: Path,
+           workers: int) -> tuple[Store, Store]:
+    """Codes of training images and texts: those of the run, else of the training split of the captions that are evaluated."""
+    from nbhelpers import search as engine  # which needs faiss
+    from nbhelpers.store import Store
+
+    if (banks := _banks_of_run(system)) is not None:
+        return banks
+    if "train" not in set(whole.images.split):
+        raise UserError(f"PPSR takes column means from training queries, but no run lies beside {system.checkpoint}, and the "
+                        "captions have no train split; give --ppsr transductive, as released, or --ppsr none.")
+    task = _task(system, whole.split("train"), pictures, cache, workers)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        written = engine.write_stores(system.model, task, "train", folder, states=False)
+        images, texts = (Store(bank.key, {"codes": np.array(bank["codes"])}) for bank in written)
+    return images, texts

@@ -16,7 +16,7 @@ from nbhelpers.backbones import image_input, vilt_size
 from nbhelpers.data import audit, layouts, scenes
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.images import DecodedCache, ImageStore
-from nbhelpers.data.loading import Tokenizer, distinct_captions, train_tokenizer
+from nbhelpers.data.loading import Tokenizer, train_tokenizer
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 from nbhelpers.papers import cfitr, pir
@@ -237,14 +237,14 @@ def test_two_stages_rank_their_candidates_alone_as_23_cfitr_does(data):
     assert (np.isfinite(found.i2t).sum(1) == 3).all() and (np.isfinite(found.t2i).sum(0) == 3).all()
 
     task = RetrievalTask(whole, words, image)
-    place = folder / "stores" / f"23_cfitr-{search.store_key(model, 'images')['model']}"
+    place = search.store_folder(folder, model)
     pair = search.write_stores(model, task, "test", place / "test")
     train = task.table("train")
     bank = [search.Store.open(place / "train" / kind) for kind in ("images", "texts")]
     assert len(bank[1]) == len(cfitr.without_repeats(train).captions) < len(train.captions)
     assert (place / "test" / search.FINE).exists()   # what 23_cfitr has scored is read from there
     coarse = search.coarse_scores(*pair, banks=tuple(bank))["PPSR online"]
-    fine = search.fine_scores(model, *pair, string=distinct_captions(task.table("test"), words.clean)[1])
+    fine = search.fine_scores(model, *pair)
     owner = task.table("test").owner()
     expected = search.two_stage(coarse[0], fine, owner, 3, coarse[1])
     recomputed = found.recall(misses.own_pairs(owner))

@@ -77,13 +77,13 @@ def test_embeddings_stand_in_file_order(data, tokenizer, direct):
     np.testing.assert_allclose(np.linalg.norm(found.texts, axis=1), 1, atol=1e-5)
 
 
-def test_captions_are_encoded_in_batches_of_the_papers_size(data, tokenizer, direct, monkeypatch):
+def test_distinct_captions_are_encoded_in_batches_of_the_papers_size(data, tokenizer, direct, monkeypatch):
     sizes, one = [], build(PIRConfig.tiny(tokenizer.vocab_size))
     monkeypatch.setattr(one, "encode_texts", lambda ids, mask: sizes.append(len(ids)) or torch.ones(len(ids), 2))
     monkeypatch.setattr(one, "encode_images", lambda pixels: torch.ones(len(pixels), 2))
     monkeypatch.setattr(retrieval, "BATCH", 10)
     direct.embeddings(one, "test")
-    assert sizes == [10, 10, 4]
+    assert sizes == [10, 6]
 
 
 def test_cached_features_give_the_embeddings_of_the_towers(model, cached, direct):

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from nbhelpers.data import layouts, scenes
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.images import DecodedCache, ImageStore, decode, resize
 from nbhelpers.data.loading import CLIPTokenizer, train_tokenizer
+from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 from nbhelpers.papers.clip import CLIP, CLIPConfig
@@ -270,7 +272,7 @@ def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tm
     assert systems.evaluate(system, captions, pictures).recalls().loc["pe_rsitr", "mR"] > 0
 
 
-def test_cfitr_is_evaluated_in_its_two_stages(captions, pictures, words, folder, monkeypatch):
+def test_cfitr_is_evaluated_in_its_two_stages(captions, pictures, words, folder):
     from nbhelpers import search
 
     torch.manual_seed(0)
@@ -283,8 +285,7 @@ def test_cfitr_is_evaluated_in_its_two_stages(captions, pictures, words, folder,
     assert list(frame.index) == ["cfitr, coarse", "cfitr", "chance"]
     coarse, fine = found.results("expectation").values()
     assert not np.array_equal(coarse.t2i_ranks, fine.t2i_ranks)  # every image is a candidate: reranked by the single stream
-    monkeypatch.setattr(search, "K", 1)
-    only = systems.evaluate(system, captions, pictures).results("expectation")["cfitr"]
+    only = systems.evaluate(system, captions, pictures, two_stages=search.TwoStages(1)).results("expectation")["cfitr"]
     assert (only.t2i_hits[:, 0] == only.t2i_hits[:, -1]).all()  # of one candidate nothing is found further down
 
 
@@ -324,6 +325,24 @@ def test_bita_writes_the_captions_that_its_notebook_writes(told, table, pictures
     unprompted = nbhelpers.load("bita", save(checkpoint.parents[3], "bita-stage2", model, system="bita", stage="stage2"))
     without = task.describe(model, "test", prompt=False, beams=2, longest=6).captions
     assert unprompted.caption(paths, beams=2, longest=6) == list(without.values())
+
+
+def test_equal_images_get_equal_captions(told, table, pictures, words, tmp_path, monkeypatch):
+    """Each passes the decoder once, in the notebook's function and in the command's."""
+    checkpoint, model, decoder = told
+    files = list(table.split("test").images.file[:3])
+    images = pd.DataFrame({"image_id": [str(number) for number in range(7)], "file": [files[number % 3] for number in range(7)],
+                           "split": "test", "scene": "x"})
+    repeated = CaptionTable("repeated", images, pd.DataFrame({"image_id": images.image_id, "text": "a pond"}))
+    data = DataSet(repeated, DecodedCache.build(ImageStore.open(pictures), files, tmp_path), None, [])
+    said, say = [], caption_task.say
+    monkeypatch.setattr(caption_task, "say", lambda model, vision, *more, **options: said.append(len(vision)) or
+                        say(model, vision, *more, **options))
+    task = caption_task.CaptionTask(data, model.config, words.read_tokenizer(), decoder, workers=1)
+    found = list(task.describe(model, "test", beams=2, longest=6).captions.values())
+    paths = [pictures / ImageStore.open(pictures).locate(file) for file in images.file]
+    assert nbhelpers.load("bita", checkpoint).caption(paths, beams=2, longest=6) == found
+    assert said == [3, 3] and found == [found[number % 3] for number in range(7)] and len(set(found)) > 1
 
 
 def test_what_cannot_be_captioned(told, trained, captions, pictures, folder, tmp_path):
@@ -416,7 +435,7 @@ def test_cfitr_reads_image_and_sentence_together(pictures, words, folder):
     store, (ids, mask) = ImageStore.open(pictures), tokenizer([tokenizer.clean("a green pond")])
     with torch.inference_mode():
         text = model.text_states(**model.text_features(ids, mask), mask=mask)
-        pixels = torch.cat(list(system._batches(map(store.read, store.names))))
+        pixels = system.pixels(map(store.read, store.names))
         states = model.image_states(**model.image_features(pixels))
         scores = model.score_pairs(states, text.expand(len(states), -1, -1), mask.expand(len(states), -1)).numpy()
     order = np.argsort(-scores)[:3]

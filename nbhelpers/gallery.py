@@ -102,6 +102,10 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.table)
 
+    def similarity(self) -> np.ndarray:
+        """(N,S) cosines; equal pairs have equal ones."""
+        return self._image_rows.products(self._text_rows)
+
     def picture(self, row: int) -> np.ndarray:
         """(H,W,3) uint8 of an image of the split."""
         return self.pixels[self._pixel_rows[row]]

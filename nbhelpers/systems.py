@@ -113,12 +113,14 @@ class System:
             texts += caption_task.say(self.model, vision, self.tokenizer, beams=beams, longest=longest, shortest=shortest)
         return [texts[number] for number in once.distinct.row]
 
-    def batches(self, pictures: Iterable[Path | str | np.ndarray], once: Once, size: int = BATCH) -> Iterator[Tensor]:
+    def batches(self, pictures: Iterable[Path | str | np.ndarray], once: Once, size: int = 0) -> Iterator[Tensor]:
         """Batches of the pixels that the model is fed, of each distinct image one; `once` tells which are equal.
+
+        size  images of a batch; 0: BATCH
 
         UserError if there is no image, or a file is none.
         """
-        resized = once(images.resize(_pixels(picture), self.image.size) for picture in pictures)
+        size, resized = size or BATCH, once(images.resize(_pixels(picture), self.image.size) for picture in pictures)
         some = list(islice(resized, size))
         _must_be_something(some)
         while some:
@@ -315,7 +317,7 @@ def _read_together(system: System, store: ImageStore, sentence: str, top: int) -
     ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
     banks = _banks_of_run(system) or (None, None)
-    found = engine.Search(model, gallery, banks[1], max(two_stages_of(system).k, top))(query)
+    found = engine.Search(model, gallery, banks[1], max(two_stages_of(system).k, top), batch=BATCH)(query)
     return found.rows[0], found.scores[0]
 
 
@@ -405,7 +407,7 @@ def evaluate(system: System, captions: Path | str, pictures: Path | str, split: 
         banks = _banks(system, whole, pictures, cache, workers) if two_stages.ppsr == "online" else None
         results, how = _two_stages(system, task, split, two_stages, banks), str(two_stages)
     elif two_stages is not None:
-        raise UserError(f"{system.name} searches in one stage; leave candidates and PPSR to cfitr.")
+        raise UserError(f"{system.name} searches in one stage; leave --k and --ppsr to cfitr.")
     else:
         results = _one_stage(system, task, split)
     return Evaluation(system, task.table(split), reading.notes, results, time.perf_counter() - began, how)

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 import nbhelpers
-from nbhelpers import backbones, caption_task, captioning, recall, records, stand_ins, systems, weights
+from nbhelpers import (backbones, caption_task, captioning, recall, records, retrieval, search, stand_ins, systems,
+                       weights)
 from nbhelpers.__main__ import main
 from nbhelpers.data import layouts, scenes
 from nbhelpers.data.catalog import DataSet
@@ -24,6 +26,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.retrieval import RetrievalTask
+from nbhelpers.run import Run
 from nbhelpers.starting import Start, Tower
 
 
@@ -272,21 +275,104 @@ def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tm
     assert systems.evaluate(system, captions, pictures).recalls().loc["pe_rsitr", "mR"] > 0
 
 
-def test_cfitr_is_evaluated_in_its_two_stages(captions, pictures, words, folder):
-    from nbhelpers import search
-
+@pytest.fixture(scope="module")
+def two_stages(words, folder):
+    """A CFITR that has learned nothing, beside no record."""
     torch.manual_seed(0)
     words.write(folder / "run/starting/cfitr-seed0.json")
     tokenizer = words.read_tokenizer()
     model = cfitr.CFITR(cfitr.CFITRConfig.tiny(tokenizer.vocab_size)).eval()
-    system = nbhelpers.load("cfitr", save(folder, "cfitr", model, tokenizer=tokenizer.sha256))
-    found = systems.evaluate(system, captions, pictures)
+    return nbhelpers.load("cfitr", save(folder, "cfitr", model, tokenizer=tokenizer.sha256))
+
+
+@pytest.fixture
+def recorded(two_stages, words, captions, pictures, tmp_path):
+    """The same in a run whose notebook recorded 3 candidates and stored its training queries: (system, run, task)."""
+    run, table = tmp_path / "run", layouts.read(captions)
+    words.write(run / "starting/cfitr-seed0.json")
+    path = weights.save_checkpoint(run / "checkpoints/cfitr-1/model.safetensors", two_stages.model, two_stages.about)
+    data = DataSet(table, DecodedCache.build(ImageStore.open(pictures), list(table.images.file), tmp_path), None, [])
+    task = RetrievalTask(data, two_stages.tokenizer, two_stages.image, workers=1)
+    notebook = Run("23_cfitr", SimpleNamespace(profile="run", set="scenes", seed=0, k=3), "cpu", tmp_path)
+    place = search.store_folder(run, two_stages.model)
+    stores, banks = (search.write_stores(two_stages.model, task, split, place / split, split == "test") for split in ("test", "train"))
+    ranking = search.rank(two_stages.model, stores, task.table("test").owner(), 3, banks)
+    rules = {rule: ranking.results(3, rule)["PPSR online + fine"] for rule in recall.TIES}
+    retrieval.write_record(notebook, "CFITR", "", two_stages.model, task, [], 1.0, rules=rules, checkpoint="checkpoints/cfitr-1/model.safetensors")
+    return nbhelpers.load("cfitr", path), run, ranking
+
+
+def test_cfitr_is_evaluated_in_its_two_stages(two_stages, captions, pictures):
+    found = systems.evaluate(two_stages, captions, pictures)
     frame = found.recalls("released")
     assert list(frame.index) == ["cfitr, coarse", "cfitr", "chance"]
+    assert found.how == "70 candidates, column means of PPSR from training queries"
     coarse, fine = found.results("expectation").values()
     assert not np.array_equal(coarse.t2i_ranks, fine.t2i_ranks)  # every image is a candidate: reranked by the single stream
-    only = systems.evaluate(system, captions, pictures, two_stages=search.TwoStages(1)).results("expectation")["cfitr"]
+    only = systems.evaluate(two_stages, captions, pictures, two_stages=search.TwoStages(1)).results("released")["cfitr"]
     assert (only.t2i_hits[:, 0] == only.t2i_hits[:, -1]).all()  # of one candidate nothing is found further down
+    with pytest.raises(UserError, match="at least one candidate, not 0"):
+        search.TwoStages(0)
+    with pytest.raises(UserError, match="PPSR is 'of'; choose one of online, transductive, none"):
+        search.TwoStages(5, "of")
+
+
+def test_cfitr_is_evaluated_as_its_record_was_written(recorded, captions, pictures, tmp_path, capsys):
+    """Its candidates, its training queries, its rule for equal captions; also where the captions have no training split."""
+    system, run, _ = recorded
+    expected, = records.read(run / "records")
+    only_test = put(tmp_path / "test.json", listed(captions))
+    for listing in (captions, only_test):
+        argv = ["eval", "--system", "cfitr", "--checkpoint", str(system.checkpoint), "--captions", str(listing),
+                "--images", str(pictures), "--out", str(tmp_path / listing.stem)]
+        assert main(argv) == 0
+        assert "cfitr: 3 candidates, column means of PPSR from training queries\n" in capsys.readouterr().out
+        written, = records.read(tmp_path / listing.stem)
+        assert written["metrics"] == expected["metrics"] and written["notes"] == "3 candidates, column means of PPSR from training queries"
+    assert main([*argv, "--k", "5", "--ppsr", "transductive"]) == 0
+    assert "cfitr: 5 candidates, column means of PPSR from all test queries, as released\n" in capsys.readouterr().out
+
+
+def test_training_queries_are_those_of_the_run_or_of_the_captions(recorded, two_stages, captions, pictures, tmp_path, capsys):
+    system, run, _ = recorded
+    three = search.TwoStages(3)
+    of_run, of_captions = (systems.evaluate(one, captions, pictures, two_stages=three) for one in (system, two_stages))
+    assert of_run.results("expectation")["cfitr"].metrics == of_captions.results("expectation")["cfitr"].metrics
+    only_test = put(tmp_path / "test.json", listed(captions))
+    argv = ["eval", "--system", "cfitr", "--checkpoint", str(two_stages.checkpoint), "--captions", str(only_test), "--images",
+            str(pictures)]
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no train split; give --ppsr transductive, as released, or --ppsr none." in said
+    for ppsr in ("transductive", "none"):
+        assert main([*argv, "--ppsr", ppsr]) == 0
+
+
+def test_stages_are_asked_of_cfitr_alone(checkpoint, captions, pictures, capsys):
+    assert main(arguments(checkpoint, captions, pictures, "--k", "5")) == 1
+    assert capsys.readouterr().err == "pir searches in one stage; leave --k and --ppsr to cfitr.\n"
+
+
+def test_a_search_of_cfitr_answers_as_its_evaluation(recorded, captions, pictures, table, tmp_path, capsys):
+    """Candidates and order are those that the record counts; the test images lie in a folder of their own."""
+    system, run, ranking = recorded
+    test = table.split("test")
+    for file in test.images.file:
+        (tmp_path / "test").mkdir(exist_ok=True)
+        shutil.copy(pictures / file, tmp_path / "test")
+    names = ImageStore.open(tmp_path / "test").names
+    assert names == sorted(test.images.file)
+    for text in (0, 7, 23):
+        mask = search.chosen(ranking.coarse["PPSR online"][1].T, 3)[text]
+        scores = np.where(mask, ranking.fine[:, text], -np.inf)
+        expected = [test.images.file[row] for row in np.argsort(-scores, kind="stable")[:3]]
+        found = systems.search(system, tmp_path / "test", test.captions.text[text], 3)
+        assert list(found.file) == expected
+        np.testing.assert_allclose(found.score, np.sort(scores)[::-1][:3], atol=1e-3)
+    argv = ["search", "--system", "cfitr", "--checkpoint", str(system.checkpoint), "--images", str(tmp_path / "test"), "--text", "a pond"]
+    assert main(argv) == 0
+    assert "cfitr reads the sentence with 10 candidates, chosen by hash code; column means of PPSR from the training" in capsys.readouterr().out
+    assert "no PPSR" in systems.searched(replace(system, checkpoint=tmp_path / "a/b/model.safetensors"))
 
 
 # ---- BITA ----------------------------------------------------------------------------------------------------------------
@@ -423,15 +509,14 @@ def test_the_best_images_of_a_folder_come_first(trained, pictures, checkpoint, c
     assert [line[2] for line in printed] == list(found.file) and printed[0][:2] == ["1", f"{found.score[0]:.4f}"]
 
 
-def test_cfitr_reads_image_and_sentence_together(pictures, words, folder):
-    from nbhelpers import search as engine
-
-    words.write(folder / "run/starting/cfitr-seed0.json")
-    torch.manual_seed(0)
-    tokenizer = words.read_tokenizer()
-    model = cfitr.CFITR(cfitr.CFITRConfig.tiny(tokenizer.vocab_size)).eval()
-    system = nbhelpers.load("cfitr", save(folder, "cfitr", model, tokenizer=tokenizer.sha256))
+def test_cfitr_reads_image_and_sentence_together(two_stages, pictures, monkeypatch):
+    """Never more than a batch of images at once."""
+    system, model, tokenizer, sizes = two_stages, two_stages.model, two_stages.tokenizer, []
+    features = model.image_features
+    monkeypatch.setattr(model, "image_features", lambda pixels: sizes.append(len(pixels)) or features(pixels))
+    monkeypatch.setattr(systems, "BATCH", 5)
     found = systems.search(system, pictures, "a green pond", 3)
+    assert max(sizes) == 5 and sum(sizes) == 48   # for their codes and, as all are candidates, once more
     store, (ids, mask) = ImageStore.open(pictures), tokenizer([tokenizer.clean("a green pond")])
     with torch.inference_mode():
         text = model.text_states(**model.text_features(ids, mask), mask=mask)
@@ -439,7 +524,7 @@ def test_cfitr_reads_image_and_sentence_together(pictures, words, folder):
         states = model.image_states(**model.image_features(pixels))
         scores = model.score_pairs(states, text.expand(len(states), -1, -1), mask.expand(len(states), -1)).numpy()
     order = np.argsort(-scores)[:3]
-    assert engine.K >= 24 and list(found.file) == [store.names[row] for row in order]
+    assert search.K >= 24 and list(found.file) == [store.names[row] for row in order]
     np.testing.assert_allclose(found.score, scores[order], atol=1e-2)  # states are stored in 16 bits
 
 

@@ -184,10 +184,11 @@ class CaptionTask:
         return image_batches(table, data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers, draw,
                              seed)
 
-    def seen(self, model: ImageReader, split: str, rows: np.ndarray) -> Iterator[Tensor]:
-        """Batches (B,V,C) float32 of these images of a split on the model's device, in their order, under the test transform
-        (D5: the release evaluates under the training transform)."""
+    def seen(self, model: ImageReader, split: str, rows: np.ndarray | None = None) -> Iterator[Tensor]:
+        """Batches (B,V,C) float32 of a split on the model's device, in its order, or of the images in these rows alone; under
+        the test transform (D5: the release evaluates under the training transform)."""
         device = next(model.parameters()).device
+        rows = np.arange(len(self.table(split))) if rows is None else rows
         if self.reader is None:
             pictures = image_rows(self.table(split), rows)
             yield from (vision_of(model, pixels) for pixels in self._pixels(self.data, pictures))

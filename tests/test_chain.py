@@ -12,7 +12,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from nbhelpers import batch, records, systems
+from nbhelpers import batch, captioning, records, systems
+from nbhelpers.__main__ import main
 
 pytestmark = pytest.mark.skipif(not os.environ.get("NBHELPERS_RUNS"),
                                 reason="runs in the folder named by NBHELPERS_RUNS, as `make test` sets it")
@@ -67,6 +68,33 @@ def test_what_a_notebook_trained_is_found_and_used(folder, system):
         assert found.caption([picture])[0]
     else:
         assert found.encode_images([picture]).shape == found.encode_texts(["a pond"]).shape
+
+
+def generated() -> tuple[str, str]:
+    """Captions and images of the set that the chain generated."""
+    captions = batch.repository_root() / "data/scenes/dataset_scenes.json"
+    return str(captions), str(captions.parent / "images")
+
+
+@pytest.mark.parametrize("system", systems.RETRIEVAL)
+def test_eval_gives_what_the_notebook_recorded(folder, system, tmp_path, one_thread):
+    captions, images = generated()
+    assert main(["eval", "--system", system, "--captions", captions, "--images", images, "--out", str(tmp_path)]) == 0
+    recorded = records.read_one(folder / f"records/{systems.NOTEBOOKS[system]}-seed0.json")
+    written, = records.read(tmp_path)
+    assert written["metrics"] == recorded["metrics"] and written["data_fingerprint"] == recorded["data_fingerprint"]
+    assert written["notes"] in recorded["notes"]
+
+
+def test_caption_and_score_give_what_the_notebooks_recorded(folder, tmp_path, one_thread):
+    captions, images = generated()
+    said = tmp_path / "said.json"
+    assert main(["caption", "--captions", captions, "--images", images, "--out", str(said)]) == 0
+    found = captioning.read_captions(said)
+    assert found == captioning.read_captions(folder / "captions/24_bita-seed0.json")
+    recorded, = (record for record in records.read(folder / "records", "captions") if record["variant"] == "bita")
+    scores = captioning.score_captions(found, captioning.read_references(captions))
+    assert scores.corpus == pytest.approx(recorded["metrics"])
 
 
 def test_two_processes_train_what_the_notebook_then_finds(folder, tmp_path):

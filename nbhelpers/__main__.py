@@ -64,10 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, val or test (default)")
     evaluate.add_argument("--ties", default="expectation", choices=("expectation", "released"),
                           help="who wins among equal scores (default: expectation)")
-    evaluate.add_argument("--k", type=int, help="of cfitr: candidates that are reranked (default: as its run did, else 70)")
+    evaluate.add_argument("--k", type=int,
+                          help="of cfitr: candidates to rerank (default: as its run did, else 70)")
     evaluate.add_argument("--ppsr", choices=("online", "transductive", "none"),
-                          help="of cfitr: whose queries give PPSR its column means: those of the training split (online, "
-                               "default) or all that are evaluated (transductive, as released)")
+                          help="of cfitr: which queries give PPSR its column means: of training "
+                               "(online, default), or all evaluated ones (transductive, as released)")
     evaluate.add_argument("--out", help="folder for a result record; left away, none is written")
     evaluate.set_defaults(command=_eval)
 
@@ -195,9 +196,11 @@ def _eval(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
     from nbhelpers import systems
     system = _system(arguments)
-    given = {name: getattr(arguments, name) for name in ("k", "ppsr") if getattr(arguments, name) is not None}
+    options = {"k": arguments.k, "ppsr": arguments.ppsr}
+    given = {name: value for name, value in options.items() if value is not None}
     two_stages = replace(systems.two_stages_of(system), **given) if given else None
-    found = systems.evaluate(system, arguments.captions, arguments.images, arguments.split, two_stages=two_stages)
+    found = systems.evaluate(system, arguments.captions, arguments.images, arguments.split,
+                             two_stages=two_stages)
     record = found.write_record(arguments.out, arguments.ties) if arguments.out else None
     for note in found.notes:
         print(note)

@@ -184,9 +184,11 @@ class CaptionTask:
         return image_batches(table, data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers, draw,
                              seed)
 
-    def seen(self, model: ImageReader, split: str, rows: np.ndarray | None = None) -> Iterator[Tensor]:
-        """Batches (B,V,C) float32 of a split on the model's device, in its order, or of the images in these rows alone; under
-        the test transform (D5: the release evaluates under the training transform)."""
+    def seen(self, model: ImageReader, split: str,
+             rows: np.ndarray | None = None) -> Iterator[Tensor]:
+        """Batches (B,V,C) float32 of a split on the model's device, in its order, or of the images
+        in these rows alone; under the test transform (D5: the release evaluates under the training
+        transform)."""
         device = next(model.parameters()).device
         rows = np.arange(len(self.table(split))) if rows is None else rows
         if self.reader is None:
@@ -200,7 +202,8 @@ class CaptionTask:
     # ---- captions -----------------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def describe(self, model: Captioner, split: str, progress: bool = True, prompt: bool = True, **options) -> Described:
-        """One caption for every image of a split, by beam search; the same in every run on one machine, and for equal images.
+        """One caption for every image of a split, by beam search; the same in every run on one
+        machine, and for equal images.
 
         prompt   False: no prompt, for a model that has not been fine-tuned
         options  beams, longest, shortest, as Captioner.generate has them
@@ -210,7 +213,8 @@ class CaptionTask:
         first, row = distinct([pixels.digests[image] for image in pixels.rows(table.images.file)])
         training_mode = model.training
         model.eval()
-        with tqdm(total=len(first), unit="image", disable=not (progress and training._somebody_looks())) as bar:
+        silent = not (progress and training._somebody_looks())
+        with tqdm(total=len(first), unit="image", disable=silent) as bar:
             for vision in self.seen(model, split, first):
                 texts += say(model, vision, words, **options)
                 bar.update(len(vision))
@@ -242,7 +246,8 @@ def image_input(name: str) -> ImageInput:
 
 
 def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
-    """Pixels (B,3,S,S) -> (B,V,C) float32 on the model's device, rounded to 16 bits as the cache of a task keeps them."""
+    """Pixels (B,3,S,S) -> (B,V,C) float32 on the model's device, rounded to 16 bits as the cache of
+    a task keeps them."""
     device = next(model.parameters()).device
     vision = model.image_features(pixels.to(device))["vision"].float().cpu().numpy()
     return torch.from_numpy(storable("vision", vision)).float().to(device)

@@ -1,7 +1,8 @@
 """Equal inputs are computed once, so that equal pairs have equal scores.
 
-How a library sums depends on the place of a row and on the size of its batch. Two equal captions would get embeddings that
-differ in the last bit, or by far where a model attends the padding of its batch, and their scores would not tie.
+How a library sums depends on the place of a row and on the size of its batch. Two equal captions
+would get embeddings that differ in the last bit, or by far where a model attends the padding of its
+batch, and their scores would not tie.
 """
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def text_keys(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
 
 
 class Once:
-    """Lets the first of equal items pass; `row` (N,) is the number of each item that came, as in `Distinct`."""
+    """Lets the first of equal items pass; `distinct` tells which of all that came are equal."""
 
     def __init__(self, key: Callable[[object], Hashable]):
         self._key, self._numbers, self._row = key, {}, []
@@ -62,7 +63,8 @@ class Once:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """N vectors, of which equal ones were computed once: vector n is `vectors[row[n]]`; vectors (D,C), row (N,)."""
+    """N vectors, of which equal ones were computed once: vectors (D,C), row (N,); the n-th is
+    `vectors[row[n]]`."""
 
     vectors: np.ndarray
     row: np.ndarray

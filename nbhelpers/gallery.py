@@ -84,7 +84,7 @@ class Gallery:
     """Images and distinct sentences of a split, encoded once by one system that compares unit vectors.
 
     table      of the split;  sentences: (S,) as they stand in the captions
-    images     (N,D) and texts (S,D) float32 unit rows, of which equal images and sentences have equal ones
+    images     (N,D) and texts (S,D) float32 unit rows; equal images and sentences have equal ones
     cache      folder of cached tower features, as training and evaluation use it
     """
 
@@ -95,7 +95,8 @@ class Gallery:
         found = task.embeddings(system.model, split)
         first = ~self.table.captions.text.duplicated().to_numpy()
         self.sentences = self.table.captions.text.to_numpy()[first]
-        self._image_rows, self._text_rows = found.image_rows, Rows(found.text_rows.vectors, found.text_rows.row[first])
+        self._image_rows = found.image_rows
+        self._text_rows = Rows(found.text_rows.vectors, found.text_rows.row[first])
         self.images, self.texts = self._image_rows.all(), self._text_rows.all()
         self._pixel_rows = data.pixels.rows(self.table.images.file)
 

@@ -26,7 +26,7 @@ from nbhelpers.systems import System
 if TYPE_CHECKING:
     from nbhelpers.search import Ranking
 
-RANKED_BY = "PPSR online"  # the coarse scores of a search in two stages, as in the main record of 23_cfitr
+RANKED_BY = "PPSR online"  # the first of two stages, as in the main record of 23_cfitr
 # what a first place may be, from the surest to the wildest
 KINDS = ("own", "same sentence", "same picture", "all its words", "same class", "other class")
 
@@ -36,8 +36,8 @@ KINDS = ("own", "same sentence", "same picture", "all its words", "same class", 
 class Scores:
     """How a system ranks one split: scores (N,M), higher is better, where images ask (i2t) and where captions ask (t2i).
 
-    For a system of one stage both are one array. A search in two stages ranks its candidates only, the rest is -inf; of items
-    that tie for the last candidate the first are taken.
+    For a system of one stage both are one array. A search in two stages ranks its candidates only,
+    the rest is -inf; of items that tie for the last candidate the first are taken.
     ranking, k  of a search in two stages: all its scores, and how many candidates it reads
     """
 
@@ -62,7 +62,8 @@ class Scores:
         return Recall("expectation", ks, i2t_ranks, t2i_ranks, i2t_hits, t2i_hits)
 
     def _over_orders(self, found: list, relevant: np.ndarray, ks: tuple[int, ...]) -> list:
-        """Ranks and hits of both directions, on average over the items that tie for the last candidate."""
+        """Ranks and hits of both directions, on average over the orders of items that tie for the
+        last candidate."""
         from nbhelpers import search  # which needs faiss
 
         (i2t, t2i), fine = self.ranking.coarse[RANKED_BY], self.ranking.fine
@@ -92,7 +93,8 @@ def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split
     place = search.store_folder(folder, system.model)
     stores = search.write_stores(system.model, task, split, place / split)
     banks = search.write_stores(system.model, task, "train", place / "train", states=False)
-    ranking = search.rank(system.model, stores, task.table(split).owner(), k, banks, [RANKED_BY], place / split)
+    owner = task.table(split).owner()
+    ranking = search.rank(system.model, stores, owner, k, banks, [RANKED_BY], place / split)
     i2t, t2i = ranking.coarse[RANKED_BY]
     masks = search.chosen(i2t, k), search.chosen(t2i.T, k).T
     return Scores(*(np.where(mask, ranking.fine, -np.inf) for mask in masks), ranking, k)

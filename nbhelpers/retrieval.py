@@ -18,8 +18,8 @@ from nbhelpers.backbones import ImageInput
 from nbhelpers.data import audit
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches, image_batches,
-                                    train_loader)
+from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
+                                    image_batches, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.device import check_precision
 from nbhelpers.distinct import Distinct, Rows, distinct, text_keys
@@ -27,12 +27,13 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers.dual_encoder import TURNS, turned
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH = 128  # the papers encode in batches of 128; where padding is attended, embeddings depend on the longest caption of a batch
+BATCH = 128  # as in the papers; where padding is attended, embeddings depend on the batch
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Unit rows of N images and M texts, float32, equal ones computed once; owner (M,) the image row of each text."""
+    """Unit rows of N images and M texts, float32, equal ones computed once; owner (M,) is the image
+    row of each text."""
 
     image_rows: Rows
     text_rows: Rows
@@ -91,7 +92,8 @@ class RetrievalTask:
         """Shuffled full batches of the training pairs, under `transform` (default: PIR's TrainTransform); unused with `towers`."""
         table = self.table("train")
         if self.towers is not None:
-            dataset = FeatureDataset(table, *self.features("train"), self.seed, self.distinct_texts("train").row, self.views)
+            dataset = FeatureDataset(table, *self.features("train"), self.seed,
+                                     self.distinct_texts("train").row, self.views)
         else:
             transform = transform or TrainTransform(self.image.size)
             dataset = PairDataset(table, self.data.pixels, transform, self.tokenizer, self.seed, self.image.mean, self.image.std)
@@ -183,10 +185,12 @@ class RetrievalTask:
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
-        """All images and captions of a split through `model`, in file order; equal ones pass it once.
+        """All images and captions of a split through `model`, in file order; equal ones pass it
+        once.
 
-        The distinct captions pass in batches of BATCH, each padded to its longest one unless the tokenizer pads to a fixed
-        length. UserError for the training split where its images are cached as augmented views.
+        The distinct captions pass in batches of BATCH, each padded to its longest one unless the
+        tokenizer pads to a fixed length. UserError for the training split where its images are
+        cached as augmented views.
         """
         if split == "train" and self.towers is not None and self.views:
             raise UserError("The images of the training split are cached as augmented views; embed them with a RetrievalTask of views=0.")
@@ -194,10 +198,11 @@ class RetrievalTask:
             self._check_towers(model)
         training = model.training
         model.eval()
-        images, texts = (self._encoded if self.towers is None else self._from_features)(model, split)
+        encode = self._encoded if self.towers is None else self._from_features
+        images, texts = encode(model, split)
         model.train(training)
-        return Embeddings(Rows(images, self.distinct_images(split).row), Rows(texts, self.distinct_texts(split).row),
-                          self.table(split).owner())
+        return Embeddings(Rows(images, self.distinct_images(split).row),
+                          Rows(texts, self.distinct_texts(split).row), self.table(split).owner())
 
     def _encoded(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of the distinct images and texts of a split, from pixels and ids."""
@@ -213,7 +218,8 @@ class RetrievalTask:
         device = next(model.parameters()).device
         seen, read = self.features(split)
         pictures = _parts(seen, model.IMAGE_FEATURES, self.distinct_images(split).first, device)
-        texts = _parts(read, (*model.TEXT_FEATURES, "mask"), np.arange(len(self.distinct_texts(split).first)), device)
+        every = np.arange(len(self.distinct_texts(split).first))
+        texts = _parts(read, (*model.TEXT_FEATURES, "mask"), every, device)
         return (_rows([model.embed_views(self._views(part)) for part in pictures]),
                 _rows([model.embed_texts(**part) for part in texts]))
 

@@ -97,7 +97,8 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
     cleaned = [task.tokenizer.clean(text) for text in table.captions.text]
 
     def images(rows):
-        return model.image_features(torch.cat(list(task.pixels(image_rows(table, rows)))).to(device))
+        pixels = torch.cat(list(task.pixels(image_rows(table, rows))))
+        return model.image_features(pixels.to(device))
 
     def texts(rows):
         ids, mask = (part.to(device) for part in task.tokenizer([cleaned[row] for row in rows]))
@@ -108,11 +109,11 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
 
 def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path | str,
                  states: bool = True) -> tuple[Store, Store]:
-    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file order; equal ones are
-    encoded once.
+    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file
+    order; equal ones are encoded once.
 
-    Without `states` only codes, and of captions that an image repeats only the first, as a bank of training queries needs
-    them. See Store.build for what an existing folder means.
+    Without `states` only codes, and of captions that an image repeats only the first, as a bank of
+    training queries needs them. See Store.build for what an existing folder means.
     """
     images, texts = split_inputs(model, task, split)
     repeated = task.table(split).captions.duplicated().to_numpy()
@@ -125,9 +126,10 @@ def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path
 
         return Store.build(Path(folder) / kind, store_key(model, kind) | {"inputs": read_by}, items, rows_of)
 
-    text_keys = task.text_keys(split)
+    keys = task.text_keys(split)
+    text_keys, read_by = [keys[row] for row in kept], task.tokenizer.sha256[:16]
     return (stored("images", task.image_keys(split), images, repr(task.image)),
-            stored("texts", [text_keys[row] for row in kept], lambda rows: texts(kept[rows]), task.tokenizer.sha256[:16]))
+            stored("texts", text_keys, lambda rows: texts(kept[rows]), read_by))
 
 
 # ---- coarse scores ---------------------------------------------------------------------------------------------------------
@@ -175,7 +177,8 @@ def chosen(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def eligible(scores: np.ndarray, k: int) -> np.ndarray:
-    """(Q,G) booleans: the best k of each row and all that tie with the last of them. UserError on NaN."""
+    """(Q,G) booleans: the best k of each row and all that tie with the last of them. UserError on
+    NaN."""
     return scores >= _last(_known(scores), k)
 
 
@@ -210,8 +213,8 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
                 batch: int = PAIRS) -> np.ndarray:
     """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each a Store or encoded queries.
 
-    Equal pairs are read once. Texts of like length are read together, with no more padding than they need. UserError if a
-    score is NaN or infinite.
+    Equal pairs are read once. Texts of like length are read together, with no more padding than
+    they need. UserError if a score is NaN or infinite.
     """
     device, scores = next(model.parameters()).device, []
 
@@ -220,7 +223,8 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
         return part.to(device)
 
     image_rows, text_rows = _first_equal(images)[image_rows], _first_equal(texts)[text_rows]
-    _, first, pair = np.unique(image_rows * (text_rows.max() + 1) + text_rows, return_index=True, return_inverse=True)
+    pairs = image_rows * (text_rows.max() + 1) + text_rows
+    _, first, pair = np.unique(pairs, return_index=True, return_inverse=True)
     image_rows, text_rows = image_rows[first], text_rows[first]
     masks = taken(texts["mask"], text_rows)
     order = np.argsort(masks.sum(1).cpu().numpy(), kind="stable")
@@ -234,15 +238,18 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
 
 
 def _first_equal(items: Store | Mapping[str, object]) -> np.ndarray:
-    """For each row of a store or of encoded queries the first one that is equal to it, as far as is known."""
+    """For each row of a store or of encoded queries the first row that is known to be equal to
+    it."""
     return items.same if isinstance(items, Store) else np.arange(len(items["states"]))
 
 
 def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None, batch: int = PAIRS,
                 kept: Path | None = None) -> np.ndarray:
-    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal pairs are read once.
+    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal
+    pairs are read once.
 
-    kept  the folder of these stores: scores found before are taken from its file FINE, and new ones are added there
+    kept  the folder of these stores: scores found before are taken from its file FINE, and new ones
+          are added there
     UserError if that file is damaged or of other stores.
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
@@ -254,7 +261,8 @@ def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarra
     missing = asked & ~np.isfinite(scores)
     if missing.any():
         image_rows, text_rows = np.nonzero(missing)
-        scores[missing] = pair_scores(model, images, first_image[image_rows], texts, first_text[text_rows], batch)
+        rows = first_image[image_rows], first_text[text_rows]
+        scores[missing] = pair_scores(model, images, rows[0], texts, rows[1], batch)
         if kept:
             with atomic_write(kept / FINE) as temporary, open(temporary, "wb") as file:
                 np.save(file, scores)
@@ -270,8 +278,9 @@ def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and the scores are computed again.") from error
     if scores.shape != shape:
-        raise UserError(f"{path} holds scores of {scores.shape[0]} different images and {scores.shape[1]} different texts, not "
-                        f"of {shape[0]} and {shape[1]}; delete it, and they are computed again.")
+        found = " and ".join(map(str, scores.shape))
+        raise UserError(f"{path} holds scores of {found} different images and texts, not of "
+                        f"{shape[0]} and {shape[1]}; delete it, and they are computed again.")
     return scores
 
 
@@ -281,15 +290,17 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
     """Recalls of the search that reranks each query's best k of `coarse` (N,M) by `fine` (N,M); owner as in `recall.evaluate`.
 
     t2i  (N,M) coarse scores where texts are the queries, if they differ from those where images are
-    A query whose own items all miss the best k fails, as released; its rank is an expected one behind them. Items may tie for
-    the last of the best k: by expectation any of them may be among them, by the other rules the first ones are. UserError if
-    `fine` lacks a possible candidate.
+    A query whose own items all miss the best k fails, as released; its rank is an expected one
+    behind them. Of items that tie for the last of the best k, by expectation any may be among them,
+    by the other rules the first ones are. UserError if `fine` lacks a possible candidate.
     """
     t2i = coarse if t2i is None else t2i
     if not np.isfinite(fine[eligible(coarse, k) | eligible(t2i.T, k).T]).all():
-        raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all that are `eligible`.")
+        raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all "
+                        "that are `eligible`.")
     masks = chosen(coarse, k), chosen(t2i.T, k).T
-    by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties) for mask in masks)
+    by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties)
+                         for mask in masks)
     own = owner[None, :] == np.arange(len(fine))[:, None]
     of_images = by_image.i2t_ranks, by_image.i2t_hits * (masks[0] & own).any(axis=1)[:, None]
     of_texts = by_text.t2i_ranks, by_text.t2i_hits * (masks[1] & own).any(axis=0)[:, None]
@@ -299,10 +310,10 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
     return recall.Recall(ties, by_image.ks, of_images[0], of_texts[0], of_images[1], of_texts[1])
 
 
-def over_orders(ranks: np.ndarray, hits: np.ndarray, coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int,
-                ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (Q,) and hits (Q,K), but for queries of which more than k items are `eligible` their mean over all orders of the
-    items that tie for the last places.
+def over_orders(ranks: np.ndarray, hits: np.ndarray, coarse: np.ndarray, fine: np.ndarray,
+                right: np.ndarray, k: int, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (Q,) and hits (Q,K), but for queries of which more than k items are `eligible` their
+    mean over all orders of the items that tie for the last places.
 
     coarse, fine, right  (Q,G) scores of both stages, and which items are right
     """
@@ -314,15 +325,17 @@ def over_orders(ranks: np.ndarray, hits: np.ndarray, coarse: np.ndarray, fine: n
 
 def _over_orders(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int,
                  ks: tuple[int, ...]) -> tuple[float, np.ndarray]:
-    """Rank and hits (K,) of one query, all (G,). Of the right items among the candidates, those of the highest fine score decide."""
+    """Rank and hits (K,) of one query, its scores and right items (G,). Of the right items among
+    the candidates, those of the highest fine score decide."""
     last = _last(coarse[None], k)[0, 0]
     sure, tied = coarse > last, coarse == last
     drawn, total, rank, hits = k - int(sure.sum()), 0.0, 0.0, np.zeros(len(ks))
     for score in np.unique(fine[right & (sure | tied)])[::-1]:
         kinds = right & (fine == score), ~right & (fine > score), ~right & (fine == score)
         fixed = [int((sure & kind).sum()) for kind in kinds]
-        barred = int((tied & right & (fine > score)).sum())  # right items of higher scores, which must not be candidates
-        chances, counts = _draws([int((tied & kind).sum()) for kind in kinds], int(tied.sum()), barred, drawn)
+        barred = int((tied & right & (fine > score)).sum())  # else these would decide
+        sizes = [int((tied & kind).sum()) for kind in kinds]
+        chances, counts = _draws(sizes, int(tied.sum()), barred, drawn)
         own, above, level = (count + number for count, number in zip(fixed, counts))
         chances, own, above, level = (part[own > 0] for part in (chances, own, above, level))
         total += chances.sum()
@@ -330,19 +343,22 @@ def _over_orders(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int
         hits += chances @ recall.hit_probability(above, level + own, own, ks)
         if fixed[0]:
             break
-    behind = len(coarse) - k - int(right.sum())  # wrong items that are no candidates, where no right one is
+    behind = len(coarse) - k - int(right.sum())  # wrong items where no right one is a candidate
     return rank + (1 - total) * (k + behind / (int(right.sum()) + 1)), hits
 
 
 def _draws(sizes: list[int], items: int, barred: int, drawn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chances (S,) of all ways to draw `drawn` of `items`, of which three kinds have these sizes and `barred` must stay out:
-    counts (3,S) of each kind."""
+    """All ways to draw `drawn` of `items`, of which three kinds have these sizes and `barred` are
+    not drawn: chances (S,) and counts (3,S) of each kind."""
     grid = np.meshgrid(*(np.arange(min(size, drawn) + 1) for size in sizes), indexing="ij")
     counts = np.stack([part.ravel() for part in grid])
     others, rest = drawn - counts.sum(axis=0), items - barred - sum(sizes)
-    counts, others = counts[:, (others >= 0) & (others <= rest)], others[(others >= 0) & (others <= rest)]
-    log_ways = _log_choose(rest, others) + sum(_log_choose(size, count) for size, count in zip(sizes, counts))
-    return np.exp(log_ways - _log_choose(items, drawn)), counts
+    possible = (others >= 0) & (others <= rest)
+    counts, others = counts[:, possible], others[possible]
+    log_ways = _log_choose(rest, others) - _log_choose(items, drawn)
+    for size, count in zip(sizes, counts):
+        log_ways = log_ways + _log_choose(size, count)
+    return np.exp(log_ways), counts
 
 
 def _log_choose(items: int, drawn: int | np.ndarray) -> np.ndarray:
@@ -363,8 +379,10 @@ def coarse_scores(images: Store, texts: Store, neighbours: int = NEIGHBOURS,
 
 
 def candidate_pairs(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], k: int) -> np.ndarray:
-    """(N,M) booleans: the pairs that any of the `coarse_scores` may send to the fine stage, of either direction."""
-    return np.logical_or.reduce([eligible(i2t, k) | eligible(t2i.T, k).T for i2t, t2i in coarse.values()])
+    """(N,M) booleans: the pairs that any of the `coarse_scores` may send to the fine stage, of
+    either direction."""
+    wanted = [eligible(i2t, k) | eligible(t2i.T, k).T for i2t, t2i in coarse.values()]
+    return np.logical_or.reduce(wanted)
 
 
 def stages(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], fine: np.ndarray, owner: np.ndarray, k: int = K,
@@ -386,8 +404,9 @@ WAYS = {"online": ("PPSR online", "column means of PPSR from training queries"),
 
 @dataclass(frozen=True)
 class TwoStages:
-    """How a search in two stages is evaluated: k candidates, and one of WAYS, whose queries give PPSR its column means.
+    """How a search in two stages is evaluated.
 
+    k     candidates;  ppsr: one of WAYS, whose queries give PPSR its column means
     UserError for other values.
     """
 
@@ -410,7 +429,8 @@ class TwoStages:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """How a search in two stages ranks a split: `coarse_scores`, fine scores (N,M), the image row of each text (M,)."""
+    """How a search in two stages ranks a split: `coarse_scores`, fine scores (N,M), and the image
+    row of each text (M,)."""
 
     coarse: dict[str, tuple[np.ndarray, np.ndarray]]
     fine: np.ndarray
@@ -422,11 +442,12 @@ class Ranking:
 
 
 def rank(model: nn.Module, stores: tuple[Store, Store], owner: np.ndarray, k: int | None,
-         banks: tuple[Store, Store] | None = None, ways: Iterable[str] | None = None, kept: Path | None = None) -> Ranking:
-    """Rank the images and texts of a split; the notebooks, `eval` and the analysis of misses all do it here.
+         banks: tuple[Store, Store] | None = None, ways: Iterable[str] | None = None,
+         kept: Path | None = None) -> Ranking:
+    """Rank the images and texts of a split, as notebooks, `eval` and the analysis of misses do.
 
     stores  of images and texts;  owner (M,) as in `recall.evaluate`
-    k       most candidates that `results` will be asked for, which alone are read; None: all pairs are
+    k       most candidates that `results` will be asked for, which alone are read; None: all pairs
     banks   of training queries;  ways: only these of the `coarse_scores`;  kept as in `fine_scores`
     """
     coarse = coarse_scores(*stores, banks=banks)
@@ -440,8 +461,10 @@ def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, fl
     what selects the best epoch. All pairs, as in the release, would take longer than the epoch."""
     table, (images_of, texts_of) = task.table("val"), split_inputs(model, task, "val")
     first = np.unique(table.owner(), return_index=True)[1]
-    images = Store.in_memory({}, task.distinct_images("val").row, lambda rows: encode(model, images_of(rows)), PAIRS)
-    texts = Store.in_memory({}, task.distinct_texts("val").row[first], lambda rows: encode(model, texts_of(first[rows])), PAIRS)
+    images = Store.in_memory({}, task.distinct_images("val").row,
+                             lambda rows: encode(model, images_of(rows)), PAIRS)
+    texts = Store.in_memory({}, task.distinct_texts("val").row[first],
+                            lambda rows: encode(model, texts_of(first[rows])), PAIRS)
     hamming = negative_hamming(images["codes"], texts["codes"])
     fine = fine_scores(model, images, texts, candidate_pairs({"Hamming": (hamming, hamming)}, k))
     return two_stage(hamming, fine, np.arange(len(table)), k).metrics

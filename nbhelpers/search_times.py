@@ -28,8 +28,8 @@ class _Repeated:
 
 
 def tiled(gallery: Store, count: int) -> Store:
-    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the codes are copied, and
-    each of which is read as if it were different from all others."""
+    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the
+    codes are copied, and each of which is read as if it were different from all others."""
     arrays = {name: _Repeated(array) for name, array in gallery.arrays.items() if name != SAME}
     codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
     return Store(gallery.key, arrays | {"codes": codes})

@@ -2,7 +2,7 @@
 
 A folder holds one raw file per array, and `store.json`, which alone says how many rows count. A batch is first appended to
 the files and then to the count, so a killed run leaves at most bytes that nothing refers to. Going on after a kill and
-adding new rows to a finished store are therefore the same act. Items that are equal are encoded once.
+adding new rows to a finished store are therefore the same act. Equal items are encoded once.
 """
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ class Store:
         return np.asarray(self.arrays[SAME]) if SAME in self.arrays else np.arange(len(self))
 
     @classmethod
-    def in_memory(cls, key: Mapping[str, object], items: Sequence[Hashable], encode: Encode, batch: int = 128) -> Store:
+    def in_memory(cls, key: Mapping[str, object], items: Sequence[Hashable], encode: Encode,
+                  batch: int = 128) -> Store:
         """As `build`, but written nowhere; items may be anything that can be compared."""
         first, row = distinct(items)
-        parts = [as_stored(encode(first[start:start + batch])) for start in range(0, len(first), batch)]
+        batches = np.split(first, range(batch, len(first), batch))
+        parts = [as_stored(encode(rows)) for rows in batches]
         arrays = {name: np.concatenate([part[name] for part in parts])[row] for name in parts[0]}
         return cls(key, arrays | {SAME: first[row]})
 
@@ -54,14 +56,15 @@ class Store:
         return self.arrays[name]
 
     @classmethod
-    def build(cls, folder: Path | str, key: Mapping[str, object], items: Sequence[str], encode: Encode,
-              batch: int = 128) -> Store:
+    def build(cls, folder: Path | str, key: Mapping[str, object], items: Sequence[str],
+              encode: Encode, batch: int = 128) -> Store:
         """Encodes those of `items` that the folder does not hold yet, appends them, and opens the store.
 
         key     names, as JSON values, everything the rows depend on besides the items: model, options
-        items   one string per row, by which a row is known again: a digest of an image, a caption; equal items get equal rows
-        encode  row numbers (B,) -> {name: array or tensor (B, ...)}; called for at most `batch` rows, the first ones of their
-                items
+        items   one string per row, by which a row is known again: a digest of an image, the ids of
+                a caption; equal items get equal rows
+        encode  row numbers (B,) -> {name: array or tensor (B, ...)}; called for at most `batch`
+                rows, of equal items for the first alone
         A build that was killed goes on behind its last whole batch; equal batches then give equal files. Of two builds into
         one folder the second waits. UserError without items, on a folder of another key, of other items or damaged, on
         values that float16 does not hold, and on rows whose form changes.
@@ -91,7 +94,7 @@ class Store:
 
 
 class Computed:
-    """An array whose rows are computed when they are asked for, so that only those are in memory."""
+    """An array whose rows are computed when they are asked for: only those are in memory."""
 
     def __init__(self, rows_of: Callable[[np.ndarray], np.ndarray]):
         self._rows_of = rows_of
@@ -138,11 +141,16 @@ def _check_items(folder: Path, about: dict, items: Sequence[str]) -> None:
 
 def as_stored(encoded: Mapping[str, object]) -> dict[str, np.ndarray]:
     """What is stored of encoded rows."""
-    return {name: storable(name, torch.as_tensor(value).detach().cpu().numpy()) for name, value in encoded.items()}
+    tensors = {name: torch.as_tensor(value).detach().cpu() for name, value in encoded.items()}
+    return {name: storable(name, tensor.numpy()) for name, tensor in tensors.items()}
 
 
-def _append(folder: Path, about: dict, items: Sequence[str], same: np.ndarray, encode: Encode) -> dict:
-    """Write a batch behind the rows that count and return the new manifest; same (B,) as in `Store`, of these rows."""
+def _append(folder: Path, about: dict, items: Sequence[str], same: np.ndarray,
+            encode: Encode) -> dict:
+    """Write a batch behind the rows that count and return the new manifest.
+
+    same  (B,) as in `Store`, of these rows
+    """
     fresh = np.unique(same[same >= about["rows"]])
     encoded = as_stored(encode(fresh)) if len(fresh) else {}
     _check_forms(folder, about, encoded, len(fresh))
@@ -164,27 +172,34 @@ def _append(folder: Path, about: dict, items: Sequence[str], same: np.ndarray, e
 
 
 def _check_forms(folder: Path, about: dict, encoded: Mapping[str, np.ndarray], count: int) -> None:
-    """UserError if encoded rows are not as many as asked for, or not of the form of those before."""
+    """UserError if encoded rows are not as many as asked for, or of another form than those
+    before."""
     wrong = {name for name, array in encoded.items() if len(array) != count}
     if about["arrays"] and encoded:
-        before = {name: {"dtype": form["dtype"], "shape": form["shape"]} for name, form in about["arrays"].items()}
+        before = {name: {"dtype": form["dtype"], "shape": form["shape"]}
+                  for name, form in about["arrays"].items()}
         now = {name: _form(array) for name, array in encoded.items()} | {SAME: before[SAME]}
         wrong |= {name for name in {*before, *now} if before.get(name) != now.get(name)}
     if wrong:
-        raise UserError(f"The rows of '{min(wrong)}' for {folder} change their number, shape or type from batch to batch; "
-                        "pad captions to one length (Tokenizer fixed=True) and encode every row alike.")
+        raise UserError(f"The rows of '{min(wrong)}' for {folder} change their number, shape or "
+                        "type from batch to batch; pad captions to one length (Tokenizer fixed=True) "
+                        "and encode every row alike.")
 
 
 def _with_repeats(folder: Path, begin: int, encoded: dict[str, np.ndarray], fresh: np.ndarray,
                   same: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows `same` (B,) from those just encoded, `fresh`, and from those before row `begin`, which the store holds."""
+    """The rows `same` (B,) from those just encoded, `fresh`, and those before row `begin`, which
+    the store holds."""
     old = np.unique(same[same < begin])
     place = np.searchsorted(np.concatenate([old, fresh]), same)
     if not len(old):
         return {name: array[place] for name, array in encoded.items()}
     stored = Store.open(folder, verify=False)
-    known = {name: array[old] for name, array in stored.arrays.items() if name != SAME}
-    return {name: np.concatenate([array, *([encoded[name]] if encoded else [])])[place] for name, array in known.items()}
+    arrays = {}
+    for name in (name for name in stored.arrays if name != SAME):
+        known = stored[name][old]
+        arrays[name] = (np.concatenate([known, encoded[name]]) if encoded else known)[place]
+    return arrays
 
 
 def _form(array: np.ndarray) -> dict:

@@ -49,6 +49,7 @@ RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
 SYSTEMS = (*RETRIEVAL, "bita")
 NOTEBOOKS = dict(zip(SYSTEMS, ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita")))
 NAMES = dict(zip(SYSTEMS, ("PIR", "PIR-CLIP", "PE-RSITR", "CFITR", "BITA")))  # as records and figures call them
+ENCODES_NOTHING = f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}"
 WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")  # towers whose tokenizer was made from the captions of one set
 
 
@@ -79,24 +80,28 @@ class System:
     @torch.inference_mode()
     def image_rows(self, pictures: Iterable[Path | str | np.ndarray]) -> Rows:
         """As `encode_images`; equal images pass the model once."""
-        self._must_have("encode_images", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
+        self._must_have("encode_images", ENCODES_NOTHING)
         once = Once(_digest)
-        vectors = _joined(self.model.encode_images(pixels) for pixels in self.batches(pictures, once))
+        batches = self.batches(pictures, once)
+        vectors = _joined(self.model.encode_images(pixels) for pixels in batches)
         return Rows(vectors, once.distinct.row)
 
     @torch.inference_mode()
     def text_rows(self, texts: Iterable[str]) -> Rows:
         """As `encode_texts`; sentences of equal token ids pass the model once."""
-        self._must_have("encode_texts", f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}")
+        self._must_have("encode_texts", ENCODES_NOTHING)
         texts = list(texts)
         first, row = distinct(text_keys(texts, self.tokenizer))
-        batches = caption_batches([self.tokenizer.clean(texts[number]) for number in first], self.tokenizer, BATCH)
-        return Rows(_joined(self.model.encode_texts(ids.to(self.device), mask.to(self.device)) for ids, mask in batches), row)
+        cleaned = [self.tokenizer.clean(texts[number]) for number in first]
+        vectors = _joined(self.model.encode_texts(ids.to(self.device), mask.to(self.device))
+                          for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH))
+        return Rows(vectors, row)
 
     @torch.inference_mode()
     def caption(self, pictures: Iterable[Path | str | np.ndarray], beams: int = 5, longest: int = 21,
                 shortest: int = 4) -> list[str]:
-        """Images as for `encode_images` -> one caption each, by beam search; equal images get equal captions.
+        """Images as for `encode_images` -> one caption each, by beam search; equal images get equal
+        captions.
 
         beams               sentences that the search keeps at each step
         longest, shortest   byte pairs of a caption
@@ -108,19 +113,22 @@ class System:
             raise UserError(f"beams is {beams}, longest {longest} and shortest {shortest}; all must be at least 1, and longest at "
                             "least shortest.")
         once, texts = Once(_digest), []
+        options = {"beams": beams, "longest": longest, "shortest": shortest}
         for pixels in self.batches(pictures, once, caption_task.BATCH):
             vision = caption_task.vision_of(self.model, pixels)
-            texts += caption_task.say(self.model, vision, self.tokenizer, beams=beams, longest=longest, shortest=shortest)
+            texts += caption_task.say(self.model, vision, self.tokenizer, **options)
         return [texts[number] for number in once.distinct.row]
 
-    def batches(self, pictures: Iterable[Path | str | np.ndarray], once: Once, size: int = 0) -> Iterator[Tensor]:
-        """Batches of the pixels that the model is fed, of each distinct image one; `once` tells which are equal.
+    def batches(self, pictures: Iterable[Path | str | np.ndarray], once: Once,
+                size: int = 0) -> Iterator[Tensor]:
+        """Batches of the pixels that the model is fed; of equal images only the first.
 
-        size  images of a batch; 0: BATCH
+        once  tells afterwards which are equal;  size: images of a batch; 0: BATCH
 
         UserError if there is no image, or a file is none.
         """
-        size, resized = size or BATCH, once(images.resize(_pixels(picture), self.image.size) for picture in pictures)
+        size = size or BATCH
+        resized = once(images.resize(_pixels(picture), self.image.size) for picture in pictures)
         some = list(islice(resized, size))
         _must_be_something(some)
         while some:
@@ -267,8 +275,8 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
     """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
 
     query  a sentence, or the Path of an image, to which similar ones are found
-    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, with the score of the second, as
-    `searched` tells.
+    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, as `searched`
+    tells, with the score of the second.
     """
     if top < 1:
         raise UserError(f"The search is to show {top} images; ask for at least 1.")
@@ -289,16 +297,21 @@ def searched(system: System, top: int = 10) -> str:
     """How `search` answers a sentence, where that is in two stages; else ""."""
     if not hasattr(system.model, "score_pairs"):
         return ""
-    means = "column means of PPSR from the training queries of its run" if _banks_of_run(system) else "no PPSR"
-    return f"{system.name} reads the sentence with {max(two_stages_of(system).k, top)} candidates, chosen by hash code; {means}."
+    ppsr = "no PPSR"
+    if _banks_of_run(system) is not None:
+        ppsr = "column means of PPSR from the training queries of its run"
+    k = max(two_stages_of(system).k, top)
+    return f"{system.name} reads the sentence with {k} candidates, chosen by hash code; {ppsr}."
 
 
 @torch.inference_mode()
-def _read_together(system: System, store: ImageStore, sentence: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores of the candidates among the images of a store, best first, chosen as the evaluation does: as many as
-    its record says, or `top`, by PPSR where its run holds training queries.
+def _read_together(system: System, store: ImageStore, sentence: str,
+                   top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores of the candidates among the images of a store, best first.
 
-    Codes of all images are kept; the candidates are read a second time, no more than a batch of them at once.
+    They are chosen as in the evaluation: as many as the record of the checkpoint says, or `top`,
+    and by PPSR where its run holds training queries. Only the codes of all images are kept; the
+    candidates are opened a second time, no more than a batch of them at once.
     """
     from nbhelpers import search as engine  # which needs faiss
     from nbhelpers.store import SAME, Computed, Store, as_stored
@@ -312,12 +325,14 @@ def _read_together(system: System, store: ImageStore, sentence: str, top: int) -
         pixels = system.pixels(store.read(store.names[number]) for number in rows)
         return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
 
-    states = Computed(states_of)
-    gallery = Store(engine.store_key(model, "images"), {"codes": np.concatenate(encoded)[row], SAME: first[row], "states": states})
+    codes = np.concatenate(encoded)[row]
+    arrays = {"codes": codes, SAME: first[row], "states": Computed(states_of)}
+    gallery = Store(engine.store_key(model, "images"), arrays)
     ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
     banks = _banks_of_run(system) or (None, None)
-    found = engine.Search(model, gallery, banks[1], max(two_stages_of(system).k, top), batch=BATCH)(query)
+    k = max(two_stages_of(system).k, top)
+    found = engine.Search(model, gallery, banks[1], k, batch=BATCH)(query)
     return found.rows[0], found.scores[0]
 
 
@@ -381,14 +396,15 @@ class Evaluation:
                         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)},
             protocol={"split": self.table.images.split.iloc[0], "ties": ties, "selected_on": "unknown"},
             metrics={rule: result.metrics for rule, result in found.items()},
-            intervals=recall.bootstrap(found[ties], owner), ceiling=audit.ceilings(self.table), chance=recall.chance(owner),
-            notes=self.how)
+            intervals=recall.bootstrap(found[ties], owner), ceiling=audit.ceilings(self.table),
+            chance=recall.chance(owner), notes=self.how)
         return records.write(folder, record, found[ties].arrays() | {"owner": owner})
 
 
 def evaluate(system: System, captions: Path | str, pictures: Path | str, split: str = "test", cache: Path | None = None,
              workers: int = 1, two_stages: TwoStages | None = None) -> Evaluation:
-    """Evaluate a system on a caption file of any layout and a folder or archive of images (PIR-CLIP, spec 6).
+    """Evaluate a system on a caption file of any layout and a folder or archive of images, as its
+    notebook does (PIR-CLIP, spec 6).
 
     An image that is listed twice counts once, with the captions of both entries; every image and every caption of the split
     is a query and stands in the gallery, however many captions an image has. Decoded images are kept in `cache` (default:
@@ -403,21 +419,24 @@ def evaluate(system: System, captions: Path | str, pictures: Path | str, split: 
     task = _task(system, whole.split(split), pictures, cache, workers)
     how = ""
     if hasattr(system.model, "score_pairs"):
-        two_stages = two_stages or two_stages_of(system)
-        banks = _banks(system, whole, pictures, cache, workers) if two_stages.ppsr == "online" else None
+        two_stages, banks = two_stages or two_stages_of(system), None
+        if two_stages.ppsr == "online":
+            banks = _banks(system, whole, pictures, cache, workers)
         results, how = _two_stages(system, task, split, two_stages, banks), str(two_stages)
     elif two_stages is not None:
         raise UserError(f"{system.name} searches in one stage; leave --k and --ppsr to cfitr.")
     else:
         results = _one_stage(system, task, split)
-    return Evaluation(system, task.table(split), reading.notes, results, time.perf_counter() - began, how)
+    seconds = time.perf_counter() - began
+    return Evaluation(system, task.table(split), reading.notes, results, seconds, how)
 
 
-def _task(system: System, table: CaptionTable, pictures: Path | str, cache: Path, workers: int) -> RetrievalTask:
+def _task(system: System, table: CaptionTable, pictures: Path | str, cache: Path,
+          workers: int) -> RetrievalTask:
     pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache)
     towers = system.model if system.model.config.freeze_towers else None
-    return RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image, workers=workers, towers=towers,
-                         cache=cache)
+    return RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image,
+                         workers=workers, towers=towers, cache=cache)
 
 
 def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str], dict[str, Recall]]:
@@ -427,7 +446,8 @@ def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str
 
 def _two_stages(system: System, task: RetrievalTask, split: str, two_stages: TwoStages,
                 banks: tuple[Store, Store] | None) -> Callable[[str], dict[str, Recall]]:
-    """As CFITR is evaluated (its spec, 6): coarse scores of the whole split choose candidates, the single stream ranks them."""
+    """As CFITR is evaluated (its spec, 6): coarse scores of the whole split choose candidates, the
+    single stream ranks them."""
     from nbhelpers import search as engine  # which needs faiss
 
     k, way = two_stages.k, two_stages.way
@@ -442,9 +462,10 @@ def _two_stages(system: System, task: RetrievalTask, split: str, two_stages: Two
     return results
 
 
-# ---- what a run knows of its search in two stages -------------------------------------------------------------------------
+# ---- what a run knows of its search in two stages ------------------------------------------------
 def two_stages_of(system: System) -> TwoStages:
-    """As the notebook evaluated this checkpoint, by its record; as published where there is no record beside it."""
+    """As the notebook evaluated this checkpoint, by its record; as published where there is
+    none."""
     from nbhelpers import search as engine  # which needs faiss
 
     settings = (_record_of(system) or {}).get("settings", {})
@@ -467,28 +488,32 @@ def _record_of(system: System) -> records.Record | None:
 
 
 def _banks_of_run(system: System) -> tuple[Store, Store] | None:
-    """Codes of the training images and texts that the notebook stored beside the record of this checkpoint."""
+    """Codes of the training images and texts that the notebook stored in the run of this
+    checkpoint."""
     from nbhelpers import search as engine  # which needs faiss
     from nbhelpers.store import Store
 
     folder = engine.store_folder(_run_of(system.checkpoint), system.model) / "train"
     if not folder.is_dir() or _record_of(system) is None:
         return None
-    images, texts = (Store.open(folder / kind, engine.store_key(system.model, kind)) for kind in ("images", "texts"))
+    images, texts = (Store.open(folder / kind, engine.store_key(system.model, kind))
+                     for kind in ("images", "texts"))
     return images, texts
 
 
 def _banks(system: System, whole: CaptionTable, pictures: Path | str, cache: Path,
            workers: int) -> tuple[Store, Store]:
-    """Codes of training images and texts: those of the run, else of the training split of the captions that are evaluated."""
+    """Codes of training images and texts: those of the run, else of the training split of the
+    captions that are evaluated. UserError if there is neither."""
     from nbhelpers import search as engine  # which needs faiss
     from nbhelpers.store import Store
 
     if (banks := _banks_of_run(system)) is not None:
         return banks
     if "train" not in set(whole.images.split):
-        raise UserError(f"PPSR takes column means from training queries, but no run lies beside {system.checkpoint}, and the "
-                        "captions have no train split; give --ppsr transductive, as released, or --ppsr none.")
+        raise UserError(f"PPSR takes column means from training queries, but {system.checkpoint} lies "
+                        "in no run that has them, and the captions have no train split; give --ppsr "
+                        "transductive, as released, or --ppsr none.")
     task = _task(system, whole.split("train"), pictures, cache, workers)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         written = engine.write_stores(system.model, task, "train", folder, states=False)

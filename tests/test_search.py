@@ -343,7 +343,7 @@ def test_scores_that_are_kept_are_not_computed_again(model, stores, fine, monkey
 
 def test_kept_scores_of_other_stores_and_damaged_ones_are_refused(model, stores, tmp_path):
     np.save(tmp_path / search.FINE, np.zeros((3, 4), np.float32))
-    with pytest.raises(UserError, match="3 different images and 4 different texts, not of 12 and 16"):
+    with pytest.raises(UserError, match="3 and 4 different images and texts, not of 12 and 16"):
         search.fine_scores(model, *stores, kept=tmp_path)
     (tmp_path / search.FINE).write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match="is damaged .* delete it"):

@@ -416,7 +416,7 @@ def evaluate(system: System, captions: Path | str, pictures: Path | str, split: 
     began, cache = time.perf_counter(), cache or runs_root() / "cache"
     reading = layouts.scan(captions, joined=True)
     whole = reading.usable()
-    task = _task(system, whole.split(split), pictures, cache, workers)
+    task = _task(system, whole, split, pictures, cache, workers)
     how = ""
     if hasattr(system.model, "score_pairs"):
         two_stages, banks = two_stages or two_stages_of(system), None
@@ -431,9 +431,12 @@ def evaluate(system: System, captions: Path | str, pictures: Path | str, split: 
     return Evaluation(system, task.table(split), reading.notes, results, seconds, how)
 
 
-def _task(system: System, table: CaptionTable, pictures: Path | str, cache: Path,
+def _task(system: System, whole: CaptionTable, split: str, pictures: Path | str, cache: Path,
           workers: int) -> RetrievalTask:
-    pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache)
+    """One split of a table; which file of `pictures` an image is depends on all that it lists."""
+    table = whole.split(split)
+    pixels = DecodedCache.build(ImageStore.open(pictures), list(table.images.file), cache,
+                                whole.images.file)
     towers = system.model if system.model.config.freeze_towers else None
     return RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image,
                          workers=workers, towers=towers, cache=cache)
@@ -514,7 +517,7 @@ def _banks(system: System, whole: CaptionTable, pictures: Path | str, cache: Pat
         raise UserError(f"PPSR takes column means from training queries, but {system.checkpoint} lies "
                         "in no run that has them, and the captions have no train split; give --ppsr "
                         "transductive, as released, or --ppsr none.")
-    task = _task(system, whole.split("train"), pictures, cache, workers)
+    task = _task(system, whole, "train", pictures, cache, workers)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         written = engine.write_stores(system.model, task, "train", folder, states=False)
         images, texts = (Store(bank.key, {"codes": np.array(bank["codes"])}) for bank in written)

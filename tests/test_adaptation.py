@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from closeness import assert_close
 from torch import nn
 
 from nbhelpers import backbones, training, weights
@@ -57,7 +58,7 @@ def similarity(model: nn.Module) -> torch.Tensor:
 def test_each_starts_as_the_clip_it_is_given(method):
     torch.manual_seed(3)
     model = adapted(method, CONFIG, start)
-    torch.testing.assert_close(similarity(model), similarity(start(CLIP(CONFIG))), atol=1e-5, rtol=0)
+    assert_close(similarity(model), similarity(start(CLIP(CONFIG))))
     assert all(torch.allclose(rows.norm(dim=1), torch.ones(6)) for rows in both(model))
 
 
@@ -65,7 +66,7 @@ def test_each_starts_as_the_clip_it_is_given(method):
 def test_each_trains_what_it_claims_by_the_loss_of_clip(tmp_path, method):
     torch.manual_seed(3)
     model, batch = adapted(method, CONFIG, start), pairs()
-    torch.testing.assert_close(contrastive_loss(*both(model), model.clip.logit_scale.exp()), model.loss(batch)["loss"])
+    assert_close(contrastive_loss(*both(model), model.clip.logit_scale.exp()), model.loss(batch)["loss"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     claimed = {"linear_probe": ("image_probe.", "text_probe."), "full": ("clip.",), "adaptformer": ("Uniadapt.",)}.get(method, ())
     claims = {name for name in before if name.startswith(claimed) or (method == "lora" and ".lora_" in name)}
@@ -117,7 +118,7 @@ def test_adaptformer_adds_a_tenth_of_its_bottleneck_beside_the_ffn():
     nn.init.ones_(model.Uniadapt.up_proj.weight)
     x = torch.randn(2, 9, 20)
     inner = torch.relu(model.Uniadapt.down_proj(x)).sum(-1, keepdim=True)
-    torch.testing.assert_close(model.adapt(1, x, visual=False), 0.1 * inner.expand_as(x))
+    assert_close(model.adapt(1, x, visual=False), 0.1 * inner.expand_as(x))
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from torch import nn
 
 from nbhelpers import backbones
@@ -49,7 +50,7 @@ def test_local_tokens_stand_in_raster_order_behind_their_mean(name, token):
     with torch.no_grad():
         pixels = torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last)
         tokens, found = backbones.image_tokens(tower, pixels), tower.forward_features(pixels)
-    torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(1))
+    assert_close(tokens[:, 0], tokens[:, 1:].mean(1))
     for y, x in ((0, 0), (1, 5), (5, 1), (6, 6)):
         assert torch.equal(tokens[:, 1 + 7 * y + x], token(found, y, x))
 
@@ -69,7 +70,7 @@ def test_the_tokens_of_a_swin_are_normalised_before_their_mean_is_taken():
     tower = backbones.vision_tower("swin_standin").eval()
     with torch.no_grad():
         local = backbones.image_tokens(tower, torch.randn(2, 3, 112, 112))[:, 1:]
-    torch.testing.assert_close(local.mean(2), torch.zeros(2, 49), atol=1e-5, rtol=0)
+    assert_close(local.mean(2), torch.zeros(2, 49))
     torch.testing.assert_close(local.var(2, correction=0), torch.ones(2, 49), atol=1e-3, rtol=0)
 
 
@@ -89,7 +90,7 @@ def test_a_resting_efficientnet_sees_a_few_images_at_once_and_a_trained_one_the_
     with torch.inference_mode():
         resting = see(pixels)
     assert counts == [11, 8, 3]
-    torch.testing.assert_close(resting, trained, rtol=1e-4, atol=1e-4)
+    assert_close(resting, trained)
     tower.train()
     with torch.inference_mode():
         see(pixels)  # its batch norms want the whole batch

@@ -16,6 +16,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close
 from coloured_set import coloured, words
 from transformers import BertConfig, BertForPreTraining, CLIPConfig, CLIPModel
 
@@ -66,7 +67,7 @@ def test_the_fourier_transform_is_joint_and_not_of_one_axis_after_the_other():
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     rows, columns = (torch.exp(-2j * torch.pi * torch.outer(k, k) / len(k)) for k in (torch.arange(5), torch.arange(8)))
     expected = (rows.to(torch.cfloat) @ x.to(torch.cfloat) @ columns.to(torch.cfloat)).real
-    torch.testing.assert_close(ift.fourier_mix(x), expected, atol=1e-4, rtol=0)
+    assert_close(ift.fourier_mix(x), expected)
     assert not torch.allclose(ift.fourier_mix(x), torch.fft.fft(torch.fft.fft(x, dim=2).real, dim=1).real, atol=0.1)
     assert ift.fourier_mix(x.bfloat16()).dtype == torch.float32
 
@@ -102,11 +103,11 @@ def test_attention_maps_are_what_the_layers_read(cross_every, expected):
     with torch.no_grad():
         maps = model.attention_maps(here["vision"])
         assert len(maps) == expected and all(m.shape == (2, 4 // 2, 4, TOKENS) for m in maps)
-        torch.testing.assert_close(maps[0].sum(3), torch.ones_like(maps[0].sum(3)))
+        assert_close(maps[0].sum(3), torch.ones_like(maps[0].sum(3)))
         layer, context = model.Fformer.bert.encoder.layer[0], model.ln_vision(here["vision"])
         x = layer.fourier(model.Fformer.bert.embeddings(model.query_tokens.expand(2, -1, -1), None))
         read = maps[0] @ layer.crossattention._split("value", context)
-        torch.testing.assert_close(layer.crossattention.output(read.transpose(1, 2).flatten(2), x), layer.crossattention(x, context))
+        assert_close(layer.crossattention.output(read.transpose(1, 2).flatten(2), x), layer.crossattention(x, context))
 
 
 def test_a_bert_gives_words_norm_and_feed_forward_networks_to_text_and_queries():
@@ -156,9 +157,9 @@ def test_of_several_processes_the_right_column_is_the_row_s_own(monkeypatch):
         right = torch.arange(3)
         for scores, own in zip((i2t, t2i), expected):
             assert scores.shape == (3, 6)
-            torch.testing.assert_close(scores[right, 3 + right], own.max(1).values / model.temp)
+            assert_close(scores[right, 3 + right], own.max(1).values / model.temp)
         wanted = sum(F.cross_entropy(scores, 3 + right, label_smoothing=0.1) for scores in (i2t, t2i)) / 2
-        torch.testing.assert_close(model.loss(here)["loss"], wanted)
+        assert_close(model.loss(here)["loss"], wanted)
 
 
 def test_stage_1_refuses_captions_of_another_length():
@@ -209,10 +210,10 @@ def test_the_prompt_is_no_target_and_padding_changes_nothing():
         plain, prompted = (model.loss(here, length)["loss"] for length in (0, 4))
         assert not torch.isclose(plain, prompted)
         other = here | {"ids": here["ids"].masked_fill(here["mask"] == 0, 9)}
-        torch.testing.assert_close(model.loss(other)["loss"], plain)
+        assert_close(model.loss(other)["loss"], plain)
         logits = model.opt_model.lm_head(model.states(model.prefix(here["vision"]), here["ids"], here["mask"]))[:, 3:-1]
         wanted = bita.targets(here["ids"], here["mask"], 4)
-        torch.testing.assert_close(prompted, F.cross_entropy(logits.transpose(1, 2), wanted))
+        assert_close(prompted, F.cross_entropy(logits.transpose(1, 2), wanted))
         assert (wanted != -100).sum() == here["mask"].sum() - 4 * len(wanted)
 
 
@@ -225,7 +226,7 @@ def test_reading_captions_in_groups_changes_neither_loss_nor_gradients(monkeypat
         model.loss(here, 4)["loss"].backward()
         found.append([p.grad for p in model.parameters() if p.requires_grad])
     for others in found[1:]:
-        torch.testing.assert_close(others, found[0])
+        assert_close(others, found[0])
 
 
 def test_generation_ends_at_the_line_break_and_does_not_depend_on_the_batch():
@@ -257,7 +258,7 @@ def test_stage_2_takes_queries_and_query_branch_over():
     second = captioner(queries=4).begin(first)
     for name in ("query_tokens", "ln_vision.weight", "Fformer.bert.encoder.layer.2.crossattention.self.key.weight"):
         assert torch.equal(second.get_parameter(name), first.get_parameter(name))
-    torch.testing.assert_close(second.read(batch()["vision"]), first.read(batch()["vision"]))
+    assert_close(second.read(batch()["vision"]), first.read(batch()["vision"]))
     with pytest.raises(UserError, match="of another shape"):
         captioner(queries=5).begin(first)
 
@@ -502,7 +503,7 @@ def test_the_image_tower_of_an_open_clip_is_the_same_in_transformers(tmp_path):
         x = visual.ln_pre(torch.cat([visual.class_embedding.expand(2, 1, -1), x], dim=1) + visual.positional_embedding)
         for block in visual.transformer.resblocks[:3]:
             x = block(x)
-        torch.testing.assert_close(backbones.image_tokens(tower.eval(), pixels), x, atol=1e-5, rtol=0)
+        assert_close(backbones.image_tokens(tower.eval(), pixels), x)
     assert x.shape[2] == channels
 
 
@@ -517,7 +518,7 @@ def test_the_image_tower_of_a_clip_of_transformers_is_cut(tmp_path):
     pixels = torch.randn(2, 3, 112, 112)
     with torch.no_grad():
         theirs = whole.vision_model(pixels, output_hidden_states=True).hidden_states[3]
-        torch.testing.assert_close(backbones.image_tokens(tower.eval(), pixels), theirs, atol=1e-5, rtol=0)
+        assert_close(backbones.image_tokens(tower.eval(), pixels), theirs)
 
 
 def test_an_opt_is_read_under_both_of_its_names(tmp_path):

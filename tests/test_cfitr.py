@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import two_processes
+from closeness import assert_close
 from coloured_set import coloured, words
 
 from nbhelpers import backbones, training, weights
@@ -129,8 +130,8 @@ def test_balance_over_bits_or_over_samples_equals_a_plain_loop():
     image, text = (torch.rand(5, 7, generator=torch.Generator().manual_seed(s)) * 2 - 1 for s in (1, 2))
     by_sample = sum(sum(h[i][k] for k in range(7)) ** 2 for h in (image, text) for i in range(5))
     by_bit = sum(sum(h[i][k] for i in range(5)) ** 2 for h in (image, text) for k in range(7))
-    torch.testing.assert_close(cfitr.balance_loss(image, text), by_sample)
-    torch.testing.assert_close(cfitr.balance_loss(image, text, "bit"), by_bit)
+    assert_close(cfitr.balance_loss(image, text), by_sample)
+    assert_close(cfitr.balance_loss(image, text, "bit"), by_bit)
 
 
 def test_matches_in_a_batch_can_be_left_out_of_its_negatives():
@@ -155,7 +156,7 @@ def test_the_own_text_stands_first_among_the_choices():
         for i in range(2):
             text = torch.cat([own[i:i + 1], false[3 * i:3 * i + 3]])
             mask = torch.cat([batch["mask"][i:i + 1], other["mask"][3 * i:3 * i + 3]])
-            torch.testing.assert_close(found[i], model.score_pairs(image[i].expand(4, -1, -1), text, mask), atol=1e-5, rtol=0)
+            assert_close(found[i], model.score_pairs(image[i].expand(4, -1, -1), text, mask))
 
 
 def test_what_the_release_does_is_one_word():
@@ -211,7 +212,7 @@ def test_patches_keep_their_raster_order_unless_a_permutation_is_given():
         raster, shuffled = model.image_states(pixels), model.image_states(pixels, order)
         for b in range(2):
             expected = torch.cat([raster[b, :1], raster[b, 1:][order[b]]])
-            torch.testing.assert_close(shuffled[b], expected, atol=1e-5, rtol=0)
+            assert_close(shuffled[b], expected)
         change = (model.image_codes(raster) - model.image_codes(shuffled)).abs().max()
     assert change > 1e-2  # the position pooling sees other patches
     with pytest.raises(UserError, match="LFEM convolves the patch grid"):
@@ -239,11 +240,11 @@ def test_padding_is_attended_in_neither_half():
     other = batch | {"ids": torch.where(batch["mask"] == 1, batch["ids"], 17)}
     (image, text), (_, changed) = states(model, batch), states(model, other)
     word = batch["mask"] == 1
-    torch.testing.assert_close(changed[word], text[word], atol=1e-6, rtol=0)
+    assert_close(changed[word], text[word])
     assert (changed - text)[~word].abs().max() > 0.1
     with torch.no_grad():
         scores = [model.score_pairs(image, x, batch["mask"]) for x in (text, changed)]
-        torch.testing.assert_close(*scores, atol=1e-6, rtol=0)
+        assert_close(*scores)
         assert (model.pooled_texts(changed) - model.pooled_texts(text)).abs().max() > 1e-3  # but pooled, as released
 
 
@@ -255,7 +256,7 @@ def test_masked_image_tokens_are_not_attended():
     changed = image + torch.where(mask.bool(), 0.0, 3.0).unsqueeze(2)
     with torch.no_grad():
         scores = [model.score_pairs(x, text, batch["mask"], mask) for x in (image, changed)]
-        torch.testing.assert_close(scores[0], scores[1], atol=1e-6, rtol=0)
+        assert_close(scores[0], scores[1])
         assert (scores[0] - model.score_pairs(image, text, batch["mask"])).abs().max() > 1e-4
 
 
@@ -270,7 +271,7 @@ def test_states_that_were_kept_give_the_scores_of_the_towers_in_any_company():
         for i, j in ((0, 0), (2, 5), (4, 1)):
             alone = model.score_pairs(model.image_states(batch["pixels"][i:i + 1]),
                                       model.text_states(batch["ids"][j:j + 1], batch["mask"][j:j + 1]), batch["mask"][j:j + 1])
-            torch.testing.assert_close(alone, every[i, j:j + 1], atol=1e-5, rtol=0)
+            assert_close(alone, every[i, j:j + 1])
     torch.testing.assert_close(half, every, atol=1e-2, rtol=0)
     assert every.std() > 5e-2
 
@@ -286,20 +287,23 @@ def test_the_score_is_read_from_the_first_word():
             x = out[0] if isinstance(out, tuple) else out
         first = model.vilt.pooler.dense(model.vilt.layernorm(x)[:, 0]).tanh()
         expected = model.rank_output(first)[:, 0]
-        torch.testing.assert_close(model.score_pairs(image, text, batch["mask"]), expected, atol=1e-6, rtol=0)
+        assert_close(model.score_pairs(image, text, batch["mask"]), expected)
 
 
 def test_the_last_layer_for_the_first_word_alone_has_the_values_and_gradients_of_the_whole():
     layer, batch = small().vilt.encoder.layer[3], pairs(4)
-    mask, found = batch["mask"], {}
+    mask, found = batch["mask"], []
     for through in (lambda x: vilt.through([layer], x, mask)[:, :1], lambda x: vilt.first_through(layer, x, mask)):
         layer.zero_grad()
         x = torch.randn(4, LENGTH, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
         out = through(x)
         out.square().sum().backward()
-        for name, value in {"out": out, "x": x.grad, **{name: p.grad.clone() for name, p in layer.named_parameters()}}.items():
-            torch.testing.assert_close(value, found.setdefault(name, value), atol=2e-5, rtol=1e-4, msg=name)
-    assert len(found) == 2 + len(list(layer.parameters()))
+        gradients = {name: p.grad.clone() for name, p in layer.named_parameters()}
+        found.append((out, gradients | {"x": x.grad}))
+    (out, gradients), (whole, expected) = found[1], found[0]
+    assert_close(out, whole)
+    assert_close(gradients, expected)
+    assert len(gradients) == 1 + len(list(layer.parameters()))
 
 
 @pytest.mark.parametrize("place", ["attention.attention", "attention.output", "output"])
@@ -333,7 +337,7 @@ def test_a_batch_of_one_is_a_batch_but_for_training():
     model, batch = small(), pairs()
     one = {name: value[:1] for name, value in batch.items()}
     whole, alone = everything(model, batch), everything(model, one)
-    torch.testing.assert_close(alone, whole[[*range(12), *range(72, 84), 144]], atol=1e-5, rtol=0)
+    assert_close(alone, whole[[*range(12), *range(72, 84), 144]])
     assert loss(model, one)["triplet"] == 0
     with pytest.raises(UserError, match="batches of two or more"):
         loss(model.train(), one)
@@ -440,14 +444,14 @@ def test_the_bank_is_read_and_then_written(rule):
     terms = loss(model, batch)
     h_image, h_text = seen["image_module"], seen["text_module"]
     target = before[batch["row"]]
-    torch.testing.assert_close(terms["quantisation"], ((target - h_image) ** 2).sum() + ((target - h_text) ** 2).sum())
+    assert_close(terms["quantisation"], ((target - h_image) ** 2).sum() + ((target - h_text) ** 2).sum())
     expected = before.clone()
     expected[batch["row"]] = ((h_image + h_text) / 2).sign().to(torch.int8) if rule == "intended" else 0
     assert torch.equal(model.bank, expected) and not torch.equal(before, expected)
     again = loss(model, batch)["quantisation"]
     assert again < terms["quantisation"]
     if rule == "released":  # what remains pulls the codes to zero
-        torch.testing.assert_close(again, sum(h.square().sum() for h in seen.values()))
+        assert_close(again, sum(h.square().sum() for h in seen.values()))
 
 
 def test_evaluation_leaves_the_bank():
@@ -560,11 +564,11 @@ def test_the_coarse_stage_is_a_dual_encoder(tmp_path, stand_in):
     batch = next(iter(task.train_loader(8)))
     assert model.loss(batch)["loss"].isfinite()
     found = task.embeddings(model.eval(), "test")
-    np.testing.assert_allclose(np.linalg.norm(found.images, axis=1), 1, atol=1e-5)
+    assert_close(np.linalg.norm(found.images, axis=1), np.ones(len(found.images)))
     pixels = next(task.pixels(task.table("test")))
     with torch.no_grad():
         h = model.image_codes(model.image_states(pixels))
-    np.testing.assert_allclose(found.images, h / h.norm(dim=1, keepdim=True), atol=1e-5)
+    assert_close(found.images, h / h.norm(dim=1, keepdim=True))
     assert 0 <= found.recall().metrics["mR"] <= 100
 
 
@@ -715,7 +719,7 @@ def test_our_own_checkpoints_come_back_from_training_without_the_bank(tmp_path, 
     again, meta = cfitr.read(found)
     assert (trained, trained_again) == (True, False) and torch.equal(loaded.bank, model.bank)
     assert again.config == SMALL and again.bank is None and not again.training and meta["history"][0]["rerank"] > 0
-    torch.testing.assert_close(everything(again, pairs()), everything(model.cpu(), pairs()), atol=1e-6, rtol=0)
+    assert_close(everything(again, pairs()), everything(model.cpu(), pairs()))
 
 
 class Bomb:

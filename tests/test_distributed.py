@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import SINGLE, assert_close
 from filelock import FileLock
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -226,7 +227,7 @@ def arrays_of(folder, number):
 def test_gradients_and_weights_are_those_of_one_process(two, one, variant, number):
     found = arrays_of(two[0], number)
     for key, expected in one[1][variant].items():
-        np.testing.assert_allclose(found[f"{variant}/{key}"], expected, rtol=2e-5, atol=1e-6, err_msg=key)
+        assert_close(found[f"{variant}/{key}"], expected, name=key)
     assert "full/grad/temp" in found and np.abs(found["full/grad/image.weight"]).max() > 1e-3
 
 
@@ -235,9 +236,8 @@ def test_losses_are_those_of_one_process(two, one, variant):
     found, expected = (pd.read_csv(folder / variant / "history.csv") for folder in (two[0], one[0]))
     # the gradients of the one-sided gather are smaller, so that only its first epoch is close
     rows = slice(0, 1) if variant == "one_sided" else slice(None)
-    tolerance = 1e-3 if variant == "one_sided" else 1e-5
-    np.testing.assert_allclose(found.loss[rows], expected.loss[rows], rtol=tolerance)
-    np.testing.assert_allclose(found.local, expected.local, rtol=1e-5, atol=1e-7)
+    assert_close(found.loss[rows], expected.loss[rows], 1e-3 if variant == "one_sided" else SINGLE)
+    assert_close(found.local, expected.local)
     assert (found.steps == expected.steps).all()
 
 
@@ -247,7 +247,7 @@ def test_one_sided_gather_divides_all_but_the_temperature_by_the_number_of_proce
         if key.startswith("grad/"):
             share = 1 if key == "grad/temp" else 2
             gradient = share * found[f"one_sided/{key}"]
-            np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=1e-6, err_msg=key)
+            assert_close(gradient, expected, name=key)
 
 
 def test_rows_are_gathered_in_rank_order(two):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 
 from nbhelpers import explain, map_checks, stand_ins, starting
 from nbhelpers.backbones import CLIP, VILT, image_input
@@ -56,8 +57,8 @@ def test_rollout_follows_a_token_through_the_layers():
     """Token 0 reads 1 in the second layer, which has read 2 in the first: half, a quarter, a quarter."""
     first, second = torch.eye(3)[None, None].clone(), torch.eye(3)[None, None].clone()
     first[0, 0, 1], second[0, 0, 0] = torch.eye(3)[2], torch.eye(3)[1]
-    torch.testing.assert_close(explain.rollout([first, second])[0, 0], torch.tensor([0.5, 0.25, 0.25]))
-    torch.testing.assert_close(explain.rollout([second, first])[0, 0], torch.tensor([0.5, 0.5, 0.0]))
+    assert_close(explain.rollout([first, second])[0, 0], torch.tensor([0.5, 0.25, 0.25]))
+    assert_close(explain.rollout([second, first])[0, 0], torch.tensor([0.5, 0.5, 0.0]))
 
 
 # ---- what the hooks see ---------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def test_the_weights_of_pirs_attention_give_its_output():
     mask = (torch.arange(6) > 3)[None, None, None].expand(2, 1, 1, 6)
     with explain._watched([layer], explain._of_pir) as found:
         out = layer(v, v, q, mask)
-    torch.testing.assert_close(layer.linear_merge(attended(found[0], layer.linear_v(v))), out)
+    assert_close(layer.linear_merge(attended(found[0], layer.linear_v(v))), out)
     assert (found[0][..., 4:] == 0).all()
 
 
@@ -83,12 +84,12 @@ def test_the_weights_of_clip_and_vilt_give_the_outputs_of_their_layers(opened):
     with explain._watched([block.attn], explain._of_torch) as found:
         out = block.attention(x)
     value = torch.nn.functional.linear(x, *(part.chunk(3)[2] for part in (block.attn.in_proj_weight, block.attn.in_proj_bias)))
-    torch.testing.assert_close(block.attn.out_proj(attended(found[0], value)), out)
+    assert_close(block.attn.out_proj(attended(found[0], value)), out)
 
     attention, x = opened["cfitr"].model.vilt.encoder.layer[0].attention.attention, torch.randn(1, 5, 64)
     with explain._watched([attention.dropout], explain._of_vilt) as found:
         out = attention(x)[0]
-    torch.testing.assert_close(attended(found[0], attention.value(x)), out)
+    assert_close(attended(found[0], attention.value(x)), out)
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error():
@@ -106,7 +107,7 @@ def test_every_map_of_every_system(opened, scene, name):
     for method in match.methods:
         values = match.map(method, scene.pixels)
         assert values.shape == (7, 7) and np.isfinite(values).all() and values.std() > 0
-        np.testing.assert_allclose(values, match.map(method, scene.pixels))
+        assert_close(values, match.map(method, scene.pixels))
         if method in ("belief", "attention"):
             assert (values >= 0).all() and values.sum() <= 1 + 1e-5
 
@@ -134,7 +135,7 @@ def test_scores_are_those_of_the_system(opened, scene, name):
             expected = system.model.score_pairs(states, system.model.text_states(ids, mask), mask).numpy()
     else:
         expected = system.encode_images([scene.pixels, other]) @ system.encode_texts([SENTENCE])[0]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_close(found, expected)
 
 
 def test_the_score_of_bita_is_its_loss(opened, scene):
@@ -156,7 +157,7 @@ def test_relevance_adds_up_to_what_the_blur_takes(opened, scene, name, monkeypat
     found = explain.LayerIntegratedGradients(match.score, layer).attribute(pixels, explain.blurred(pixels), n_steps=64)
     found = found[0] if isinstance(found, tuple) else found
     match.map("relevance", scene.pixels)
-    torch.testing.assert_close(kept[0], found.sum(2)[:, 1:].detach())
+    assert_close(kept[0], found.sum(2)[:, 1:].detach())
     if name != "pir_clip":  # whose instruction encoder sees the pixels beside these tokens
         taken = match.scores(pixels)[0] - match.scores(explain.blurred(pixels))[0]
         assert float(found.sum()) == pytest.approx(taken, abs=0.03 * max(1, abs(taken)))
@@ -166,7 +167,7 @@ def test_occlusion_is_what_hiding_a_patch_takes(opened, scene):
     match = explain.match(opened["pe_rsitr"], SENTENCE)
     all_but = ~np.eye(49, dtype=bool)[[0, 8, 48]]
     taken = match.scores(match.system.pixels([scene.pixels]))[0] - map_checks.hidden_score(match, scene.pixels)(all_but)
-    np.testing.assert_allclose(match.map("occlusion", scene.pixels).ravel()[[0, 8, 48]], taken, atol=1e-5)
+    assert_close(match.map("occlusion", scene.pixels).ravel()[[0, 8, 48]], taken)
 
 
 def test_a_dropped_token_has_no_attention_in_pir(opened, scene):
@@ -229,7 +230,7 @@ def test_leaving_all_words_or_none_out(opened, scene):
     system = opened["pir"]
     score_of = map_checks.hidden_words(system, scene.pixels, SENTENCE)
     expected = np.concatenate([system.encode_texts([text]) for text in (SENTENCE, "")]) @ system.encode_images([scene.pixels])[0]
-    np.testing.assert_allclose(score_of(np.array([[True] * 7, [False] * 7])), expected, atol=1e-6)
+    assert_close(score_of(np.array([[True] * 7, [False] * 7])), expected)
 
 
 # ---- deletion and insertion -----------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_hiding_shows_the_blur_and_nothing_else(opened, scene):
     match = explain.match(opened["bita"], SENTENCE)
     pixels = match.system.pixels([scene.pixels])
     found = map_checks.hidden_score(match, scene.pixels)(np.array([[True] * 49, [False] * 49]))
-    np.testing.assert_allclose(found, match.scores(torch.cat([pixels, explain.blurred(pixels)])), atol=1e-6)
+    assert_close(found, match.scores(torch.cat([pixels, explain.blurred(pixels)])))
 
 
 def test_the_blur_keeps_the_mean_and_loses_the_detail():
@@ -298,7 +299,7 @@ def test_the_blur_keeps_the_mean_and_loses_the_detail():
     pixels[..., 56, 56] = 1
     veil = explain.blurred(pixels)
     assert veil.shape == pixels.shape and veil.max() < 0.002 and float(veil.sum()) == pytest.approx(3, abs=0.02)
-    torch.testing.assert_close(explain.blurred(torch.full((1, 3, 28, 28), 0.3)), torch.full((1, 3, 28, 28), 0.3))
+    assert_close(explain.blurred(torch.full((1, 3, 28, 28), 0.3)), torch.full((1, 3, 28, 28), 0.3))
 
 
 # ---- on the object --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close
 
 from nbhelpers import training
 from nbhelpers.papers.frozen import FrozenConfig, FrozenHeads
@@ -53,20 +54,20 @@ def test_embeddings_are_heads_over_the_global_token_and_the_mean_of_the_words():
     with torch.no_grad():
         image, text = model.embed_batch(batch)
         local = model.vision_encoder.forward_features(batch["pixels"]).flatten(1, 2)
-        torch.testing.assert_close(image, F.normalize(model.image_head(local.mean(1)), dim=1), atol=1e-5, rtol=0)
+        assert_close(image, F.normalize(model.image_head(local.mean(1)), dim=1))
         for row, (ids, mask) in enumerate(zip(batch["ids"], batch["mask"])):
             seen = model.text_encoder(input_ids=ids[mask == 1][None]).last_hidden_state[0]
             expected = F.normalize(model.text_head(sum(seen) / len(seen)), dim=0)
-            torch.testing.assert_close(text[row], expected, atol=1e-5, rtol=0)
+            assert_close(text[row], expected)
         terms = model.loss(batch)
-        torch.testing.assert_close(terms["loss"], contrastive_loss(image, text, model.temp, batch["image_index"]))
+        assert_close(terms["loss"], contrastive_loss(image, text, model.temp, batch["image_index"]))
 
 
 def test_cached_features_take_the_place_of_pixels_and_ids():
     model, batch = floor().eval(), pairs()
     cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
     cached |= {"mask": batch["mask"], "image_index": batch["image_index"]}
-    torch.testing.assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
+    assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
 
 def test_without_a_hidden_layer_the_heads_are_linear():

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import two_processes
+from closeness import assert_close
 from torch import nn
 
 from nbhelpers import backbones, training, weights
@@ -104,7 +105,7 @@ def test_a_new_adapter_leaves_clip_as_it_is(changes):
     assert torch.equal(both(model, batch), both(plain, batch))
     with torch.no_grad():
         theirs = F.normalize(torch.cat([plain.clip.encode_image(batch["pixels"]), plain.clip.encode_text(batch["ids"])]), dim=1)
-    torch.testing.assert_close(both(model, batch), theirs, atol=1e-6, rtol=0)
+    assert_close(both(model, batch), theirs)
     assert (both(adapter_of(model), batch) - theirs).abs().max() > 0.1
 
 
@@ -160,7 +161,7 @@ def test_cached_features_take_the_place_of_pixels_and_ids():
     terms = step(adapter_of(model), cached)
     assert set(terms) == {"loss", "cross", "intra_image", "intra_text"}
     assert all(p.grad.abs().max() > 0 for p in model.Uniadapt.parameters())
-    torch.testing.assert_close(model.loss(cached), model.loss(batch))
+    assert_close(model.loss(cached), model.loss(batch))
 
 
 # ---- options -----------------------------------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def test_the_adapter_reads_the_raw_stream_before_or_after_the_ffn(placement):
             inner = torch.relu(adapter.visual_down_proj(read))
             x = attended + fed + torch.cat([adapter.visual_up_proj(inner), adapter.share_up_proj(inner)], dim=-1)
         expected = model.clip.visual.ln_post(x[:, 0]) @ model.clip.visual.proj
-        torch.testing.assert_close(model.image_vectors(tokens), expected, atol=1e-5, rtol=1e-5)
+        assert_close(model.image_vectors(tokens), expected)
 
 
 @pytest.mark.parametrize("view", ["element", "token"])
@@ -303,14 +304,14 @@ def test_the_terms_are_the_rankings_of_four_passes():
     terms, clean = model.loss(batch), [rows.detach() for rows in model.embed_batch(batch)]
     expected = {"cross": clean, "intra_image": (clean[0], clean[0]), "intra_text": (clean[1], clean[1])}
     for name, pair in expected.items():
-        torch.testing.assert_close(terms[name], pe_rsitr.ranking_loss(*pair, 0.2))
-    torch.testing.assert_close(terms["loss"], terms["cross"] + terms["intra_image"] + terms["intra_text"])
+        assert_close(terms[name], pe_rsitr.ranking_loss(*pair, 0.2))
+    assert_close(terms["loss"], terms["cross"] + terms["intra_image"] + terms["intra_text"])
 
 
 def test_a_batch_of_one_is_a_batch():
     model, batch = adapter_of(small()), pairs()
     one = {name: value[:1] for name, value in batch.items()}
-    torch.testing.assert_close(both(model, one), both(model, batch)[[0, 6]], atol=1e-5, rtol=0)
+    assert_close(both(model, one), both(model, batch)[[0, 6]])
     assert step(model.train(), one)["loss"] == 0  # it has no negatives
 
 
@@ -345,7 +346,7 @@ def test_empty_and_long_captions_as_the_tokenizer_gives_them():
     assert mask.sum(1).tolist() == [2, 40, 5]
     with torch.no_grad():
         rows = model.encode_texts(ids, mask)
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
+    assert_close(rows.norm(dim=1), torch.ones(3))
     assert (rows[1] - rows[2]).abs().max() > 1e-4
     with pytest.raises(UserError, match="captions of 40 tokens, not 77"):
         model.encode_texts(*CLIPTokenizer(77)(["a large river " * 30]))
@@ -367,7 +368,7 @@ def test_padding_changes_nothing():
     with torch.no_grad():
         whole = model.encode_texts(batch["ids"], batch["mask"])[1:3]
         short = model.encode_texts(batch["ids"][1:3, :longest], batch["mask"][1:3, :longest])
-    torch.testing.assert_close(whole, short, atol=1e-5, rtol=0)
+    assert_close(whole, short)
 
 
 @pytest.mark.parametrize("height, width", [(32, 40), (64, 64)])
@@ -437,7 +438,7 @@ def test_our_checkpoints_come_back_from_training_without_clip(tmp_path):
     assert trained and len(weights.load_checkpoint(found)[0]) == 10
     device = next(model.parameters()).device
     theirs = both(model, {name: value.to(device) for name, value in pairs().items()}).cpu()
-    torch.testing.assert_close(both(again, pairs()), theirs, atol=1e-5, rtol=0)
+    assert_close(both(again, pairs()), theirs)
 
 
 @pytest.mark.parametrize("changes", [dict(), dict(placement="after", view="token"), dict(share_dim=0)])

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import two_processes
+from closeness import SINGLE, assert_close
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 
@@ -155,11 +156,12 @@ def test_with_zero_heads_pir_starts_as_its_baseline_and_leaves_it():
 
 def test_normed_features_forget_their_scale():
     model, batch = small(feature_norm=True).eval(), pairs()
+    epsilon = 4 * SINGLE  # the epsilon of the norms does not grow with the features
     with torch.no_grad():
         image, text = model.image_features(batch["pixels"]), model.text_features(batch["ids"], batch["mask"])["text"]
         for embed, features in ((lambda x: model.embed_images(x, image["prior"]), image["vision"]), (model.embed_texts, text)):
-            torch.testing.assert_close(embed(7.0 * features), embed(features), atol=1e-4, rtol=0)
-        torch.testing.assert_close(model.belief(7.0 * image["vision"], image["prior"]), model.belief(**image), atol=1e-4, rtol=0)
+            assert_close(embed(7.0 * features), embed(features), epsilon)
+        assert_close(model.belief(7.0 * image["vision"], image["prior"]), model.belief(**image), epsilon)
 
 
 def test_dropped_channels_are_the_same_in_all_tokens():
@@ -180,7 +182,7 @@ def test_dropped_channels_are_the_same_in_all_tokens():
 def test_the_terms_add_up_with_the_weight_of_the_affiliation():
     for factor in (0.0, 1.0, 2.5):
         terms = small(center_factor=factor).loss(pairs())
-        torch.testing.assert_close(terms["loss"], terms["contrastive"] + factor * terms["affiliation"])
+        assert_close(terms["loss"], terms["contrastive"] + factor * terms["affiliation"])
         assert terms["affiliation"] > 0 and terms["temp"] == terms["temp2"] == torch.tensor(0.07)
 
 
@@ -218,7 +220,7 @@ def test_affiliation_equals_a_plain_loop(symmetric):
         else:
             total += cross_entropy(centre["image", scene[i]], list(text), i)
     ours = pir.affiliation_loss(image, text, torch.tensor(scene), torch.tensor(temp), symmetric)
-    torch.testing.assert_close(ours, total / 14)
+    assert_close(ours, total / 14)
 
 
 def test_captions_of_one_image_share_the_target():
@@ -230,7 +232,7 @@ def test_captions_of_one_image_share_the_target():
             own = [j for j in range(4) if index[j] == index[i]]
             logs = (columns @ rows[i] / temp).log_softmax(0)
             total -= sum(logs[j] for j in own) / len(own)
-    torch.testing.assert_close(pir.contrastive_loss(image, text, temp, torch.tensor(index)), total / 8)
+    assert_close(pir.contrastive_loss(image, text, temp, torch.tensor(index)), total / 8)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -303,7 +305,7 @@ def test_of_many_tokens_only_the_candidates_are_ranked():
     changed[:, 50:] += 1
     assert torch.equal(model.embed_images(vision, prior), model.embed_images(changed, prior))
     assert model.belief(vision, prior).shape == (2, 50)
-    torch.testing.assert_close(model.belief(vision, prior).sum(1), torch.ones(2))
+    assert_close(model.belief(vision, prior).sum(1), torch.ones(2))
 
 
 def test_the_belief_only_orders_and_passes_no_gradient():
@@ -349,7 +351,7 @@ def test_a_batch_of_one_is_a_batch():
     model, batch = small(), pairs()
     one = {name: value[:1] for name, value in batch.items()}
     assert model.eval().encode_images(one["pixels"]).shape == (1, 16)
-    torch.testing.assert_close(both(model, one), both(model, batch)[[0, 6]], atol=1e-5, rtol=0)
+    assert_close(both(model, one), both(model, batch)[[0, 6]])
     assert step(model.train(), one)["contrastive"].abs() < 1e-6
 
 
@@ -375,7 +377,7 @@ def test_the_mean_of_the_words_takes_the_place_of_cls(use_mask):
     for row, mask in zip(words, batch["mask"]):
         seen = [row[j] for j in range(LENGTH) if mask[j] or not use_mask]
         expected.append(F.normalize(model.text_proj(sum(seen) / len(seen)), dim=0))
-    torch.testing.assert_close(model.encode_texts(batch["ids"], batch["mask"]), torch.stack(expected), atol=1e-5, rtol=0)
+    assert_close(model.encode_texts(batch["ids"], batch["mask"]), torch.stack(expected))
 
 
 # ---- what is frozen ------------------------------------------------------------------------------------------------------
@@ -429,9 +431,9 @@ def test_a_tower_in_two_parts_is_the_tower(prior):
     whole, parted = tuned(0, prior).eval(), tuned(2, prior).eval()
     parted.load_state_dict(whole.state_dict())
     assert parted.image_features(pictures()["pixels"])["vision"].shape == (6, 112, 4, 4)
-    torch.testing.assert_close(both(parted, pictures()), both(whole, pictures()))
+    assert_close(both(parted, pictures()), both(whole, pictures()))
     seen = [model.belief(**model.image_features(pictures()["pixels"])) for model in (whole, parted)]
-    torch.testing.assert_close(*seen)
+    assert_close(*seen)
     assert {name for name, _ in parted.named_parameters()} == {name for name, _ in whole.named_parameters()}
 
 
@@ -459,7 +461,7 @@ def test_a_map_of_the_lower_stages_takes_the_place_of_pixels():
     with torch.no_grad():
         cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
     cached |= {name: batch[name] for name in ("mask", "image_index", "scene")}
-    torch.testing.assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
+    assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL.baseline()])
@@ -468,7 +470,7 @@ def test_cached_features_take_the_place_of_pixels_and_ids(config):
     with torch.no_grad():
         cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
     cached |= {name: batch[name] for name in ("mask", "image_index", "scene")}
-    torch.testing.assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
+    assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
 
 # ---- optimisation ----------------------------------------------------------------------------------------------------------
@@ -495,7 +497,7 @@ def test_a_step_in_bfloat16_is_finite_and_its_losses_are_taken_in_float32():
         model, exact = small().eval(), exact.eval()
         image, text = (rows.float() for rows in model.embed_batch(batch))
         inside = model.loss(batch)["contrastive"]
-    torch.testing.assert_close(inside, pir.contrastive_loss(image, text, model.temp, batch["image_index"]))
+    assert_close(inside, pir.contrastive_loss(image, text, model.temp, batch["image_index"]))
 
 
 @pytest.mark.gpu
@@ -579,7 +581,7 @@ def test_our_own_checkpoints_come_back_from_training(tmp_path):
     again, meta = pir.read(found)
     assert trained and again.config == config and meta["history"][0]["temp"] == pytest.approx(0.07) and not again.training
     device = next(model.parameters()).device
-    torch.testing.assert_close(both(again, batch), both(model, {n: v.to(device) for n, v in batch.items()}).cpu(), atol=1e-5, rtol=0)
+    assert_close(both(again, batch), both(model, {n: v.to(device) for n, v in batch.items()}).cpu())
 
 
 @pytest.mark.parametrize("config", [PIRConfig.compact(tuned_stages=0).baseline(), PIRConfig.compact()])

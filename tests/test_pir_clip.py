@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import two_processes
+from closeness import assert_close
 
 from nbhelpers import backbones, training, weights
 from nbhelpers.data.loading import CLIPTokenizer
@@ -167,9 +168,9 @@ def test_the_baseline_is_the_clip_of_open_clip():
     config, batch = replace(PIRCLIPConfig(clip="small"), multi_positive=True).baseline(), pairs()
     model = small(**asdict(config)).eval()
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"clip"} and config.multi_positive
-    torch.testing.assert_close(model.encode_images(batch["pixels"]), model.clip.encode_image(batch["pixels"], normalize=True))
+    assert_close(model.encode_images(batch["pixels"]), model.clip.encode_image(batch["pixels"], normalize=True))
     text = model.encode_texts(batch["ids"], batch["mask"])
-    torch.testing.assert_close(text, model.clip.encode_text(batch["ids"], normalize=True))
+    assert_close(text, model.clip.encode_text(batch["ids"], normalize=True))
     assert set(model.loss(batch)) == {"loss", "contrastive", "scale"}
 
 
@@ -194,7 +195,7 @@ def test_soft_belief_equals_a_plain_loop(rule):
             expected[b, i] = (belief[b, i] + added) * tokens[b, i]
         for column in range(4):
             expected[b, :, column] /= expected[b, :, column].square().sum().sqrt()
-    torch.testing.assert_close(pir_clip.soft_belief(tokens, belief, rule), expected)
+    assert_close(pir_clip.soft_belief(tokens, belief, rule), expected)
 
 
 def test_the_image_tower_equals_its_steps():
@@ -206,11 +207,11 @@ def test_the_image_tower_equals_its_steps():
     weighted = pir_clip.soft_belief(tokens, belief)
     states = visual.transformer(torch.stack([torch.cat([y[None], row]) for y, row in zip(instruction, weighted)]))
     expected = visual.ln_post(states)[:, 0] @ visual.proj
-    torch.testing.assert_close(model.encode_images(pixels), F.normalize(expected, dim=1))
+    assert_close(model.encode_images(pixels), F.normalize(expected, dim=1))
     found, added = model.belief(pixels)
-    torch.testing.assert_close(found, belief)
-    torch.testing.assert_close(found.sum(1), torch.ones(6))
-    torch.testing.assert_close(added, pir_clip.added_weights(belief, "official"))
+    assert_close(found, belief)
+    assert_close(found.sum(1), torch.ones(6))
+    assert_close(added, pir_clip.added_weights(belief, "official"))
 
 
 def test_with_constant_weights_the_output_does_not_depend_on_the_order_of_belief(monkeypatch):
@@ -224,7 +225,7 @@ def test_with_constant_weights_the_output_does_not_depend_on_the_order_of_belief
 
     assert (output(logits) - output(shuffled)).abs().max() > 1e-3
     monkeypatch.setattr(pir_clip, "added_weights", lambda belief, rule: torch.ones_like(belief) - belief)  # b + w = 1
-    torch.testing.assert_close(output(logits), output(shuffled))
+    assert_close(output(logits), output(shuffled))
 
 
 def test_a_hard_belief_keeps_the_best_tokens_unweighted():
@@ -276,15 +277,15 @@ def test_figures_of_an_instruction_that_knows_nothing():
 def test_both_terms_share_the_scale_and_add_up():
     model, batch = small(), pairs()
     terms = model.loss(batch)
-    torch.testing.assert_close(terms["loss"], terms["contrastive"] + terms["affiliation"])
+    assert_close(terms["loss"], terms["contrastive"] + terms["affiliation"])
     assert terms["scale"].item() == pytest.approx(math.exp(model.clip.logit_scale.item())) and not terms["scale"].requires_grad
     image, text = model.embed_batch(batch)
     own, scores = torch.arange(6), terms["scale"] * image @ text.t()
     contrastive = (F.cross_entropy(scores, own) + F.cross_entropy(scores.t(), own)) / 2
-    torch.testing.assert_close(terms["contrastive"], contrastive)
+    assert_close(terms["contrastive"], contrastive)
     centres = [torch.stack([rows[batch["scene"] == s].mean(0) for s in batch["scene"]]) for rows in (text, image)]
     affiliation = sum(F.cross_entropy(terms["scale"] * rows @ c.t(), own) for rows, c in zip((image, text), centres)) / 2
-    torch.testing.assert_close(terms["affiliation"], affiliation)
+    assert_close(terms["affiliation"], affiliation)
 
 
 def test_affiliation_is_never_below_the_log_of_the_class_sizes():
@@ -295,7 +296,7 @@ def test_affiliation_is_never_below_the_log_of_the_class_sizes():
     rows = F.one_hot(batch["scene"], 20).float()  # classes at right angles, each pair on its centre
     model.embed_batch = lambda batch: (rows, rows)
     model.clip.logit_scale.data.fill_(math.log(100.0))
-    torch.testing.assert_close(model.loss(batch)["affiliation"], bound)
+    assert_close(model.loss(batch)["affiliation"], bound)
 
 
 def test_a_few_pairs_are_learnt_by_heart():
@@ -348,7 +349,7 @@ def test_the_paper_size_takes_a_half_precision_step_on_the_gpu():
 def test_a_batch_of_one_is_a_batch(options):
     model, batch = small(**options), pairs()
     one = {name: value[2:3] for name, value in batch.items()}
-    torch.testing.assert_close(both(model, one), both(model, batch)[[2, 8]], atol=1e-5, rtol=0)
+    assert_close(both(model, one), both(model, batch)[[2, 8]])
     assert step(model.train(), one)["loss"].abs() < 1e-6
 
 
@@ -366,7 +367,7 @@ def test_long_captions_are_refused_and_empty_ones_are_read():
     empty = torch.tensor([[WORDS - 2, WORDS - 1] + [0] * (LENGTH - 2)])
     found = model.encode_texts(torch.cat([batch["ids"], empty]), torch.cat([batch["mask"], (empty > 0).long()]))
     assert found.isfinite().all()
-    torch.testing.assert_close(found[-1], model.clip.encode_text(empty, normalize=True)[0])
+    assert_close(found[-1], model.clip.encode_text(empty, normalize=True)[0])
 
 
 def test_the_tiny_size_reads_what_its_tokenizer_gives():
@@ -375,7 +376,7 @@ def test_the_tiny_size_reads_what_its_tokenizer_gives():
     ids, mask = CLIPTokenizer(max_length=model.clip.context_length)(["", "a port", "Two planes. " * 60])
     with torch.no_grad():
         found = model.encode_texts(ids, mask)
-        torch.testing.assert_close(found, model.clip.encode_text(ids, normalize=True))
+        assert_close(found, model.clip.encode_text(ids, normalize=True))
     assert mask.sum(1).tolist() == [2, 4, 40]
 
 
@@ -386,7 +387,7 @@ def test_cached_features_take_the_place_of_pixels_and_ids(options):
         cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
     assert cached["vision"].shape == (6, 50, 96) and cached["text"].shape == (6, LENGTH, 64)
     cached |= {name: batch[name] for name in ("mask", "image_index", "scene")}
-    torch.testing.assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
+    assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
 
 def test_the_compact_instruction_is_made_of_the_global_token_alone():
@@ -468,7 +469,7 @@ def test_a_released_file_is_read_in_the_paper_size(tmp_path, monkeypatch, prefix
     official = both(again, pairs())
     assert torch.equal(official, both(model, pairs()))
     again.config = replace(again.config, belief_rule="pre_fix")
-    torch.testing.assert_close(both(again, pairs()), both(small(belief_rule="pre_fix"), pairs()))
+    assert_close(both(again, pairs()), both(small(belief_rule="pre_fix"), pairs()))
     assert (both(again, pairs()) - official).abs().max() > 1e-3
 
 
@@ -487,7 +488,7 @@ def test_our_own_checkpoints_come_back_from_training(tmp_path):
     again, meta = pir_clip.read(found)
     assert trained and again.config == config and not again.training
     assert set(history.rows[0]) >= {"contrastive", "affiliation", "scale"}
-    torch.testing.assert_close(both(again, batch), both(model.cpu(), batch), atol=1e-5, rtol=0)
+    assert_close(both(again, batch), both(model.cpu(), batch))
 
 
 def test_files_of_other_models_are_refused(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close
 from coloured_set import coloured
 
 from nbhelpers import backbones, pretraining, training, weights
@@ -190,9 +191,9 @@ def test_the_means_of_image_and_words_behind_the_lower_layers_are_compared():
     rows = [F.normalize(torch.stack([row[words.bool()].mean(0) for row, words in zip(model.vilt.layernorm(x), mask)]), dim=1)
             for x, mask in zip(states, keep)]
     for found, expected in zip(model.embed_batch(batch), rows):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert_close(found, expected)
     terms = model.loss(batch)
-    torch.testing.assert_close(terms["loss"], contrastive_loss(*rows, torch.tensor(1 / 0.07)), atol=1e-5, rtol=1e-5)
+    assert_close(terms["loss"], contrastive_loss(*rows, torch.tensor(1 / 0.07)))
     assert set(terms) == {"loss", "aligned"}
 
 
@@ -203,13 +204,13 @@ def test_matching_asks_for_the_own_caption_among_false_ones():
     scores = model.score_choices(image, text, batch["mask"], choices)
     for i, j in ((0, 1), (2, 0), (3, 2)):
         pair = model.score_pairs(image[i:i + 1], text[choices[i, j]][None], batch["mask"][choices[i, j]][None])
-        torch.testing.assert_close(scores[i, j], pair[0], atol=1e-5, rtol=1e-5)
+        assert_close(scores[i, j], pair[0])
     torch.manual_seed(3)
     terms = model.loss(batch, matching=True)
     torch.manual_seed(3)
     expected = F.cross_entropy(model.score_choices(image, text, batch["mask"], model.choices(batch["row"])), torch.zeros(4, dtype=torch.long))
-    torch.testing.assert_close(terms["matched"], expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(terms["loss"], terms["aligned"] + terms["matched"])
+    assert_close(terms["matched"], expected)
+    assert_close(terms["loss"], terms["aligned"] + terms["matched"])
 
 
 def test_false_texts_are_false_where_the_batch_has_some():
@@ -226,7 +227,7 @@ def test_padding_changes_no_embedding():
     changed = batch["ids"].clone()
     changed[0, 5:] = 7
     before, after = (model.encode_texts(ids, batch["mask"]) for ids in (batch["ids"], changed))
-    torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
+    assert_close(before, after)
 
 
 @pytest.mark.parametrize("matching", [False, True])

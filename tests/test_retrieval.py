@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from closeness import assert_close
 from coloured_set import coloured, words
 
 from nbhelpers import backbones, recall, records, retrieval
@@ -70,11 +71,11 @@ def test_embeddings_stand_in_file_order(data, tokenizer, direct):
     with torch.no_grad():
         pixels = next(image_batches(table, data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
         texts = one.encode_texts(*tokenizer([clean_caption(text) for text in table.captions.text]))
-        np.testing.assert_allclose(found.images, one.encode_images(pixels).numpy(), atol=1e-6)
-        np.testing.assert_allclose(found.texts, texts.numpy(), atol=1e-6)
+        assert_close(found.images, one.encode_images(pixels).numpy())
+        assert_close(found.texts, texts.numpy())
     assert list(table.images.image_id[found.owner]) == list(table.captions.image_id)
     assert found.similarity().shape == (12, 24) and found.images.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found.texts, axis=1), 1, atol=1e-5)
+    assert_close(np.linalg.norm(found.texts, axis=1), np.ones(len(found.texts)))
 
 
 def test_distinct_captions_are_encoded_in_batches_of_the_papers_size(data, tokenizer, direct, monkeypatch):
@@ -88,8 +89,8 @@ def test_distinct_captions_are_encoded_in_batches_of_the_papers_size(data, token
 
 def test_cached_features_give_the_embeddings_of_the_towers(model, cached, direct):
     ours, theirs = cached.embeddings(model, "val"), direct.embeddings(model, "val")
-    np.testing.assert_allclose(ours.images, theirs.images, atol=HALF)
-    np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+    assert_close(ours.images, theirs.images, HALF)
+    assert_close(ours.texts, theirs.texts, HALF)
     assert np.array_equal(ours.owner, theirs.owner)
     assert np.ptp(theirs.images, axis=0).max() > 10 * HALF and np.ptp(theirs.texts, axis=0).max() > 10 * HALF
 
@@ -98,14 +99,14 @@ def test_the_frozen_floor_reads_the_features_that_pir_cached(tokenizer, model, c
     floor = build(FrozenConfig.tiny(tokenizer.vocab_size))
     floor.vision_encoder, floor.text_encoder = model.vision_encoder, model.text_encoder
     ours, theirs = cached.embeddings(floor, "val"), direct.embeddings(floor, "val")
-    np.testing.assert_allclose(ours.images, theirs.images, atol=HALF)
-    np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+    assert_close(ours.images, theirs.images, HALF)
+    assert_close(ours.texts, theirs.texts, HALF)
 
 
 def test_the_mean_of_words_is_taken_after_the_cache(data, tokenizer, model, cached, direct):
     averaging = build(resting(tokenizer, text_global="mean"))
     ours, theirs = cached.embeddings(averaging, "val"), direct.embeddings(averaging, "val")
-    np.testing.assert_allclose(ours.texts, theirs.texts, atol=HALF)
+    assert_close(ours.texts, theirs.texts, HALF)
 
 
 def test_an_image_means_the_same_in_all_its_turns(data, tokenizer):
@@ -114,16 +115,16 @@ def test_an_image_means_the_same_in_all_its_turns(data, tokenizer):
     with torch.no_grad():
         found, single = one.encode_images(pixels), [plain.encode_images(turned(pixels, number)) for number in range(TURNS)]
         for number in range(TURNS):
-            torch.testing.assert_close(one.encode_images(turned(pixels, number)), found)
+            assert_close(one.encode_images(turned(pixels, number)), found)
         assert (single[0] - single[1]).abs().max() > 1e-3
-        torch.testing.assert_close(found, torch.nn.functional.normalize(sum(single), dim=1))
-        torch.testing.assert_close(one.train().encode_images(pixels), single[0])  # in training each view is an image of its own
+        assert_close(found, torch.nn.functional.normalize(sum(single), dim=1))
+        assert_close(one.train().encode_images(pixels), single[0])  # in training each view is an image of its own
 
 
 def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(data, tokenizer, direct, tmp_path):
     one = build(resting(tokenizer, turns=True)).eval()
     task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1, views=2)
-    np.testing.assert_allclose(task.embeddings(one, "val").images, direct.embeddings(one, "val").images, atol=HALF)
+    assert_close(task.embeddings(one, "val").images, direct.embeddings(one, "val").images, HALF)
     assert task.features("val")[0]["vision"].shape[1] == TURNS and task.features("train")[0]["vision"].shape[1] == 2
     plain = build(resting(tokenizer))
     with pytest.raises(UserError, match="not those whose features are cached"):

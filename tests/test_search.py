@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from coloured_set import coloured
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +117,7 @@ def post_processed(scores, neighbours):
 @given(st.integers(1, 14), st.integers(1, 14), st.integers(1, 12), st.integers(0, 99))
 def test_post_processing_follows_its_formula(queries, items, neighbours, seed):
     scores = -np.random.default_rng(seed).integers(0, 17, (queries, items)).astype(np.float32)
-    np.testing.assert_allclose(search.post_process(scores, neighbours=neighbours), post_processed(scores, neighbours), atol=1e-5)
+    assert_close(search.post_process(scores, neighbours=neighbours), post_processed(scores, neighbours))
 
 
 def test_online_post_processing_takes_its_columns_from_the_bank():
@@ -240,7 +241,7 @@ def test_texts_of_like_length_are_read_together_without_padding_and_no_score_cha
     found = search.pair_scores(model, images, rows, texts, rows, batch=4)
     lengths = texts["mask"][rows].sum(1).sort().values
     assert seen == lengths[3::4].tolist() and seen[0] < seen[2] < texts["mask"].shape[1]
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert_close(found, expected.detach().numpy())
 
 
 # ---- the search against all pairs ------------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def test_rankings_are_those_of_all_pairs_within_the_candidates(model, stores, ba
     found, candidates = engine(query), engine.coarse(query["codes"]).rows
     assert found.rows.shape == (len(expected), min(k, len(gallery)))
     assert np.array_equal(np.sort(found.rows), np.sort(candidates))
-    np.testing.assert_allclose(found.scores, np.take_along_axis(expected, found.rows, 1), atol=HALF)
+    assert_close(found.scores, np.take_along_axis(expected, found.rows, 1), HALF)
     assert (np.diff(found.scores) <= 0).all() and np.ptp(expected, axis=1).min() > 20 * HALF
 
 
@@ -265,13 +266,13 @@ def test_a_batch_of_queries_gives_what_each_gives_alone(model, stores, banks, qu
     for row in range(len(together.rows)):
         alone = engine({name: value[row:row + 1] for name, value in queries[1 - kind].items()})
         assert np.array_equal(alone.rows[0], together.rows[row])
-        np.testing.assert_allclose(alone.scores[0], together.scores[row], atol=1e-4)
+        assert_close(alone.scores[0], together.scores[row])
 
 
 def test_states_in_float16_keep_the_scores(model, queries, fine):
     exact = search.pair_scores(model, queries[0], np.repeat(np.arange(12), 24), queries[1], np.tile(np.arange(24), 12))
     assert np.ptp(exact) > 0.5
-    np.testing.assert_allclose(fine.ravel(), exact, atol=HALF)
+    assert_close(fine.ravel(), exact, HALF)
 
 
 def test_scores_from_scratch_are_those_from_the_store(model, task, stores, fine):
@@ -280,7 +281,7 @@ def test_scores_from_scratch_are_those_from_the_store(model, task, stores, fine)
     directions = (stores[1], images(one), texts, fine[0]), (stores[0], texts(one), images, fine[:, 0])
     for gallery, inputs, items, expected in directions:
         engine = Search(model, gallery, batch=5)
-        np.testing.assert_allclose(search_times.from_scratch(engine, inputs, items), expected, atol=HALF)
+        assert_close(search_times.from_scratch(engine, inputs, items), expected, HALF)
 
 
 def test_added_images_are_found(model, task, stores, queries, tmp_path):
@@ -295,7 +296,7 @@ def test_added_images_are_found(model, task, stores, queries, tmp_path):
     grown = Search(model, built(12), k=12)(queries[1])
     whole = Search(model, stores[0], k=12)(queries[1])
     assert np.array_equal(np.sort(grown.rows), np.sort(whole.rows))
-    np.testing.assert_allclose(np.sort(grown.scores), np.sort(whole.scores), atol=HALF)
+    assert_close(np.sort(grown.scores), np.sort(whole.scores), HALF)
 
 
 # ---- a whole split ---------------------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ def test_equal_texts_are_scored_once(model, stores, fine, monkeypatch):
     found = search.fine_scores(model, *stores, wanted)
     assert sum(scored) == len(np.unique(same)) + 1 and len(np.unique(same)) < len(same)
     assert np.array_equal(np.isfinite(found), wanted)
-    np.testing.assert_allclose(found[wanted], fine[wanted], atol=1e-4)
+    assert_close(found[wanted], fine[wanted])
     assert np.array_equal(found[0], found[0][same]) and np.array_equal(fine, fine[:, same])
 
 
@@ -338,7 +339,7 @@ def test_scores_that_are_kept_are_not_computed_again(model, stores, fine, monkey
     assert np.array_equal(found[0][0], found[1][0])
     for one, scores in zip((wanted, more, twin), found):
         assert np.array_equal(np.isfinite(scores), one)
-        np.testing.assert_allclose(scores[one], fine[one], atol=1e-4)
+        assert_close(scores[one], fine[one])
 
 
 def test_kept_scores_of_other_stores_and_damaged_ones_are_refused(model, stores, tmp_path):
@@ -562,7 +563,7 @@ def test_a_tiled_gallery_repeats_its_rows(model, stores, banks, queries, fine):
     engine = Search(model, large, banks[0], k=60)
     found = engine(half(queries[0]))
     assert len(large) == 60 and np.array_equal(np.sort(found.rows[0]), np.arange(60))
-    np.testing.assert_allclose(found.scores[3], fine[3, found.rows[3] % 24], atol=1e-4)
+    assert_close(found.scores[3], fine[3, found.rows[3] % 24])
 
 
 def test_times_are_medians_without_the_first_call(monkeypatch):

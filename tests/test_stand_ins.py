@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from coloured_set import COLOURS, coloured
 from torch import nn
 
@@ -89,7 +90,7 @@ def test_a_classifier_is_fitted_once_and_its_body_becomes_a_tower(tmp_path):
     torch.manual_seed(9)  # what was drawn before changes nothing
     assert fit("other data")[1].sha256 == tower.sha256 and len(list(tmp_path.glob("prior-*/model.safetensors"))) == 2
     filled = Start("", 0, {"conv_encoder": tower}).build(make, 0)
-    torch.testing.assert_close(filled.conv_encoder.state_dict(), {n: v.cpu() for n, v in classifier.body.state_dict().items()})
+    assert_close(filled.conv_encoder.state_dict(), {n: v.cpu() for n, v in classifier.body.state_dict().items()})
     assert tower.kind == "stand-in" and tower.source == "squares"
 
 
@@ -98,7 +99,7 @@ def test_the_global_token_stands_for_a_vision_tower():
     classifier = SceneClassifier(body, 3, stand_ins.global_token).eval()
     pixels = torch.randn(2, 3, 112, 112)
     expected = classifier.classifier(backbones.image_tokens(body, pixels)[:, 0])
-    torch.testing.assert_close(classifier.logits(pixels), expected)
+    assert_close(classifier.logits(pixels), expected)
 
 
 # ---- the starts ------------------------------------------------------------------------------------------------------------

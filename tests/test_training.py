@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from closeness import assert_close
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
@@ -177,7 +178,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     fit(small, loader(28, 4, shuffle=False), replace(config, accumulate=2), tmp_path / "small")
     fit(large, batches_of(28, 8), config, tmp_path / "large")
     for name, value in weights_of(small).items():
-        torch.testing.assert_close(value, weights_of(large)[name], rtol=1e-5, atol=1e-6)
+        assert_close(value, weights_of(large)[name])
 
 
 def batches_of(pairs, size):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close
 from thread_seconds import best
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -56,7 +57,7 @@ def test_frozen_towers_in_bf16_against_fp32():
 
 def test_the_head_over_targets_and_groups_of_like_length_against_all_tokens_padded(monkeypatch):
     here, model = batch(), Captioner(BITAConfig.compact(dropout=0.0))
-    torch.testing.assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here))
+    assert_close(model.loss(here, PROMPT)["loss"], plain_loss(model, here))
     model = Captioner(BITAConfig.compact(dropout=0.0, frozen_dtype="bfloat16"))  # as trained in bf16, without a cast of weights for each group
     took = {"all tokens": best(lambda: step(lambda: plain_loss(model, here)))}
     for name, groups in (("targets", 1), ("targets in groups", bita.GROUPS)):

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from closeness import assert_close
 from thread_seconds import best
 
 from nbhelpers import search, search_times
@@ -130,7 +131,7 @@ def test_reranking_against_whole_layers_and_texts_as_they_come(size):
     encoded, states = search.encode(model, texts(rows)), search.encode(model, image)["states"]
     mine = lambda: search.pair_scores(model, {"states": states}, np.zeros(len(rows), dtype=int), encoded, rows.numpy())
     plain = lambda: torch.cat(plain_scores(model, states.float(), encoded, rows))
-    np.testing.assert_allclose(mine(), plain().numpy(), rtol=1e-4, atol=1e-5)
+    assert_close(mine(), plain().numpy())
     ours, whole = best(mine), best(plain)
     print(f"{size}: {1e6 * ours / len(rows):.0f} us a pair, through whole layers {1e6 * whole / len(rows):.0f}, {ours / whole:.2f} of it")
     assert ours < 0.8 * whole

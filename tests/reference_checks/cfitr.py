@@ -7,14 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from closeness import SINGLE, assert_close
 
 from nbhelpers import backbones
 from nbhelpers.papers import cfitr, vilt
 from reference_checks.common import Vectors, fill, reference_file
-
-
-def close(ours, theirs, atol=1e-5):
-    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -25,14 +22,14 @@ def test_cfitr_local_feature_enhancement(vectors, mode):
     out = module(x)
     loss = (out * v["input/cotangent"]).sum()
     loss.backward()
-    close(out, v[f"output/{mode}/out"])
-    torch.testing.assert_close(loss, v[f"output/{mode}/loss"], atol=1e-4, rtol=1e-5)
-    close(x.grad, v[f"grad/{mode}/x"], 1e-4)
-    close(module.net[3].weight.grad, v[f"grad/{mode}/net.3.weight"], 1e-4)
+    assert_close(out, v[f"output/{mode}/out"])
+    assert_close(loss, v[f"output/{mode}/loss"])
+    assert_close(x.grad, v[f"grad/{mode}/x"])
+    assert_close(module.net[3].weight.grad, v[f"grad/{mode}/net.3.weight"])
     after = {key.removeprefix("output/train/"): v[key] for key in v.arrays if key.startswith("output/train/net.")}
     assert len(after) == 6
     for name, value in after.items() if mode == "train" else ():
-        close(module.state_dict()[name], value)
+        assert_close(module.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -45,15 +42,15 @@ def test_cfitr_hash_heads(vectors, mode):
     h_image, h_text = heads["image_module"](image), heads["text_module"](text)
     loss = (h_image * v["input/cotangent"]).sum() + (h_text * v["input/cotangent"].flip(0)).sum()
     loss.backward()
-    close(h_image, v[f"output/{mode}/h_img"])
-    close(h_text, v[f"output/{mode}/h_txt"])
-    close(loss, v[f"output/{mode}/loss"])
-    close(image.grad, v[f"grad/{mode}/be_image_feats"])
-    close(text.grad, v[f"grad/{mode}/be_text_feats"])
+    assert_close(h_image, v[f"output/{mode}/h_img"])
+    assert_close(h_text, v[f"output/{mode}/h_txt"])
+    assert_close(loss, v[f"output/{mode}/loss"])
+    assert_close(image.grad, v[f"grad/{mode}/be_image_feats"])
+    assert_close(text.grad, v[f"grad/{mode}/be_text_feats"])
     binary = [2.0 * cfitr.CFITR.binary(h) - 1 for h in (h_image, h_text)]
     assert torch.equal(binary[0], v[f"output/{mode}/code_img"]) and torch.equal(binary[1], v[f"output/{mode}/code_txt"])
     if mode == "eval":
-        close((binary[0] @ binary[1].t() - m["hash_dim"]) / 2, v["output/eval/neg_hamming"])
+        assert_close((binary[0] @ binary[1].t() - m["hash_dim"]) / 2, v["output/eval/neg_hamming"])
 
 
 def tiny_release(v, **changes):
@@ -82,32 +79,32 @@ def test_cfitr_whole_model(vectors):
     pixels, ids, mask = v.leaf("input/image"), v["input/text_ids"].long(), v["input/text_masks"].long()
     permutation, modality = v["input/patch_perm"].long(), model.vilt.embeddings.token_type_embeddings.weight
     tokens, words = vilt.image_tokens(model.vilt, pixels, permutation), vilt.text_tokens(model.vilt, ids)
-    close(tokens - modality[1], v["output/visual_embed"], 3e-5)
-    close(tokens, v["output/image_embeds"], 3e-5)
-    close(words, v["output/text_embeds"], 3e-5)
+    assert_close(tokens - modality[1], v["output/visual_embed"])
+    assert_close(tokens, v["output/image_embeds"])
+    assert_close(words, v["output/text_embeds"])
     image, text = model.image_states(pixels, permutation), model.text_states(ids, mask)
-    close(image, v["output/be_image_embeds"], 3e-5)
-    close(text, v["output/be_text_embeds"], 3e-5)
-    close(permuted(model.image_states(pixels), permutation), image, 3e-5)  # raster order differs in nothing but the order
-    close(model.pooled_images(image), v["output/be_image_feats"])
-    close(model.pooled_texts(text), v["output/be_text_feats"])
+    assert_close(image, v["output/be_image_embeds"])
+    assert_close(text, v["output/be_text_embeds"])
+    assert_close(permuted(model.image_states(pixels), permutation), image)  # raster order differs in nothing but the order
+    assert_close(model.pooled_images(image), v["output/be_image_feats"])
+    assert_close(model.pooled_texts(text), v["output/be_text_feats"])
     h_image, h_text = model.image_codes(image), model.text_codes(text)
-    close(h_image, v["output/h_img"])
-    close(h_text, v["output/h_txt"])
+    assert_close(h_image, v["output/h_img"])
+    assert_close(h_text, v["output/h_txt"])
     image_mask = v["output/image_masks"]
     count = m["batch"]
     rows, columns = torch.arange(count).repeat_interleave(count), torch.arange(count).repeat(count)
-    close(model.fuse_pairs(image[:1].expand_as(image), text, mask, image_mask), v["output/cls_feats_img0"])
+    assert_close(model.fuse_pairs(image[:1].expand_as(image), text, mask, image_mask), v["output/cls_feats_img0"])
     scores = model.score_pairs(image[rows], text[columns], mask[columns], image_mask[rows])
-    close(scores.view(count, count), v["output/pair_score"])
+    assert_close(scores.view(count, count), v["output/pair_score"])
     diagonal = model.score_pairs(image, text, mask)
     scalar = diagonal.sum() + (h_image * h_text).sum()
     scalar.backward()
-    close(diagonal, v["output/diag_score"])
-    close(scalar, v["output/scalar"])
-    close(pixels.grad, v["grad/image"])
-    close(model.vilt.embeddings.text_embeddings.word_embeddings.weight.grad, v["grad/text_embeddings.word_embeddings.weight"])
-    close(model.imagepooler_be.dense.weight.grad, v["grad/imagepooler_be.dense.weight"])
+    assert_close(diagonal, v["output/diag_score"])
+    assert_close(scalar, v["output/scalar"])
+    assert_close(pixels.grad, v["grad/image"])
+    assert_close(model.vilt.embeddings.text_embeddings.word_embeddings.weight.grad, v["grad/text_embeddings.word_embeddings.weight"])
+    assert_close(model.imagepooler_be.dense.weight.grad, v["grad/imagepooler_be.dense.weight"])
 
 
 def test_cfitr_states_with_lfem(vectors):
@@ -116,10 +113,10 @@ def test_cfitr_states_with_lfem(vectors):
     permutation = v["input/patch_perm"].long()
     states = without.image_states(v["input/image"], permutation)  # the release convolves the shuffled grid
     states = torch.cat([states[:, :1], model.res(states[:, 1:])], dim=1)
-    close(states, v["output/lfem_be_image_embeds"], 3e-5)
-    close(model.pooled_images(states), v["output/lfem_be_image_feats"])
+    assert_close(states, v["output/lfem_be_image_embeds"])
+    assert_close(model.pooled_images(states), v["output/lfem_be_image_feats"])
     raster = without.image_states(v["input/image"])
-    close(model.image_states(v["input/image"]), torch.cat([raster[:, :1], model.res(raster[:, 1:])], dim=1))
+    assert_close(model.image_states(v["input/image"]), torch.cat([raster[:, :1], model.res(raster[:, 1:])], dim=1))
 
 
 def test_cfitr_training_step(vectors, request):
@@ -140,19 +137,20 @@ def test_cfitr_training_step(vectors, request):
     terms = model.loss({"pixels": pixels, "ids": ids[:, 0], "mask": mask[:, 0], "row": v["input/raw_index"].long()})
     terms["loss"].backward()
     for name, kind in (("image_module", "img"), ("text_module", "txt")):
-        close(seen[name][0], v[f"output/be_{'image' if kind == 'img' else 'text'}_feats"])
-        close(seen[name][1], v[f"output/h_{kind}"])
-    close(seen["scores"].view_as(v["output/irtr_scores"]), v["output/irtr_scores"])
+        assert_close(seen[name][0], v[f"output/be_{'image' if kind == 'img' else 'text'}_feats"])
+        assert_close(seen[name][1], v[f"output/h_{kind}"])
+    assert_close(seen["scores"].view_as(v["output/irtr_scores"]), v["output/irtr_scores"])
     names = {"triplet": "triplet", "quantisation": "quant_raw", "balance": "balance_raw", "rerank": "irtr_loss"}
     for ours, theirs in names.items():
-        close(terms[ours], v[f"output/{theirs}"])
-    close(terms["loss"] - terms["rerank"], v["output/hash_loss"])
-    close(terms["loss"], v["output/total"], 5e-5)
+        assert_close(terms[ours], v[f"output/{theirs}"])
+    assert_close(terms["loss"] - terms["rerank"], v["output/hash_loss"])
+    assert_close(terms["loss"], v["output/total"])
     ours = vilt.to_authors({name: p.grad for name, p in model.named_parameters()}) | {"image": pixels.grad}
     stored = [key.removeprefix("grad/") for key in v.arrays if key.startswith("grad/")]
     assert len(stored) == 8
-    for name in stored:
-        close(ours[name], v[f"grad/{name}"])
+    # Batch norms over two samples cancel nearly all of these gradients: weights that differ by half a rounding each change
+    # them by up to 3e-4 of their largest value.
+    assert_close({name: ours[name] for name in stored}, {name: v[f"grad/{name}"] for name in stored}, 16 * SINGLE)
 
 
 def own(h):
@@ -183,9 +181,9 @@ def test_cfitr_hash_losses(vectors, name):
     h_image, h_text = v.leaf("input/h_img"), v.leaf("input/h_txt")
     loss = LOSSES[name](h_image, h_text, v.meta, v["input/code_bank"][v["input/ind"].long()])
     loss.backward()
-    torch.testing.assert_close(loss, v[f"output/{name}"], atol=1e-5, rtol=1e-6)
-    close(h_image.grad, v[f"grad/{name}/h_img"])
-    close(h_text.grad, v[f"grad/{name}/h_txt"])
+    assert_close(loss, v[f"output/{name}"])
+    assert_close(h_image.grad, v[f"grad/{name}/h_img"])
+    assert_close(h_text.grad, v[f"grad/{name}/h_txt"])
 
 
 def test_cfitr_rerank_loss_and_similarities(vectors):
@@ -193,12 +191,12 @@ def test_cfitr_rerank_loss_and_similarities(vectors):
     scores = v.leaf("input/irtr_scores")
     loss = cfitr.rerank_loss(scores)
     loss.backward()
-    close(loss, v["output/irtr_ce"])
-    close(scores.grad, v["grad/irtr_ce/scores"])
+    assert_close(loss, v["output/irtr_ce"])
+    assert_close(scores.grad, v["grad/irtr_ce/scores"])
     h_image, h_text = v["input/h_img"], v["input/h_txt"]
-    close(cfitr.cosine(h_image, h_text), v["output/cosine"])
+    assert_close(cfitr.cosine(h_image, h_text), v["output/cosine"])
     a, b = (2.0 * cfitr.CFITR.binary(h) - 1 for h in (h_image, h_text))
-    close((a @ b.t() - v.meta["hash_dim"]) / 2, v["output/neg_hamming"])
+    assert_close((a @ b.t() - v.meta["hash_dim"]) / 2, v["output/neg_hamming"])
 
 
 def test_cfitr_paper_parameter_count():

@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 
 from nbhelpers import recall, search
 
@@ -25,7 +26,7 @@ def test_cfitr_coarse_scores_and_their_post_processing(vectors):
     scores = search.negative_hamming(*packed(v))
     assert np.array_equal(scores, v.arrays["output/neg_hamming"])
     processed = search.post_process(scores, neighbours=v.meta["knn"])
-    torch.testing.assert_close(torch.from_numpy(processed), v["output/ppsr_scores"], atol=1e-5, rtol=0)
+    assert_close(torch.from_numpy(processed), v["output/ppsr_scores"])
 
 
 def test_cfitr_two_stage_metrics(vectors):

@@ -1,4 +1,4 @@
-"""What the checks against the authors' vectors share: the files, and the tolerances they were published with."""
+"""What the checks against the authors' vectors share: the files, filling a model, and gradients."""
 from __future__ import annotations
 
 import json
@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 
 
 class Vectors:
@@ -42,18 +43,6 @@ def reference_file(request, name):
     return path
 
 
-def same_output(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-def same_gradient(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
-
-
-def same_loss(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
-
-
 def fill(model, state):
     """Loads the stored parameters; each of them must have a place in the model."""
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
@@ -61,9 +50,8 @@ def fill(model, state):
     return model.eval()
 
 
-def check_gradients(model, v):
-    parameters = dict(model.named_parameters())
+def check_gradients(parameters, v):
+    """Every stored gradient of a parameter against that of the parameter of this name."""
     names = v.gradients_of_parameters()
     assert names
-    for name in names:
-        same_gradient(parameters[name].grad, v[f"grad/param/{name}"])
+    assert_close({name: parameters[name].grad for name in names}, {name: v[f"grad/param/{name}"] for name in names})

@@ -5,16 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close
 
 from nbhelpers import backbones
 from nbhelpers.papers import pe_rsitr
 from nbhelpers.papers.clip import image_tokens, text_tokens
 from nbhelpers.recall import evaluate
-from reference_checks.common import fill, same_output
-
-
-def close(ours, theirs, atol):
-    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+from reference_checks.common import fill
 
 
 def recorded_dropout(monkeypatch, *keep):
@@ -34,15 +31,15 @@ def test_pe_rsitr_adapter(vectors, monkeypatch, mode):
     made = adapter(text, visual=False), adapter(visual, visual=True)
     scalar = (made[0] * v["input/cot_text"]).sum() + (made[1] * v["input/cot_visual"]).sum()
     scalar.backward()
-    same_output(made[0], v[f"output/{mode}/text"])
-    same_output(made[1], v[f"output/{mode}/visual"])
-    torch.testing.assert_close(scalar, v[f"output/{mode}/scalar"], atol=1e-5, rtol=1e-5)
-    close(text.grad, v[f"grad/{mode}/x_text"], 1e-5)
-    close(visual.grad, v[f"grad/{mode}/x_visual"], 1e-5)
+    assert_close(made[0], v[f"output/{mode}/text"])
+    assert_close(made[1], v[f"output/{mode}/visual"])
+    assert_close(scalar, v[f"output/{mode}/scalar"])
+    assert_close(text.grad, v[f"grad/{mode}/x_text"])
+    assert_close(visual.grad, v[f"grad/{mode}/x_visual"])
     checked = [name for name, p in adapter.named_parameters() if f"grad/{mode}/{name}" in v.arrays]
-    for name in checked:
-        close(adapter.get_parameter(name).grad, v[f"grad/{mode}/{name}"], 5e-5)
     assert len(checked) == 2
+    assert_close({name: adapter.get_parameter(name).grad for name in checked},
+                 {name: v[f"grad/{mode}/{name}"] for name in checked})
 
 
 def test_pe_rsitr_adapter_of_full_size(vectors):
@@ -57,8 +54,8 @@ def test_pe_rsitr_adapter_of_full_size(vectors):
             p = adapter.get_parameter(name)
             p.copy_(torch.from_numpy(0.05 * np.sin(np.arange(p.numel()) * 0.37 + i)).view_as(p))
     adapter.eval()
-    same_output(adapter(text, visual=False), v["output/text"])
-    same_output(adapter(visual, visual=True), v["output/visual"])
+    assert_close(adapter(text, visual=False), v["output/text"])
+    assert_close(adapter(visual, visual=True), v["output/visual"])
 
 
 @pytest.fixture
@@ -88,8 +85,8 @@ def test_pe_rsitr_starts_as_clip(pe_rsitr_clip):
             torch.nn.init.zeros_(p)
     ids = v["input/text"].long()
     with torch.no_grad():
-        same_output(model.eval().image_vectors(image_tokens(model.clip, v["input/image"])), v["output/init/image"])
-        same_output(model.text_vectors(text_tokens(model.clip, ids), caption_mask(ids)), v["output/init/text"])
+        assert_close(model.eval().image_vectors(image_tokens(model.clip, v["input/image"])), v["output/init/image"])
+        assert_close(model.text_vectors(text_tokens(model.clip, ids), caption_mask(ids)), v["output/init/text"])
 
 
 def test_pe_rsitr_adapted_clip_and_its_views(pe_rsitr_clip, monkeypatch):
@@ -104,15 +101,15 @@ def test_pe_rsitr_adapted_clip_and_its_views(pe_rsitr_clip, monkeypatch):
     made["image_aug"] = model.image_vectors(model.view(patches))
     made["text_aug"] = model.text_vectors(model.view(words), mask)
     for name, value in made.items():
-        same_output(value, v[f"output/{name}"])
+        assert_close(value, v[f"output/{name}"])
     image, text = v["input/cot_i"], v["input/cot_t"]
     scalar = sum((made[name] * cotangent).sum() for name, cotangent in (
         ("image", image), ("text", text), ("image_aug", image.flip(0)), ("text_aug", text.flip(0))))
     scalar.backward()
-    torch.testing.assert_close(scalar, v["output/scalar"], atol=1e-5, rtol=1e-5)
-    close(pixels.grad, v["grad/image"], 1e-5)
+    assert_close(scalar, v["output/scalar"])
+    assert_close(pixels.grad, v["grad/image"])
     for name, p in model.Uniadapt.named_parameters():
-        close(p.grad, v[f"grad/Uniadapt.{name}"], 1e-4)
+        assert_close(p.grad, v[f"grad/Uniadapt.{name}"])
 
 
 @pytest.mark.parametrize("kind", ["hard", "all"])
@@ -125,23 +122,23 @@ def test_pe_rsitr_hmmc_loss(vectors, kind):
     total = sum(terms.values())
     total.backward()
     for name, value in (terms | {"total": total}).items():
-        close(value, v[f"output/{kind}/{name}"], 1e-5)
+        assert_close(value, v[f"output/{kind}/{name}"])
     for name, leaf in rows.items():
-        close(leaf.grad, v[f"grad/{kind}/{name}"], 1e-5)
-    close(pe_rsitr.unit_rows(rows["v"]) @ pe_rsitr.unit_rows(rows["t"]).t(), v["output/cos_vt"], 1e-5)
+        assert_close(leaf.grad, v[f"grad/{kind}/{name}"])
+    assert_close(pe_rsitr.unit_rows(rows["v"]) @ pe_rsitr.unit_rows(rows["t"]).t(), v["output/cos_vt"])
 
 
 def test_pe_rsitr_evaluation_protocol(vectors):
     v = vectors("pe_rsitr/metrics.npz")
     image, caption = (pe_rsitr.unit_rows(v[f"input/{name}"]) for name in ("image", "caption"))
     scores = (image @ caption.t()).numpy()
-    np.testing.assert_allclose(scores, v.arrays["output/sims"], atol=1e-5)
+    assert_close(scores, v.arrays["output/sims"])
     found = evaluate(scores, np.arange(scores.shape[1]) // v.meta["captions_per_image"])
     keys = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-    np.testing.assert_allclose([found.metrics[key] for key in keys], v.arrays["output/recalls"], atol=1e-5)
+    assert_close([found.metrics[key] for key in keys], v.arrays["output/recalls"])
     assert found.metrics["mR"] == pytest.approx(float(v["output/mR"]), abs=1e-5)
     ranks = [figure for way in (found.i2t_ranks, found.t2i_ranks) for figure in (np.floor(np.median(way)) + 1, way.mean() + 1)]
-    np.testing.assert_allclose(ranks, v.arrays["output/medr_meanr"], atol=1e-5)
+    assert_close(ranks, v.arrays["output/medr_meanr"])
 
 
 def test_pe_rsitr_paper_parameter_counts():

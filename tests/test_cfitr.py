@@ -121,8 +121,7 @@ def test_every_option_changes_the_loss_and_trains(name):
 def test_the_terms_add_up_with_their_weights():
     for beta, gamma in ((0.0, 0.0), (0.5, 0.0), (0.2, 0.3)):
         terms = loss(small(beta=beta, gamma=gamma), pairs())
-        torch.testing.assert_close(terms["loss"], terms["triplet"] + beta * terms["quantisation"] + gamma * terms["balance"]
-                                   + terms["rerank"])
+        assert_close(terms["loss"], terms["triplet"] + beta * terms["quantisation"] + gamma * terms["balance"] + terms["rerank"])
         assert min(terms.values()) > 0
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from closeness import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -225,7 +226,8 @@ def test_one_stage_gives_the_similarity_of_the_evaluation(data):
     image = image_input(model.config.vision)
     found = misses.scores(System("pir", model, words, image, {}, folder), whole, folder, folder, k=3)
     expected = RetrievalTask(whole, words, image).embeddings(model, "test")
-    assert np.allclose(found.i2t, expected.similarity()) and found.i2t is found.t2i
+    assert_close(found.i2t, expected.similarity())
+    assert found.i2t is found.t2i
 
 
 def test_two_stages_rank_their_candidates_alone_as_23_cfitr_does(data):

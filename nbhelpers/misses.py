@@ -101,7 +101,9 @@ def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split
 
 
 def _ranked(scores: np.ndarray, right: np.ndarray, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and right items (Q,G) -> expected rank (Q,) of the first right item and hits (Q,K)."""
+    """Scores and right items (Q,G) -> expected rank (Q,) of the first right item and hits (Q,K). UserError on NaN."""
+    if np.isnan(scores).any():
+        raise UserError("The scores hold NaN, so nothing can be ranked; look for a diverged model.")
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
     above, tied = (scores > best).sum(1), (scores == best).sum(1)
     own = ((scores == best) & right).sum(1)

@@ -296,4 +296,12 @@ def _parts(cache: FeatureCache, names: tuple[str, ...], rows: np.ndarray, device
 
 
 def _rows(parts: list[Tensor]) -> np.ndarray:
-    return torch.cat(parts).float().cpu().numpy()
+    return finite(torch.cat(parts).float().cpu(), "The embeddings").numpy()
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The same values. UserError on NaN and infinity, of which no ranking can be made."""
+    if not values.isfinite().all():
+        raise UserError(f"{what} hold NaN or infinity, so nothing can be ranked; the weights or the pixels are broken, or "
+                        "16 bits are too few: give another checkpoint, or compute in fp32.")
+    return values

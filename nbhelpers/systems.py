@@ -37,7 +37,7 @@ from nbhelpers.device import resolve
 from nbhelpers.distinct import Once, Rows, distinct, text_keys
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall
-from nbhelpers.retrieval import BATCH, RetrievalTask
+from nbhelpers.retrieval import BATCH, RetrievalTask, finite
 from nbhelpers.run import runs_root
 from nbhelpers.starting import Start
 
@@ -83,7 +83,7 @@ class System:
         self._must_have("encode_images", ENCODES_NOTHING)
         once = Once(_digest)
         batches = self.batches(pictures, once)
-        vectors = _joined(self.model.encode_images(pixels) for pixels in batches)
+        vectors = self._joined(self.model.encode_images(pixels) for pixels in batches)
         return Rows(vectors, once.distinct.row)
 
     @torch.inference_mode()
@@ -93,8 +93,8 @@ class System:
         texts = list(texts)
         first, row = distinct(text_keys(texts, self.tokenizer))
         cleaned = [self.tokenizer.clean(texts[number]) for number in first]
-        vectors = _joined(self.model.encode_texts(ids.to(self.device), mask.to(self.device))
-                          for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH))
+        vectors = self._joined(self.model.encode_texts(ids.to(self.device), mask.to(self.device))
+                               for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH))
         return Rows(vectors, row)
 
     @torch.inference_mode()
@@ -157,17 +157,16 @@ class System:
         if not hasattr(self.model, method):
             raise UserError(f"{self.name} {what}.")
 
+    def _joined(self, parts: Iterable[Tensor]) -> np.ndarray:
+        """Batches of vectors as one float32 array. UserError if there is none, and on NaN or infinity."""
+        found = [part.float().cpu() for part in parts]
+        _must_be_something(found)
+        return finite(torch.cat(found), f"The embeddings by {self.name} of {self.checkpoint}").numpy()
+
 
 def _must_be_something(found: list) -> None:
     if not found:
         raise UserError("There is nothing to encode; give at least one.")
-
-
-def _joined(parts: Iterable[Tensor]) -> np.ndarray:
-    """Batches of vectors as one float32 array. UserError if there is none."""
-    found = [part.float().cpu() for part in parts]
-    _must_be_something(found)
-    return torch.cat(found).numpy()
 
 
 def _digest(pixels: np.ndarray) -> str:

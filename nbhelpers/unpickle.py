@@ -23,7 +23,9 @@ from torch import Tensor
 
 from nbhelpers.errors import UserError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # where training code keeps the state dict
+# Where training code keeps the state dict; an average of the weights is taken only where the file has no others.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params",
+            "ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema")
 UNFOLDED = 10                # a file may describe at most so many times its own size ...
 SMALL = 64 * 2**20           # ... unless that is fewer bytes than this
 MOST_MODULES = 20_000
@@ -301,12 +303,20 @@ def _children(value: Any) -> dict:
     return value.items or state
 
 
+def _holds_weights(part: Any) -> bool:
+    """Whether it may be or contain a state dict; a dictionary of settings that is called "model" is none."""
+    if not isinstance(part, dict):
+        return isinstance(part, Inert)
+    return any(isinstance(value, (Tensor, Inert)) for value in part.values()) or any(
+        isinstance(part.get(name), dict) for name in WRAPPERS)
+
+
 def _unwrap(value: Any) -> tuple[Any, dict]:
     """What holds the weights, and what stood beside it. A module stays whole: its parts belong together."""
     rest: dict = {}
     for _ in range(3):
         parts = value if isinstance(value, dict) else {}
-        key = next((name for name in WRAPPERS if isinstance(parts.get(name), (dict, Inert))), None)
+        key = next((name for name in WRAPPERS if _holds_weights(parts.get(name))), None)
         if key is None:
             break
         rest |= {name: part for name, part in parts.items() if name != key}

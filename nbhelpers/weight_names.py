@@ -31,9 +31,13 @@ BERT_RULES: Rules = [
     (r"^(cls\.|(bert\.)?pooler\.|(bert\.)?embeddings\.position_ids$)", None), (r"^bert\.", ""),
     (r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")]
 
-# CLIP of open_clip, as trained on several processes, or of OpenAI, with what its archives keep beside the weights
+# How the names of a layout begin, once no prefix of training code stands before them.
+BERT_STARTS = ("bert.", "embeddings.")
+CLIP_STARTS = ("visual.", "vision_model.", "text_model.", "class_embedding", "conv1.")
+
+# CLIP of open_clip or of OpenAI, with what its archives keep beside the weights
 CLIP_RULES: Rules = [
-    (r"^module\.", ""), (r"^(input_resolution|context_length|vocab_size)$", None), (r"(^|\.)attn_mask$", None)]
+    (r"^(input_resolution|context_length|vocab_size)$", None), (r"(^|\.)attn_mask$", None)]
 
 # CLIP of Hugging Face -> open_clip's, once its three attention projections are one
 HF_CLIP_RULES: Rules = [
@@ -48,18 +52,18 @@ HF_CLIP_RULES: Rules = [
 
 def lite0_state(path: Path | str) -> dict[str, Tensor]:
     """The package's EfficientNet-Lite0 under timm's names. It wants pixels (x - 0.5) / 0.5, x in [0, 1]."""
-    return rename(read_state_dict(path), LITE0_RULES)
+    return rename(read_state_dict(path, "_conv_stem."), LITE0_RULES)
 
 
 def bert_state(path: Path | str) -> dict[str, Tensor]:
     """A published BERT (file or folder) under the names of `BertModel(add_pooling_layer=False)`."""
-    return rename(read_state_dict(path), BERT_RULES)
+    return rename(read_state_dict(path, *BERT_STARTS), BERT_RULES)
 
 
 def clip_state(path: Path | str) -> dict[str, Tensor]:
     """A published CLIP under the names of open_clip: a file of open_clip or of those who fine-tune with it, OpenAI's archive,
     or Hugging Face's. No file tells which activation it was trained with."""
-    state = rename(read_state_dict(path), CLIP_RULES)
+    state = rename(read_state_dict(path, *CLIP_STARTS), CLIP_RULES)
     if "visual_projection.weight" not in state:
         return state
     turned = {name: value.t() if name.endswith("_projection.weight") else value for name, value in state.items()}
@@ -107,12 +111,12 @@ def clip_vision_state_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, 
 
 def ift_state(path: Path | str) -> dict[str, Tensor]:
     """What a published BERT gives BITA's transformer to start from."""
-    return ift.from_bert(read_state_dict(path))
+    return ift.from_bert(read_state_dict(path, *BERT_STARTS))
 
 
 def opt_state(path: Path | str) -> dict[str, Tensor]:
     """A published OPT under the names of `OPTForCausalLM`; its output layer is its word embedding."""
-    state = rename(read_state_dict(path), [(r"^(model\.)?decoder\.", "model.decoder.")])
+    state = rename(read_state_dict(path, "model.decoder.", "decoder."), [(r"^(model\.)?decoder\.", "model.decoder.")])
     return {"lm_head.weight": state["model.decoder.embed_tokens.weight"]} | state
 
 

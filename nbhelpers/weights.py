@@ -9,9 +9,10 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,11 @@ FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "open_clip_
                 "pytorch_model.bin", "pytorch_model.bin.index.json")  # in this order of preference
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 LISTED = 40  # keys of one kind that an error message spells out
+# What training code puts before every name: DistributedDataParallel, torch.compile, and Lightning around a model.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+# Parts of names that only wrappers of torch have, wherever they stand.
+WRAPPED = r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+AVERAGED = "n_averaged"  # beside the weights that torch's AveragedModel keeps
 
 
 @dataclass(frozen=True)
@@ -149,29 +155,66 @@ def sha256(path: Path | str) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def read_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+def read_checkpoint(path: Path | str, *starts: str) -> tuple[dict[str, Tensor], dict]:
     """(state dict, what stood beside it) of a weight file or model folder of others; runs no code from it.
 
     Reads safetensors (also sharded), torch.save files old and new, Lightning checkpoints, pickled modules and
     TorchScript archives. {"state_dict": ...} and the like are unwrapped; what is no tensor in a state dict is
     left out; beside safetensors stands their header's metadata. Tensors are on the CPU, detached, dtype kept.
-    UserError on anything else, on damage, and on what would unfold to many times the file's size.
+    starts  how names of the wanted layout begin; prefixes before them are removed, see `bare`
+    UserError on anything else, on damage, on NaN, and on what would unfold to many times the file's size.
     """
     path = weight_file(path)
-    if not path.name.endswith(".index.json"):
-        return read_file(path)
+    state, rest = _read_shards(path) if path.name.endswith(".index.json") else read_file(path)
+    _check_finite(state, path)
+    return bare(rename(state, [(WRAPPED, r"\1")]), *starts), rest
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict]:
     state: dict[str, Tensor] = {}
-    for file, names in _shards(path).items():
-        part = read_file(path.parent / file)[0]
+    for file, names in _shards(index).items():
+        part = read_file(index.parent / file)[0]
         if set(part) != set(names):
-            raise UserError(f"{file} does not hold the tensors that {path.name} lists for it; get it again.")
+            raise UserError(f"{file} does not hold the tensors that {index.name} lists for it; get it again.")
         state |= part
     return state, {}
 
 
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and _is_broken(tensor)]
+    if broken:
+        more = f" and {len(broken) - 1} more tensors hold" if len(broken) > 1 else " holds"
+        raise UserError(f"{path.name}: '{broken[0]}'{more} NaN or infinity, so its training diverged or the file is "
+                        "damaged; give another checkpoint.")
+
+
+def _is_broken(tensor: Tensor) -> bool:
+    """Whether it holds NaN or infinity and is no attention mask, which is 0 and minus infinity alone."""
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch compares no numbers of 8 bits
+    finite = tensor.isfinite()
+    if finite.all():
+        return False
+    return bool((tensor[~finite] != -math.inf).any() or (tensor[finite] != 0).any())
+
+
+def read_state_dict(path: Path | str, *starts: str) -> dict[str, Tensor]:
     """The state dict of a weight file of others; see `read_checkpoint`."""
-    return read_checkpoint(path)[0]
+    return read_checkpoint(path, *starts)[0]
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """`state`, then the same without the prefix that all its names share, as long as that is one of PREFIXES."""
+    yield dict(state)
+    state = {name: tensor for name, tensor in state.items() if name != AVERAGED}
+    while prefix := next((each for each in PREFIXES if state and all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        yield state
+
+
+def bare(state: Mapping[str, Tensor], *starts: str) -> dict[str, Tensor]:
+    """`state` without the prefixes of training code: as many are removed as it takes until a name begins with one of
+    `starts`. If none ever does, or without `starts`, the names stay as they are."""
+    return next((each for each in unwrapped(state) if any(name.startswith(starts) for name in each)), dict(state))
 
 
 def _in_folder(name: str, folder: Path) -> Path | None:
@@ -300,18 +343,31 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], prefix: str = "",
               allow_missing: Iterable[str] = (), allow_unexpected: Iterable[str] = ()) -> None:
     """Copies `state` into `module`, or raises a UserError that lists every difference and changes nothing.
 
-    With `prefix`, only names that start with it count, without it. The allowed are shell patterns ("head.*").
+    Prefixes of training code (`unwrapped`) are removed where the names fit without them. With `prefix`, only names
+    that start with it count, without it. The allowed are shell patterns ("head.*"). Numbers take the module's dtype.
     """
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    missing, unexpected, mismatched = account(state, shapes)
-    lines = [*_listed("missing in the file", _not_allowed(missing, tuple(allow_missing))),
-             *_listed("unknown to the model", _not_allowed(unexpected, tuple(allow_unexpected))),
-             *_listed("of another shape", [f"{k}: file {its}, model {own}" for k, its, own in mismatched])]
+    own, allowed = module.state_dict(), (tuple(allow_missing), tuple(allow_unexpected))
+    tried = []
+    for names in unwrapped(state):
+        part = {name.removeprefix(prefix): tensor for name, tensor in names.items() if name.startswith(prefix)}
+        tried.append((_differences(part, own, *allowed), part))
+    lines, part = min(tried, key=lambda found: len(found[0]))
     if lines:
         raise UserError(f"The weights do not fit {type(module).__name__}, so nothing was loaded; "
                         "give a file of this model:\n" + "\n".join(lines))
-    module.load_state_dict({name: tensor for name, tensor in state.items() if name in shapes}, strict=False)
+    module.load_state_dict({name: tensor for name, tensor in part.items() if name in own}, strict=False)
+
+
+def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor], allow_missing: tuple[str, ...],
+                 allow_unexpected: tuple[str, ...]) -> list[str]:
+    """The lines in which `load_into` tells what does not fit; none if all does."""
+    missing, unexpected, mismatched = account(state, {name: tensor.shape for name, tensor in own.items()})
+    whole = [f"{name}: file {str(state[name].dtype).removeprefix('torch.')}" for name in own
+             if name in state and own[name].is_floating_point() and not state[name].is_floating_point()]
+    return [*_listed("missing in the file", _not_allowed(missing, allow_missing)),
+            *_listed("unknown to the model", _not_allowed(unexpected, allow_unexpected)),
+            *_listed("of another shape", [f"{k}: file {its}, model {ours}" for k, its, ours in mismatched]),
+            *_listed("whole numbers or complex ones, where the model has real ones", whole)]
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -355,6 +411,12 @@ def load_checkpoint(path: Path | str,
     """(state, meta) of `save_checkpoint`. UserError on foreign files, damage, meta other than `expect`."""
     path = _checkpoint_file(path)
     state, header = read_checkpoint(path)
+    return state, meta_of(header, path, expect)
+
+
+def meta_of(header: Mapping[str, object], path: Path | str, expect: Mapping[str, object] | None = None) -> dict:
+    """What a checkpoint of ours says of itself, from what `read_checkpoint` found beside the tensors of `path`."""
+    path = Path(path)
     try:
         meta = json.loads(header["meta"])
     except (KeyError, ValueError, TypeError) as error:
@@ -365,4 +427,4 @@ def load_checkpoint(path: Path | str,
     if differing:
         raise UserError(f"{path.name} is a checkpoint of something else ({'; '.join(differing)}); "
                         "give the right file or train anew.")
-    return state, meta
+    return meta

@@ -196,6 +196,13 @@ def test_in_16_bits_what_trains_stays_in_32():
     assert model.image_features(torch.randn(1, 3, 112, 112))["vision"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_has_no_caption(value):
+    model, here = captioner(), batch(vocabulary=300)
+    with pytest.raises(UserError, match="holds NaN or infinity, so there is no best caption"):
+        model.eval().generate(value * here["vision"].abs(), torch.tensor([2]), end=5, pad=1, beams=2, longest=4, shortest=1)
+
+
 def test_a_convolutional_tower_sees_the_same_in_16_bits():
     plain, half = (starting.seeded(lambda: Aligner(BITAConfig.compact(frozen_dtype=kind)), 0) for kind in ("float32", "bfloat16"))
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -252,3 +252,9 @@ def test_two_stages_rank_their_candidates_alone_as_23_cfitr_does(data):
     recomputed = found.recall(misses.own_pairs(owner))
     for name in recall.QUERY_ARRAYS:
         assert getattr(recomputed, name) == pytest.approx(getattr(expected, name))
+
+
+def test_scores_with_nan_are_not_ranked():
+    scores = np.array([[0.5, np.nan], [0.1, 0.9]])
+    with pytest.raises(UserError, match="hold NaN, so nothing can be ranked"):
+        misses.Scores(scores, scores).recall(misses.own_pairs(np.array([0, 1])))

@@ -130,6 +130,28 @@ def test_what_cannot_be_encoded(trained, tmp_path):
             encode([])
 
 
+def test_embeddings_that_are_not_finite_are_ranked_nowhere(trained, captions, pictures, tmp_path):
+    with torch.no_grad():
+        trained.model.vision_proj.weight[0] = torch.nan
+        trained.model.text_proj.weight[0] = torch.nan
+    picture = np.zeros((112, 112, 3), np.uint8)
+    for ask in (lambda: trained.encode_images([picture]), lambda: trained.encode_texts(["a pond"]),
+                lambda: systems.search(trained, pictures, "a green pond")):
+        with pytest.raises(UserError, match="by pir of .*model.safetensors hold NaN or infinity"):
+            ask()
+    with pytest.raises(UserError, match="The embeddings hold NaN or infinity"):
+        systems.evaluate(trained, captions, pictures, cache=tmp_path)
+
+
+def test_weights_that_are_not_finite_are_one_line_at_the_command(checkpoint, pictures, tmp_path, capsys):
+    state, about = weights.load_checkpoint(checkpoint)
+    state["vision_proj.weight"][0] = torch.nan
+    broken = weights.save_checkpoint(tmp_path / "nan.safetensors", state, about)
+    assert main(["search", "--system", "pir", "--checkpoint", str(broken), "--images", str(pictures), "--text", "a red field"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "nan.safetensors: 'vision_proj.weight' holds NaN or infinity" in err
+
+
 def test_wrong_checkpoints(checkpoint, folder, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     other = save(folder, "pir_clip", pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny()))

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import asdict
 
 import open_clip
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from closeness import assert_close
@@ -14,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel, ViltConfig, ViltForImageAndTextR
 
 from nbhelpers import backbones, weight_names, weights
 from nbhelpers.errors import UserError
+from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 
 
 # ---- the real Lite0 and MiniLM -------------------------------------------------------------------------------------------
@@ -290,3 +293,95 @@ def test_every_known_weight_names_a_layout_and_every_clip_its_activation():
     assert clips == {"clip_vit_b32": "quick_gelu", "clip_vit_b32_laion2b": "gelu", "remoteclip_vit_b32": "quick_gelu",
                      "georsclip_vit_b32": "quick_gelu"}
     assert all(not known.activation for known in weights.KNOWN.values() if known.layout != "clip")
+
+
+# ---- what training code puts before every name, and 16 bits ----------------------------------------------------------------
+PREFIXES = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.module."]
+MAKE = {"pir": lambda: pir.PIR(pir.PIRConfig.tiny(40)),
+        "pir_clip": lambda: pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny()),
+        "pe_rsitr": lambda: pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()),
+        "cfitr": lambda: cfitr.CFITR(cfitr.CFITRConfig.tiny(40)),
+        "bita": lambda: bita.Captioner(bita.BITAConfig.tiny(40, 60))}
+MODULES = {"pir": pir, "pir_clip": pir_clip, "pe_rsitr": pe_rsitr, "cfitr": cfitr, "bita": bita}
+
+
+def read(system, path):
+    """PE-RSITR's own checkpoints hold the adapter alone, over a CLIP that is filled elsewhere."""
+    return MODULES[system].read(path, **({"fill": lambda model: model} if system == "pe_rsitr" else {}))[0]
+
+
+@pytest.fixture(scope="module", params=MAKE)
+def written(request, tmp_path_factory):
+    """(system, its state, path -> content of the authors' layout, tensors and header of our checkpoint)."""
+    folder, system = tmp_path_factory.mktemp(request.param), request.param
+    torch.manual_seed(1)
+    model = MAKE[system]()
+    MODULES[system].write_release(model, folder / "release.pth")
+    ours = weights.save_checkpoint(folder / "ours", model, {"system": system, "model": asdict(model.config)})
+    with safetensors.safe_open(ours, framework="pt") as file:
+        header = file.metadata()
+    return system, model.state_dict(), torch.load(folder / "release.pth"), (safetensors.torch.load_file(ours), header)
+
+
+def rewrite(written, change, path):
+    """The two files of a system with every tensor and name as `change` makes them."""
+    _, _, release, (ours, header) = written
+    key = next(name for name in ("model", "state_dict") if name in release)
+    torch.save(release | {key: change(release[key])}, path / "release.pth")
+    safetensors.torch.save_file(change(ours), path / "ours.safetensors", header)
+    return path / "release.pth", path / "ours.safetensors"
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_system_is_read_whatever_stands_before_its_names(written, tmp_path, prefix):
+    system, state, *_ = written
+    for path in rewrite(written, lambda tensors: {prefix + name: value for name, value in tensors.items()}, tmp_path):
+        found = read(system, path).state_dict()
+        assert all(torch.equal(found[name], value) for name, value in state.items()) and found.keys() == state.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_system_is_read_in_every_precision(written, tmp_path, dtype):
+    system, state, *_ = written
+    for path in rewrite(written, lambda tensors: {name: value.to(dtype) for name, value in tensors.items()}, tmp_path):
+        found = read(system, path).state_dict()
+        assert all(torch.equal(found[name], value.to(dtype).to(value.dtype)) for name, value in state.items())
+
+
+def test_no_system_is_read_from_weights_that_are_not_finite(written, tmp_path):
+    system = written[0]
+
+    def broken(tensors):
+        name = max(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim)
+        wrong = tensors[name].clone()
+        wrong.view(-1)[0] = torch.nan
+        return tensors | {name: wrong}
+
+    for path in rewrite(written, broken, tmp_path):
+        with pytest.raises(UserError, match=f"{path.name}: '.*' holds NaN or infinity.* give another checkpoint"):
+            read(system, path)
+
+
+def test_a_submodule_compiled_alone_is_read(written, tmp_path):
+    system, state, *_ = written
+    for path in rewrite(written, lambda tensors: {name.replace(".", "._orig_mod.", 1): tensors[name] for name in tensors}, tmp_path):
+        found = read(system, path).state_dict()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+FORMS = {"lite0": ("_conv_stem.weight", "_bn0.bias"), "bert": ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias"),
+         "clip": ("visual.conv1.weight", "token_embedding.weight"), "opt": ("model.decoder.embed_tokens.weight", "lm_head.weight"),
+         "vilt": ("transformer.cls_token", "text_embeddings.LayerNorm.bias"),
+         "vilt_rank": ("transformer.cls_token", "rank_output.weight"), "clip_resnet": ("visual.conv1.weight", "logit_scale"),
+         "ift": ("embeddings.word_embeddings.weight", "embeddings.LayerNorm.weight"),
+         "clip_vision_3": ("visual.conv1.weight", "visual.class_embedding")}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("layout", FORMS)
+def test_every_layout_is_read_whatever_stands_before_its_names(tmp_path, layout, prefix):
+    state = {name: torch.randn(2, 3) for name in FORMS[layout]}
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "prefixed.pt")
+    plain, prefixed = (weight_names.LAYOUTS[layout](tmp_path / f"{name}.pt") for name in ("plain", "prefixed"))
+    assert plain and plain.keys() == prefixed.keys() and all(torch.equal(plain[name], prefixed[name]) for name in plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copyreg
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -385,6 +386,14 @@ def test_wrapped_state_dicts(tmp_path, key):
     assert list(rest) == ["optimizer"]
 
 
+def test_settings_under_the_name_of_a_model_are_no_weights_and_an_average_is_taken_last(tmp_path):
+    other = {"model": {"width": 3}, "ema": {"w": torch.zeros(2)}, "net": {"w": torch.ones(2)}}
+    torch.save(other, tmp_path / "a.pth")
+    found, rest = weights.read_checkpoint(tmp_path / "a.pth")
+    equal(found, {"w": torch.ones(2)})
+    assert set(rest) == {"model", "ema"}
+
+
 def test_sparse_and_empty_handed_tensors_are_named(tmp_path, only_our_reader):
     torch.save({"s": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
     with pytest.raises(UserError, match="'s' is a tensor of a kind"):
@@ -544,6 +553,87 @@ def test_load_into_is_whole_or_nothing():
     whole |= {"net.head.w": torch.ones(1), "other": torch.ones(1)}
     weights.load_into(module, whole, prefix="net.", allow_missing=("0.*",), allow_unexpected=("head.*",))
     assert (module[0].weight == 5).all() and torch.equal(module[0].bias, before["0.bias"])
+
+
+# --- Prefixes, dtypes, and what is not finite ----------------------------------------------------------------
+STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "1.weight": torch.ones(1, 2), "1.bias": torch.ones(1)}
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+
+
+@pytest.mark.parametrize("prefix", ["", *weights.PREFIXES, "module._orig_mod.", "_orig_mod.module.", "model.module.model."])
+def test_prefixes_that_all_names_share_are_removed_where_the_rest_fits(prefix):
+    state = {prefix + name: tensor for name, tensor in STATE.items()}
+    equal(weights.bare(state, "0."), STATE)
+    assert weights.bare(state, "other.") == state and weights.bare(state) == state
+    weights.load_into(module := small(), state | ({"n_averaged": torch.tensor(3)} if prefix else {}))
+    equal(module.state_dict(), STATE)
+
+
+@pytest.mark.parametrize("own", ["model", "module"])
+def test_a_name_that_truly_begins_like_a_prefix_stays(tmp_path, own):
+    module = nn.ModuleDict({own: small()})
+    state = {f"{own}.{name}": tensor for name, tensor in STATE.items()}
+    for prefix in ("", "module.", "model."):
+        path = weights.save_checkpoint(tmp_path / "a", {prefix + name: tensor for name, tensor in state.items()}, {})
+        weights.load_into(module, weights.load_checkpoint(path)[0])
+        equal(module.state_dict(), state)
+        module = nn.ModuleDict({own: small()})
+
+
+def test_a_prefix_that_only_some_names_carry_stays_and_the_nearest_names_are_told():
+    some = {"module." + name: tensor for name, tensor in STATE.items()} | {"0.bias": torch.ones(2)}
+    with pytest.raises(UserError, match=r"missing in the file \(3\)"):
+        weights.load_into(small(), some)
+    lacking = {"module." + name: tensor for name, tensor in STATE.items() if name != "1.bias"}
+    with pytest.raises(UserError) as error:
+        weights.load_into(small(), lacking)
+    assert str(error.value).endswith("missing in the file (1):\n  1.bias")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_forward_module"])
+def test_wrappers_inside_names_are_removed_when_a_file_is_read(tmp_path, wrapper):
+    torch.save({f"{wrapper}.{name.replace('.', f'.{wrapper}.')}": tensor for name, tensor in STATE.items()}, tmp_path / "a.pt")
+    equal(weights.read_state_dict(tmp_path / "a.pt"), STATE)
+    torch.save({"a.b": torch.ones(1), f"a.{wrapper}.b": torch.ones(1)}, tmp_path / "both.pt")
+    with pytest.raises(UserError, match="both be called 'a.b'"):
+        weights.read_state_dict(tmp_path / "both.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_numbers_take_the_precision_of_the_module(tmp_path, dtype):
+    torch.save({name: tensor.to(dtype) for name, tensor in STATE.items()}, tmp_path / "a.pt")
+    weights.load_into(module := small(), weights.read_state_dict(tmp_path / "a.pt"))
+    equal(module.state_dict(), STATE)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_whole_and_complex_numbers_are_no_weights(dtype):
+    with pytest.raises(UserError, match=f"real ones .1.:\n  0.bias: file {str(dtype).removeprefix('torch.')}"):
+        weights.load_into(small(), STATE | {"0.bias": torch.ones(2, dtype=dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, dtype):
+    state = {"good": torch.ones(2), "0.bias": torch.tensor([0.0, 1.0, value]).to(dtype)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="a.ckpt: '0.bias' holds NaN or infinity.*; give another checkpoint"):
+        weights.read_state_dict(tmp_path / "a.ckpt")
+    torch.save(state | {"1.bias": state["0.bias"]}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match="b.pt: '0.bias' and 1 more tensors hold NaN"):
+        weights.read_state_dict(tmp_path / "b.pt")
+    path = weights.save_checkpoint(tmp_path / "ours", state, {"system": "pir"})
+    with pytest.raises(UserError, match="ours.safetensors: '0.bias' holds NaN"):
+        weights.load_checkpoint(path)
+
+
+def test_the_infinities_of_an_attention_mask_are_read(tmp_path):
+    mask = torch.full((3, 3), -math.inf).triu(1)
+    torch.save({"attn_mask": mask, "weight": torch.ones(2)}, tmp_path / "clip.pt")
+    equal(weights.read_state_dict(tmp_path / "clip.pt"), {"attn_mask": mask, "weight": torch.ones(2)})
 
 
 def test_long_lists_of_differences_are_cut():

@@ -303,10 +303,15 @@ class Captioner(ImageReader):
 
         end, pad           ids of the line break, which ends a caption, and of padding
         longest, shortest  new tokens before the end; the authors' max_length 22 and min_length 5 count an artificial first token
+        UserError on NaN and infinity, which no beam search can order.
         """
         words = self.opt_model.get_input_embeddings()(prompt_ids.expand(len(vision), -1))
         start = torch.cat([self.prefix(vision).to(words.dtype), words], dim=1)
-        read = self.opt_model.base_model(inputs_embeds=start[:, :-1], use_cache=True).past_key_values
+        first = self.opt_model.base_model(inputs_embeds=start[:, :-1], use_cache=True)
+        if not (start.isfinite().all() and first.last_hidden_state.isfinite().all()):
+            raise UserError("What the decoder is to continue holds NaN or infinity, so there is no best caption; the weights or the "
+                            "pixels are broken, or 16 bits are too few: give another checkpoint, or frozen_dtype float32.")
+        read = first.past_key_values
         read.batch_repeat_interleave(beams)  # generate would read what all beams share once for each of them
         return self.opt_model.generate(
             inputs_embeds=start, attention_mask=start.new_ones(start.shape[:2], dtype=torch.long), past_key_values=read,
@@ -344,13 +349,14 @@ def train_config(stage: str, **changes) -> TrainConfig:
 # Of stage 1 and not of the captioner, as shell patterns.
 TEXT_BRANCH = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*", "Fformer.cls.*", "*.word_embeddings.*",
                "*.position_embeddings.*", "*.intermediate.*", "*.layer.*[0-9].output.*")
+STARTS = ("query_tokens",)  # of names, once no prefix stands before them
 POSITION_IDS = "Fformer.bert.embeddings.position_ids"
 
 
 def load_release(model: ImageReader, state: dict[str, Tensor]) -> list[str]:
     """Fills what is trained of an Aligner or a Captioner from the authors' state dict of the same stage; returns the keys that
     were left out, a buffer. All else must fit, or UserError lists the keys and nothing is loaded; their loader is silent."""
-    state = weights.rename(state, [(r"^module\.", "")])
+    state = weights.bare(state, *STARTS)
     dropped = [name for name in state if name == POSITION_IDS]
     tied = [name for name in state if name.startswith("Fformer.cls.predictions.decoder.")]
     weights.load_into(model, state, allow_unexpected=(*dropped, *tied))
@@ -368,7 +374,7 @@ def release_state(model: ImageReader) -> dict[str, Tensor]:
 
 def stage_of(state: dict[str, Tensor]) -> type[ImageReader]:
     """Aligner or Captioner, by what is in the file. UserError if it is neither."""
-    names = {name.removeprefix("module.") for name in state}
+    names = set(state)
     if "query_tokens" not in names or not names & {"temp", "opt_proj.weight"}:
         raise UserError("This file holds no BITA: query_tokens and temp or opt_proj are missing; give a checkpoint of BITA.")
     return Aligner if "temp" in names else Captioner
@@ -381,10 +387,10 @@ def read(path, fill: Callable[[nn.Module], nn.Module] = lambda model: model) -> 
     The authors' files do not tell their configuration; without a note of `write_release` it is that of the paper.
     UserError on a file of another model, with the keys that do not fit.
     """
-    state, rest = weights.read_checkpoint(path)
+    state, rest = weights.read_checkpoint(path, *STARTS)
     kind = stage_of(state)
     if "meta" in rest:
-        state, meta = weights.load_checkpoint(path, {"system": "bita"})
+        meta = weights.meta_of(rest, path, {"system": "bita"})
         model = fill(kind(weights.config_of(BITAConfig, "BITA", meta.get("model"))))
         weights.load_into(model, state)
         return model.eval(), meta

@@ -395,6 +395,7 @@ def rerank_loss(scores: Tensor) -> Tensor:
 
 
 # ---- files (spec 7) --------------------------------------------------------------------------------------------------------
+STARTS = ("image_module.",)  # of names, once no prefix stands before them
 DEAD = "transformer.SE_blocks."  # blocks in the authors' files that nothing calls
 
 
@@ -403,6 +404,7 @@ def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
 
     Every other key must find its place, else UserError lists the keys and nothing is loaded.
     """
+    state = weights.bare(state, *STARTS)
     unused = (DEAD,) if model.config.lfem else (DEAD, "res.")
     dropped = [name for name in state if vilt.DEAD.match(name) or name.startswith(unused)]
     kept = {name: value for name, value in state.items() if name not in dropped}
@@ -445,13 +447,13 @@ def read(path) -> tuple[CFITR, dict]:
 
     UserError on a file of another model, with the keys that do not fit.
     """
-    state, rest = weights.read_checkpoint(path)
+    state, rest = weights.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         settings = rest.get("hyper_parameters") if isinstance(rest.get("hyper_parameters"), dict) else {}
         model = CFITR(config_of_release(state, settings))
         dropped = load_release(model, state)
         return model.eval(), {"system": "cfitr", "release": True, "config": settings, "dropped": dropped}
-    state, meta = weights.load_checkpoint(path, {"system": "cfitr"})
+    meta = weights.meta_of(rest, path, {"system": "cfitr"})
     model = CFITR(weights.config_of(CFITRConfig, "CFITR", meta.get("model")))
     weights.load_into(model, state, allow_unexpected=("bank",))
     return model.eval(), meta

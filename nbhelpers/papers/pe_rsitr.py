@@ -222,6 +222,9 @@ def ranking_loss(a: Tensor, b: Tensor, margin: float, hardest: bool = True) -> T
 
 
 # ---- our files, and the authors' (spec 7) -----------------------------------------------------------------------------------
+STARTS = ("PE_RSITR.", "Uniadapt.")  # of names, once no prefix stands before them
+
+
 def _check_widths(state: dict[str, Tensor], clip: str) -> None:
     size = backbones.clip_size(clip)
     found = {name.split(".")[-2]: value.shape[1] for name, value in state.items() if name.endswith("down_proj.weight")}
@@ -251,7 +254,7 @@ class ReleasedPERSITR(nn.Module):
 
 def load_release(model: PERSITR, state: dict[str, Tensor]) -> None:
     """Fills CLIP and adapter from the authors' state dict, or raises a UserError that lists the keys and loads nothing."""
-    weights.load_into(ReleasedPERSITR(model), weights.rename(state, [(r"^PE_RSITR\.", "")]))
+    weights.load_into(ReleasedPERSITR(model), weights.rename(weights.bare(state, *STARTS), [(r"^PE_RSITR\.", "")]))
 
 
 def release_state(model: PERSITR) -> dict[str, Tensor]:
@@ -276,14 +279,14 @@ def read(path, fill: Callable[[nn.Module], nn.Module] | None = None, clip: str |
     clip   a name in backbones.CLIP, if it is not the one that the file says
     UserError on a file of another model, with the keys that do not fit, and on a CLIP of other widths.
     """
-    state, rest = weights.read_checkpoint(path)
+    state, rest = weights.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         options = rest.get("options") if isinstance(rest.get("options"), dict) else {}
         config = config_of_release(state, options)
         model = PERSITR(replace(config, clip=clip or config.clip))
         load_release(model, state)
         return model.eval(), {"system": "pe_rsitr", "release": True, "config": options}
-    state, meta = weights.load_checkpoint(path, {"system": "pe_rsitr"})
+    meta = weights.meta_of(rest, path, {"system": "pe_rsitr"})
     if fill is None:
         raise UserError(f"{path} holds an adapter alone; give `fill`, which loads the CLIP that it stands on.")
     config = weights.config_of(PERSITRConfig, "PE-RSITR", meta.get("model"))

@@ -380,6 +380,7 @@ _STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"
 FROM_RELEASE = [(rf"^conv_encoder\.{index}\.", f"conv_encoder.{name}.") for index, name in _STAGES.items()]
 TO_RELEASE = [(rf"^conv_encoder\.{name}\.", f"conv_encoder.{index}.") for index, name in _STAGES.items()]
 
+STARTS = ("vision_proj.", "text_proj.")  # of names, once no prefix stands before them
 RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that the released Swin stores and timm does not
 
 
@@ -398,6 +399,7 @@ def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
 
     Every other key must find its place, else UserError lists the keys and nothing is loaded.
     """
+    state = weights.bare(state, *STARTS)
     recomputed = [name for name in state if name.endswith(RECOMPUTED)]
     kept = {name: value for name, value in state.items() if name not in recomputed}
     weights.load_into(model, weights.rename(_shift_downsample(kept, +1), FROM_RELEASE))
@@ -432,13 +434,13 @@ def read(path) -> tuple[PIR, dict]:
     UserError on a file of another model, with the keys that do not fit, and for one of `write_heads` whose packages are missing
     or bring other weights.
     """
-    state, rest = weights.read_checkpoint(path)
+    state, rest = weights.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
         model = PIR(config_of_release(state, settings))
         load_release(model, state)
         return model.eval(), {"system": "pir", "release": True, "config": settings}
-    state, meta = weights.load_checkpoint(path, {"system": "pir"})
+    meta = weights.meta_of(rest, path, {"system": "pir"})
     model = PIR(weights.config_of(PIRConfig, "PIR", meta.get("model")))
     if "packages" in meta:
         state |= _of_packages(model.config, meta["packages"], path).frozen_state()

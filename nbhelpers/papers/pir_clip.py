@@ -198,7 +198,7 @@ def load_clip(model: PIRCLIP, state: dict[str, Tensor]) -> list[str]:
     Those are all keys of the instruction encoder and its projection. UserError, and nothing is loaded, if another key is
     missing or a key of the file has no place. The file does not say its activation: OpenAI's want "vit_b32_quickgelu".
     """
-    weights.load_into(model.clip, weights.rename(state, [(r"^module\.", "")]), allow_unexpected=JIT_NUMBERS)
+    weights.load_into(model.clip, state, allow_unexpected=JIT_NUMBERS)
     return [name for name in model.state_dict() if name.startswith(INSTRUCTION_KEYS)]
 
 
@@ -207,18 +207,19 @@ def load_instruction(model: PIRCLIP, state: dict[str, Tensor]) -> None:
 
     The last projection of its attention pool leads into another width there and stays as it is.
     """
-    kept = weights.rename(state, [(r"^module\.", ""), (r"^visual\.attnpool\.c_proj\.", None)])
+    kept = weights.rename(weights.bare(state, "visual."), [(r"^visual\.attnpool\.c_proj\.", None)])
     weights.load_into(model.res_visual, kept, prefix="visual.", allow_missing=("attnpool.c_proj.*",))
 
 
 # ---- the authors' files (spec 7, 10) -------------------------------------------------------------------------------------
-FROM_RELEASE = [(r"^module\.", ""), (r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
+STARTS = ("vision_proj_res.", "res_visual.", "clip.visual.")  # of names, once no prefix stands before them
+FROM_RELEASE = [(r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
 TO_RELEASE = [(r"^clip\.", "")]
 
 
 def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
     """Fills `model` from the authors' state dict. Every key must find its place, else UserError and nothing is loaded."""
-    weights.load_into(model, weights.rename(state, FROM_RELEASE))
+    weights.load_into(model, weights.rename(weights.bare(state, *STARTS), FROM_RELEASE))
 
 
 def release_state(model: PIRCLIP) -> dict[str, Tensor]:
@@ -233,7 +234,7 @@ def read(path) -> tuple[PIRCLIP, dict]:
     `model.config = replace(model.config, belief_rule="pre_fix")` for the other.
     UserError on a file of another model, with the keys that do not fit.
     """
-    state, rest = weights.read_checkpoint(path)
+    state, rest = weights.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         if "nbhelpers" not in rest and not any("vision_proj_res." in name for name in state):
             raise UserError("This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of PIR-CLIP, or start "
@@ -241,7 +242,7 @@ def read(path) -> tuple[PIRCLIP, dict]:
         model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}
-    state, meta = weights.load_checkpoint(path, {"system": "pir_clip"})
+    meta = weights.meta_of(rest, path, {"system": "pir_clip"})
     model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model")))
     weights.load_into(model, state)
     return model.eval(), meta

@@ -78,6 +78,7 @@ _TO_AUTHORS += [(rf"^vilt\.encoder\.layer\.(\d+)\.{b}\.", rf"transformer.blocks.
 
 # In files and in no trunk: heads of other tasks, and a buffer that transformers computes.
 DEAD = re.compile(r"(itm|mlm|mpp)_score\.|(vqa_|nlvr2_)?classifier\.|(.*\.)?position_ids$")
+STARTS = ("vilt.", "transformer.", "text_embeddings.", "embeddings.")  # of names, once no prefix stands before them
 _PARTS = ("query", "key", "value")  # one matrix with the authors, three in transformers
 
 
@@ -105,6 +106,7 @@ def read_trunk(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     """A file of ViLT, of its authors or of transformers, with or without heads -> the tensors as in `from_authors`, and
     the keys left out. A rank head, if there is one, stays: `rank_output`, else row 1 of the matching head `itm_score`,
     which says that a pair matches."""
+    state = weights.bare(state, *STARTS)
     dropped = [name for name in state if DEAD.match(name)]
     kept = {name: value for name, value in state.items() if name not in dropped}
     if any(name.startswith("transformer.") for name in kept):

@@ -30,7 +30,7 @@ LISTED = 40  # keys of one kind that an error message spells out
 # What training code puts before every name: DistributedDataParallel, torch.compile, and Lightning around a model.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 # Parts of names that only wrappers of torch have, wherever they stand.
-WRAPPED = r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+WRAPPED = r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.)+"
 AVERAGED = "n_averaged"  # beside the weights that torch's AveragedModel keeps
 
 

@@ -405,7 +405,7 @@ def test_the_notebook_keeps_the_attention_of_one_batch_on_the_device(scene, one_
     whole = torch.from_numpy(np.float32(task.vision("test")["vision"]))
     with torch.no_grad():
         expected = torch.stack([layer.mean(1) for layer in model.attention_maps(whole)], dim=1)
-    torch.testing.assert_close(names["maps"], expected, atol=1e-6, rtol=1e-5)
+    assert_close(names["maps"], expected)
 
 
 def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_batch_at_a_time):
@@ -421,7 +421,7 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
     with torch.no_grad():
         ids, mask = task.words([bita.clean_caption(text) for text in table.captions.text])
         expected = torch.einsum("bqe,ne->bnq", one.embed_images(whole), one.embed_texts(ids, mask)).amax(2)
-    np.testing.assert_allclose(told[0], expected.numpy(), atol=1e-5)
+    assert_close(told[0], expected)
 
 
 def test_pixels_and_cached_features_give_the_same_loss(scene, tmp_path):

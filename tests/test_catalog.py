@@ -1,4 +1,5 @@
 """Known sets are recognised, found in a user's folder in any usual tree, and checked down to the pixels."""
+import dataclasses
 import functools
 import json
 import os
@@ -155,6 +156,46 @@ def test_a_table_of_ones_own_is_found_and_opened(captions, images, tmp_path):
     assert any("tells a split: a tenth" in line for line in data.where) and not check(tmp_path / captions, folder).problems
 
 
+TREES = {"town.jsonl": ("town.jsonl", {"image": "{}", "caption": "a"}), "town_train.csv": ("town_train.csv", None),
+         "town_train.jsonl": ("town_train.jsonl", {"file_name": "{}", "text": "a"}), "town.tsv": ("town.tsv", None),
+         "own folder": ("town/captions.jsonl", {"image": "{}", "caption": "a"}), "own csv": ("town/train.csv", None)}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_each_place_of_the_expected_tree_is_found(tree, tmp_path):
+    name, row = TREES[tree]
+    files = [f"pond_{n}.jpg" for n in range(3)]
+    lines = ["image\tcaption" if name.endswith("tsv") else "image,caption"] if row is None else []
+    for file in files:
+        lines.append(json.dumps(row).replace("{}", file) if row else lines[0].replace("image", file))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("\n".join(lines))
+    pictures = put_images(tmp_path / "town_images", files)
+    assert catalog.find("town", tmp_path) == (tmp_path / name, pictures)
+    assert len(layouts.read(tmp_path / name)) == 3
+
+
+def test_the_advice_of_a_check_helps(tmp_path):
+    captions = tmp_path / "town_test.csv"
+    captions.write_text("image,caption\na_1.jpg,a\n")
+    (problem,) = check(captions).problems
+    assert "no image in split 'train'" in problem and "named like them but with train" in problem
+    (tmp_path / "town_train.csv").write_text("image,caption\na_2.jpg,a\n")
+    assert check(captions).problems == []
+    by_column = tmp_path / "b" / "town.csv"
+    by_column.parent.mkdir()
+    by_column.write_text("image,caption,split\na_1.jpg,a,test\na_2.jpg,a,train\n")
+    assert check(by_column).problems == []
+
+
+def test_check_shows_what_was_packed_and_what_was_not_read(tmp_path):
+    (tmp_path / "town_test.csv").write_text("image,caption\na_1.jpg,\"['a', 'b']\"\n")
+    (tmp_path / "town_extra.csv").write_text("image,caption\na_2.jpg,a\n")
+    text = "\n".join(check(tmp_path / "town_test.csv").lines)
+    assert "test        1 images, 2 captions" in text and "note        1 texts held several captions" in text
+    assert "note        town_extra.csv beside town_test.csv was not read" in text
+
+
 @pytest.mark.parametrize("named", [".", "tiny_precomp"])
 def test_the_tree_of_pe_rsitr_has_its_images_beside_the_lists(named, tmp_path):
     table = layouts.read(put_captions(tmp_path / "source" / "dataset_tiny.json"))
@@ -223,6 +264,19 @@ def test_open_dataset_makes_a_val_split_and_says_so(tmp_path):
     assert 0 < val < 30 and data.known is catalog.KNOWN["rsitmd"] and data.table.name == "rsitmd"
     assert any(line.startswith(f"There is no val split: {val} of 55 training images") for line in data.where)
     assert any("not those of RSITMD" in line for line in data.where)
+
+
+def test_open_dataset_compares_the_captions_too(tmp_path, monkeypatch):
+    files = {f"pond_{i}.tif": split for i, split in enumerate(["train", "train", "val", "test"])}
+    small = dataclasses.replace(catalog.KNOWN["sydney"], splits={"published": (2, 1, 1)})
+    monkeypatch.setitem(catalog.KNOWN, "sydney", small)
+    put_images(tmp_path / "sydney_images", files)
+    for per_image, words in ((5, "The counts of images and captions are those of Sydney-Captions, published."),
+                             (1, "Sydney-Captions has 5 captions for each image, 20 for these, but 4 were found")):
+        put_captions(tmp_path / "dataset_sydney.json", files, name="sydney", per_image=per_image)
+        where = catalog.open_dataset("sydney", tmp_path, tmp_path / "cache").where
+        assert [line for line in where if line.startswith(words)]
+        assert any("are those of" in line for line in where) == (per_image == 5)
 
 
 def test_without_a_folder_the_generated_set_is_opened_through_the_readers(tmp_path, monkeypatch):

@@ -737,6 +737,76 @@ def test_a_named_layout_must_fit(tmp_path):
         layouts.read(tmp_path, "cocoo")
 
 
+ROW = {"filename": "a_1.jpg", "split": "test", "sentences": [{"raw": "a"}]}
+HEAD = "image,caption,split\n"
+ADVICE = {  # what is wrong, what the message advises, and the files when it was followed
+    "row": ({"dataset_t.json": {"images": [ROW, 7]}}, "are not JSON objects .*write each as",
+            {"dataset_t.json": {"images": [ROW]}}),
+    "cells": ({"t.csv": HEAD + "a.jpg,a, b,test\n"}, "put captions that hold a comma into double quotes",
+              {"t.csv": HEAD + 'a.jpg,"a, b",test\n'}),
+    "quotes": ({"t.csv": HEAD + 'a.jpg,"a" b,test\n'}, "into double quotes, and double the marks in them",
+               {"t.csv": HEAD + 'a.jpg,"""a"" b",test\n'}),
+    "columns": ({"t.csv": "a.jpg,a,test\n"}, "first line must name the columns, as in image,caption",
+                {"t.csv": HEAD + "a.jpg,a,test\n"}),
+    "repeated": ({"t.csv": "image,caption,caption\na.jpg,a,b\n"}, "column 'caption' more than once; rename or remove",
+                 {"t.csv": "image,caption,other\na.jpg,a,b\n"}),
+    "key": ({"dataset_t.json": '{"images": [{"filename": "a.jpg", "filename": "b.jpg"}]}'}, "'filename' twice in one object",
+            {"dataset_t.json": {"images": [ROW]}}),
+    "name": ({"t.csv": HEAD + ",a,test\n"}, "have no file name .*name the image of each", {"t.csv": HEAD + "a.jpg,a,test\n"}),
+    "unsafe": ({"t.csv": HEAD + "../a.jpg,a,test\n"}, "list plain relative names without '..'",
+               {"t.csv": HEAD + "b/a.jpg,a,test\n"}),
+    "split": ({"t.csv": HEAD + "a.jpg,a,tset\n"}, "unknown split .*use one of the words train, .*validation",
+              {"t.csv": HEAD + "a.jpg,a,validation\n"}),
+    "bare": ({"dataset_t.json": {"images": [ROW, ROW | {"filename": "b_1.jpg", "sentences": []}]}}, "at least one or remove it",
+             {"dataset_t.json": {"images": [ROW]}}),
+    "text": ({"dataset_t.json": {"images": [ROW | {"sentences": [{"raw": 7}]}]}}, "not text .*write each as a string",
+             {"dataset_t.json": {"images": [ROW | {"sentences": [{"raw": "7"}]}]}}),
+    "twice": ({"dataset_t.json": {"images": [ROW, ROW]}}, "list every image once", {"dataset_t.json": {"images": [ROW]}}),
+    "moved": ({"t.csv": HEAD + "a.jpg,a,train\na.jpg,b,test\n"}, "give all captions of an image one split",
+              {"t.csv": HEAD + "a.jpg,a,train\na.jpg,b,train\n"}),
+    "stray": ({"t_test.json": {"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}}, "list or drop them",
+              {"t_test.json": {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}}),
+    "unknown": ({"t_test.json": {"a.jpg": ["a"]}}, "write its captions into a file like town.csv whose first line",
+                {"t.csv": HEAD + "a.jpg,a,test\n"}),
+    "half": ({"test_caps.txt": "a\n"}, "no test_filename.txt beside it", {"test_filename.txt": "a.jpg\n", "test_caps.txt": "a\n"}),
+    "counts": ({"test_filename.txt": "a.jpg\n", "test_caps.txt": "a\nb\n"}, "take both files from the same release",
+               {"test_filename.txt": "a.jpg\n", "test_caps.txt": "a\n"}),
+    "no set": ({"notes.md": "a"}, "name the folder or the file that does", {"t.csv": HEAD + "a.jpg,a,test\n"}),
+    "text file": ({"t.csv": "\0"}, "save it as UTF-8", {"t.csv": HEAD + "a.jpg,a,test\n"}),
+    "json": ({"t_test.json": "["}, "download it again or mend it", {"t_test.json": [{"image": "a.jpg", "caption": "a"}]}),
+}
+
+
+@pytest.mark.parametrize("fault", ADVICE)
+def test_the_advice_of_each_message_helps(fault, tmp_path):
+    wrong, words, mended = ADVICE[fault]
+    for name, content in wrong.items():
+        put(tmp_path / "wrong" / name, content)
+    with pytest.raises(UserError, match=words):
+        layouts.read(tmp_path / "wrong")
+    for name, content in mended.items():
+        put(tmp_path / "mended" / name, content)
+    assert len(layouts.read(tmp_path / "mended")) == 1
+
+
+def test_a_file_of_another_ending(tmp_path):
+    with pytest.raises(UserError, match="captions.txt is neither JSON nor a table .*write its captions into a file like"):
+        layouts.read(put(tmp_path / "captions.txt", "a_1.jpg#0\ta plane\n"))
+    assert len(layouts.read(put(tmp_path / "town.csv", HEAD + "a_1.jpg,a plane,test\n"))) == 1
+    assert len(layouts.read(put(tmp_path / "captions.txt", {"images": [ROW]}))) == 1
+
+
+def test_the_advice_to_name_a_file_or_a_layout_helps(tmp_path):
+    put(tmp_path / "a_test.csv", HEAD + "a.jpg,a,test\n")
+    put(tmp_path / "b_test.csv", HEAD + "b.jpg,b,test\n")
+    with pytest.raises(UserError, match=r"several sets .a_test.csv, b_test.csv.; name one of the files"):
+        layouts.read(tmp_path)
+    assert [layouts.read(tmp_path / name).name for name in ("a_test.csv", "b_test.csv")] == ["a", "b"]
+    with pytest.raises(UserError, match="is in the layout csv, not rows; name csv or none"):
+        layouts.read(tmp_path / "a_test.csv", "rows")
+    assert len(layouts.read(tmp_path / "a_test.csv", "csv")) == len(layouts.read(tmp_path / "a_test.csv"))
+
+
 FIELDS = ["images", "annotations", "filename", "image", "file_name", "split", "harma_split", "sentences", "raw", "tokens",
           "raw_1", "caption", "image_id", "id", "label_name", "class", "dataset"]
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from(["train", "test", "a_1.jpg", "../x"]),

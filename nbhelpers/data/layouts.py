@@ -49,6 +49,8 @@ CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "raw")
 
 _PRECOMP_FILE = re.compile(rf"(?P<word>{SPLIT_PATTERN})_(?P<part>caps|filename)(?P<verify>_verify)?"
                            r"\.txt", re.IGNORECASE)
+_AS_TABLE = ("write its captions into a file like town.csv whose first line is image,caption,split "
+             "(data/README.md, 'Bring your own data set')")
 _MORE_CAPTIONS = re.compile(r"(?:caption|sentence|raw|text)s?[_ -]?\d+")
 
 
@@ -215,6 +217,8 @@ def _open(path: Path, rows: Rows) -> _Part:
     text = read_text(path, rows.notes)
     if path.suffix.lower() in TABLES:
         return _Part(path, "csv", _csv_rows(text, path, rows))
+    if path.suffix.lower() not in SUFFIXES and text.lstrip()[0] not in "{[":
+        raise UserError(f"{path} is neither JSON nor a table ({', '.join(SUFFIXES)}); {_AS_TABLE}.")
     if _is_json_lines(text, path):
         data = [parse_json(line, f"{path}, line {number},")
                 for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -237,8 +241,7 @@ def _detect(data, path: Path) -> str:
             return "nwpu"
     if isinstance(data, list) and any(isinstance(row, dict) and _first(row, FILE_FIELDS) for row in data):
         return "rows"
-    raise UserError(f"{path} is JSON in none of the known layouts; write its captions as a CSV whose first line "
-                    "is image,caption,split (data/README.md, 'Bring your own data set').")
+    raise UserError(f"{path} is JSON in none of the known layouts; {_AS_TABLE}.")
 
 
 def _first(row: dict, fields: tuple[str, ...]) -> str | None:
@@ -267,7 +270,7 @@ def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | 
             folder = files[split, False].parent.name
             listed = [(where, _below(folder, row)) for where, row in listed]
         if listed:
-            _add(listed, split, path.name, rows)
+            _add(listed, split, files.get((split, False), path).name, rows)
     if not alone:
         _note_beside(path, list(files.values()), rows)
     name = own.content.get("dataset") if found == "karpathy" else None
@@ -339,7 +342,7 @@ def _given(row: dict):
 
 def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
     listed = list(rows.objects(data["images"], "images"))
-    resplit = all("harma_split" in row and row.get("split") != "val" for _, row in listed)
+    resplit = all("harma_split" in row and split_of(row.get("split")) != "val" for _, row in listed)
     if not listed or not resplit:
         return listed
     rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was taken.")

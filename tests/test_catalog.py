@@ -193,7 +193,7 @@ def test_check_shows_what_was_packed_and_what_was_not_read(tmp_path):
     (tmp_path / "town_extra.csv").write_text("image,caption\na_2.jpg,a\n")
     text = "\n".join(check(tmp_path / "town_test.csv").lines)
     assert "test        1 images, 2 captions" in text and "note        1 texts held several captions" in text
-    assert "note        town_extra.csv beside town_test.csv was not read" in text
+    assert "note        Not read: town_extra.csv beside town_test.csv" in text
 
 
 @pytest.mark.parametrize("named", [".", "tiny_precomp"])

@@ -429,7 +429,7 @@ def test_files_of_the_set_that_are_not_read_are_named_and_the_advice_helps(tmp_p
     put(tmp_path / "t_train.csv", "image,caption\na.jpg,a\n")
     extra = put(tmp_path / "t_extra.csv", "image,caption\nb.jpg,b\n")
     note = layouts.scan(tmp_path / "t_train.csv").notes[0]
-    assert note.startswith("t_extra.csv beside t_train.csv was not read;") and "t_val.csv" in note
+    assert note.startswith("Not read: t_extra.csv beside t_train.csv;") and "t_val.csv" in note
     extra.rename(tmp_path / "t_val.csv")
     reading = layouts.scan(tmp_path / "t_train.csv")
     assert len(reading.table) == 2 and not reading.notes
@@ -518,8 +518,8 @@ def test_verify_lists_are_the_authors_train_and_val(tmp_path):
 
 @pytest.mark.parametrize("plain, verified, expected, noted", [
     ({"train": "01", "val": "2", "test": "3"}, {"train": "0", "val": "1"}, {"train": "01", "val": "2", "test": "3"},
-     "train_caps_verify.txt, val_caps_verify.txt was not read"),
-    ({"train": "01", "test": "3"}, {"val": "1"}, {"train": "01", "test": "3"}, "val_caps_verify.txt was not read"),
+     "Not read: train_caps_verify.txt, val_caps_verify.txt;"),
+    ({"train": "01", "test": "3"}, {"val": "1"}, {"train": "01", "test": "3"}, "Not read: val_caps_verify.txt;"),
     ({"test": "3"}, {"train": "0", "val": "1"}, {"train": "0", "val": "1", "test": "3"}, "taken for train and val."),
     ({}, {"test": "3"}, {"test": "3"}, "taken for test.")])
 def test_verify_lists_beside_other_lists(plain, verified, expected, noted, tmp_path):
@@ -533,7 +533,7 @@ def test_verify_lists_beside_other_lists(plain, verified, expected, noted, tmp_p
 def test_lists_that_are_not_read_are_named(tmp_path):
     folder = put_lists(tmp_path / "p", test=(["3.png"], 1))
     put(folder / "extra_caps.txt", "a\n")
-    assert "extra_caps.txt was not read: only train, val and test lists are." in layouts.scan(folder).notes
+    assert "Not read: extra_caps.txt; only lists of train, val and test are." in layouts.scan(folder).notes
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n\n", "\r\n\r\n", "\n \n"])
@@ -602,7 +602,7 @@ def test_a_mark_in_few_captions_is_a_caption(tmp_path):
 
 def test_further_columns_of_captions_are_named_and_the_advice_helps(tmp_path):
     path = put(tmp_path / "x_test.csv", "image,caption,caption_2\na.jpg,a,b\n")
-    assert layouts.scan(path).notes[0].startswith("caption_2 of x_test.csv was not read; write one caption per row")
+    assert layouts.scan(path).notes[0].startswith("Not read: caption_2 of x_test.csv; write one caption per row")
     put(path, "image,caption\na.jpg,a\na.jpg,b\n")
     assert list(layouts.read(path).captions.text) == ["a", "b"] and not layouts.scan(path).notes
 

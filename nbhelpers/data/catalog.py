@@ -57,15 +57,16 @@ class KnownSet:
         return None
 
     def caption_fault(self, table: CaptionTable) -> str | None:
-        """In one sentence how the captions differ from the published ones in number; None if they agree."""
+        """In one sentence how the captions differ from the published ones in number; None if they
+        agree."""
         counts = table.captions.image_id.value_counts().reindex(table.images.image_id, fill_value=0)
         other = counts[counts != self.captions_per_image]
         if other.empty:
             return None
         published = self.captions_per_image * len(table)
-        return (f"{self.title} has {self.captions_per_image} captions for each image, {published} for these, "
-                f"but {len(table.captions)} were found ({len(other)} images have another number, first: "
-                f"{other.index[0]}).")
+        return (f"{self.title} has {self.captions_per_image} captions for each image, {published} "
+                f"for these, but {len(table.captions)} were found ({len(other)} images have "
+                f"another number, first: {other.index[0]}).")
 
 
 KNOWN = {
@@ -161,15 +162,16 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
         if split and not fault:
             where.append(f"The counts of images and captions are those of {known.title}, {split}.")
         if not split:
-            where.append(f"The image counts are not those of {known.title}: compare with other work with care.")
+            where.append(f"The image counts are not those of {known.title}: compare with other "
+                         "work with care.")
         if fault:
             where.append(fault)
     table = name_scenes(dataclasses.replace(reading.usable(), name=key), recognised)
     if "val" not in set(table.images.split) and "train" in set(table.images.split):
         held, before = hold_out(table), int((table.images.split == "train").sum())
         taken = int((held.images.split == "val").sum())
-        where.append(f"There is no val split: {taken} of {before} training images, chosen by a hash of their "
-                     "ids, were held out for it.")
+        where.append(f"There is no val split: {taken} of {before} training images, chosen by a "
+                     "hash of their ids, were held out for it.")
         table = held
     folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
     pixels = images.DecodedCache.build(images.ImageStore.open(pictures), list(table.images.file), folder)
@@ -195,8 +197,9 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
 
 
 def expected_tree(key: str) -> str:
-    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}.jsonl, {key}_train.json (or .jsonl, .csv) with its other splits or a "
-            f"folder {key}_precomp, and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
+    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}.jsonl, "
+            f"{key}_train.json (or .jsonl, .csv) with its other splits or a folder {key}_precomp, "
+            f"and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
             f"{key}_shards, {key}_train.arrow or {key}/train-*.parquet, which hold both")
 
 
@@ -211,7 +214,8 @@ def _find_captions(key: str, folder: Path) -> Path | None:
         names = _entries(own)
         if shards.layout_of(own):
             return own
-        if any(name.endswith((*layouts.SUFFIXES, "_caps.txt", "_caps_verify.txt")) for name in names):
+        endings = (*layouts.SUFFIXES, "_caps.txt", "_caps_verify.txt")
+        if any(name.endswith(endings) for name in names):
             try:
                 return layouts.caption_file(own)
             except UserError as error:
@@ -258,8 +262,8 @@ def _entries(folder: Path) -> dict[str, Path]:
 def _generated(key: str) -> tuple[Path, Path]:
     if key != "scenes":
         source = f" (from {KNOWN[key].captions_source})" if key in KNOWN else ""
-        raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or take the "
-                        "set 'scenes', which needs none.")
+        raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or "
+                        "take the set 'scenes', which needs none.")
     from nbhelpers.data import scenes
     from nbhelpers.run import repository_root
 

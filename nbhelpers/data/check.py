@@ -50,9 +50,9 @@ def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> 
         report.say(split, f"{row.images} images, {row.captions} captions")
     for split in ("train", "test"):
         if len(table) and split not in set(table.images.split):
-            report.problems.append(f"There is no image in split '{split}'; write the split of each image in a "
-                                   "field or column 'split', or put the file of that split beside the others, "
-                                   f"named like them but with {split}.")
+            report.problems.append(f"There is no image in split '{split}'; write the split of each "
+                                   "image in a field or column 'split', or put the file of that "
+                                   f"split beside the others, named like them but with {split}.")
     if key is None:
         report.say("set", f"'{table.name}' is not in the catalogue: no published counts to compare with")
         return
@@ -60,14 +60,16 @@ def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> 
     published = "; ".join(f"{'/'.join(map(str, counts))} ({name})" for name, counts in known.splits.items())
     report.say("set", f"{known.title}: {published}, {known.captions_per_image} captions per image")
     if len(table) != known.images:
-        report.problems.append(f"{known.title} has {known.images} images but {len(table)} were found; take "
-                               f"the complete release from {known.captions_source}.")
+        report.problems.append(f"{known.title} has {known.images} images but {len(table)} were "
+                               f"found; take the complete release from {known.captions_source}.")
     elif fault := known.caption_fault(table):
-        report.problems.append(f"{fault.rstrip('.')}; take the complete release from {known.captions_source}.")
+        report.problems.append(f"{fault.rstrip('.')}; take the complete release from "
+                               f"{known.captions_source}.")
     elif split_name:
         report.say("", f"the counts of images and captions agree ({split_name})")
     else:
-        report.say("", f"all {known.images} images, but another split than these: results do not compare")
+        report.say("", f"all {known.images} images, but another split than these: results do not "
+                       "compare")
 
 
 def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
@@ -79,8 +81,9 @@ def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
         group = captions[captions.split == split]
         own = group[group.duplicated(["image_id", "text"])].image_id.nunique()
         shared = (group.groupby("text").image_id.nunique() > 1).sum()
-        report.say("repeated", f"{split}: {group.text.nunique()} of {len(group)} captions distinct; {own} "
-                               f"images repeat one of their own; {shared} captions belong to several images")
+        report.say("repeated", f"{split}: {group.text.nunique()} of {len(group)} captions "
+                               f"distinct; {own} images repeat one of their own; {shared} captions "
+                               "belong to several images")
 
 
 def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:

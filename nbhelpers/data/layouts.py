@@ -1,22 +1,22 @@
 """Readers and writers of the caption layouts that papers publish; every reader ends in a CaptionTable.
 
-| layout   | on disk                                                                                   |
-|----------|-------------------------------------------------------------------------------------------|
-| karpathy | one file `{"images": [{"filename", "split", "sentences": [{"raw", "tokens"}]}]}`           |
-| precomp  | a folder of `train_caps.txt` + `train_filename.txt` and the same for val and test; AMFMN's |
-|          | `train_*_verify.txt` and `val_*_verify.txt` are its train list, divided                    |
-| rows     | `S_train.json`: one `{"image", "caption", "label_name"}` per caption, val and test: five   |
-|          | per image; or the same as JSON lines, `S_train.jsonl` or `train/metadata.jsonl`           |
-| lavis    | `S_train.json` as above; `S_test.json` of images, their captions in `S_test_gt.json`      |
-| coco     | `captions_train2017.json`: `{"images": [{"id", "file_name"}], "annotations": [...]}`       |
-| nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`                   |
-| shards   | WebDataset tars,                                                                          |
-| arrow    | ViLT's tables, and                                                                        |
-| hub      | the parquet tables of `datasets`, all three with their images inside: see `shards`        |
-| csv      | your own table: a first line `image,caption` and, if there are, `split` and `class`       |
+| layout   | on disk                                                                             |
+|----------|-------------------------------------------------------------------------------------|
+| karpathy | one file `{"images": [{"filename", "split", "sentences": [{"raw", "tokens"}]}]}`     |
+| precomp  | a folder of `train_caps.txt` + `train_filename.txt`, the same for val and test;      |
+|          | AMFMN's `train_*_verify.txt` and `val_*_verify.txt` are its train list, divided     |
+| rows     | `S_train.json`: one `{"image", "caption", "label_name"}` per caption, val and test: |
+|          | five per image; also as JSON lines, `S_train.jsonl` or `train/metadata.jsonl`       |
+| lavis    | `S_train.json` as above; `S_test.json` of images, captions in `S_test_gt.json`      |
+| coco     | `captions_train2017.json`: `{"images": [{"id", "file_name"}], "annotations"}`        |
+| nwpu     | one file `{class: [{"filename", "split", "raw", "raw_1", ... "raw_4"}]}`             |
+| shards   | WebDataset tars,                                                                    |
+| arrow    | ViLT's tables, and                                                                  |
+| hub      | parquet tables of `datasets`, all three with their images inside: see `shards`      |
+| csv      | your own table: a first line `image,caption` and, if there are, `split`, `class`    |
 
-A row says its split itself, else the name of its file does (`reading.split_file`), else a hash of the
-image's name. Files of one name that differ in the split are read together.
+A row says its split itself, else the name of its file does (`reading.split_file`), else a hash of
+the image's name. Files whose names differ only in the split are read together.
 
 No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
 the path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nbhelpers.data import shards
-from nbhelpers.data.reading import (SPLIT_PATTERN, SPLIT_WORDS, column_names, match_ids, parse_json,
-                                    read_text, split_file, split_of)
+from nbhelpers.data.reading import (SPLIT_PATTERN, column_names, match_ids, parse_json, read_text,
+                                    split_file, split_of)
 from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, hashed_split
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
@@ -141,11 +141,12 @@ def caption_file(folder: Path) -> Path:
     published = [file for file in files if file.suffix.lower() == ".json"
                  and (split_file(file.name) or file.name.lower().startswith("dataset"))]
     in_splits = [file for file in sorted(folder.glob("*/metadata.*")) if _in_split_folder(file)]
-    sets = _sets(published) or _sets([file for file in files if file.suffix.lower() in SUFFIXES[1:]]) or (
-        _sets(in_splits))
+    own = [file for file in files if file.suffix.lower() in SUFFIXES[1:]]
+    sets = _sets(published) or _sets(own) or _sets(in_splits)
     if not sets:
-        raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, *_train.json, "
-                        "train_caps.txt with train_filename.txt, *.csv, *.jsonl); name the folder or the "
+        raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, "
+                        "*_train.json, train_caps.txt with train_filename.txt, *.csv, *.jsonl); "
+                        "name the folder or the "
                         "file that does." + shards.not_shards(folder))
     if len(sets) > 1:
         raise UserError(f"{folder} holds several sets ({', '.join(file.name for file in sets)}); "
@@ -181,14 +182,15 @@ def _family(path: Path) -> dict[tuple[str | None, bool], Path]:
 
 
 def _in_split_folder(path: Path) -> bool:
-    """Whether a file is like train/metadata.jsonl, which `datasets` keeps beside the images of each split."""
+    """Whether a file is like train/metadata.jsonl, which `datasets` keeps beside the images of
+    each split."""
     return path.stem.lower() == "metadata" and split_of(path.parent.name) is not None
 
 
 def _put_once(files: dict, key: tuple, file: Path) -> None:
     if key in files:
-        raise UserError(f"{files[key]} and {file.name} are both of the split {key[0]}; remove one of them, "
-                        "or write both into one file.")
+        raise UserError(f"{files[key]} and {file.name} are both of the split {key[0]}; remove one "
+                        "of them, or write both into one file.")
     files[key] = file
 
 
@@ -200,13 +202,14 @@ def _note_beside(path: Path, read_files: list[Path], rows: Rows) -> None:
     others = sorted(file.name for file in path.parent.iterdir() if file.suffix.lower() in SUFFIXES
                     and file not in read_files and begins.match(file.name))
     if name and others:
-        rows.notes.append(f"{', '.join(others[:5])} beside {path.name} was not read; if it is of the same set, "
-                          f"name the files {name}_train{path.suffix}, {name}_val{path.suffix}, "
-                          f"{name}_test{path.suffix}.")
+        rows.notes.append(f"Not read: {', '.join(others[:5])} beside {path.name}; if they are of "
+                          f"the same set, name the files {name}_train{path.suffix}, "
+                          f"{name}_val{path.suffix}, {name}_test{path.suffix}.")
 
 
 class _Part(NamedTuple):
-    """One file of a set: its layout, and the JSON in it or, of a table, its rows with their places."""
+    """One file of a set: its layout, and the JSON in it or, of a table, its rows with their
+    places."""
 
     path: Path
     layout: str
@@ -228,7 +231,8 @@ def _open(path: Path, rows: Rows) -> _Part:
 
 
 def _is_json_lines(text: str, path: Path) -> bool:
-    """Whether the first line is a whole object and another object follows, which may lack in a .jsonl."""
+    """Whether the first line is a whole object and another object follows, which may lack in a
+    .jsonl."""
     match = re.match(r"\s*\{.*\}[ \t\r]*(?:\n\s*(?P<more>\{)|\s*$)", text)
     return bool(match) and (match["more"] is not None or path.suffix.lower() in JSON_LINES)
 
@@ -239,7 +243,8 @@ def _detect(data, path: Path) -> str:
     if isinstance(data, dict) and data and all(isinstance(rows, list) for rows in data.values()):
         if any("filename" in row for rows in data.values() for row in rows if isinstance(row, dict)):
             return "nwpu"
-    if isinstance(data, list) and any(isinstance(row, dict) and _first(row, FILE_FIELDS) for row in data):
+    listed = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
+    if any(_first(row, FILE_FIELDS) for row in listed):
         return "rows"
     raise UserError(f"{path} is JSON in none of the known layouts; {_AS_TABLE}.")
 
@@ -252,7 +257,8 @@ def _first(row: dict, fields: tuple[str, ...]) -> str | None:
 # ---- the readers ----
 
 def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | None]:
-    """Reads a file and the other splits of its set; returns the layout and the name that the file gives."""
+    """Reads a file and the other splits of its set; returns the layout and the name that the file
+    gives."""
     own = _open(path, rows)
     if own.layout == "nwpu":
         _agree("nwpu", layout, path)
@@ -288,12 +294,14 @@ def _common_layout(parts: dict[tuple[str | None, bool], _Part]) -> str:
         wanted = "coco" if truth or first is None else first.layout
         if part.layout != wanted:
             beside = f" of {first.path.name}" if first else ""
-            raise UserError(f"{part.path} does not belong to the layout{beside}; move it to another folder.")
+            raise UserError(f"{part.path} does not belong to the layout{beside}; move it to "
+                            "another folder.")
     return "lavis" if any(truth for _, truth in parts) else first.layout
 
 
 def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[str, dict]]:
-    """The rows of one split with their places; with a ground truth, the captions are taken from it."""
+    """The rows of one split with their places; with a ground truth, the captions are taken from
+    it."""
     if part is None:
         return _coco_rows(truth.content, rows) if truth else []
     if part.layout == "csv":
@@ -308,11 +316,13 @@ def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[s
 
 
 def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Rows) -> None:
-    """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS, class."""
+    """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS,
+    class."""
     told = _tell_split([row for _, row in listed])
     if not told and split is None:
-        rows.notes.append(f"Neither a column or field 'split' nor the name {name} tells a split: a tenth of "
-                          "the images went to val and a tenth to test, by a hash of their names.")
+        rows.notes.append(f"Neither a column or field 'split' nor the name {name} tells a split: a "
+                          "tenth of the images went to val and a tenth to test, by a hash of "
+                          "their names.")
     unread = set()
     for where, row in listed:
         file, given = _file(row), _given(row)
@@ -323,8 +333,8 @@ def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Row
                  once=isinstance(given, list))
         unread |= {field for field in row if _MORE_CAPTIONS.fullmatch(field)}
     if unread:
-        rows.notes.append(f"{', '.join(sorted(unread))} of {name} was not read; write one caption per row, or "
-                          "all of an image as a list in 'captions'.")
+        rows.notes.append(f"Not read: {', '.join(sorted(unread))} of {name}; write one caption "
+                          "per row, or all of an image as a list in 'captions'.")
 
 
 def _file(row: dict):
@@ -333,7 +343,9 @@ def _file(row: dict):
 
 def _below(folder: str, row: dict) -> dict:
     """The row with the folder before its file name."""
-    return row | {_first(row, FILE_FIELDS): f"{folder}/{_file(row)}"} if isinstance(_file(row), str) else row
+    if not isinstance(_file(row), str):
+        return row
+    return row | {_first(row, FILE_FIELDS): f"{folder}/{_file(row)}"}
 
 
 def _given(row: dict):
@@ -345,7 +357,8 @@ def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
     resplit = all("harma_split" in row and split_of(row.get("split")) != "val" for _, row in listed)
     if not listed or not resplit:
         return listed
-    rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was taken.")
+    rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was "
+                      "taken.")
     return [(where, row | {"split": row["harma_split"]}) for where, row in listed]
 
 
@@ -367,7 +380,7 @@ def _coco_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
 
 
 def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list[tuple[str, dict]]:
-    """The rows with the captions of a ground truth, by the ids of the rows or by the numbers in the names.
+    """The rows with the captions of a ground truth, by the ids of the rows or of the files.
 
     Rows that hold as many captions themselves stay as they are.
     """
@@ -376,14 +389,16 @@ def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list
     if all(isinstance(texts, list) for texts in own) and (
             sum(map(len, own)) == sum(map(len, captions.values()))):
         return listed
-    named = {str(row.get("file_name")): row.get("id") for row in truth["images"] if isinstance(row, dict)}
+    images = [row for row in truth["images"] if isinstance(row, dict)]
+    named = {str(row.get("file_name")): row.get("id") for row in images}
     files = [str(_file(row)) for _, row in listed]
     given = [str(row.get("image_id", row.get("id", named.get(file, file))))
              for file, (_, row) in zip(files, listed)]
     by_id, by_file = match_ids(given, captions), match_ids(files, captions)
     ids = by_file if by_file.count(None) < by_id.count(None) else by_id
     rows.stray(one for one in captions if one not in set(ids))
-    return [(where, row | {"captions": captions.get(one)}) for (where, row), one in zip(listed, ids)]
+    return [(where, row | {"captions": captions.get(one)})
+            for (where, row), one in zip(listed, ids)]
 
 
 def _annotations(truth: dict, rows: Rows) -> dict[str, list]:
@@ -411,16 +426,20 @@ def _csv_rows(text: str, path: Path, rows: Rows) -> list[tuple[str, dict]]:
         columns = column_names(next(lines), str(path))
         found = [(lines.line_num, cells) for cells in lines if any(map(str.strip, cells))]
     except csv.Error as error:
-        raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions that hold "
-                        "a comma or a quotation mark into double quotes, and double the marks in them.") from error
-    missing = [fields[0] for fields in (FILE_FIELDS, ("caption", *CAPTION_FIELDS)) if not {*fields} & {*columns}]
+        raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions "
+                        "that hold a comma or a quotation mark into double quotes, and double the "
+                        "marks in them.") from error
+    wanted = {"image": FILE_FIELDS, "caption": CAPTION_FIELDS}
+    missing = [name for name, fields in wanted.items() if not {*fields} & {*columns}]
     if missing:
-        raise UserError(f"{path} has no column {' and no column '.join(missing)}; its first line must name the "
-                        f"columns, as in image,caption or image,caption,split,class, but is '{first[:100]}'.")
+        raise UserError(f"{path} has no column {' and no column '.join(missing)}; its first line "
+                        "must name the columns, as in image,caption or image,caption,split,class, "
+                        f"but is '{first[:100]}'.")
     listed = []
     for number, cells in found:
         if len(cells) == len(columns):
-            listed.append((f"line {number} of {path.name}", dict(zip(columns, map(str.strip, cells)))))
+            row = dict(zip(columns, map(str.strip, cells)))
+            listed.append((f"line {number} of {path.name}", row))
         else:
             rows.faults["cells"].append(f"line {number} of {path.name}")
     return listed
@@ -438,27 +457,33 @@ def _read_precomp(folder: Path, rows: Rows) -> None:
             for index, (file, caption) in enumerate(zip(files, captions)):
                 rows.add(f"{names.name} line {index + 1}", file, split, [caption], once=False)
         elif 5 * len(files) == len(captions):
-            rows.notes.append(f"{names.name} has one name per image; every five captions are of one image.")
+            rows.notes.append(f"{names.name} has one name per image; every five captions are of "
+                              "one image.")
             for index, file in enumerate(files):
-                rows.add(f"{names.name} line {index + 1}", file, split, captions[5 * index:5 * index + 5])
+                texts = captions[5 * index:5 * index + 5]
+                rows.add(f"{names.name} line {index + 1}", file, split, texts)
         else:
-            raise UserError(f"{caps} has {len(captions)} captions and {names.name} {len(files)} names, neither "
-                            "one nor five captions per name; take both files from the same release.")
+            raise UserError(f"{caps} has {len(captions)} captions and {names.name} {len(files)} "
+                            "names, neither one nor five captions per name; take both files from "
+                            "the same release.")
 
 
 def _precomp_pairs(folder: Path, rows: Rows) -> dict[tuple[str, str], tuple[Path, Path]]:
-    """(captions, names) of each (split, "" or "_verify"). UserError if one of the two is not there."""
+    """(captions, names) of each (split, "" or "_verify"). UserError if one of the two is not
+    there."""
     found: dict[tuple[str, str, str], Path] = {}
     unknown = []
     for file in sorted(folder.iterdir()):
         match = _PRECOMP_FILE.fullmatch(file.name)
         if match:
-            key = (SPLIT_WORDS[match["word"].lower()], (match["verify"] or "").lower(), match["part"].lower())
+            verify, part = (match["verify"] or "").lower(), match["part"].lower()
+            key = (split_of(match["word"]), verify, part)
             _put_once(found, key, file)
         elif re.search(r"(caps|filename)\w*\.txt$", file.name, re.IGNORECASE):
             unknown.append(file.name)
     if unknown:
-        rows.notes.append(f"{', '.join(unknown[:6])} was not read: only train, val and test lists are.")
+        rows.notes.append(f"Not read: {', '.join(unknown[:6])}; only lists of train, val and test "
+                          "are.")
     for (split, verify, part), file in found.items():
         other = "filename" if part == "caps" else "caps"
         if (split, verify, other) not in found:
@@ -469,8 +494,8 @@ def _precomp_pairs(folder: Path, rows: Rows) -> dict[tuple[str, str], tuple[Path
 
 
 def _precomp_choice(pairs: dict, rows: Rows) -> dict:
-    """The pairs to read. `train_*_verify` and `val_*_verify` (AMFMN) together are the plain train list, so
-    they are taken where there is no plain val list."""
+    """The pairs to read. `train_*_verify` and `val_*_verify` (AMFMN) together are the plain train
+    list, so they are taken where there is no plain val list."""
     plain = {split for split, verify in pairs if not verify}
     verified = {split for split, verify in pairs if verify}
     taken = verified - plain
@@ -480,16 +505,17 @@ def _precomp_choice(pairs: dict, rows: Rows) -> dict:
         taken.discard("val")
     passed = [pairs[split, "_verify"][0].name for split in SPLITS if split in verified - taken]
     if passed:
-        rows.notes.append(f"{', '.join(passed)} was not read: the lists without _verify were taken.")
+        rows.notes.append(f"Not read: {', '.join(passed)}; the lists without _verify were taken.")
     if taken:
-        rows.notes.append(f"The authors' lists _verify were taken for {' and '.join(sorted(taken))}"
-                          + (f", not {pairs['train', ''][0].name}, which joins them." if taken & plain else "."))
+        joined = f", not {pairs['train', ''][0].name}, which joins them" if taken & plain else ""
+        rows.notes.append("The authors' lists _verify were taken for "
+                          f"{' and '.join(sorted(taken))}{joined}.")
     kept = {(split, "_verify" if split in taken else "") for split in plain | taken}
     return {key: pairs[key] for key in sorted(kept, key=lambda key: SPLITS.index(key[0]))}
 
 
 def _lines(path: Path, rows: Rows) -> list[str]:
-    # not str.splitlines, which breaks a caption at U+2028 and its like; an empty line is an empty caption
+    # not str.splitlines, which breaks a caption at U+2028; an empty line is an empty caption
     text = read_text(path, rows.notes)
     text = text if "\n" in text else text.replace("\r", "\n")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
@@ -503,8 +529,8 @@ def _blank_end(lines: list[str]) -> int:
 def _without_blank_end(captions: list[str], names: int) -> list[str]:
     """The captions without those blank lines at the end that are too many for the names."""
     full = len(captions) - _blank_end(captions)
-    wanted = next((count for count in (names, 5 * names) if full <= count <= len(captions)), len(captions))
-    return captions[:wanted]
+    fitting = [count for count in (names, 5 * names) if full <= count <= len(captions)]
+    return captions[:fitting[0]] if fitting else captions
 
 
 # ---- the writers: (name, [(file, split, scene, captions)]) -> {file name: text}, "" the path itself ----

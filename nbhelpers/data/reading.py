@@ -1,4 +1,4 @@
-"""The rules that all readers of captions share: text, JSON, split words, split from a name, packed captions, ids."""
+"""The rules that all readers of captions share: text, JSON, splits, packed captions, ids."""
 from __future__ import annotations
 
 import ast
@@ -20,12 +20,14 @@ SPLIT_WORDS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test"}
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"),
+          (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),  # begins as UTF-16's
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 SPLIT_PATTERN = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
 _SPLIT_FILE = re.compile(
-    rf"(?:(?P<set>.+?)[_. -]+)?(?P<word>{SPLIT_PATTERN})(?P<number>[_-]?\d+)?(?:-of-\d+)?(?:-[0-9a-f]{{8,}})?"
-    r"(?P<truth>[_-]gt)?(?:[_. -](?:captions?|caps|annotations|data|metadata))?\.(?P<suffix>\w+)", re.IGNORECASE)
+    rf"(?:(?P<set>.+?)[_. -]+)?(?P<word>{SPLIT_PATTERN})(?P<number>[_-]?\d+)?"
+    r"(?:-of-\d+)?(?:-[0-9a-f]{8,})?(?P<truth>[_-]gt)?"
+    r"(?:[_. -](?:captions?|caps|annotations|data|metadata))?\.(?P<suffix>\w+)", re.IGNORECASE)
 _STRING = re.compile(r"""[uU]?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s,]*""", re.DOTALL)
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _LIST_BEGINS = re.compile(r"""\[[\s\[{(]*[uUbB]?['"]""")
@@ -36,7 +38,7 @@ _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 # ---- text and JSON ----
 
 def decode_text(data: bytes, name: str, notes: list[str]) -> str:
-    """The text in `data`: as its byte order mark says, else UTF-8, else Windows-1252, which is noted.
+    """The text in `data`, by its byte order mark, else UTF-8, else Windows-1252, which is noted.
 
     UserError, which calls the file `name`, if it holds null bytes or is not what its mark says.
     """
@@ -45,24 +47,29 @@ def decode_text(data: bytes, name: str, notes: list[str]) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         if encoding != "utf-8":
-            raise UserError(f"{name} begins as {encoding} text but goes on otherwise; save it as UTF-8.") from None
+            raise UserError(f"{name} begins as {encoding} text but goes on otherwise; save it as "
+                            "UTF-8.") from None
         text = data.decode("cp1252", errors="replace")
         if "\0" not in text:
             notes.append(f"{name} is not UTF-8; it was read as Windows-1252.")
     if "\0" in text:
-        raise UserError(f"{name} holds null bytes, so it is no plain text; save it as UTF-8, or name the right file.")
+        raise UserError(f"{name} holds null bytes, so it is no plain text; save it as UTF-8, or "
+                        "name the right file.")
     return text
 
 
 def read_text(path: Path | str, notes: list[str]) -> str:
-    """The text of a file as `decode_text` reads it. UserError if it is empty, too large or cannot be read."""
+    """The text of a file as `decode_text` reads it. UserError if it is empty, too large or cannot
+    be read."""
     path = Path(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size / 2**30:.1f} GiB, too much for captions; name the right file.")
+            raise UserError(f"{path} has {size / 2**30:.1f} GiB, too much for captions; name the "
+                            "right file.")
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a file that you may read.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a file that you may "
+                        "read.") from error
     text = decode_text(data, str(path), notes)
     if not text.strip():
         raise UserError(f"{path} is empty; copy or download it again.")
@@ -70,14 +77,16 @@ def read_text(path: Path | str, notes: list[str]) -> str:
 
 
 def parse_json(text: str, name: str):
-    """The content of JSON text. UserError, which calls it `name`, if it is damaged or an object has a key twice."""
+    """The content of JSON text. UserError, which calls it `name`, if it is damaged or an object
+    has a key twice."""
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, name))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{name} is not readable JSON{place}; download it again or mend it.") from None
+        raise UserError(f"{name} is not readable JSON{place}; download it again or mend "
+                        "it.") from None
 
 
 def _object(pairs: list[tuple], name: str) -> dict:
@@ -85,8 +94,8 @@ def _object(pairs: list[tuple], name: str) -> dict:
     if len(found) != len(pairs):
         key = repeated(key for key, _ in pairs)
         first = f"{pairs[0][0]!r}: {pairs[0][1]!r}"[:60]
-        raise UserError(f"{name} has the key {key!r} twice in one object (the one that begins with {first}); "
-                        "give each value a key of its own.")
+        raise UserError(f"{name} has the key {key!r} twice in one object (the one that begins with "
+                        f"{first}); give each value a key of its own.")
     return found
 
 
@@ -96,22 +105,26 @@ def repeated(names: Iterable[str]) -> str | None:
 
 
 def column_names(names: Iterable[str], place: str) -> list[str]:
-    """Names of columns without byte order mark, outer spaces and letter case. UserError if one occurs twice."""
+    """Names of columns without byte order mark, outer spaces and letter case. UserError if one
+    occurs twice."""
     plain = [name.strip("\ufeff \t\r\n\xa0").lower() for name in names]
     if twice := repeated(name for name in plain if name):
-        raise UserError(f"{place} has the column '{twice}' more than once; rename or remove one of them.")
+        raise UserError(f"{place} has the column '{twice}' more than once; rename or remove one of "
+                        "them.")
     return plain
 
 
 # ---- splits ----
 
 def split_of(word) -> str | None:
-    """train, val or test for any word that means it (`SPLIT_WORDS`, any letter case); None for anything else."""
+    """train, val or test for any word that means it (`SPLIT_WORDS`, any letter case); None for
+    anything else."""
     return SPLIT_WORDS.get(word.strip().lower()) if isinstance(word, str) else None
 
 
 class SplitFile(NamedTuple):
-    """What the name of a file tells: its set ("" without one), its split, and whether it is a COCO ground truth.
+    """What the name of a file tells: its set ("" without one), its split, and whether it is a COCO
+    ground truth.
 
     Files of one `family` are the splits of one set.
     """
@@ -123,7 +136,8 @@ class SplitFile(NamedTuple):
 
 
 def split_file(name: str) -> SplitFile | None:
-    """The parts of a name like S_train.json, S.valid.csv, S_test_gt.json, captions_val2017.json; None without a split."""
+    """The parts of a name like S_train.json, S.valid.csv, S_test_gt.json, captions_val2017.json;
+    None without a split."""
     match = _SPLIT_FILE.fullmatch(name)
     if not match:
         return None
@@ -135,7 +149,8 @@ def split_file(name: str) -> SplitFile | None:
 # ---- captions ----
 
 def captions_in(text: str) -> list[str]:
-    """The captions in a text: the strings of a JSON, Python or numpy list, or its lines that are not empty; else the text.
+    """The captions in a text: the strings of a JSON, Python or numpy list, or its lines that are
+    not empty; else the text.
 
     ValueError for a text that begins as a list of strings but is none.
     """
@@ -147,10 +162,12 @@ def captions_in(text: str) -> list[str]:
 
 
 def _listed(text: str) -> list[str] | None:
-    """The strings of a list, or the two and more of a tuple or set, written as text; None if it is no such thing."""
+    """The strings of a list, or the two and more of a tuple or set, written as text; None if it is
+    no such thing."""
     try:
         found = json.loads(text)
-        return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
+        strings = isinstance(found, list) and all(isinstance(one, str) for one in found)
+        return found if strings else None
     except (ValueError, RecursionError):
         pass
     found, place, end = [], len(text) - len(text[1:].lstrip()), len(text) - 1
@@ -162,7 +179,8 @@ def _listed(text: str) -> list[str] | None:
 
 
 def _unquoted(literal: str) -> str:
-    """The text of a Python string literal, which may hold line breaks; the bare text if its escapes are not Python's."""
+    """The text of a Python string literal, which may hold line breaks; the bare text if its
+    escapes are not Python's."""
     if "\\" not in literal:
         return literal[1:-1]
     try:
@@ -182,11 +200,11 @@ def _lines(text: str) -> list[str]:
 # ---- ids ----
 
 def match_ids(wanted: list[str], known: Iterable[str]) -> list[str | None]:
-    """For each wanted id or file name the known id that is the same image, None where there is none.
+    """The known id of the same image for each wanted id or file name, None where there is none.
 
-    One rule holds for all of them, the first that finds most: equal ids; equal paths without extension; equal stems; equal
-    numbers at the end (`UCM_3.png`, `UCM_3` and 3, as LAVIS numbers its ground truth). A rule under which two ids
-    become one is not used.
+    One rule holds for all of them, the first that finds most: equal ids; equal paths without
+    extension; equal stems; equal numbers at the end (`UCM_3.png`, `UCM_3` and 3, as LAVIS numbers
+    its ground truth). A rule under which two ids become one is not used.
     """
     known, best = list(dict.fromkeys(known)), [None] * len(wanted)
     for rule in (str, _without_extension, _stem, _number):
@@ -210,7 +228,8 @@ def _stem(name: str) -> str:
 
 
 def _number(name: str) -> str:
-    """The number at the end of a stem, without leading zeros; the stem itself if it ends in none."""
+    """The number at the end of a stem, without leading zeros; the stem itself if it ends in
+    none."""
     stem = _stem(name)
     digits = re.search("[0-9]+$", stem)
     return digits[0].lstrip("0") or "0" if digits else stem

@@ -21,8 +21,8 @@ _NUMBERED = re.compile(r"(.*[^\d_-])[_-]*\d+")
 
 _FAULTS = {
     "row": "{n} rows are not JSON objects (first: {first}); write each as {{...}}.",
-    "cells": "{n} rows have more or fewer cells than the first line (first: {first}); put captions that hold a comma into "
-             "double quotes.",
+    "cells": "{n} rows have more or fewer cells than the first line (first: {first}); put "
+             "captions that hold a comma into double quotes.",
     "name": "{n} rows have no file name (first: {first}); name the image of each.",
     "unsafe": "{n} file names leave the image folder or hold control characters (first: {first}); "
               "list plain relative names without '..'.",
@@ -30,10 +30,10 @@ _FAULTS = {
              f"{', '.join(SPLIT_WORDS)}.",
     "bare": "{n} images have no sentences (first: {first}); give each at least one or remove it.",
     "text": "{n} captions are not text (first: of {first}); write each as a string.",
-    "packed": "{n} texts begin as a list of captions but are none (first: of {first}); write one caption per row, or a list "
-              "in JSON.",
-    "joined": "{n} captions hold a mark as if several were joined by it (first: of {first}); write one caption per row, or "
-              "a list in JSON.",
+    "packed": "{n} texts begin as a list of captions but are none (first: of {first}); write one "
+              "caption per row, or a list in JSON.",
+    "joined": "{n} captions hold a mark as if several were joined by it (first: of {first}); "
+              "write one caption per row, or a list in JSON.",
     "twice": "{n} file names are listed twice (first: {first}); list every image once, in one split.",
     "moved": "{n} rows put an image into a second split (first: {first}); give all captions of an image one split.",
     "stray": "{n} annotated images are not listed (first: image_id {first}); list or drop them.",
@@ -70,7 +70,7 @@ class Rows:
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.notes: list[str] = []
         self.cleaned = 0
-        self.packed: list[tuple[str, int]] = []  # file and number of captions of each text that held several
+        self.packed: list[tuple[str, int]] = []  # file and captions of each text with several
         self.marked: list[str] = []  # of each text that holds a separator: its file and the mark
 
     def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
@@ -141,8 +141,10 @@ class Rows:
         problems = [_FAULTS[kind].format(n=len(found), first=found[0][:120])
                     for kind, found in self.faults.items()]
         if self.packed:
-            self.notes.append(f"{len(self.packed)} texts held several captions (first: of {self.packed[0][0]}); they were "
-                              f"read as {sum(count for _, count in self.packed)} captions, one per list entry or line.")
+            self.notes.append(f"{len(self.packed)} texts held several captions (first: of "
+                              f"{self.packed[0][0]}); they were read as "
+                              f"{sum(count for _, count in self.packed)} captions, one per list "
+                              "entry or line.")
         if self.again:
             self.notes.append(f"{self.again} images were listed again; their captions were joined.")
         if self.cleaned:
@@ -152,8 +154,8 @@ class Rows:
             problems.append("There is no caption at all; is this the right file?")
         elif captions and empty.mean() > MAX_EMPTY:
             first = table.captions.image_id[empty].iloc[0]
-            problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of {first}), more than "
-                            f"{MAX_EMPTY:.0%}; the file is damaged.")
+            problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of "
+                            f"{first}), more than {MAX_EMPTY:.0%}; the file is damaged.")
         elif empty.any():
             images = table.captions.image_id[empty].nunique()
             self.notes.append(f"{empty.sum()} captions of {images} images are empty; training drops them.")
@@ -172,7 +174,8 @@ def draw(name: str) -> float:
 
 
 def hashed_split(name: str) -> str:
-    """The split of an image whose file tells none, the same on every machine: a tenth val, a tenth test, the rest train."""
+    """The split of an image whose file tells none, the same on every machine: a tenth val, a tenth
+    test, the rest train."""
     place = draw(name)
     if place < 0.1:
         return "val"

@@ -245,14 +245,18 @@ def _caption(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     from nbhelpers import captioning
-    captions = captioning.read_captions(arguments.captions)
-    references = captioning.read_references(arguments.references, arguments.split)
+    notes: list[str] = []
+    captions = captioning.read_captions(arguments.captions, notes)
+    references = captioning.read_references(arguments.references, arguments.split, captions, notes)
     scores = captioning.score_captions(captions, references, arguments.metrics)
     intervals = captioning.bootstrap(scores, arguments.samples)
+    print(*notes, sep="\n", end="\n" if notes else "")
     print(f"{len(references)} images, {sum(map(len, references.values()))} references, tokens by {scores.tokenizer}; in brackets "
           "the 95 % interval over images")
     for name, value in scores.corpus.items():
         print("{:8} {:.4f}   x 100: {:6.2f} [{:.2f}, {:.2f}]".format(name, value, *(100 * x for x in (value, *intervals[name]))))
+    if "CIDEr" in scores.corpus and (reason := captioning.weightless(references)):
+        print(reason)
     for name, reason in scores.skipped.items():
         print(f"{name} was not computed: {reason}")
     poor = captioning.degenerate(captions)

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,13 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers import java, records
+from nbhelpers.data.reading import captions_in, match_ids, parse_json, read_text, split_file
 from nbhelpers.errors import UserError
 
 METRICS = records.CAPTION_METRICS
 BLEU = METRICS[:4]
 KEPT = 8  # lists of sentences whose tokens a scorer remembers
+JSON = (".json", ".jsonl", ".ndjson")  # the last two hold a value in each line
 
 Hypotheses = Mapping[Hashable, str]
 References = Mapping[Hashable, Sequence[str]]
@@ -295,12 +297,7 @@ def tokenize_by_rules(text: str) -> str:
 def _check(hypotheses: Hypotheses, references: References, meteor: bool) -> None:
     if not isinstance(hypotheses, Mapping) or not isinstance(references, Mapping) or not references:
         raise UserError("There is nothing to score; give a caption, and a list of references, by image id.")
-    missing, more = [i for i in references if i not in hypotheses], [i for i in hypotheses if i not in references]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(references)} images have no caption (first: {missing[0]!r}); caption every "
-                        "image, if with an empty text.")
-    if more:
-        raise UserError(f"{len(more)} captions are of images without references (first: {more[0]!r}); leave them out.")
+    _check_ids(hypotheses, references)
     for one, own in references.items():
         if not isinstance(own, (list, tuple)) or not own:
             told = f"a {type(own).__name__}" if own else "none"
@@ -311,6 +308,35 @@ def _check(hypotheses: Hypotheses, references: References, meteor: bool) -> None
             if meteor and len(text.split()) > java.MAX_WORDS:
                 raise UserError(f"A caption of image {one!r} has {len(text.split()):,} words, and METEOR would search for "
                                 f"minutes beyond {java.MAX_WORDS:,}; shorten it, or leave METEOR out of the metrics.")
+
+
+def _check_ids(hypotheses: Hypotheses, references: References) -> None:
+    missing = [one for one in references if one not in hypotheses]
+    more = [one for one in hypotheses if one not in references]
+    if more and len(missing) == len(references):
+        raise UserError(f"No image has both a caption and references: captions are of {more[0]!r} and so on, "
+                        f"references of {missing[0]!r} and so on; call the images alike in both.")
+    without = f"{len(more)} captions are of images without references (first: {more[0]!r})" if more else ""
+    if missing:
+        also = f", and {without}" if more else ""
+        raise UserError(f"{len(missing)} of {len(references)} images have no caption (first: {missing[0]!r})"
+                        f"{also}; caption every image, if with an empty text.")
+    if more:
+        raise UserError(f"{without}; leave them out.")
+
+
+def weightless(references: References) -> str:
+    """Why CIDEr is 0 for any captions of these images, in one sentence; "" where it is not.
+
+    It weighs an n-gram by log(images / images that have it), which is 0 for one that all images have.
+    """
+    if len(references) == 1:
+        return ("CIDEr of a single image is 0.00 whatever its caption says, because it weighs words by how few of "
+                "the images have them; score several images.")
+    if len({frozenset(map(clean, own)) for own in references.values()}) == 1:
+        return ("CIDEr is 0.00 whatever the captions say, because it weighs words by how few of the images have "
+                "them, and all images have the same references.")
+    return ""
 
 
 def _rounds(references: References, tokens: list[list[str]]) -> list[tuple[list[str], list[list[str]]]]:
@@ -372,49 +398,169 @@ def describe(captions: Iterable[str]) -> dict[str, float]:
 
 # files --------------------------------------------------------------------------------------------
 
-def read_captions(path: Path | str) -> dict[str, str]:
-    """Captions by image id (as text): COCO's results `[{"image_id", "caption"}]`, or ours, `{"captions": {id: text}}`."""
-    found = _json(path)
-    if isinstance(found, dict) and isinstance(found.get("captions"), dict):
-        return found["captions"]
-    if not isinstance(found, list):
-        raise UserError(f"{path} holds no captions; give COCO's [{{'image_id', 'caption'}}] or {{'captions': {{id: text}}}}.")
-    captions: dict[str, str] = {}
-    for one, text in _pairs(found, path):
-        if one in captions:
-            raise UserError(f"{path} captions image {one} twice; keep one caption for each image.")
-        captions[one] = text
-    return captions
+def read_captions(path: Path | str, notes: list[str] | None = None) -> dict[str, str]:
+    """Captions by image id (as text) in a file of JSON: `{"captions": {id: text}}`, as `caption` writes it,
+    COCO's results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
+
+    `notes` gets what was decided about the file. UserError if an image has no text, or two.
+    """
+    found = _content(path, [] if notes is None else notes)
+    if isinstance(found, dict):
+        found = next((found[name] for name in ("captions", "annotations") if name in found), found)
+    captions = _texts_by_id(found, path) if isinstance(found, (dict, list)) else {}
+    if not captions:
+        raise UserError(f"{path} holds no captions; give COCO's [{{'image_id', 'caption'}}] or "
+                        "{'captions': {id: text}}.")
+    for one, texts in captions.items():
+        if len(texts) != 1:
+            raise UserError(f"{path} captions image {one} {len(texts)} times; keep one caption for each image.")
+    return {one: texts[0] for one, texts in captions.items()}
 
 
-def read_references(path: Path | str, split: str = "test") -> dict[str, list[str]]:
-    """References by image id: COCO's ground truth, ours (`{"references": {id: [text]}}`), or a split of a published layout."""
-    found = _json(path) if Path(path).is_file() and Path(path).suffix == ".json" else None
-    if isinstance(found, dict) and isinstance(found.get("references"), dict):
-        return found["references"]
-    if isinstance(found, dict) and isinstance(found.get("annotations"), list):
-        references: dict[str, list[str]] = {}
-        for one, text in _pairs(found["annotations"], path):
-            references.setdefault(one, []).append(text)
-        return references
+def read_references(path: Path | str, split: str = "test", captioned: Iterable[str] = (),
+                    notes: list[str] | None = None) -> dict[str, list[str]]:
+    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground truth
+    or rows of image_id and caption, or a split of a published layout.
+
+    captioned  the ids of captions. Where these call the same images otherwise, the references take
+               their ids: joined by file name or stem, by the lists or the ground truth beside the
+               file, or else by numbers (UCM_3 is 3).
+    notes      gets what was decided
+    """
+    notes, wanted = [] if notes is None else notes, list(captioned)
+    namings = _namings(Path(path).expanduser(), split, notes)
+    if not wanted:
+        return next(namings)
+    seen = []
+    for naming in namings:
+        seen.append(naming)
+        if whole := _joined(naming, wanted, notes, numbers=False):
+            return whole
+    joined = (_joined(naming, wanted, notes, numbers=True) for naming in seen)
+    return next(filter(None, joined), seen[0])
+
+
+def _joined(naming: dict[str, list[str]], wanted: list[str], notes: list[str],
+            numbers: bool) -> dict[str, list[str]] | None:
+    """The references under the ids that are wanted; None if not every image is found on both sides."""
+    found = match_ids(wanted, naming, numbers)
+    if None in found or len(set(found)) != len(naming):
+        return None
+    other = [(one, known) for one, known in zip(wanted, found) if one != known]
+    if other:
+        notes.append("Captions and references call the images otherwise; they were joined by name or number "
+                     f"(first: {other[0][0]} is {other[0][1]}).")
+    new = dict(zip(found, wanted))
+    return {new[known]: texts for known, texts in naming.items()}
+
+
+def _namings(path: Path, split: str, notes: list[str]) -> Iterator[dict[str, list[str]]]:
+    """The references under the ids of the file, its file names, and the names in the files beside it."""
     from nbhelpers.data import layouts
-    return layouts.read(path).split(split).captions.groupby("image_id", sort=False).text.apply(list).to_dict()
 
-
-def _pairs(rows: list, path: Path | str) -> list[tuple[str, str]]:
+    content = _content(path, notes) if path.suffix.lower() in JSON else None
+    rows = _reference_rows(content)
+    if rows is not None:
+        own = _references(rows, path)
+        yield own
+        yield {_files_by_id(content).get(one, one): texts for one, texts in own.items()}
+    named = split_file(path.name)
     try:
-        return [(str(row["image_id"]), row["caption"]) for row in rows]
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} has a row without image_id and caption; every row must have both.") from error
+        table = layouts.read(path).split(named.split if rows is not None and named else split)
+    except UserError:
+        if rows is None:
+            raise
+        return  # no list of images beside it
+    texts = table.captions.groupby("image_id", sort=False).text.apply(list).to_dict()
+    yield texts
+    files = dict(zip(table.images.image_id, table.images.file))
+    yield {files[one]: own for one, own in texts.items()}
+    for truth in [] if rows is not None else _ground_truths(path, split):
+        yield _references(_content(truth, notes)["annotations"], truth)
 
 
-def _json(path: Path | str):
-    try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a file of captions.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); write it again.") from error
+def _reference_rows(content) -> list | dict | None:
+    """What holds the references in a file of ours or COCO's; None for a published layout."""
+    if isinstance(content, dict):
+        for name, kinds in (("references", (dict, list)), ("annotations", list)):
+            if isinstance(content.get(name), kinds):
+                return content[name]
+        texts = [text for own in content.values() for text in (own if isinstance(own, list) else [own])]
+        return content if texts and all(map(_is_plain, texts)) else None
+    rows = content if isinstance(content, list) else []
+    plain = rows and all(isinstance(row, dict) and "image_id" in row and _is_plain(row) for row in rows)
+    return rows if plain else None
+
+
+def _is_plain(text) -> bool:
+    """Whether it is a text, or has a caption without the name of a file."""
+    if isinstance(text, dict):
+        return "caption" in text and not text.keys() & {"image", "filename", "file_name"}
+    return isinstance(text, str)
+
+
+def _files_by_id(content) -> dict[str, str]:
+    images = content.get("images") if isinstance(content, dict) else None
+    rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
+    return {str(row.get("id")): row["file_name"] for row in rows if isinstance(row.get("file_name"), str)}
+
+
+def _ground_truths(path: Path, split: str) -> list[Path]:
+    """COCO's ground truth of a split in the folder of a layout, where there is just one."""
+    files = (path if path.is_dir() else path.parent).glob("*.json")
+    named = [(file, split_file(file.name)) for file in files]
+    found = [file for file, name in named if name and name.truth and name.split == split]
+    return found if len(found) == 1 else []
+
+
+def _references(rows: list | dict, path: Path) -> dict[str, list[str]]:
+    """The texts by image id, of which one may hold several references."""
+    found = {}
+    for one, texts in _texts_by_id(rows, path).items():
+        try:
+            found[one] = [reference for text in texts for reference in captions_in(text)]
+        except ValueError:
+            raise UserError(f"{path}: a reference of image {one} begins as a list but is none; write a text, "
+                            "or a list of texts.") from None
+    return found
+
+
+def _texts_by_id(rows: list | dict, path: Path | str) -> dict[str, list[str]]:
+    """The texts of `{id: text or texts}` or of rows with image_id and caption, in which an id may come again."""
+    found: dict[str, list[str]] = {}
+    pairs = rows.items() if isinstance(rows, dict) else [_pair(row, path) for row in rows]
+    for one, given in pairs:
+        own = found.setdefault(one, [])
+        for text in given if isinstance(given, list) else [given]:
+            text = text.get("caption") if isinstance(text, dict) else text
+            if not isinstance(text, str):
+                raise UserError(f"{path}: a caption of image {one} is {json.dumps(text)[:60]}, not a text; write "
+                                "it in quotation marks, if empty.")
+            own.append(text)
+    return found
+
+
+def _pair(row, path: Path | str) -> tuple[str, object]:
+    fields = ("image_id", "image", "filename", "file_name")
+    name = next((field for field in fields if isinstance(row, dict) and field in row), None)
+    if name is None or "caption" not in row:
+        raise UserError(f"{path} has a row without image_id and caption; every row must have both.")
+    one = int(row[name]) if isinstance(row[name], float) and row[name].is_integer() else row[name]
+    if isinstance(one, bool) or not isinstance(one, (str, int)):
+        raise UserError(f"{path} has the {name} {json.dumps(one)[:60]}; write a text or a whole number.")
+    return str(one), row["caption"]
+
+
+def _content(path: Path | str, notes: list[str]):
+    """What a file of JSON, or of JSON lines, holds."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a file of captions.")
+    text = read_text(path, notes)
+    if path.suffix.lower() not in JSON[1:]:
+        return parse_json(text, str(path))
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [parse_json(line, f"{path} line {number}") for number, line in lines]
 
 
 # records ------------------------------------------------------------------------------------------

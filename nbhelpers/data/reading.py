@@ -199,15 +199,17 @@ def _lines(text: str) -> list[str]:
 
 # ---- ids ----
 
-def match_ids(wanted: list[str], known: Iterable[str]) -> list[str | None]:
+def match_ids(wanted: list[str], known: Iterable[str], numbers: bool = True) -> list[str | None]:
     """The known id of the same image for each wanted id or file name, None where there is none.
 
     One rule holds for all of them, the first that finds most: equal ids; equal paths without
     extension; equal stems; equal numbers at the end (`UCM_3.png`, `UCM_3` and 3, as LAVIS numbers
-    its ground truth). A rule under which two ids become one is not used.
+    its ground truth). A rule under which two ids become one is not used, nor is that of numbers
+    without `numbers`, or where neither side is bare numbers.
     """
     known, best = list(dict.fromkeys(known)), [None] * len(wanted)
-    for rule in (str, _without_extension, _stem, _number):
+    bare = all(one.isdigit() for one in known) or all(one.isdigit() for one in wanted)
+    for rule in (str, _without_extension, _stem, *([_number] if numbers and bare else [])):
         keys = [rule(one) for one in known]
         asked = [rule(one) for one in wanted]
         if len(set(keys)) < len(keys) or len(set(asked)) < len(set(wanted)):

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -314,13 +315,16 @@ def _check_ids(hypotheses: Hypotheses, references: References) -> None:
     missing = [one for one in references if one not in hypotheses]
     more = [one for one in hypotheses if one not in references]
     if more and len(missing) == len(references):
-        raise UserError(f"No image has both a caption and references: captions are of {more[0]!r} and so on, "
-                        f"references of {missing[0]!r} and so on; call the images alike in both.")
-    without = f"{len(more)} captions are of images without references (first: {more[0]!r})" if more else ""
+        raise UserError(f"No image has both a caption and references: captions are of {more[0]!r} "
+                        f"and so on, references of {missing[0]!r} and so on; call the images alike "
+                        "in both.")
+    without = ""
+    if more:
+        without = f"{len(more)} captions are of images without references (first: {more[0]!r})"
     if missing:
+        told = f"{len(missing)} of {len(references)} images have no caption (first: {missing[0]!r})"
         also = f", and {without}" if more else ""
-        raise UserError(f"{len(missing)} of {len(references)} images have no caption (first: {missing[0]!r})"
-                        f"{also}; caption every image, if with an empty text.")
+        raise UserError(f"{told}{also}; caption every image, if with an empty text.")
     if more:
         raise UserError(f"{without}; leave them out.")
 
@@ -328,14 +332,14 @@ def _check_ids(hypotheses: Hypotheses, references: References) -> None:
 def weightless(references: References) -> str:
     """Why CIDEr is 0 for any captions of these images, in one sentence; "" where it is not.
 
-    It weighs an n-gram by log(images / images that have it), which is 0 for one that all images have.
+    It weighs an n-gram by log(images / images that have it), which is 0 for one that all have.
     """
     if len(references) == 1:
-        return ("CIDEr of a single image is 0.00 whatever its caption says, because it weighs words by how few of "
-                "the images have them; score several images.")
+        return ("CIDEr of a single image is 0.00 whatever its caption says, because it weighs words "
+                "by how few of the images have them; score several images.")
     if len({frozenset(map(clean, own)) for own in references.values()}) == 1:
-        return ("CIDEr is 0.00 whatever the captions say, because it weighs words by how few of the images have "
-                "them, and all images have the same references.")
+        return ("CIDEr is 0.00 whatever the captions say, because it weighs words by how few of "
+                "the images have them, and all images have the same references.")
     return ""
 
 
@@ -399,8 +403,8 @@ def describe(captions: Iterable[str]) -> dict[str, float]:
 # files --------------------------------------------------------------------------------------------
 
 def read_captions(path: Path | str, notes: list[str] | None = None) -> dict[str, str]:
-    """Captions by image id (as text) in a file of JSON: `{"captions": {id: text}}`, as `caption` writes it,
-    COCO's results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
+    """Captions by image id (as text): `{"captions": {id: text}}`, as `caption` writes it, COCO's
+    results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
 
     `notes` gets what was decided about the file. UserError if an image has no text, or two.
     """
@@ -409,18 +413,26 @@ def read_captions(path: Path | str, notes: list[str] | None = None) -> dict[str,
         found = next((found[name] for name in ("captions", "annotations") if name in found), found)
     captions = _texts_by_id(found, path) if isinstance(found, (dict, list)) else {}
     if not captions:
-        raise UserError(f"{path} holds no captions; give COCO's [{{'image_id', 'caption'}}] or "
-                        "{'captions': {id: text}}.")
+        raise UserError(
+            f"{path} holds no captions; give COCO's [{{'image_id', 'caption'}}] or "
+            "{'captions': {id: text}}."
+        )
     for one, texts in captions.items():
         if len(texts) != 1:
-            raise UserError(f"{path} captions image {one} {len(texts)} times; keep one caption for each image.")
+            raise UserError(
+                f"{path} captions image {one} {len(texts)} times; keep one caption for each image."
+            )
     return {one: texts[0] for one, texts in captions.items()}
 
 
-def read_references(path: Path | str, split: str = "test", captioned: Iterable[str] = (),
-                    notes: list[str] | None = None) -> dict[str, list[str]]:
-    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground truth
-    or rows of image_id and caption, or a split of a published layout.
+def read_references(
+    path: Path | str,
+    split: str = "test",
+    captioned: Iterable[str] = (),
+    notes: list[str] | None = None,
+) -> dict[str, list[str]]:
+    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground
+    truth or rows of image_id and caption, or a split of a published layout.
 
     captioned  the ids of captions. Where these call the same images otherwise, the references take
                their ids: joined by file name or stem, by the lists or the ground truth beside the
@@ -440,22 +452,25 @@ def read_references(path: Path | str, split: str = "test", captioned: Iterable[s
     return next(filter(None, joined), seen[0])
 
 
-def _joined(naming: dict[str, list[str]], wanted: list[str], notes: list[str],
-            numbers: bool) -> dict[str, list[str]] | None:
-    """The references under the ids that are wanted; None if not every image is found on both sides."""
+def _joined(
+    naming: dict[str, list[str]], wanted: list[str], notes: list[str], numbers: bool
+) -> dict[str, list[str]] | None:
+    """The references under the ids that are wanted; None if an image is on one side only."""
     found = match_ids(wanted, naming, numbers)
     if None in found or len(set(found)) != len(naming):
         return None
     other = [(one, known) for one, known in zip(wanted, found) if one != known]
     if other:
-        notes.append("Captions and references call the images otherwise; they were joined by name or number "
-                     f"(first: {other[0][0]} is {other[0][1]}).")
+        notes.append(
+            "Captions and references call the images otherwise; they were joined by name or "
+            f"number (first: {other[0][0]} is {other[0][1]})."
+        )
     new = dict(zip(found, wanted))
     return {new[known]: texts for known, texts in naming.items()}
 
 
 def _namings(path: Path, split: str, notes: list[str]) -> Iterator[dict[str, list[str]]]:
-    """The references under the ids of the file, its file names, and the names in the files beside it."""
+    """The references under the ids of the file, its file names, and those of files beside it."""
     from nbhelpers.data import layouts
 
     content = _content(path, notes) if path.suffix.lower() in JSON else None
@@ -463,7 +478,8 @@ def _namings(path: Path, split: str, notes: list[str]) -> Iterator[dict[str, lis
     if rows is not None:
         own = _references(rows, path)
         yield own
-        yield {_files_by_id(content).get(one, one): texts for one, texts in own.items()}
+        files = _files_by_id(content)
+        yield {files.get(one, one): texts for one, texts in own.items()}
     named = split_file(path.name)
     try:
         table = layouts.read(path).split(named.split if rows is not None and named else split)
@@ -485,11 +501,11 @@ def _reference_rows(content) -> list | dict | None:
         for name, kinds in (("references", (dict, list)), ("annotations", list)):
             if isinstance(content.get(name), kinds):
                 return content[name]
-        texts = [text for own in content.values() for text in (own if isinstance(own, list) else [own])]
-        return content if texts and all(map(_is_plain, texts)) else None
+        lists = [own if isinstance(own, list) else [own] for own in content.values()]
+        return content if lists and all(map(_is_plain, chain(*lists))) else None
     rows = content if isinstance(content, list) else []
-    plain = rows and all(isinstance(row, dict) and "image_id" in row and _is_plain(row) for row in rows)
-    return rows if plain else None
+    plain = [isinstance(row, dict) and "image_id" in row and _is_plain(row) for row in rows]
+    return rows if plain and all(plain) else None
 
 
 def _is_plain(text) -> bool:
@@ -502,7 +518,9 @@ def _is_plain(text) -> bool:
 def _files_by_id(content) -> dict[str, str]:
     images = content.get("images") if isinstance(content, dict) else None
     rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
-    return {str(row.get("id")): row["file_name"] for row in rows if isinstance(row.get("file_name"), str)}
+    rows = [row for row in rows if isinstance(row.get("file_name"), str)]
+    named = {str(row.get("id")): row["file_name"] for row in rows}
+    return named if len(set(named.values())) == len(named) else {}
 
 
 def _ground_truths(path: Path, split: str) -> list[Path]:
@@ -520,13 +538,15 @@ def _references(rows: list | dict, path: Path) -> dict[str, list[str]]:
         try:
             found[one] = [reference for text in texts for reference in captions_in(text)]
         except ValueError:
-            raise UserError(f"{path}: a reference of image {one} begins as a list but is none; write a text, "
-                            "or a list of texts.") from None
+            raise UserError(
+                f"{path}: a reference of image {one} begins as a list but is none; write a "
+                "text, or a list of texts."
+            ) from None
     return found
 
 
 def _texts_by_id(rows: list | dict, path: Path | str) -> dict[str, list[str]]:
-    """The texts of `{id: text or texts}` or of rows with image_id and caption, in which an id may come again."""
+    """The texts of `{id: text or texts}`, or of rows with image_id and caption, by id."""
     found: dict[str, list[str]] = {}
     pairs = rows.items() if isinstance(rows, dict) else [_pair(row, path) for row in rows]
     for one, given in pairs:
@@ -534,8 +554,10 @@ def _texts_by_id(rows: list | dict, path: Path | str) -> dict[str, list[str]]:
         for text in given if isinstance(given, list) else [given]:
             text = text.get("caption") if isinstance(text, dict) else text
             if not isinstance(text, str):
-                raise UserError(f"{path}: a caption of image {one} is {json.dumps(text)[:60]}, not a text; write "
-                                "it in quotation marks, if empty.")
+                raise UserError(
+                    f"{path}: a caption of image {one} is {json.dumps(text)[:60]}, not a "
+                    "text; write it in quotation marks, if empty."
+                )
             own.append(text)
     return found
 
@@ -547,7 +569,9 @@ def _pair(row, path: Path | str) -> tuple[str, object]:
         raise UserError(f"{path} has a row without image_id and caption; every row must have both.")
     one = int(row[name]) if isinstance(row[name], float) and row[name].is_integer() else row[name]
     if isinstance(one, bool) or not isinstance(one, (str, int)):
-        raise UserError(f"{path} has the {name} {json.dumps(one)[:60]}; write a text or a whole number.")
+        raise UserError(
+            f"{path} has the {name} {json.dumps(one)[:60]}; write a text or a whole number."
+        )
     return str(one), row["caption"]
 
 

@@ -1,4 +1,5 @@
 """Images that lie in one file with their captions: what shards and tables have in common."""
+
 from __future__ import annotations
 
 from collections import Counter, defaultdict
@@ -51,8 +52,10 @@ class PackedImages(ImageStore):
     def _read_unchanged(self, member: str) -> bytes:
         data = self._found[member].read()
         if checksum(data) != self._found[member].digest:
-            raise UserError(f"{self.where(member)} changed since {self.path} was opened; run again "
-                            "when nothing writes to it.")
+            raise UserError(
+                f"{self.where(member)} changed since {self.path} was opened; run again "
+                "when nothing writes to it."
+            )
         return data
 
 
@@ -102,8 +105,10 @@ def add_entries(entries: list[Entry], rows: Rows) -> None:
             renamed[entry.name] = name
     if renamed:
         listed, name = next(iter(renamed.items()))
-        rows.notes.append(f"{len(renamed)} file names stand for different images, so these are called by "
-                          f"split or checksum, too (first: one {listed} is {name}).")
+        rows.notes.append(
+            f"{len(renamed)} file names stand for different images, so these are called by "
+            f"split or checksum, too (first: one {listed} is {name})."
+        )
     if any(entry.name is None for entry in entries):
         rows.notes.append("Images without a file name are called by split and row, as test/0.")
 

@@ -10,6 +10,7 @@
 
 On disk: `S_train.arrow`; `train-00000-of-00001.parquet`, also in `data/`; `train/0000.parquet`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -49,15 +50,23 @@ def read_entries(path: Path, notes: list[str]) -> Iterator[Entry]:
     images = _images(table, path)
     names = _names(table)
     if table.num_rows and images is None and not any(names):
-        raise UserError(f"{path} has neither images nor file names ({_described(table)}); add a "
-                        "column image with the bytes of the image files, or a column filename.")
+        raise UserError(
+            f"{path} has neither images nor file names ({_described(table)}); add a "
+            "column image with the bytes of the image files, or a column filename."
+        )
     splits = _splits(table, path)
     captions = table[_caption_column(table, path, notes)].to_pylist()
     for row, (name, split, texts) in enumerate(zip(names, splits, captions)):
         read, several = partial(_image, images, row), isinstance(texts, list)
-        yield Entry(f"row {row} of {path.name}", name, split_of(split) or split,
-                    [sentence(text) for text in (texts if several else [texts])],
-                    "" if images is None else checksum(read()), read, once=several and images is None)
+        yield Entry(
+            f"row {row} of {path.name}",
+            name,
+            split_of(split) or split,
+            [sentence(text) for text in (texts if several else [texts])],
+            "" if images is None else checksum(read()),
+            read,
+            once=several and images is None,
+        )
 
 
 def refuse_without_images(path: Path) -> None:
@@ -65,9 +74,11 @@ def refuse_without_images(path: Path) -> None:
     table = _open(path)
     if _images(table, path) is None:
         first = next(filter(None, _names(table)), "none")
-        raise UserError(f"{path} holds the names of images (first: {first}) but not the images; "
-                        "name the folder or archive of these files as the images, or write their "
-                        "bytes into the column image.")
+        raise UserError(
+            f"{path} holds the names of images (first: {first}) but not the images; "
+            "name the folder or archive of these files as the images, or write their "
+            "bytes into the column image."
+        )
 
 
 def _open(path: Path):
@@ -85,8 +96,9 @@ def _open(path: Path):
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         kind = "parquet" if parquet else "arrow"
-        raise UserError(f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); "
-                        "fetch it again.") from error
+        raise UserError(
+            f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); fetch it again."
+        ) from error
     return table.rename_columns(column_names(table.column_names, str(path)))
 
 
@@ -130,8 +142,10 @@ def _images(table, path: Path):
     if column.null_count == len(column) or _is_text(kind):
         return None
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"The column {name} of {path} holds {kind}, not the bytes of image files; "
-                        "write the files (PNG, JPEG) as binary, or as a struct of bytes and path.")
+        raise UserError(
+            f"The column {name} of {path} holds {kind}, not the bytes of image files; "
+            "write the files (PNG, JPEG) as binary, or as a struct of bytes and path."
+        )
     return column
 
 
@@ -181,17 +195,23 @@ def _splits(table, path: Path) -> list[str]:
         return table["split"].to_pylist()
     named = split_by_name(path)
     if named is None:
-        raise UserError(f"{path} has no column split, and neither its name nor its folder tells "
-                        f"one; rename it to {path.stem}_train{path.suffix}, or _val or _test.")
+        raise UserError(
+            f"{path} has no column split, and neither its name nor its folder tells "
+            f"one; rename it to {path.stem}_train{path.suffix}, or _val or _test."
+        )
     return [named] * table.num_rows
 
 
 def _caption_column(table, path: Path, notes: list[str]) -> str:
     found = [name for name in CAPTIONS if name in table.column_names]
     if not found:
-        raise UserError(f"{path} has no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} "
-                        f"({_described(table)}); rename the one of the captions to captions.")
+        raise UserError(
+            f"{path} has no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} "
+            f"({_described(table)}); rename the one of the captions to captions."
+        )
     if len(found) > 1:
-        notes.append(f"The captions of {path.name} were taken from its column {found[0]}, not from "
-                     f"{', '.join(found[1:])}.")
+        notes.append(
+            f"The captions of {path.name} were taken from its column {found[0]}, not from "
+            f"{', '.join(found[1:])}."
+        )
     return found[0]

@@ -618,9 +618,10 @@ def test_captions_by_name_or_by_number_find_the_references_of_lavis(numbers, tmp
 
 def test_without_numbers_in_the_list_those_in_the_names_count(tmp_path):
     truth = lavis_set(tmp_path / "toy", (3, 4), listed=False)
-    for ids in (("UCM_3", "UCM_4"), ("UCM_3.png", "UCM_4.png"), ("3", "4")):
-        found = captioning.read_references(truth, captioned=ids)
-        assert found == {ids[0]: ["a pond"], ids[1]: ["a plane"]}, ids
+    for path in (truth, truth.parent):
+        for ids in (("UCM_3", "UCM_4"), ("UCM_3.png", "UCM_4.png"), ("3", "4")):
+            found = captioning.read_references(path, captioned=ids)
+            assert found == {ids[0]: ["a pond"], ids[1]: ["a plane"]}, ids
 
 
 def test_captions_by_file_name_find_the_references_of_coco(tmp_path):

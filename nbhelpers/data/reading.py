@@ -208,7 +208,7 @@ def match_ids(wanted: list[str], known: Iterable[str], numbers: bool = True) -> 
     without `numbers`, or where neither side is bare numbers.
     """
     known, best = list(dict.fromkeys(known)), [None] * len(wanted)
-    bare = all(one.isdigit() for one in known) or all(one.isdigit() for one in wanted)
+    bare = any(all(_stem(one).isdigit() for one in side) for side in (known, wanted))
     for rule in (str, _without_extension, _stem, *([_number] if numbers and bare else [])):
         keys = [rule(one) for one in known]
         asked = [rule(one) for one in wanted]

@@ -139,6 +139,7 @@ def _check_precision(precision: str, device: str) -> None:
 
 def _prepare_torch(seed: int, device: str) -> tuple[str, int]:
     """Seeds torch and returns (device, threads); imported here, as batch.py needs no torch."""
+    import cv2
     import torch
 
     from nbhelpers import device as devices
@@ -147,5 +148,6 @@ def _prepare_torch(seed: int, device: str) -> tuple[str, int]:
         raise UserError(f"NBHELPERS_THREADS is '{wish}'; it must be a whole number of at least 1.")
     threads = min(int(wish), os.cpu_count() or 1)
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
     torch.manual_seed(seed)
     return str(devices.use(device)), threads

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from nbhelpers.data import augment
 from nbhelpers.data.augment import TestTransform, TrainTransform
@@ -110,6 +111,38 @@ def test_randaugment_draws_two_operations_with_replacement_each_applied_half_the
                      "Sharpness": {(1.36,)}, **{name: {(size,), (-size,)} for name, size in signed.items()}}
     upward = np.mean([call[1] > 0 for call in calls if call[0] in signed])
     assert 0.47 < upward < 0.53
+
+
+class Draws:
+    """What torchvision draws from torch's generator, drawn from ours in its place."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.operations = self.rng.integers(14, size=2).tolist()
+        self.taken = []
+
+    def randint(self, count, size):
+        assert (count, size) == (14, ())
+        self.taken.append(self.operations[len(self.taken)])
+        return torch.tensor(self.taken[-1])
+
+    def rand(self, size):
+        return torch.tensor(self.rng.random(), dtype=torch.float64)
+
+
+def test_torchvisions_randaugment_is_its_own_for_equal_draws(monkeypatch):
+    image, seen = picture(40, 50), set()
+    policy = v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11)
+    for seed in range(120):
+        found = augment.torchvision_rand_augment(image, np.random.default_rng(seed))
+        draws = Draws(seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randint", draws.randint)
+            patch.setattr(torch, "rand", draws.rand)
+            expected = policy(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(found, expected)
+        seen |= set(draws.taken)
+    assert seen == set(range(14))
 
 
 def test_auto_contrast_and_equalize_equal_pillow_and_flat_images_stay():

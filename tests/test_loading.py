@@ -194,6 +194,18 @@ def test_batches_depend_on_seed_and_epoch_alone(data):
     assert not equal(first, batches_of(pairs(data, TrainTransform(16), seed=4), 2))
 
 
+@pytest.mark.parametrize("randaugment", ["fixed", "released", "torchvision"])
+def test_augmented_images_depend_on_seed_epoch_and_row_alone(data, randaugment):
+    """However many threads draw at once."""
+    transform = TrainTransform(32, randaugment)
+    first = batches_of(pairs(data, transform), 2, workers=1, batch_size=2)
+    for workers in (2, 4, 8):
+        assert equal(first, batches_of(pairs(data, transform), 2, workers, batch_size=2))
+    row = int(first[0]["row"][0])
+    image = transform(data[2][[0, 2, 4, 6][row // 3]], np.random.default_rng([3, 2, row]))
+    assert torch.equal(first[0]["pixels"][0], normalised(Image.fromarray(image)))
+
+
 def test_an_epoch_is_a_permutation(data):
     sampler = train_loader(pairs(data, TestTransform(32)), 5).sampler
     orders = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,16 +134,17 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
 
 
 def test_threads_follow_the_environment(monkeypatch):
-    before = torch.get_num_threads()
+    before, of_cv2 = torch.get_num_threads(), cv2.getNumThreads()
     try:
         monkeypatch.setenv("NBHELPERS_THREADS", "1")
         run.start("20_pir")
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == cv2.getNumThreads() == 1
         monkeypatch.setenv("NBHELPERS_THREADS", "100000")
         run.start("20_pir")
-        assert torch.get_num_threads() == os.cpu_count()
+        assert torch.get_num_threads() == cv2.getNumThreads() == os.cpu_count()
     finally:
         torch.set_num_threads(before)
+        cv2.setNumThreads(of_cv2)
     monkeypatch.setenv("NBHELPERS_THREADS", "two")
     with pytest.raises(UserError, match="NBHELPERS_THREADS is 'two'"):
         run.start("20_pir")

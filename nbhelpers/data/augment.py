@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -120,17 +120,35 @@ def rand_augment(image: np.ndarray, rng: np.random.Generator, ops: dict = OPS) -
     return image
 
 
-def _torchvision_rand_augment(image, rng):
+@cache
+def _torchvision_policy():
     from torchvision.transforms import v2
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**31)))
-        return v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11)(
-            torch.from_numpy(image.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    return v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11)
+
+
+def torchvision_rand_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Apply torchvision's RandAugment with draws from `rng`.
+
+    Its own draws come from torch's global generator, which the threads of a loader share, so images
+    would depend on the number of workers.
+    """
+    policy, pixels = _torchvision_policy(), torch.from_numpy(image.copy()).permute(2, 0, 1)
+    space = policy._AUGMENTATION_SPACE
+    for number in rng.integers(len(space), size=policy.num_ops):
+        name = list(space)[number]
+        magnitudes_of, signed = space[name]
+        magnitudes = magnitudes_of(policy.num_magnitude_bins, *image.shape[:2])
+        magnitude = 0.0 if magnitudes is None else float(magnitudes[policy.magnitude])
+        if signed and rng.random() < 0.5:
+            magnitude = -magnitude
+        pixels = policy._apply_image_or_video_transform(
+            pixels, name, magnitude, interpolation=policy.interpolation, fill=policy._fill)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
 RAND_AUGMENT = {"fixed": rand_augment, "released": partial(rand_augment, ops=RELEASED_OPS),
-                "torchvision": _torchvision_rand_augment, None: lambda image, rng: image}
+                "torchvision": torchvision_rand_augment, None: lambda image, rng: image}
 
 
 # ---- transforms --------------------------------------------------------------------------------------------

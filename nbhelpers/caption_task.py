@@ -19,13 +19,15 @@ from tqdm.auto import tqdm
 
 from nbhelpers import backbones, captioning, training
 from nbhelpers.backbones import ImageInput
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data.augment import TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, distinct_captions, image_batches,
-                                    padded, storable, train_loader)
+from nbhelpers.data.loading import (PIXEL_CODE, FeatureCache, FeatureDataset, PairDataset, Tokenizer, distinct_captions,
+                                    image_batches, padded, storable, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.keys import key_digest, modules_digest
 from nbhelpers.papers import bita
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
 from nbhelpers.retrieval import image_rows
@@ -123,33 +125,40 @@ class CaptionTask:
     """One data set as the three stages of BITA see it.
 
     words    reads captions in stage 1;  decoder  in stage 2; with the configuration's prompt in fine-tuning
-    reader   a model whose frozen image tower `tower_sha256` names: every image passes it once, and its tokens are cached in
-             `cache`. Without it, images are cropped and mirrored as in the release, and pass the tower in every epoch
+    reader   a model whose frozen image tower every image passes once; its tokens are cached in `cache`. Without it, images are cropped and mirrored as in the release, and pass the tower in every epoch
     views    of each training image that are cached: draws of the training transform; 0: the image under the test transform
     others   further sets whose training pairs join in stages 1 and 2; the authors pre-train on three sets together
     """
 
     def __init__(self, data: DataSet, config: BITAConfig, words: Tokenizer, decoder: DecoderTokenizer, seed: int = 0,
-                 workers: int = 2, reader: ImageReader | None = None, tower_sha256: str = "", cache: Path | None = None,
-                 views: int = 0, others: Iterable[DataSet] = ()):
+                 workers: int = 2, reader: ImageReader | None = None, cache: Path | None = None, views: int = 0,
+                 others: Iterable[DataSet] = ()):
         self.data, self.config, self.words, self.decoder = data, config, words, decoder
         self.prompted = decoder.prompted(config.prompt, config.prompt_space)
         self.image = image_input(config.image)
         self.seed, self.workers, self.reader, self.cache, self.views = seed, workers, reader, cache, views
-        self.tower_sha256, self.others = tower_sha256, list(others)
+        self.tower_sha256 = modules_digest(reader.towers()) if reader else ""
+        self.others = list(others)
 
     def table(self, split: str) -> CaptionTable:
         return self.data.table.split(split)
 
-    def fingerprint(self) -> str:
-        """Of all that stages 1 and 2 read."""
-        return "+".join(data.table.fingerprint() for data in (self.data, *self.others))
+    def content(self, stage: str) -> dict[str, object]:
+        """All that decides what a stage is fed and how it is validated, for `training.checkpoint_key`."""
+        tokenizer = self._tokenizer(stage)
+        code = code_digest(type(self), type(tokenizer), PairsOfAll)
+        return {"data": [data.content() for data in self._sets(stage)], "tokenizer": tokenizer.sha256, "image": self.image,
+                "seed": self.seed, "views": self.views, "tower": self.tower_sha256, "code": code}
+
+    def _tokenizer(self, stage: str) -> Tokenizer | DecoderTokenizer:
+        return {"stage1": self.words, "stage2": self.decoder, "finetune": self.prompted}[stage]
+
+    def _sets(self, stage: str) -> list[DataSet]:
+        return [self.data] if stage == "finetune" else [self.data, *self.others]
 
     def loader(self, stage: str, batch_size: int) -> DataLoader:
         """Shuffled full batches of the training pairs of a stage: `vision` or `pixels`, ids and mask."""
-        tokenizer = {"stage1": self.words, "stage2": self.decoder, "finetune": self.prompted}[stage]
-        sets = [self.data] if stage == "finetune" else [self.data, *self.others]
-        parts = [self._pairs(data, tokenizer) for data in sets]
+        parts = [self._pairs(data, self._tokenizer(stage)) for data in self._sets(stage)]
         return train_loader(parts[0] if len(parts) == 1 else PairsOfAll(parts), batch_size, self.workers)
 
     def _pairs(self, data: DataSet, tokenizer) -> Dataset:
@@ -167,8 +176,9 @@ class CaptionTask:
         """`vision` (N,V,C), or (N,views,V,C) with views, computed once."""
         data = data or self.data
         table = data.table.split(split)
-        key = json.dumps([self.config.image, self.config.frozen_dtype, self.tower_sha256, repr(self.image), views,
-                          self.seed if views else 0, split, table.fingerprint(), data.pixels.key])
+        code = code_digest(backbones, (type(self.reader), "image_features"), (type(self), "_seen"), FeatureCache, *PIXEL_CODE)
+        key = key_digest(self.config.frozen_dtype, self.tower_sha256, self.image, views, self.seed if views else 0,
+                          list(table.images.file), data.pixels.key, code)
         batches = self._seen(data, table, views)
         return FeatureCache.build(lambda indices: {"vision": next(batches)}, len(table), BATCH, key, self.cache)
 
@@ -312,6 +322,13 @@ def build_captioner(start: Start, config: BITAConfig, seed: int, before: ImageRe
     return model.take((before or start.build(lambda: Aligner(config), seed)).state_dict())
 
 
+def begin_stage(stage: str, start: Start, config: BITAConfig, seed: int, before: Trained | None) -> ImageReader:
+    """The model of a stage before it is trained."""
+    if stage == "stage1":
+        return start.build(lambda: Aligner(config), seed)
+    return build_captioner(start, config, seed, before.model if before else None)
+
+
 def train_stage(stage: str, task: CaptionTask, start: Start, settings: training.TrainConfig, folder: Path, seed: int,
                 before: Trained | None = None, name: str = "") -> Trained:
     """Trains a stage of bita.STAGES, or loads it; a stopped one goes on.
@@ -323,16 +340,13 @@ def train_stage(stage: str, task: CaptionTask, start: Start, settings: training.
         raise UserError(f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages are "
                         f"{', '.join(bita.STAGES)}, each from the one before.")
     config, loader = task.config, task.loader(stage, settings.batch_size)
-    build = {True: lambda: start.build(lambda: Aligner(config), seed),
-             False: lambda: build_captioner(start, config, seed, before.model if before else None)}[stage == "stage1"]
-    words = task.words.sha256 if stage == "stage1" else task.decoder.sha256
-    how = {"stage": stage, "words": words, "views": task.views, "cached": task.reader is not None}
-    began = [*start.sha256s(), before.key if before else ""]
-    key = training.checkpoint_key([config, settings, how], task.fingerprint(), began, seed, bita)
     finetune = stage == "finetune"
+    options = {"prompt_length": task.prompted.prompt_length} if finetune else None
+    began = [start.content(), before.key if before else ""]
+    key = training.checkpoint_key([config, settings, stage, options], task.content(stage), began, seed, begin_stage, fill_frozen)
     model, history, _ = training.load_or_train(
-        name or f"bita-{stage}", build, loader, settings, folder, key, task.validate if finetune else None,
-        loss_options={"prompt_length": task.prompted.prompt_length} if finetune else None,
+        name or f"bita-{stage}", lambda: begin_stage(stage, start, config, seed, before), loader, settings, folder, key,
+        task.validate if finetune else None, loss_options=options,
         meta={"system": "bita", "stage": stage, "model": asdict(config), "before": before.key if before else ""})
     return Trained(stage, model, history, key)
 

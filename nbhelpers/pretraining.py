@@ -2,7 +2,6 @@
 PE-RSITR, a ViLT for CFITR. What they learn there has to be carried over; no package brings such a pair."""
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,8 +201,8 @@ class Pretraining:
              make: Callable[[RetrievalTask], DualEncoder], loss_options: dict | None = None) -> tuple[Start, DualEncoder]:
         """Trains what `start` builds of `make`, or loads it; its `parts` join the towers of the start."""
         task = task_of(self.other, start, config.seed, self.cache, self.device, self.workers)
-        settings = [config, start.options, {"words": task.tokenizer.sha256}]
-        key = training.checkpoint_key(settings, self.other.table.fingerprint(), start.sha256s(), config.seed, sys.modules[__name__])
+        code = (Pretraining, "clip_start" if parts == ("clip",) else "vilt_start"), (Captions, "of", "draw", "describe", "texts")
+        key = training.checkpoint_key([config, loss_options], task.content(), start.content(), config.seed, *code)
         model, _, _ = training.load_or_train(name, lambda: start.build(lambda: make(task), config.seed), loader(task, config.batch_size),
                                              config, self.folder, key, task.validate, loss_options=loss_options)
         source, towers = f"pre-trained on the training split of {self.other.table.name}", dict(start.towers)

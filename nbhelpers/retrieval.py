@@ -1,8 +1,6 @@
 """From a data set and a dual encoder to batches, embeddings and recalls."""
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nbhelpers import recall, records
+from nbhelpers import backbones, recall, records
 from nbhelpers.backbones import ImageInput
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data import audit
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
+from nbhelpers.data.loading import (PIXEL_CODE, FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
                                     image_batches, train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.device import check_precision
 from nbhelpers.distinct import Distinct, Rows, distinct, text_keys
 from nbhelpers.errors import UserError
-from nbhelpers.papers.dual_encoder import TURNS, turned
+from nbhelpers.keys import key_digest, modules_digest
+from nbhelpers.papers.dual_encoder import TURNS, OnFrozenTowers, turned
+from nbhelpers.papers.pir import PIR
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH = 128  # as in the papers; where padding is attended, embeddings depend on the batch
@@ -82,8 +83,15 @@ class RetrievalTask:
             check_precision(precision, next(towers.parameters()).device)
         self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
         self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
-        self.towers_sha256 = _sha256(towers) if towers is not None else ""
+        self.towers_sha256 = modules_digest(towers.towers()) if towers is not None else ""
         self._known: dict[tuple[str, str], Distinct] = {}
+
+    def content(self) -> dict[str, object]:
+        """All that decides what a model is fed and how it is validated, for `training.checkpoint_key`; not its `train_loader`'s
+        transform."""
+        code = code_digest(type(self), type(self.tokenizer))
+        return {"data": self.data.content(), "tokenizer": self.tokenizer.sha256, "image": self.image, "seed": self.seed,
+                "views": self.views, "turns": self.turns, "precision": self.precision, "towers": self.towers_sha256, "code": code}
 
     def table(self, split: str) -> CaptionTable:
         return self.data.table.split(split)
@@ -151,8 +159,11 @@ class RetrievalTask:
 
     def _cached(self, kind: str, names: tuple[str, ...], items: list[str], batches) -> FeatureCache:
         """A row for each of the items, files of images or texts: tables that hold the same ones share them."""
-        key = json.dumps([kind, names, items, self.data.pixels.key, self.tokenizer.sha256, repr(self.image), self.towers_sha256,
-                          self.towers.config.use_mask])
+        code = code_digest(  # of all systems, since those on the same towers share the features
+            *((kind, "image_features", "text_features") for kind in (OnFrozenTowers, PIR, type(self.towers))), backbones,
+            (type(self), "_image_features", "_text_features"), (type(self.tokenizer), "__call__"), FeatureCache, *PIXEL_CODE)
+        key = key_digest(kind, names, items, self.data.pixels.key, self.tokenizer.sha256, self.image, self.towers_sha256,
+                          self.towers.config.use_mask, code)
         return FeatureCache.build(lambda indices: next(batches), len(items), BATCH, key, self.cache)
 
     @torch.inference_mode()
@@ -274,13 +285,6 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
         ceiling=audit.ceilings(table), chance=recall.chance(owner), notes=notes,
         **({"checkpoint": checkpoint} if checkpoint else {}))
     return records.read([path])[0]
-
-
-def _sha256(towers: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in towers.frozen_state().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def image_rows(table: CaptionTable, rows: np.ndarray) -> CaptionTable:

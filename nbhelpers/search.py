@@ -6,7 +6,6 @@ decide the ranking. B batch, N images, M texts, Q queries, G gallery items, K ca
 """
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +19,11 @@ from scipy.special import gammaln
 from torch import Tensor, nn
 
 from nbhelpers import recall
+from nbhelpers.code_identity import code_digest
+from nbhelpers.data.loading import PIXEL_CODE, Tokenizer
 from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.keys import key_digest, tensors_digest
 from nbhelpers.papers.dual_encoder import unpadded
 from nbhelpers.retrieval import RetrievalTask, image_rows
 from nbhelpers.store import Store
@@ -30,18 +32,16 @@ K = 70            # candidates that are reranked, in both directions (spec 6.4)
 NEIGHBOURS = 10   # best scores that PPSR averages (spec 6.3)
 POOL = 1000       # nearest codes that PPSR looks at first, which spares most queries a second pass over all codes
 PAIRS = 128       # pairs that pass the fine stage at once
-FINE = "fine.npy"
 FORM = 2          # of a store; others are not read
 
 
 # ---- offline: what is stored of an image or a text -------------------------------------------------------------------------
 def store_key(model: nn.Module, kind: str) -> dict[str, object]:
-    """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and the hash length."""
-    digest = hashlib.sha256(repr((FORM, model.config)).encode())
-    for name, value in model.state_dict().items():
-        if name != "bank":  # only training reads it, and a model that was loaded has none
-            digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest.hexdigest()[:16]}
+    """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and code, and the hash length."""
+    state = {name: value for name, value in model.state_dict().items() if name != "bank"}  # which only training reads
+    read = (RetrievalTask, "features", "pixels"), Tokenizer, *PIXEL_CODE
+    digest = key_digest(FORM, model.config, tensors_digest(state), code_digest(type(model), encode, split_inputs, *read))
+    return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest[:16]}
 
 
 def store_folder(run: Path | str, model: nn.Module) -> Path:
@@ -113,7 +113,8 @@ def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path
     order; equal ones are encoded once.
 
     Without `states` only codes, and of captions that an image repeats only the first, as a bank of
-    training queries needs them. See Store.build for what an existing folder means.
+    training queries needs them. A store of other images or captions is replaced; see Store.build
+    for what else an existing folder means.
     """
     images, texts = split_inputs(model, task, split)
     repeated = task.table(split).captions.duplicated().to_numpy()
@@ -124,7 +125,7 @@ def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path
             encoded = encode(model, inputs(rows))
             return encoded if states else {"codes": encoded["codes"]}
 
-        return Store.build(Path(folder) / kind, store_key(model, kind) | {"inputs": read_by}, items, rows_of)
+        return Store.build(Path(folder) / kind, store_key(model, kind) | {"inputs": read_by}, items, rows_of, renew=True)
 
     keys = task.text_keys(split)
     text_keys, read_by = [keys[row] for row in kept], task.tokenizer.sha256[:16]
@@ -248,25 +249,32 @@ def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarra
     """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal
     pairs are read once.
 
-    kept  the folder of these stores: scores found before are taken from its file FINE, and new ones
-          are added there
-    UserError if that file is damaged or of other stores.
+    kept  the folder of these stores, as opened from there: scores found before are taken from a file
+          in it, of these rows and of the code that scores them alone, and new ones are added there
+    UserError if that file is damaged.
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
     (first_image, row), (first_text, column) = distinct(images.same), distinct(texts.same)
     asked = np.zeros((len(first_image), len(first_text)), dtype=bool)
     pairs = np.nonzero(wanted)
     asked[row[pairs[0]], column[pairs[1]]] = True
-    scores = np.full(asked.shape, -np.inf, dtype=np.float32) if kept is None else _kept_scores(kept / FINE, asked.shape)
+    path = None if kept is None else kept / _scores_name(model, images, texts)
+    scores = np.full(asked.shape, -np.inf, dtype=np.float32) if path is None else _kept_scores(path, asked.shape)
     missing = asked & ~np.isfinite(scores)
     if missing.any():
         image_rows, text_rows = np.nonzero(missing)
         rows = first_image[image_rows], first_text[text_rows]
         scores[missing] = pair_scores(model, images, rows[0], texts, rows[1], batch)
-        if kept:
-            with atomic_write(kept / FINE) as temporary, open(temporary, "wb") as file:
+        if path:
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, scores)
     return np.where(wanted, scores[np.ix_(row, column)], -np.inf)
+
+
+def _scores_name(model: nn.Module, images: Store, texts: Store) -> str:
+    """The name of the file of fine scores: it changes with the stored rows and with the code."""
+    code = code_digest(pair_scores, type(model))
+    return f"fine-{key_digest(images.manifest, texts.manifest, code)[:16]}.npy"
 
 
 def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -274,14 +282,9 @@ def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if not path.exists():
         return np.full(shape, -np.inf, dtype=np.float32)
     try:
-        scores = np.load(path)
+        return np.load(path).reshape(shape)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and the scores are computed again.") from error
-    if scores.shape != shape:
-        found = " and ".join(map(str, scores.shape))
-        raise UserError(f"{path} holds scores of {found} different images and texts, not of "
-                        f"{shape[0]} and {shape[1]}; delete it, and they are computed again.")
-    return scores
 
 
 # ---- a whole split ---------------------------------------------------------------------------------------------------------

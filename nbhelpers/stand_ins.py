@@ -2,7 +2,6 @@
 image towers of the tiny size."""
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,10 +90,14 @@ def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
     return backbones.image_tokens(body, pixels)[:, 0]
 
 
-def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, fingerprint: str,
-               starting_weights: tuple[str, ...] = (), source: str = "") -> tuple[SceneClassifier, Tower]:
-    """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights."""
-    key = training.checkpoint_key([config], fingerprint, starting_weights, config.seed, sys.modules[__name__])
+def fit_scenes(name: str, build, batches: SceneBatches, config: training.TrainConfig, folder: Path, data: object,
+               start: object = None, source: str = "") -> tuple[SceneClassifier, Tower]:
+    """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights.
+
+    data, start  what the batches are made of and what the classifier starts from, as `training.checkpoint_key` takes them
+    """
+    code = type(batches), classifier_of, scene_classes, _pictures, _global_tokens, seeded
+    key = training.checkpoint_key([config, name, batches.image], data, start, config.seed, *code)
     classifier, _, _ = training.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
     path = weights.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
     return classifier, Tower.stand_in(name, path, source)
@@ -110,12 +113,15 @@ def fitted(name: str, other: DataSet, folder: Path, seed: int, epochs: int) -> t
     config = training.TrainConfig(epochs, lr=2e-3, batch_size=min(32, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
     classifier, tower = fit_scenes(name, lambda: classifier_of(name, len(classes)), batches, config, folder,
-                                   other.table.fingerprint(), source=STAND_IN)
+                                   other.content(), source=STAND_IN)
     return tower, 100 * float((classifier.predict(held, image) == held_scene).mean())
 
 
-def classifier_of(name: str, classes: int) -> SceneClassifier:
-    """A stand-in with a head for so many classes: "instruction_standin" (PIR-CLIP's), or a prior or image tower of `backbones`."""
+def classifier_of(name: str, classes: int, width: int = 0) -> SceneClassifier:
+    """A body with a head for so many classes: "scene_head" over vectors of `width`, "instruction_standin" (PIR-CLIP's), or a prior
+    or image tower of `backbones`."""
+    if name == "scene_head":
+        return SceneClassifier(backbones.SceneHead(width), classes)
     if name == "instruction_standin":
         width = backbones.clip_size("clip_standin").embed_dim
         return SceneClassifier(backbones.instruction_encoder("clip_standin"), classes, width=width)
@@ -148,14 +154,13 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
                          precision=precision)
     parts = []
     for split in ("train", "val"):
-        rows, scene = _labelled(task.table(split), classes)
-        parts.append((np.float32(task.features(split)[0]["vision"][:, 0])[rows], scene))
+        parts.append(_global_tokens(task, split, classes))
     (train, train_scene), (val, val_scene) = parts
     config = training.TrainConfig(epochs, lr=1e-3, batch_size=min(64, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed)
     classifier, head = fit_scenes(
-        f"scene_head-{data.table.name}", lambda: SceneClassifier(backbones.SceneHead(train.shape[1]), len(classes)),
-        batches, config, folder, data.table.fingerprint(), (start.towers["vision_encoder"].sha256,),
+        f"scene_head-{data.table.name}", lambda: classifier_of("scene_head", len(classes), train.shape[1]),
+        batches, config, folder, task.content(), start.content(),
         source=f"fitted on the training classes of {data.table.name}")
     accuracy = {"scene_head": 100 * float((classifier.predict(val) == val_scene).mean())}
     return replace(start, towers=start.towers | {"conv_encoder": head}, classes=classes), accuracy
@@ -184,6 +189,12 @@ def _pictures(data: DataSet, size: int, classes: list[str], *splits: str) -> tup
     return data.pixels.resized(size)[data.pixels.rows(table.images.file)[rows]], scene
 
 
+def _global_tokens(task: RetrievalTask, split: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The global tokens (N,W) float32 of the images of these classes in a split, and the index of the class of each."""
+    rows, scene = _labelled(task.table(split), classes)
+    return np.float32(task.features(split)[0]["vision"][:, 0])[rows], scene
+
+
 def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower) -> tuple[Tower, dict[str, float]]:
     """PRIOR=fit: the ResNet-50 of ImageNet fitted to the training classes of this set, fed as the Swin beside it is.
 
@@ -196,8 +207,8 @@ def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: To
     start = Start("", 0, {"body": resnet})
     classifier, tower = fit_scenes(
         f"resnet50-{data.table.name}",
-        lambda: start.fill(SceneClassifier(backbones.prior_tower("resnet50"), len(classes))),
-        batches, config, folder, data.table.fingerprint(), (resnet.sha256,),
+        lambda: start.fill(classifier_of("resnet50", len(classes))),
+        batches, config, folder, data.content(), start.content(),
         source=f"ImageNet, then fitted on the training classes of {data.table.name}")
     return tower, {"resnet50": 100 * float((classifier.predict(val, image) == val_scene).mean())}
 
@@ -228,8 +239,8 @@ def fitted_language(tables: list[CaptionTable], folder: Path, seed: int, epochs:
     pairs = train_byte_pairs([*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json")
     reader = DecoderTokenizer(pairs, "opt_standin", max_length=DOCUMENT)
     config = training.TrainConfig(epochs, lr=3e-3, batch_size=64, seed=seed)
-    key = training.checkpoint_key([config, {"words": reader.sha256}], "+".join(table.fingerprint() for table in tables), (), seed,
-                                  sys.modules[__name__])
+    code = LanguageModel, TextBatches, DecoderTokenizer, backbones, documents, train_byte_pairs, seeded
+    key = training.checkpoint_key([config, prompt, reader.sha256], [table.content() for table in tables], None, seed, *code)
     model, _, _ = training.load_or_train(
         "opt_standin", lambda: seeded(lambda: LanguageModel(backbones.language_model("opt_standin", reader.vocab_size)), seed),
         TextBatches(*reader.pad(documents(tables, reader, prompt, seed)), config.batch_size, seed), config, folder, key)

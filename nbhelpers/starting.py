@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from nbhelpers import backbones, weights
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError, atomic_folder, atomic_write
+from nbhelpers.keys import key_digest
 from nbhelpers.papers.ift import FROM_BERT_LEFT
 from nbhelpers.weight_names import LAYOUTS
 
@@ -138,8 +140,11 @@ class Start:
         """`make()` with the random part of its weights drawn from `seed`, then filled."""
         return self.fill(seeded(make, seed))
 
-    def sha256s(self) -> list[str]:
-        return [tower.sha256 for tower in self.towers.values()]
+    def content(self) -> dict[str, object]:
+        """What decides the weights that a model begins with, for keys: each tower's file and how it is read."""
+        towers = {name: [tower.sha256, tower.layout, list(tower.left)] for name, tower in self.towers.items()}
+        code = code_digest((Start, "build", "fill"), (Tower, "state"), seeded)
+        return {"towers": towers, "options": self.options, "code": code}
 
     def record(self) -> list[dict]:
         """The `weights` entry of a record."""
@@ -247,14 +252,20 @@ def smollm2(cache: Path) -> Tower:
     found = weights.resolve("smollm2")
     if importlib.util.find_spec("gguf") is None:
         raise UserError("SmolLM2 comes as a GGUF file, and the package gguf, which reads it, is not installed; `pip install gguf`.")
-    folder = Path(cache) / f"smollm2-{found.sha256[:16]}"
+    folder = Path(cache) / f"smollm2-{key_digest(found.sha256, code_digest(_unfold))[:16]}"
     if not folder.exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        at = {"pretrained_model_name_or_path": str(found.path.parent), "gguf_file": found.path.name}
-        model, words = AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32), AutoTokenizer.from_pretrained(**at)
-        with atomic_folder(folder) as temporary:
-            state = {name: value.half() for name, value in model.state_dict().items()}
-            weights.save_checkpoint(temporary / "model.safetensors", state, {"name": "smollm2", "from": found.sha256})
-            words.backend_tokenizer.save(str(temporary / "tokenizer.json"))
+        _unfold(found.path, found.sha256, folder)
     source = f"{found.source}, unfolded from {weights.KNOWN['smollm2'].files[0]}"
     return Tower("smollm2", str(folder), source, weights.sha256(folder), found.kind)
+
+
+def _unfold(gguf: Path, sha256: str, folder: Path) -> None:
+    """Writes a language model of a GGUF file in 16 bits, with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    at = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model, words = AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32), AutoTokenizer.from_pretrained(**at)
+    with atomic_folder(folder) as temporary:
+        state = {name: value.half() for name, value in model.state_dict().items()}
+        weights.save_checkpoint(temporary / "model.safetensors", state, {"name": "smollm2", "from": sha256})
+        words.backend_tokenizer.save(str(temporary / "tokenizer.json"))

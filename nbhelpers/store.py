@@ -7,6 +7,7 @@ adding new rows to a finished store are therefore the same act. Equal items are 
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +28,13 @@ Encode = Callable[[np.ndarray], Mapping[str, object]]  # row numbers (B,) -> {na
 class Store:
     """Arrays of N rows each: `store[name]` is (N, ...), floats as float16, a read-only memory map if it lies on disk.
 
-    key     what the rows depend on besides the items themselves
-    arrays  by name; SAME (N,), where there is one, is for each row the first row of an equal item
+    key       what the rows depend on besides the items themselves
+    arrays    by name; SAME (N,), where there is one, is for each row the first row of an equal item
+    manifest  what `store.json` says of all rows, with checksums; empty in memory
     """
 
-    def __init__(self, key: Mapping[str, object], arrays: Mapping[str, np.ndarray]):
-        self.key, self.arrays = dict(key), dict(arrays)
+    def __init__(self, key: Mapping[str, object], arrays: Mapping[str, np.ndarray], manifest: Mapping[str, object] | None = None):
+        self.key, self.arrays, self.manifest = dict(key), dict(arrays), dict(manifest or {})
 
     @property
     def same(self) -> np.ndarray:
@@ -57,7 +59,7 @@ class Store:
 
     @classmethod
     def build(cls, folder: Path | str, key: Mapping[str, object], items: Sequence[str],
-              encode: Encode, batch: int = 128) -> Store:
+              encode: Encode, batch: int = 128, renew: bool = False) -> Store:
         """Encodes those of `items` that the folder does not hold yet, appends them, and opens the store.
 
         key     names, as JSON values, everything the rows depend on besides the items: model, options
@@ -65,6 +67,7 @@ class Store:
                 a caption; equal items get equal rows
         encode  row numbers (B,) -> {name: array or tensor (B, ...)}; called for at most `batch`
                 rows, of equal items for the first alone
+        renew   True: a store of other items is replaced, not refused
         A build that was killed goes on behind its last whole batch; equal batches then give equal files. Of two builds into
         one folder the second waits. UserError without items, on a folder of another key, of other items or damaged, on
         values that float16 does not hold, and on rows whose form changes.
@@ -75,8 +78,12 @@ class Store:
         with FileLock(f"{folder}.lock"):
             about = {"key": dict(key), "rows": 0, "items": 0, "arrays": {}}
             if (folder / MANIFEST).exists():
-                about = _checked(folder, key)[0]
-                _check_items(folder, about, items)
+                found = _checked(folder, key)[0]
+                if renew and not _begins_with(found, items):
+                    shutil.rmtree(folder)
+                else:
+                    _check_items(folder, found, items)
+                    about = found
             first, row = distinct(items)
             for start in range(about["rows"], len(items), batch):
                 some = slice(start, start + batch)
@@ -90,7 +97,7 @@ class Store:
         UserError if there is none, if it was built under another `key`, or is damaged.
         """
         about, arrays = _checked(Path(folder), key, verify)
-        return cls(about["key"], arrays)
+        return cls(about["key"], arrays, about)
 
 
 class Computed:
@@ -132,11 +139,15 @@ def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], crc32: int | No
     return array
 
 
+def _begins_with(about: dict, items: Sequence[str]) -> bool:
+    return _items_crc32(items[:about["rows"]]) == about["items"]
+
+
 def _check_items(folder: Path, about: dict, items: Sequence[str]) -> None:
     rows = about["rows"]
-    if _items_crc32(items[:rows]) != about["items"]:
+    if not _begins_with(about, items):
         raise UserError(f"The store {folder} holds {rows} rows of other items than the first {rows} given; add new items "
-                        "behind the old ones, or name another folder.")
+                        "behind the old ones, name another folder, or delete this one and build it again.")
 
 
 def as_stored(encoded: Mapping[str, object]) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ What stays frozen has requires_grad False before `fit`; a model that keeps froze
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import pickle
@@ -22,7 +21,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -36,8 +34,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from nbhelpers import weights
+from nbhelpers.code_identity import code_digest
 from nbhelpers.distributed import accelerator, check_loader, one_run_at_a_time, process_state, told_by_main
 from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.keys import key_digest
 from nbhelpers.schedule import History, TrainConfig, learning_rates, lr_lambda
 
 READ_EVERY = 20  # batches between two reads of the losses, which wait for the GPU; 1 on a CPU
@@ -335,35 +335,17 @@ def _somebody_looks() -> bool:
 
 
 # ---- load or train -----------------------------------------------------------------------------------------
-def checkpoint_key(configs: Iterable, fingerprint: str, starting_weights: Iterable[str], seed: int,
-                   paper: ModuleType) -> str:
-    """sha256 over all that decides the weights: equal keys, equal training.
+def checkpoint_key(configs: Iterable, data: object, start: object, seed: int, *code: object) -> str:
+    """sha256 hex over all that decides the weights: equal keys, equal training.
 
-    configs            dataclasses or plain dicts: of the model, the training, the transforms
-    fingerprint        of the data (CaptionTable.fingerprint)
-    starting_weights   sha256 of each file the model starts from
-    paper              the module whose source is part of the key, with that of what it takes from its neighbours in `papers`, of
-                       the towers, of this file and of the loading
+    configs  dataclasses or JSON values: of the model, the training, the transforms, and what else was chosen
+    data     what the pairs are made of: `content()` of a task, or a digest of the batches themselves
+    start    what the training starts from: `Start.content()`, or the key of an earlier stage
+    code     what trains, beside `load_or_train`: the class of the model and all that is called from here, such as the loss and the
+             validation; as `code_digest` takes it, also as the text of cells
+    Versions of libraries, device, number of workers and the places of files do not count.
     """
-    content = {"configs": list(configs), "fingerprint": fingerprint, "weights": list(starting_weights),
-               "seed": seed, "sources": [path.read_text(encoding="utf-8") for path in _sources(paper)]}
-
-    def plain(config):
-        return config.decisive() if isinstance(config, TrainConfig) else asdict(config)
-
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
-
-
-def _sources(paper: ModuleType) -> list[Path]:
-    here = Path(__file__).parent
-    found, ahead = {}, [paper]
-    while ahead:
-        module = ahead.pop()
-        found[module.__name__] = Path(module.__file__)
-        taken = {getattr(value, "__module__", getattr(value, "__name__", None)) for value in vars(module).values()}
-        ahead += [sys.modules[name] for name in taken - found.keys() if str(name).startswith("nbhelpers.papers.")]
-    return [*(found[name] for name in sorted(found)), here / "backbones.py", here / "training.py", here / "schedule.py",
-            here / "data" / "loading.py", here / "data" / "augment.py"]
+    return key_digest(list(configs), data, start, seed, code_digest(load_or_train, *code))
 
 
 def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[dict], config: TrainConfig,
@@ -392,6 +374,8 @@ def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[di
                     leftover.unlink(missing_ok=True)
         else:
             tensors, about = weights.load_checkpoint(checkpoint)
+            if about.get("key") != key:
+                raise UserError(f"{checkpoint} belongs to another training than its folder says; delete {home} and run again.")
             weights.load_into(model, tensors)
             history = History(about["history"], config.monitor)
             model.to(state.device).eval()

@@ -232,14 +232,6 @@ def test_contact_sheet_has_no_twins():
     assert [s.spec.scene for s in sheet] == ["beach"] * 5 and all(s.spec.twin_of is None for s in sheet)
 
 
-def test_fingerprint_follows_the_source(tmp_path, monkeypatch):
-    before = scenes.fingerprint()
-    changed = tmp_path / "drawing.py"
-    changed.write_bytes(Path(drawing.__file__).read_bytes() + b"\n")
-    monkeypatch.setattr(drawing, "__file__", str(changed))
-    assert scenes.fingerprint() != before
-
-
 def test_write_dataset(tmp_path):
     folder = tmp_path / "set"
     listing = scenes.write_dataset(folder, count=18)

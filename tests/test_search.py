@@ -342,13 +342,15 @@ def test_scores_that_are_kept_are_not_computed_again(model, stores, fine, monkey
         assert_close(scores[one], fine[one])
 
 
-def test_kept_scores_of_other_stores_and_damaged_ones_are_refused(model, stores, tmp_path):
-    np.save(tmp_path / search.FINE, np.zeros((3, 4), np.float32))
-    with pytest.raises(UserError, match="3 and 4 different images and texts, not of 12 and 16"):
-        search.fine_scores(model, *stores, kept=tmp_path)
-    (tmp_path / search.FINE).write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match="is damaged .* delete it"):
-        search.fine_scores(model, *stores, kept=tmp_path)
+def test_kept_scores_that_are_damaged_are_refused_until_they_are_deleted(model, stores, fine, tmp_path):
+    search.fine_scores(model, *stores, kept=tmp_path)
+    [path] = tmp_path.glob("fine-*.npy")
+    for harm in (lambda: path.write_bytes(b"\x93NUMPY"), lambda: np.save(path, np.zeros((3, 4), np.float32))):
+        harm()
+        with pytest.raises(UserError, match="is damaged .* delete it"):
+            search.fine_scores(model, *stores, kept=tmp_path)
+    path.unlink()
+    np.testing.assert_array_equal(search.fine_scores(model, *stores, kept=tmp_path), fine)
 
 
 def test_validation_is_the_two_stage_search_over_first_captions(model, task, tmp_path):

@@ -5,12 +5,12 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 import nbhelpers
-from nbhelpers import pretraining, training, weights
+from nbhelpers import training, weights
 from nbhelpers.errors import UserError
-from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
-from nbhelpers.training import History, TrainConfig, checkpoint_key, fit, learning_rates, load_or_train
+from nbhelpers.training import History, TrainConfig, fit, learning_rates, load_or_train
 
 CONFIG = TrainConfig(epochs=3, lr=0.02, batch_size=4, accumulate=2, warmup_fraction=0.2)
 # As in the killed processes: the number of threads changes the order of sums, and with it the last bits.
@@ -509,40 +508,13 @@ def test_load_or_train_says_and_leaves_the_same_either_way(tmp_path, capsys):
     assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, "e" * 64, validate)[2]
 
 
-def test_the_key_depends_on_all_that_decides_and_on_nothing_else(tmp_path, monkeypatch):
-    paper = tmp_path / "paper.py"
-    paper.write_text("one")
-    here = tmp_path / "nbhelpers"
-    (here / "data").mkdir(parents=True)
-    code = [here / name for name in ("backbones.py", "training.py", "schedule.py", "data/loading.py", "data/augment.py")]
-    for path in code:
-        path.write_text(path.name)
-    monkeypatch.setattr(training, "__file__", str(here / "training.py"))
-    arguments = dict(configs=[CONFIG, {"dim": 3}], fingerprint="f", starting_weights=["w"], seed=0,
-                     paper=SimpleNamespace(__name__="paper", __file__=str(paper)))
-    first = checkpoint_key(**arguments)
-    assert checkpoint_key(**arguments) == first and len(first) == 64
-    same = [replace(CONFIG, workers=2, save_every_steps=5), {"dim": 3}]
-    assert checkpoint_key(**{**arguments, "configs": same}) == first
-    keys = {checkpoint_key(**{**arguments, **change}) for change in (
-        {"configs": [replace(CONFIG, lr=1.0), {"dim": 3}]}, {"configs": [CONFIG, {"dim": 4}]},
-        {"fingerprint": "g"}, {"starting_weights": ["v"]}, {"seed": 1})}
-    for path in (paper, *code):
-        text = path.read_text()
-        path.write_text(text + "changed")
-        keys.add(checkpoint_key(**arguments))
-        path.write_text(text)
-    assert len(keys) == 11 and first not in keys
-
-
-@pytest.mark.parametrize("paper, neighbours", [
-    (pir_clip, "clip dual_encoder pir"), (pe_rsitr, "clip dual_encoder pir"), (cfitr, "dual_encoder vilt"), (bita, "clip dual_encoder ift"),
-    (pretraining, "cfitr clip dual_encoder vilt")])
-def test_the_key_depends_on_what_a_paper_takes_from_its_neighbours(monkeypatch, paper, neighbours):
-    before, read = checkpoint_key([], "f", [], 0, paper), Path.read_text
-    for changed in [*(Path(pir.__file__).with_name(f"{name}.py") for name in neighbours.split()), Path(paper.__file__)]:
-        monkeypatch.setattr(Path, "read_text", lambda path, **options: read(path, **options) + "changed" * (path == changed))
-        assert checkpoint_key([], "f", [], 0, paper) != before, changed.name
+def test_a_checkpoint_of_another_training_is_refused_until_it_is_deleted(tmp_path):
+    key, other = "a" * 64, "a" * 16 + "b" * 48
+    load_or_train("toy", Toy, loader(), CONFIG, tmp_path, key, validate)
+    with pytest.raises(UserError, match="belongs to another training than its folder says; delete") as error:
+        load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, validate)
+    shutil.rmtree(str(error.value).split("delete ")[1].removesuffix(" and run again."))
+    assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, validate)[2]
 
 
 def test_history_in_words():

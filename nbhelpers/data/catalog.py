@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data import layouts, shards
 from nbhelpers.data.reading import split_file
 from nbhelpers.data.rows import draw
@@ -107,6 +108,12 @@ class DataSet:
     known: KnownSet | None
     where: list[str]
     files: tuple[Path, Path] | None = None
+
+    def content(self) -> dict[str, str]:
+        """What decides the pairs that are made of it, for keys: table, pixels, and the code that decodes and reads them."""
+        from nbhelpers.data.loading import PIXEL_CODE
+
+        return {"table": self.table.content(), "pixels": self.pixels.key, "code": code_digest(CaptionTable, *PIXEL_CODE)}
 
 
 def recognise(table: CaptionTable) -> str | None:

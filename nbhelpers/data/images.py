@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data.decoding import decode
 from nbhelpers.data.naming import EXTENSIONS, Naming
 from nbhelpers.data.table import safe_file_name
@@ -23,7 +24,6 @@ from nbhelpers.errors import UserError, atomic_folder, atomic_write
 
 MAX_FOLDERS = 100_000     # below one folder; links between folders may lead to any number
 MAX_BYTES = 256 * 2**20   # of one encoded file; a larger one is taken for an archive bomb
-DECODE_RULE = "2"         # part of every cache key: raise it whenever `decode` gives other pixels
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -215,7 +215,7 @@ class DecodedCache:
     files    the listed names, row i of the cache being files[i]
     shapes   (N, 2) int64, height and width
     digests  N hex strings; two are equal if and only if the images have equal shapes and pixels
-    key      hex, of the decoder rule, the files in their order and the bytes of each; nothing else decides
+    key      hex, of the code that decodes, the files in their order and the bytes of each; nothing else decides
     """
 
     def __init__(self, folder: Path, key: str, files: list[str], shapes: np.ndarray, digests: list[str]):
@@ -245,7 +245,8 @@ class DecodedCache:
         members = store.members(files, others)
         names = tqdm(members, desc="read images", disable=None)
         stored = [_stored_digest(store, name) for name in names]
-        key = checksum(json.dumps([DECODE_RULE, files, stored]).encode())
+        code = code_digest((ImageStore, "read"), _write_pixels)
+        key = checksum(json.dumps([code, files, stored]).encode())
         target = Path(folder) / f"images-{key[:16]}"
         if not target.exists():
             with atomic_folder(target) as temporary:
@@ -296,7 +297,7 @@ class DecodedCache:
         shape = (len(self), size, size, 3)
         if (self.shapes == size).all():
             return self._pixels.reshape(shape)
-        path = self.folder / f"resized-{size}.u8"
+        path = self.folder / f"resized-{size}-{code_digest(resize)[:8]}.u8"
         if not path.exists():
             with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 for row in tqdm(range(len(self)), desc=f"resize to {size}", disable=None):

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform, TrainTransform
-from nbhelpers.data.images import DecodedCache
+from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_write, make_once
 
+PIXEL_CODE = (DecodedCache, (ImageStore, "read"))  # what makes pixels of files, for `code_digest`
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -11,7 +11,6 @@ gives the same pixels and captions on every machine. It has the vices of the fie
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nbhelpers.data import drawing, scene_captions, scene_parts
+from nbhelpers.code_identity import code_digest
+from nbhelpers.data import scene_captions, scene_parts
 from nbhelpers.data.drawing import SIDE
 from nbhelpers.data.recipes import RECIPES
 from nbhelpers.data.scene_parts import WORLDS, Fact, Stage
@@ -170,11 +170,8 @@ def of_class(scene: str, count: int = 6, seed: int = 0, world: str = "a") -> lis
 
 
 def fingerprint() -> str:
-    """sha256 over the source of the generator: the version of what it draws."""
-    here = Path(__file__).parent
-    files = [Path(module.__file__) for module in (drawing, scene_parts, scene_captions)]
-    files += [Path(__file__), *sorted((here / "recipes").glob("*.py"))]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+    """sha256 hex over the code of the generator: the version of what it draws and writes."""
+    return code_digest(Scene, generate, _write_image)
 
 
 def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: str = "a") -> Path:

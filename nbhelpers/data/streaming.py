@@ -1,6 +1,7 @@
 """Training pairs straight from WebDataset shards, for sets that are too large to decode into a cache (PIR-CLIP, RS5M)."""
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data import shards
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer
 from nbhelpers.data.images import checksum, decode
@@ -46,10 +48,22 @@ class ShardDataset(IterableDataset):
 
     def __init__(self, path: Path | str, transform, tokenizer: Tokenizer, seed: int = 0, mean=CLIP_MEAN, std=CLIP_STD,
                  split: str = "train", drawn: int = 0, buffer: int = BUFFER):
-        self.transform, self.tokenizer, self.normalizer = transform, tokenizer, Normalizer(mean, std)
+        self.transform, self.tokenizer, self.mean, self.std = transform, tokenizer, mean, std
+        self.normalizer = Normalizer(mean, std)
         self.seed, self.epoch, self.workers, self.resampled, self.buffer = seed, 0, 1, drawn > 0, buffer
         self.files = shards.shard_files(path, split)
         self.count = drawn or sum(shards.sizes(self.files).values())
+
+    def content(self) -> dict[str, object]:
+        """All that decides the batches, for `training.checkpoint_key`, with a checksum of every shard."""
+        sums = []
+        for path in self.files:
+            with open(path, "rb") as file:
+                sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+        drawn = self.count if self.resampled else 0
+        code = code_digest(type(self), type(self.transform), type(self.tokenizer))
+        return {"shards": sums, "transform": self.transform, "tokenizer": self.tokenizer.sha256, "seed": self.seed,
+                "mean": self.mean, "std": self.std, "drawn": drawn, "buffer": self.buffer, "code": code}
 
     def __len__(self) -> int:
         return self.count

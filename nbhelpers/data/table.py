@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -80,8 +81,13 @@ class CaptionTable:
         counts = pd.DataFrame({"images": self.images.split.value_counts(), "captions": split_of.value_counts()})
         return counts.reindex([s for s in SPLITS if s in counts.index]).fillna(0).astype(int)
 
+    def content(self) -> str:
+        """sha256 hex over all images (id, file, split, scene) and all captions in their order: what a training sees of them."""
+        rows = [part.astype(str).to_numpy().tolist() for part in (self.images, self.captions)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
     def fingerprint(self) -> str:
-        """sha256 over the sorted (id, split, captions), hex: equal tables have equal fingerprints."""
+        """sha256 hex over the sorted (id, split, captions), by which records name their data. Neither order nor scenes count."""
         split_of = dict(zip(self.images.image_id, self.images.split))
         rows = sorted(f"{i}\t{split_of[i]}\t{t}" for i, t in zip(self.captions.image_id, self.captions.text))
         rows += sorted(f"{i}\t{s}" for i, s in split_of.items())

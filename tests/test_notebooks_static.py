@@ -158,6 +158,14 @@ def test_code_suits_papermill_and_nbval(name):
     assert BOOKS[name].metadata.kernelspec.name == "python3"
 
 
+@every_notebook
+def test_each_assertion_says_what_must_hold(name):
+    trees = [ast.parse(cell.source) for cell in code_cells(name)]
+    assertions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    silent = [ast.unparse(node) for node in assertions if node.msg is None]
+    assert assertions and not silent
+
+
 @pytest.mark.parametrize("name", systems.NOTEBOOKS.values())
 def test_cells_for_training_need_no_others(name):
     found = [cell.source for cell in code_cells(name) if {"parameters", "train"} & set(tags(cell))]

@@ -221,9 +221,9 @@ class _Reader:
         return self.code.find(".".join([taken, *rest])) if taken else None
 
     def _makes_key(self, call: ast.Call) -> bool:
-        """What a key is made of decides no result, so calls of `code_digest` and the functions of keys.py are not followed."""
+        """What a key is made of decides no result, so calls of `..._key` and `..._digest` of this package are not followed."""
         target = self.target(call.func)
-        return bool(target and target[0] and target[0][1].endswith("_digest"))
+        return bool(target and target[0] and target[0][1].endswith(("_digest", "_key")))
 
     def _named(self, here: Address | None, rest: list[str]) -> tuple:
         if here is None:

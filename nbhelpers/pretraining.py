@@ -201,8 +201,9 @@ class Pretraining:
              make: Callable[[RetrievalTask], DualEncoder], loss_options: dict | None = None) -> tuple[Start, DualEncoder]:
         """Trains what `start` builds of `make`, or loads it; its `parts` join the towers of the start."""
         task = task_of(self.other, start, config.seed, self.cache, self.device, self.workers)
-        code = (Pretraining, "clip_start" if parts == ("clip",) else "vilt_start"), (Captions, "of", "draw", "describe", "texts")
-        key = training.checkpoint_key([config, loss_options], task.content(), start.content(), config.seed, *code)
+        key = training.checkpoint_key(
+            [config, loss_options], task.content(), start.content(), config.seed,
+            (Pretraining, "clip_start" if parts == ("clip",) else "vilt_start"), (Captions, "of", "draw", "describe", "texts"))
         model, _, _ = training.load_or_train(name, lambda: start.build(lambda: make(task), config.seed), loader(task, config.batch_size),
                                              config, self.folder, key, task.validate, loss_options=loss_options)
         source, towers = f"pre-trained on the training split of {self.other.table.name}", dict(start.towers)

@@ -143,6 +143,18 @@ def profile_seed(profile: str, notebooks: Path = NOTEBOOKS) -> Any:
     return read_profile(profile, notebooks).get("SEED", 0)
 
 
+def values_of(profile: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
+    """Every parameter of the chain with its value in a profile, or its default where none is given.
+
+    A name without a file, as for runs in JupyterLab, has the defaults.
+    """
+    values = {}
+    for step in CHAIN:
+        values |= declared(notebooks / f"{step.name}.ipynb")
+    there = (notebooks / "profiles" / f"{profile}.yaml").is_file()
+    return values | (read_profile(profile, notebooks) if there else {})
+
+
 # running ----------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)

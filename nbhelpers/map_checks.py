@@ -89,11 +89,11 @@ def _area(curve: np.ndarray) -> float:
 
 def against_zero(values: np.ndarray, seed: int = 0, name: str = "mean") -> dict[str, object]:
     """Mean of one number per image, the bounds of its 95 % bootstrap interval, and "yes" if the interval lies above zero,
-    "worse" below, "no" otherwise. UserError for fewer than two images."""
+    "worse" below, "no" otherwise. One image has no interval: its bounds are NaN. UserError for no image."""
     values = np.asarray(values, float)
-    if len(values) < 2:
-        raise UserError(f"An interval over images needs two or more, not {len(values)}; raise IMAGES.")
-    low, high = values.min(), values.max()
+    if not len(values):
+        raise UserError("A mean over images needs one or more, not 0; raise IMAGES.")
+    low, high = (values.min(), values.max()) if len(values) > 1 else (np.nan, np.nan)
     if low < high:
         found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
         low, high = found.confidence_interval
@@ -145,7 +145,7 @@ def objects_found(maps: Mapping[str, Sequence[np.ndarray]], masks: Sequence[np.n
     rows = {}
     for name, some in maps.items():
         share = np.array([[on_object(one, mask) for one in some] for mask in masks])
-        own, others = share.diagonal(), (share.sum(1) - share.diagonal()) / (len(masks) - 1)
+        own, others = share.diagonal(), (share.sum(1) - share.diagonal()) / max(1, len(masks) - 1)
         area = np.array([covered(mask, len(some[0])).mean() for mask in masks])
         floor = others if others.mean() > area.mean() else area
         rows[name] = {"share": own.mean(), "area": area.mean(), "elsewhere": others.mean()}

@@ -235,16 +235,27 @@ def appearances(scores: np.ndarray, k: int = 10) -> np.ndarray:
 def hubness(counts: np.ndarray) -> dict[str, float]:
     """How unequal appearances (G,) are: skewness (Radovanovic et al., JMLR 11, 2010; 0 is symmetric), how often the most
     frequent item appears as a multiple of the mean, and the percentage of items that appear for less than one query."""
-    return {"skewness": float(stats.skew(counts)), "largest / mean": float(counts.max() / counts.mean()),
+    skewness = 0.0 if np.ptp(counts) < 1e-9 else float(stats.skew(counts))  # equal ones have none
+    return {"skewness": skewness, "largest / mean": float(counts.max() / counts.mean()),
             "hardly ever %": 100 * float((counts < 1).mean())}
 
 
 def rank_correlation(generic: np.ndarray, ranks: np.ndarray, owner: np.ndarray, samples: int = 300, seed: int = 0,
                      level: float = 0.95) -> tuple[float, float, float]:
-    """Spearman's correlation of two numbers per caption, and its interval: images are drawn with their captions."""
+    """Spearman's correlation of two numbers per caption, and its interval: images are drawn with their captions.
+
+    NaN where one of the numbers is the same for all captions; such draws do not count for the interval.
+    """
     rng, captions = np.random.default_rng(seed), pd.Series(np.arange(len(owner))).groupby(owner).apply(np.array).to_list()
     drawn = (np.concatenate([captions[image] for image in rng.integers(len(captions), size=len(captions))])
              for _ in range(samples))
-    found = [stats.spearmanr(generic[rows], ranks[rows]).statistic for rows in drawn]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    if _constant(generic, ranks):
+        return np.nan, np.nan, np.nan
+    found = [stats.spearmanr(generic[rows], ranks[rows]).statistic for rows in drawn
+             if not _constant(generic[rows], ranks[rows])]
+    low, high = np.quantile(found or [np.nan], [(1 - level) / 2, (1 + level) / 2])
     return float(stats.spearmanr(generic, ranks).statistic), float(low), float(high)
+
+
+def _constant(*columns: np.ndarray) -> bool:
+    return any(len(np.unique(column)) < 2 for column in columns)

@@ -84,6 +84,17 @@ class Run:
         """The notebook's parameters that a record keeps: all but its own fields, and what names this machine."""
         return {name.upper(): value for name, value in vars(self.parameters).items() if name not in ELSEWHERE}
 
+    def expect(self, holds: bool, result: str) -> None:
+        """Says where a result that models usually reach is not reached.
+
+        A small or hard set need not reach it, so there a sentence is printed. On the generated
+        set, whose results are known, it is an error: AssertionError.
+        """
+        if not holds and self.parameters.set == "scenes":
+            raise AssertionError(f"expected, but not so: {result}")
+        if not holds:
+            print(f"Expected, but not so on this set: {result}.")
+
     def show(self, figure, name: str) -> None:
         """Writes a matplotlib figure to `figures/<name>.png` and displays that very file, at half size."""
         from nbhelpers import figures

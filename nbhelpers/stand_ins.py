@@ -114,7 +114,12 @@ def fitted(name: str, other: DataSet, folder: Path, seed: int, epochs: int) -> t
     batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
     classifier, tower = fit_scenes(name, lambda: classifier_of(name, len(classes)), batches, config, folder,
                                    other.content(), source=STAND_IN)
-    return tower, 100 * float((classifier.predict(held, image) == held_scene).mean())
+    return tower, percent_right(classifier.predict(held, image), held_scene)
+
+
+def percent_right(found: np.ndarray, truth: np.ndarray) -> float:
+    """Percent of the class indices (N,) that are right; NaN where there is none."""
+    return 100 * float((found == truth).mean()) if len(truth) else float("nan")
 
 
 def classifier_of(name: str, classes: int, width: int = 0) -> SceneClassifier:
@@ -162,7 +167,7 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
         f"scene_head-{data.table.name}", lambda: classifier_of("scene_head", len(classes), train.shape[1]),
         batches, config, folder, task.content(), start.content(),
         source=f"fitted on the training classes of {data.table.name}")
-    accuracy = {"scene_head": 100 * float((classifier.predict(val) == val_scene).mean())}
+    accuracy = {"scene_head": percent_right(classifier.predict(val), val_scene)}
     return replace(start, towers=start.towers | {"conv_encoder": head}, classes=classes), accuracy
 
 
@@ -171,8 +176,10 @@ def scene_classes(table: CaptionTable) -> list[str]:
     counts = table.split("train").images.scene.value_counts()
     classes = sorted(counts.index[counts >= SMALLEST_CLASS])
     if len(classes) < 2:
-        raise UserError(f"{table.name} has {len(classes)} scene classes of {SMALLEST_CLASS} or more training images, too few to fit "
-                        "a scene prior; name the classes in the file names or in the captions' JSON.")
+        number = "one scene class" if classes else "no scene class"
+        raise UserError(f"{table.name} has {number} of {SMALLEST_CLASS} or more training images, "
+                        "and a scene prior needs two; name the classes in the file names or in the "
+                        "captions' JSON, add images, or take SIZE=tiny, which needs no prior.")
     return classes
 
 
@@ -210,7 +217,7 @@ def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: To
         lambda: start.fill(classifier_of("resnet50", len(classes))),
         batches, config, folder, data.content(), start.content(),
         source=f"ImageNet, then fitted on the training classes of {data.table.name}")
-    return tower, {"resnet50": 100 * float((classifier.predict(val, image) == val_scene).mean())}
+    return tower, {"resnet50": percent_right(classifier.predict(val, image), val_scene)}
 
 
 # ---- BITA, tiny size: a language model that has read nothing but captions ----------------------------------------------------

@@ -281,9 +281,12 @@ def test_gains_tell_good_bad_and_useless_maps_apart():
     assert table.deletion["good"] > 0 and table.insertion["good"] > 0
 
 
-def test_an_interval_needs_two_images():
-    with pytest.raises(UserError, match="needs two or more, not 1"):
-        map_checks.against_zero([0.3])
+def test_one_image_has_a_mean_without_an_interval_and_none_is_refused():
+    with pytest.raises(UserError, match="needs one or more, not 0"):
+        map_checks.against_zero([])
+    alone = map_checks.against_zero([0.3])
+    assert alone["mean"] == 0.3 and alone["verdict"] == "no"
+    assert np.isnan([alone["low"], alone["high"]]).all()
     assert map_checks.against_zero([0.3, 0.3]) == {"mean": 0.3, "low": 0.3, "high": 0.3, "verdict": "yes"}
 
 

@@ -160,7 +160,7 @@ def test_the_scene_head_reads_features_that_other_systems_on_these_towers_find_a
 def test_classes_too_small_to_fit_are_left_out_and_too_few_refused(data):
     table = data.table
     one = replace(table, images=table.images.assign(scene=table.images.image_id.where(table.images.scene == "red", "other")))
-    with pytest.raises(UserError, match="colours has 1 scene classes of 5 or more training images"):
+    with pytest.raises(UserError, match="colours has one scene class of 5 or more training images"):
         stand_ins.scene_classes(one)
     two = replace(table, images=table.images.assign(scene=table.images.scene.where(table.images.scene != "red", table.images.image_id)))
     assert stand_ins.scene_classes(two) == ["blue", "green", "grey"]

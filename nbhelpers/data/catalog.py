@@ -136,8 +136,15 @@ def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
 
 
 def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
-    """Moves that share of the training images to val, chosen by a hash of each id alone: always the same."""
-    chosen = (table.images.split == "train") & (table.images.image_id.map(draw) < share)
+    """Moves that share of the training images to val, chosen by a hash of each id alone: always the same.
+
+    Of two or more training images at least one is moved and at least one stays.
+    """
+    draws = table.images.image_id[table.images.split == "train"].map(draw).sort_values()
+    count = int((draws < share).sum())
+    if len(draws) > 1:
+        count = min(max(count, 1), len(draws) - 1)
+    chosen = table.images.index.isin(draws.index[:count])
     images = table.images.assign(split=table.images.split.mask(chosen, "val"))
     return CaptionTable(table.name, images, table.captions)
 

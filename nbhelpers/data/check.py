@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from nbhelpers.data import catalog, layouts
 from nbhelpers.data.table import CaptionTable
@@ -43,6 +45,50 @@ def check(captions: Path | str, images: Path | str | None = None, layout: str | 
     else:
         report.say("images", "not looked at: no folder or archive was named")
     return report
+
+
+def too_small(table: CaptionTable, values: Mapping[str, Any]) -> list[str]:
+    """One sentence for each training of the notebooks that a set is too small for.
+
+    values  name -> value of the notebooks' parameters
+    """
+    train = table.split("train")
+    said = []
+    for name, pairs in _training_pairs(train, values["CAPTIONS"]).items():
+        mend = f"set {name} to at most {pairs}" if pairs > 1 else "add training images or captions"
+        if pairs < values[name]:
+            said.append(f"{name} is {values[name]}, but there are {pairs} training pairs of an "
+                        f"image and a caption for it, which fill no batch; {mend}.")
+    owned = train.captions.drop_duplicates().image_id.value_counts()
+    if len(owned) and owned.max() == train.captions.text.nunique():
+        said.append("A training image has all training captions among its own, so 23_cfitr finds "
+                    "no false one for it; add training images with captions of their own.")
+    if values["SIZE"] == "compact" or values["PRIOR"] == "fit":
+        said += _no_scene_prior(table)
+    return said
+
+
+def _training_pairs(train: CaptionTable, captions: int) -> dict[str, int]:
+    """Parameter of a batch's size -> pairs that its system trains on.
+
+    captions  of each image that BITA learns; 0: all
+    """
+    learned = train.captions.groupby("image_id").cumcount() < (captions or len(train.captions))
+    pairs = len(train.captions)
+    return {"BATCH_SIZE": pairs, "PIR_CLIP_BATCH": pairs, "PE_RSITR_BATCH": pairs,
+            "CFITR_BATCH": len(train.captions.drop_duplicates()),
+            "CAPTION_BATCH": int(learned.sum())}
+
+
+def _no_scene_prior(table: CaptionTable) -> list[str]:
+    """Why no scene prior can be fitted to the training classes; nothing if one can."""
+    from nbhelpers.stand_ins import scene_classes  # imports torch
+
+    try:
+        scene_classes(table)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> None:

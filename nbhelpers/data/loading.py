@@ -294,7 +294,8 @@ def train_loader(dataset: PairDataset | FeatureDataset, batch_size: int, workers
     """Shuffled full batches of the dataset, built by `workers` threads; `loader.sampler.set_epoch(e)` sets
     the order and all random draws. UserError if there is not one full batch."""
     if len(dataset) < batch_size:
-        raise UserError(f"{len(dataset)} pairs do not fill a batch of {batch_size}; make batch_size smaller.")
+        raise UserError(f"{len(dataset)} pairs do not fill a batch of {batch_size}; set the batch "
+                        f"size to at most {len(dataset)}, or train on more pairs.")
     dataset.workers = workers
     sampler = EpochSampler(dataset)
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is)

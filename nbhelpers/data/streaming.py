@@ -120,6 +120,7 @@ def stream_loader(dataset: ShardDataset, batch_size: int, workers: int = 1) -> D
     UserError if there is not one full batch.
     """
     if len(dataset) < batch_size:
-        raise UserError(f"{len(dataset)} pairs do not fill a batch of {batch_size}; make batch_size smaller.")
+        raise UserError(f"{len(dataset)} pairs do not fill a batch of {batch_size}; set the batch "
+                        f"size to at most {len(dataset)}, or pack more pairs.")
     dataset.workers = workers
     return DataLoader(dataset, batch_size, drop_last=True, collate_fn=dataset.collate)

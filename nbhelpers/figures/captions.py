@@ -29,7 +29,7 @@ def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
             axes.axvspan(part.low[line], part.high[line], color="#CCCCCC", linewidth=0, zorder=0)
             axes.axvline(part.value[line], color="black", linestyle="--", linewidth=1.5, label=line)
         axes.set_title(metric.replace("_", "-"))
-        axes.set(xlim=(0, 1.08 * part.high.max()), xlabel="x 100")
+        axes.set(xlim=(0, 1.08 * part.high.max() or 1), xlabel="x 100")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3, integer=True))
         axes.set_yticks(y, [wrap(name, 1.9, lines=2) for name in systems])
         axes.grid(axis="y", visible=False)

@@ -15,7 +15,7 @@ from nbhelpers.figures.style import (
 @styled
 def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 6) -> Figure:
     """Images in rows of `columns`, each under its title."""
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure = new(1.6 * columns, (1.85 if len(titles) else 1.65) * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, image in zip(grid, images):
@@ -50,11 +50,14 @@ def parts_told(image: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[s
 def captions_beside_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Figure:
     """One row per image: the image, and right of it its captions."""
     wrapped = [[wrap(text, 7.4, SMALL, 2) for text in texts] for texts in captions]
-    figure = new(10, len(images) * max(2.3, *(LINE * line_count(texts) for texts in wrapped)))
-    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[2.2, 7.8])
+    rows = max(1, len(images))
+    figure = new(10, rows * max([2.3, *(LINE * line_count(texts) for texts in wrapped)]))
+    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[2.2, 7.8])
     for (left, right), image, texts in zip(grid, images, wrapped):
         draw_image(left, image)
         text_list(right, texts)
+    for axes in grid[len(images):].ravel():
+        axes.set_visible(False)
     return figure
 
 

@@ -122,7 +122,7 @@ def miss_sheet(sentences: Sequence[str], own: Sequence[np.ndarray], found: Seque
                columns: int = 5) -> Figure:
     """Queries that went wrong: the sentence, below it its own image (green frame) and the one found first (dashed red frame)
     with a note."""
-    rows = -(-len(sentences) // columns)
+    rows = max(1, -(-len(sentences) // columns))
     figure = new(2.1 * columns, 1.75 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, sentence, right, wrong, note in zip(grid, sentences, own, found, notes):

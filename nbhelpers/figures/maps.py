@@ -183,7 +183,7 @@ def _over(axes, image: np.ndarray, values: np.ndarray | None) -> None:
 @styled
 def class_maps(maps: Mapping[str, np.ndarray], columns: int = 8) -> Figure:
     """A map (S,S) for each class, all on one scale."""
-    rows = -(-len(maps) // columns)
+    rows = max(1, -(-len(maps) // columns))
     figure = new(1.5 * columns, 0.3 + 1.75 * rows)
     top = max(np.max(values) for values in maps.values())
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

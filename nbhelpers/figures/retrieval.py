@@ -96,7 +96,8 @@ def recall_curve(hits: Mapping[str, np.ndarray], chance: np.ndarray | None = Non
     figure = new(7.5, 4.4)
     axes = figure.subplots()
     for (name, curve), style in zip(hits.items(), ["-", "--", "-.", ":"] * len(hits)):
-        axes.plot(np.arange(1, len(curve) + 1), curve, style, label=name)
+        marker = "o" if len(curve) == 1 else None  # one point is no line
+        axes.plot(np.arange(1, len(curve) + 1), curve, style, marker=marker, label=name)
     if chance is not None:
         axes.plot(np.arange(1, len(chance) + 1), chance, ":", color=GREY, label="chance")
     axes.set(xlabel="K", ylabel="R@K (%)", ylim=(0, 102), xlim=(1, None))

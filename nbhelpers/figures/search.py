@@ -37,6 +37,8 @@ def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: in
     edges = np.linspace(0, bits, min(bits, 32) + 1) - 0.5
     for axes, (title, pairs) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel(), panels.items()):
         for values, name, colour, style in zip(pairs, ("true", "false"), (GREEN, RED), ("-", "--")):
+            if not len(values):  # one image has no false pair
+                continue
             share = 100 * np.histogram(values, edges)[0] / len(values)
             axes.stairs(share, edges, label=f"{name}: mean {np.mean(values):.1f}", color=colour, linestyle=style, linewidth=2)
         axes.set(xlabel=f"bits that differ, of {bits}", ylabel="pairs (%)")

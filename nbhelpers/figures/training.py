@@ -72,7 +72,7 @@ def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
                       fontsize=SMALL)
     axes.axvline(table.value.iloc[0], color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(y, [wrap(name, 2.6, lines=2) for name in table.variant])
-    axes.set(xlabel=f"{metric} (%)", xlim=(0, 1.12 * max(ends)))
+    axes.set(xlabel=f"{metric} (%)", xlim=(0, 1.12 * max(ends) or 1))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return figure

@@ -320,7 +320,7 @@ class Captions:
         self.distinct = len(tokens["mask"])
         self.described = torch.unique(self.owner * self.distinct + self.string)  # all (image, text) that belong together
         if (self.described // self.distinct).bincount().max() == self.distinct:
-            raise UserError("An image has all texts among its captions, which leaves no false one; train on more captions.")
+            raise UserError("An image has all texts among its captions, which leaves no false one; take more images or captions.")
 
     @classmethod
     def of(cls, task) -> Captions:

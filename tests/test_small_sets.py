@@ -77,7 +77,8 @@ def write_records(name: str, data: catalog.DataSet, runs: Path, variants: dict) 
             rules = {rule: recall.evaluate(scores, owner, ties=rule) for rule in recall.TIES}
             found = rules["expectation"]
             one.write_record(
-                {"width": 1}, found.arrays() | {"owner": owner}, system=SYSTEMS[notebook], variant=variant,
+                {"width": 1}, found.arrays() | {"owner": owner}, system=SYSTEMS[notebook],
+                variant=variant,
                 data_fingerprint=table.fingerprint(), seconds=1.0,
                 parameters={"all": 1, "trainable": 1},
                 protocol={"split": "test", "ties": "expectation", "selected_on": "val"},
@@ -154,7 +155,8 @@ def test_a_set_of_a_csv_is_read_like_one_of_json(tmp_path, monkeypatch):
 # expected, but not so -----------------------------------------------------------------------------
 
 def test_a_result_that_a_small_set_does_not_reach_is_said_and_stops_the_generated_set(capsys):
-    small, scenes = (Run("x", SimpleNamespace(set=name), "cpu", Path()) for name in ("mine", "scenes"))
+    small, scenes = (Run("x", SimpleNamespace(set=name), "cpu", Path())
+                     for name in ("mine", "scenes"))
     small.expect(True, "it learns")
     assert capsys.readouterr().out == ""
     small.expect(False, "it learns")

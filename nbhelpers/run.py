@@ -122,7 +122,9 @@ def start(notebook: str, **overrides: Any) -> Run:
     Raises UserError with one sentence for each wrong value and each unknown name.
     """
     path = repository_root() / "notebooks" / f"{notebook}.ipynb"
-    given = COMMON | parameters.of_notebook(path, sys._getframe(1).f_globals, overrides)
+    caller = sys._getframe(1).f_globals
+    is_notebook = caller.get("__name__", "__main__") == "__main__"  # a module has other things by such names
+    given = COMMON | parameters.of_notebook(path, caller if is_notebook else {}, overrides)
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     _check_precision(given.get("PRECISION", "fp32"), device)
     random.seed(given["SEED"])

@@ -232,7 +232,7 @@ def test_reading_captions_in_groups_changes_neither_loss_nor_gradients(monkeypat
         monkeypatch.setattr(bita, "GROUPS", groups)
         model = captioner()
         model.loss(here, 4)["loss"].backward()
-        found.append([p.grad for p in model.parameters() if p.requires_grad])
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for others in found[1:]:
         assert_close(others, found[0])
 

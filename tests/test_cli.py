@@ -104,7 +104,7 @@ def test_a_wrong_command_line_exits_2(argv, capsys):
 @pytest.mark.parametrize("argv, room, function, seen", [
     (["run", "--profile", "ucm", "--data", "d", "--seeds", "3", "4", "--upto", "20"], "batch", "main",
      {"profile": "ucm", "data": "d", "seeds": [3, 4], "upto": "20", "jobs": None}),
-    (["run"], "batch", "main", {"profile": "default", "data": "", "seeds": [0], "upto": "", "jobs": None}),
+    (["run"], "batch", "main", {"profile": "default", "data": "", "seeds": None, "upto": "", "jobs": None}),
     (["train", "--system", "pir", "--seed", "3"], "batch", "train_main",
      {"system": "pir", "profile": "default", "data": "", "seed": 3}),
     (["notebooks", "store", "20", "30"], "batch", "notebooks_main", {"action": "store", "names": ["20", "30"]}),

@@ -253,7 +253,7 @@ def test_a_clip_that_is_missing_is_an_error_before_any_training(small_b32, monke
 def test_part_of_a_clip_is_refused_key_by_key(small_b32):
     path = small_b32 / "mine.pt"
     state = torch.load(path)["state_dict"]
-    torch.save({name: value for name, value in state.items() if "ln_post" not in name} | {"visual.extra": torch.zeros(1)}, path)
+    torch.save({name: value for name, value in state.items() if "ln_post" not in name} | {"module.visual.extra": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="nothing was loaded") as error:
         starting.paper_clip_start(str(path), "gelu").build(lambda: CLIP(CLIPConfig(clip="vit_b32")), 0)
     assert all(key in str(error.value) for key in ("visual.ln_post.weight", "visual.ln_post.bias", "visual.extra"))

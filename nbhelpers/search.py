@@ -177,6 +177,16 @@ def chosen(scores: np.ndarray, k: int) -> np.ndarray:
     return mask
 
 
+def _kindest(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
+    """As `chosen`, but of the items that tie for the last place those that serve the query best:
+    right ones from the highest fine score down, then wrong ones from the lowest up."""
+    served = np.where(right, -fine, fine)
+    best = np.lexsort((served, ~right, -_known(coarse)), axis=1)[:, :_at_least_one(k, "candidate")]
+    mask = np.zeros(coarse.shape, dtype=bool)
+    np.put_along_axis(mask, best, True, axis=1)
+    return mask
+
+
 def eligible(scores: np.ndarray, k: int) -> np.ndarray:
     """(Q,G) booleans: the best k of each row and all that tie with the last of them. UserError on
     NaN."""
@@ -295,16 +305,19 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
     t2i  (N,M) coarse scores where texts are the queries, if they differ from those where images are
     A query whose own items all miss the best k fails, as released; its rank is an expected one
     behind them. Of items that tie for the last of the best k, by expectation any may be among them,
-    by the other rules the first ones are. UserError if `fine` lacks a possible candidate.
+    by the released rule the first ones are, by the optimistic one those that serve the query best.
+    UserError if `fine` lacks a possible candidate.
     """
     t2i = coarse if t2i is None else t2i
     if not np.isfinite(fine[eligible(coarse, k) | eligible(t2i.T, k).T]).all():
         raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all "
                         "that are `eligible`.")
+    own = owner[None, :] == np.arange(len(fine))[:, None]
     masks = chosen(coarse, k), chosen(t2i.T, k).T
+    if ties == "optimistic":
+        masks = _kindest(coarse, fine, own, k), _kindest(t2i.T, fine.T, own.T, k).T
     by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties)
                          for mask in masks)
-    own = owner[None, :] == np.arange(len(fine))[:, None]
     of_images = by_image.i2t_ranks, by_image.i2t_hits * (masks[0] & own).any(axis=1)[:, None]
     of_texts = by_text.t2i_ranks, by_text.t2i_hits * (masks[1] & own).any(axis=0)[:, None]
     if ties == "expectation":

@@ -369,9 +369,17 @@ def test_the_online_stage_is_what_the_search_finds(model, stores, banks, queries
     found = search.stages(coarse, fine, owner, k, ties="optimistic")["PPSR online + fine"]
     by_image = Search(model, stores[1], banks[0], k, neighbours=3)(half(queries[0])).rows
     by_text = Search(model, stores[0], banks[1], k, neighbours=3)(half(queries[1])).rows
+    i2t, t2i = coarse["PPSR online"]  # of candidates that tie for the last place the search takes the first
+    by_code = search.chosen(i2t, k), search.chosen(t2i.T, k).T
+    taken = [recall.evaluate(np.where(mask, fine, -np.inf), owner, ties="optimistic") for mask in by_code]
+    own = owner[None, :] == np.arange(len(fine))[:, None]
+    wanted = (taken[0].i2t_hits * (by_code[0] & own).any(axis=1)[:, None],
+              taken[1].t2i_hits * (by_code[1] & own).any(axis=0)[:, None])
     for column, cut in enumerate((1, 5)):
-        assert found.i2t_hits[:, column].tolist() == [i in owner[line[:cut]] for i, line in enumerate(by_image)]
-        assert found.t2i_hits[:, column].tolist() == [owner[t] in line[:cut] for t, line in enumerate(by_text)]
+        hits = ([i in owner[line[:cut]] for i, line in enumerate(by_image)],
+                [owner[t] in line[:cut] for t, line in enumerate(by_text)])
+        assert wanted[0][:, column].tolist() == hits[0] and wanted[1][:, column].tolist() == hits[1]
+        assert (found.i2t_hits[:, column] >= hits[0]).all() and (found.t2i_hits[:, column] >= hits[1]).all()
 
 
 def half(query):
@@ -415,6 +423,18 @@ def test_by_expectation_candidates_and_ranks_are_means_over_all_orders_of_the_ti
     for text in range(5):
         rank, hits = mean_over_orders(coarse[:, text], fine[:, text], np.arange(images) == owner[text], k)
         assert (found.t2i_ranks[text], *found.t2i_hits[text]) == pytest.approx((rank, *hits))
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_the_optimistic_rule_is_nowhere_below_the_others(images, k, seed):
+    rng = np.random.default_rng(seed)
+    owner = rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, 5 - images)]))
+    coarse, fine = rng.integers(0, 3, (2, images, 5)).astype(np.float32)
+    found = {rule: search.two_stage(coarse, fine, owner, k, ks=(1, 2, 3), ties=rule) for rule in recall.TIES}
+    for other in (found["expectation"], found["released"]):
+        assert (found["optimistic"].i2t_hits >= other.i2t_hits - 1e-9).all()
+        assert (found["optimistic"].t2i_hits >= other.t2i_hits - 1e-9).all()
 
 
 def mean_over_orders(coarse, fine, right, k):

@@ -1,6 +1,5 @@
 """The command line: exit codes, sentences on stderr, no traceback, nothing heavy imported for small questions."""
 import json
-import re
 import subprocess
 import sys
 import types

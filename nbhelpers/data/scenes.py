@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from nbhelpers.code_identity import code_digest
-from nbhelpers.data import scene_captions, scene_parts
+from nbhelpers.data import scene_captions
 from nbhelpers.data.drawing import SIDE
 from nbhelpers.data.recipes import RECIPES
 from nbhelpers.data.scene_parts import WORLDS, Fact, Stage

@@ -409,11 +409,11 @@ def test_the_notebook_keeps_the_attention_of_one_batch_on_the_device(scene, one_
 
 
 def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_batch_at_a_time):
-    task, told = one_batch_at_a_time, []
+    task, told, kept = one_batch_at_a_time, [], []
     one = scene[1].build(lambda: Aligner(task.config), 0).eval()
     figures = SimpleNamespace(metrics={"mR": 100.0})
     names = {"task": task, "given": None, "train": lambda *_: SimpleNamespace(model=one), "words": task.words, "bita": bita,
-             "loading": loading, "run": SimpleNamespace(device="cpu"), "torch": torch,
+             "loading": loading, "run": SimpleNamespace(device="cpu", expect=lambda holds, _: kept.append(holds)), "torch": torch,
              "recall": SimpleNamespace(evaluate=lambda scores, owner: told.append(scores) or figures, chance=lambda owner: {"mR": 1.0})}
     exec(cell_with("one.embed_images("), names)
     table = task.table("val")
@@ -422,6 +422,7 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
         ids, mask = task.words([bita.clean_caption(text) for text in table.captions.text])
         expected = torch.einsum("bqe,ne->bnq", one.embed_images(whole), one.embed_texts(ids, mask)).amax(2)
     assert_close(told[0], expected)
+    assert kept == [True]  # an mR of 100 is above the least
 
 
 def test_pixels_and_cached_features_give_the_same_loss(scene, tmp_path):

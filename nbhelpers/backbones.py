@@ -361,7 +361,3 @@ def language_model(name: str, vocab_size: int | None = None) -> PreTrainedModel:
     """A causal language model of transformers; `vocab_size` replaces the published vocabulary (stand-ins only)."""
     (model, config, settings), *_ = _choose(LANGUAGE, "language", name)
     return model(config(**(settings | ({} if vocab_size is None else {"vocab_size": vocab_size}))))
-
-
-def language_width(name: str) -> int:
-    return _choose(LANGUAGE, "language", name)[0][2]["hidden_size"]

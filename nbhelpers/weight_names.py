@@ -128,13 +128,13 @@ def clip_resnet_state(path: Path | str) -> dict[str, Tensor]:
 
 def vilt_state(path: Path | str) -> dict[str, Tensor]:
     """A published ViLT, of its authors or of transformers, under the names of `ViltModel`; without heads."""
-    state = vilt.read_trunk(read_state_dict(path))[0]
+    state = vilt.read_trunk(read_state_dict(path))
     return rename(state, [(r"^rank_output\.", None), (r"^vilt\.", "")])
 
 
 def vilt_rank_state(path: Path | str) -> dict[str, Tensor]:
     """Weight and bias of its rank head, or what its matching head says of a match; empty if it has neither."""
-    state = vilt.read_trunk(read_state_dict(path))[0]
+    state = vilt.read_trunk(read_state_dict(path))
     return {name.removeprefix("rank_output."): value for name, value in state.items() if name.startswith("rank_output.")}
 
 

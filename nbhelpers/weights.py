@@ -339,18 +339,15 @@ def config_of(kind: type, system: str, fields: object):
         raise UserError(f"The checkpoint does not say which {system} it is ({error}); give another one.") from error
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], prefix: str = "",
+def load_into(module: nn.Module, state: Mapping[str, Tensor],
               allow_missing: Iterable[str] = (), allow_unexpected: Iterable[str] = ()) -> None:
     """Copies `state` into `module`, or raises a UserError that lists every difference and changes nothing.
 
-    Prefixes of training code (`unwrapped`) are removed where the names fit without them. With `prefix`, only names
-    that start with it count, without it. The allowed are shell patterns ("head.*"). Numbers take the module's dtype.
+    Prefixes of training code (`unwrapped`) are removed where the names fit without them. The allowed are shell patterns
+    ("head.*"). Numbers take the module's dtype.
     """
     own, allowed = module.state_dict(), (tuple(allow_missing), tuple(allow_unexpected))
-    tried = []
-    for names in unwrapped(state):
-        part = {name.removeprefix(prefix): tensor for name, tensor in names.items() if name.startswith(prefix)}
-        tried.append((_differences(part, own, *allowed), part))
+    tried = [(_differences(part, own, *allowed), part) for part in unwrapped(state)]
     lines, part = min(tried, key=lambda found: len(found[0]))
     if lines:
         raise UserError(f"The weights do not fit {type(module).__name__}, so nothing was loaded; "
@@ -406,12 +403,11 @@ def save_checkpoint(path: Path | str, module_or_state: nn.Module | Mapping[str, 
     return path
 
 
-def load_checkpoint(path: Path | str,
-                    expect: Mapping[str, object] | None = None) -> tuple[dict[str, Tensor], dict]:
-    """(state, meta) of `save_checkpoint`. UserError on foreign files, damage, meta other than `expect`."""
+def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+    """(state, meta) of `save_checkpoint`. UserError on foreign files and damage."""
     path = _checkpoint_file(path)
     state, header = read_checkpoint(path)
-    return state, meta_of(header, path, expect)
+    return state, meta_of(header, path)
 
 
 def meta_of(header: Mapping[str, object], path: Path | str, expect: Mapping[str, object] | None = None) -> dict:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import two_processes
 from closeness import assert_close
 
-from nbhelpers import backbones, training, weights
+from nbhelpers import backbones, starting, training, weights
 from nbhelpers.data.loading import CLIPTokenizer
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pir_clip
@@ -409,20 +409,34 @@ def plain_clip(**changes) -> dict[str, torch.Tensor]:
     return open_clip.CLIP(size.embed_dim, size.vision, size.text).state_dict()
 
 
+def fill(model: PIRCLIP, folder, **towers: tuple[str, dict[str, torch.Tensor]]) -> None:
+    """Fills towers of the model from files of a layout that hold these tensors."""
+    found = {}
+    for name, (layout, state) in towers.items():
+        torch.save(state, folder / f"{name}.pt")
+        found[name] = starting.Tower.resolved(str(folder / f"{name}.pt"), layout=layout)
+    left = {"res_visual": [starting.NO_LAST_PROJECTION]}
+    found = {name: replace(tower, left=left.get(name, [])) for name, tower in found.items()}
+    starting.Start(starting.CLIP_WORDS, LENGTH, found).fill(model)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_plain_clip_leaves_the_instruction_alone(prefix):
+def test_a_plain_clip_leaves_the_instruction_alone(prefix, tmp_path):
     model = small()
     before, state = values(model), plain_clip()
     numbers = {"input_resolution": torch.tensor(64), "context_length": torch.tensor(LENGTH), "vocab_size": torch.tensor(WORDS)}
-    left = pir_clip.load_clip(model, {prefix + name: value for name, value in (state | numbers).items()})
-    assert set(left) == {name for name in before if name.startswith(("res_visual.", "vision_proj_res."))}
+    fill(model, tmp_path, clip=("clip", {prefix + name: value for name, value in (state | numbers).items()}))
+    left = [name for name in before if name.startswith(("res_visual.", "vision_proj_res."))]
     after = values(model)
+    assert len(left) + len(state) == len(before)
     assert all(torch.equal(after[name], before[name]) for name in left)
     assert all(torch.equal(after[f"clip.{name}"], value) for name, value in state.items())
-    assert pir_clip.load_clip(small(**OPTIONS["baseline"]), state) == []
+    baseline = small(**OPTIONS["baseline"])
+    fill(baseline, tmp_path, clip=("clip", state))
+    assert values(baseline).keys() == {f"clip.{name}" for name in state}
 
 
-def test_other_state_dicts_start_no_clip():
+def test_other_state_dicts_start_no_clip(tmp_path):
     model = small()
     before, state = values(model), plain_clip()
     cut = {name: value for name, value in state.items() if name != "visual.proj"}
@@ -432,20 +446,20 @@ def test_other_state_dicts_start_no_clip():
                            (state | {"logit_bias": torch.zeros(())}, "unknown to the model .1.:\n  logit_bias"),
                            (wide, "of another shape")):
         with pytest.raises(UserError, match=message):
-            pir_clip.load_clip(model, wrong)
+            fill(model, tmp_path, clip=("clip", wrong))
     assert all(torch.equal(value, before[name]) for name, value in values(model).items())
 
 
-def test_the_instruction_encoder_starts_from_another_clip():
+def test_the_instruction_encoder_starts_from_another_clip(tmp_path):
     model = small()
     projection = model.res_visual.attnpool.c_proj.weight.clone()
     source = open_clip.CLIP(32, dict(layers=(1, 1, 1, 1), width=4, image_size=64), TEXT)
-    pir_clip.load_instruction(model, source.state_dict())
+    fill(model, tmp_path, res_visual=("clip_resnet", source.state_dict()))
     assert torch.equal(model.res_visual.attnpool.c_proj.weight, projection)
     assert torch.equal(model.res_visual.layer4[0].conv2.weight, source.visual.layer4[0].conv2.weight)
     assert torch.equal(model.res_visual.attnpool.positional_embedding, source.visual.attnpool.positional_embedding)
     with pytest.raises(UserError, match="missing in the file"):
-        pir_clip.load_instruction(model, plain_clip())
+        fill(model, tmp_path, res_visual=("clip_resnet", plain_clip()))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------------
@@ -506,7 +520,7 @@ def test_files_of_other_models_are_refused(tmp_path):
     }
     torch.save({"state_dict": plain_clip()}, tmp_path / "clip.pt")
     torch.save({"state_dict": pir_clip.release_state(model), "nbhelpers": "?"}, tmp_path / "odd.pt")
-    made |= {"clip": (tmp_path / "clip.pt", "vision_proj_res is missing.*load_clip"), "odd": (tmp_path / "odd.pt", nothing),
+    made |= {"clip": (tmp_path / "clip.pt", "vision_proj_res is missing.*12_starting_weights"), "odd": (tmp_path / "odd.pt", nothing),
              "absent": (tmp_path / "absent.pt", "no weight file")}
     for path, message in made.values():
         with pytest.raises(UserError, match=message):

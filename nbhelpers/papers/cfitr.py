@@ -417,20 +417,6 @@ def release_state(model: CFITR) -> dict[str, Tensor]:
     return vilt.to_authors(weights.rename(model.state_dict(), [("^bank$", None)]))
 
 
-def load_vilt(model: CFITR, state: dict[str, Tensor]) -> tuple[bool, list[str]]:
-    """Starts the trunk from a file of ViLT, of its authors or of transformers, and the rank head where the file has one or a
-    matching head. All else keeps its random start.
-
-    -> whether the rank head was filled, and the keys of the file that were left out. UserError, and nothing loaded, if the
-    trunk or the head does not fit.
-    """
-    found, dropped = vilt.read_trunk(state)
-    started = any(name.startswith("rank_output.") for name in found)
-    needed = ("vilt.", "rank_output.") if started else ("vilt.",)
-    weights.load_into(model, found, allow_missing=[name for name in model.state_dict() if not name.startswith(needed)])
-    return started, dropped
-
-
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
     """Of a released checkpoint: what `write_release` noted, else ViLT-B/32 as released, with the sizes of its hash heads."""
     if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:

@@ -187,30 +187,6 @@ def labels_from_names(names: list[str]) -> Tensor:
     return torch.tensor([labels.setdefault(name.split("_")[0], len(labels)) for name in names], dtype=torch.int64)
 
 
-# ---- starting weights (spec 7) -------------------------------------------------------------------------------------------
-INSTRUCTION_KEYS = ("res_visual.", "vision_proj_res.")
-JIT_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's files
-
-
-def load_clip(model: PIRCLIP, state: dict[str, Tensor]) -> list[str]:
-    """Fills the CLIP of `model` from a state dict under open_clip's names; returns the keys of `model` that it leaves.
-
-    Those are all keys of the instruction encoder and its projection. UserError, and nothing is loaded, if another key is
-    missing or a key of the file has no place. The file does not say its activation: OpenAI's want "vit_b32_quickgelu".
-    """
-    weights.load_into(model.clip, state, allow_unexpected=JIT_NUMBERS)
-    return [name for name in model.state_dict() if name.startswith(INSTRUCTION_KEYS)]
-
-
-def load_instruction(model: PIRCLIP, state: dict[str, Tensor]) -> None:
-    """Fills the instruction encoder from the image tower of a CLIP RN50 under open_clip's names.
-
-    The last projection of its attention pool leads into another width there and stays as it is.
-    """
-    kept = weights.rename(weights.bare(state, "visual."), [(r"^visual\.attnpool\.c_proj\.", None)])
-    weights.load_into(model.res_visual, kept, prefix="visual.", allow_missing=("attnpool.c_proj.*",))
-
-
 # ---- the authors' files (spec 7, 10) -------------------------------------------------------------------------------------
 STARTS = ("vision_proj_res.", "res_visual.", "clip.visual.")  # of names, once no prefix stands before them
 FROM_RELEASE = [(r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
@@ -237,8 +213,10 @@ def read(path) -> tuple[PIRCLIP, dict]:
     state, rest = weights.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         if "nbhelpers" not in rest and not any("vision_proj_res." in name for name in state):
-            raise UserError("This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of PIR-CLIP, or start "
-                            "one from a plain CLIP by load_clip.")
+            raise UserError(
+                "This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of "
+                "PIR-CLIP, or name a plain CLIP in 12_starting_weights to start from."
+            )
         model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}

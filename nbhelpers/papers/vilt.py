@@ -102,16 +102,22 @@ def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def read_trunk(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A file of ViLT, of its authors or of transformers, with or without heads -> the tensors as in `from_authors`, and
-    the keys left out. A rank head, if there is one, stays: `rank_output`, else row 1 of the matching head `itm_score`,
-    which says that a pair matches."""
+def read_trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a ViLT file under the names that `from_authors` gives.
+
+    The file is of ViLT's authors or of transformers, with or without heads. Of the heads only the
+    rank head stays: `rank_output`, else row 1 of the matching head `itm_score`, which says that a
+    pair matches.
+    """
     state = weights.bare(state, *STARTS)
-    dropped = [name for name in state if DEAD.match(name)]
-    kept = {name: value for name, value in state.items() if name not in dropped}
+    kept = {name: value for name, value in state.items() if not DEAD.match(name)}
     if any(name.startswith("transformer.") for name in kept):
         kept = from_authors(kept)
     elif not any(name.startswith("vilt.") for name in kept):
-        kept = {name if name.startswith("rank_output.") else f"vilt.{name}": value for name, value in kept.items()}
-    matching = {f"rank_output.{part}": f"itm_score.fc.{part}" for part in ("weight", "bias")}
-    return {head: state[name][1:2] for head, name in matching.items() if name in state} | kept, dropped
+        heads = {name: value for name, value in kept.items() if name.startswith("rank_output.")}
+        trunk = {f"vilt.{name}": value for name, value in kept.items() if name not in heads}
+        kept = trunk | heads
+    for part in ("weight", "bias"):
+        if (matching := f"itm_score.fc.{part}") in state:
+            kept.setdefault(f"rank_output.{part}", state[matching][1:2])
+    return kept

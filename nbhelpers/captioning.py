@@ -591,13 +591,10 @@ def _content(path: Path | str, notes: list[str]):
 
 def write_record(run, system: str, variant: str, scores: CaptionScores, config, split: str = "test", selected_on: str = "val",
                  **fields) -> dict:
-    """Writes the caption record of a system with its intervals to `run.records`, and returns it.
+    """Write the caption record of a system with its intervals to `run.records`, and return it.
 
-    config, fields  as of `records.new_captions`: data_fingerprint; where known seconds, parameters, weights, notes
+    config, fields  as of `records.new`: data_fingerprint; where known seconds, parameters, weights, notes
     """
-    values = run.parameters
     protocol = {"split": split, "images": len(scores.per_image), "tokenizer": scores.tokenizer, "selected_on": selected_on}
-    record = records.new_captions(
-        config, notebook=run.notebook, system=system, variant=variant, profile=values.profile, set=values.set, seed=values.seed,
-        device=run.device, settings=run.settings, protocol=protocol, metrics=scores.corpus, intervals=bootstrap(scores, seed=values.seed), **fields)
-    return records.read([records.write_captions(run.records, record)], "captions")[0]
+    return run.write_record(config, kind="captions", system=system, variant=variant, protocol=protocol, metrics=scores.corpus,
+                            intervals=bootstrap(scores, seed=run.parameters.seed), **fields)

@@ -61,8 +61,7 @@ def _check(arguments: argparse.Namespace) -> int:
     problems, found = [], records.paths(arguments.folder)
     for path in found:
         try:
-            if records.kind_of(records.read_one(path)) == "retrieval":
-                records.read_recall(path)
+            records.read_checked(path)
         except UserError as error:
             problems.append(str(error))
     print("\n".join([*problems, f"{len(found)} records, {len(problems)} with a problem."]))

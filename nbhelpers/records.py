@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -75,62 +76,70 @@ CAPTION_SCHEMA = _fields(_SHARED | {
 
 # writing ------------------------------------------------------------------------------------------
 def new(config, **fields) -> dict:
-    """A record with what every run shares filled in: schema, git state, versions, the hash of `config`.
+    """Return a record with what every run shares filled in: schema, git state, versions, hash.
 
     config  dict or dataclass of plain values
-    fields  needed: notebook, system, profile, set, data_fingerprint, seed, seconds,
-            parameters {all, trainable}, protocol {split, ties, selected_on}, metrics {tie rule: numbers};
-            optional: variant, device, weights [{name, source, sha256, kind}], intervals (by the rule in
-            protocol), ceiling, chance, notes, checkpoint (file of the model, below the profile's folder of runs),
+    fields  needed: notebook, system, profile, set, data_fingerprint, seed, protocol and metrics;
+            optional: variant, device, weights [{name, source, sha256, kind}], intervals, notes,
             settings (`Run.settings`)
+
+    A retrieval record also needs seconds and parameters {all, trainable}. Its protocol is {split,
+    ties, selected_on}, its metrics are {tie rule: numbers}, and its intervals are by the rule in the
+    protocol. It may have ceiling, chance and checkpoint (the model's file below the profile's
+    folder of runs).
+
+    A record of generated captions has kind="captions". Its protocol is {split, images, tokenizer,
+    selected_on}; its metrics and intervals are {pycocoevalcap's name: fraction}. It may have
+    seconds and parameters.
     """
-    return {"ceiling": {}, "chance": {}} | _shared(config) | fields
-
-
-def new_captions(config, **fields) -> dict:
-    """As `new` for generated captions: protocol {split, images, tokenizer, selected_on}, metrics {pycocoevalcap's name:
-    fraction} and intervals of the same names; seconds, parameters and settings where they are known; no ranks, ceiling or
-    chance."""
-    return {"kind": "captions"} | _shared(config) | fields
-
-
-def _shared(config) -> dict:
     config = asdict(config) if is_dataclass(config) else dict(config)
-    shared = {"schema": VERSION, "config": config, "config_sha256": config_sha256(config),
-              "git": _git_state(), "versions": _versions(), "device": f"cpu ({platform.machine()})"}
-    return shared | {"variant": "", "weights": [], "intervals": {}, "notes": ""}
+    shared = {
+        "schema": VERSION,
+        "config": config,
+        "config_sha256": config_sha256(config),
+        "git": _git_state(),
+        "versions": _versions(),
+        "device": f"cpu ({platform.machine()})",
+        "variant": "",
+        "weights": [],
+        "intervals": {},
+        "notes": "",
+    }
+    if kind_of(fields) == "retrieval":
+        shared |= {"ceiling": {}, "chance": {}}
+    return shared | fields
 
 
-def write(folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray]) -> Path:
-    """Writes `<notebook>-seed<seed>[-<variant>].json` and its ranks as `.npz`; returns the JSON's path.
+def write(
+    folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray] | None = None
+) -> Path:
+    """Write `<notebook>-seed<seed>[-<variant>].json`, with its ranks as `.npz`; return its path.
 
-    ranks  `Recall.arrays()` under the rule in `protocol`, and `owner` (M,)
+    ranks  of a retrieval record: `Recall.arrays()` under the rule in `protocol`, and `owner` (M,)
 
-    UserError, and nothing written, if the record does not fit the schema or its ranks give other metrics.
+    The ranks are replaced before the record, which names their hash. UserError, and nothing
+    written, if the record does not fit the schema or its ranks give other metrics.
     """
     record = _plain({key: value for key, value in record.items() if key != "ranks"})
     _validate(record, "The record")
-    _agree(record, ranks, "The record")
+    if kind_of(record) == "retrieval":
+        _agree(record, ranks or {}, "The record")
     path = Path(folder) / f"{file_stem(record)}.json"
     _keep_others(path, record)
-    beside = path.parent / f"{path.stem}.npz"
-    with atomic_write(path) as text, atomic_write(beside) as arrays:
-        with open(arrays, "wb") as file:
-            np.savez_compressed(file, **ranks)
-        record["ranks"] = {"file": beside.name, "sha256": hashlib.sha256(arrays.read_bytes()).hexdigest()}
+    with ExitStack() as stack:
+        text = stack.enter_context(atomic_write(path))  # entered first, so replaced last
+        if ranks is not None:
+            beside = path.with_suffix(".npz")
+            arrays = stack.enter_context(atomic_write(beside))
+            with open(arrays, "wb") as file:
+                np.savez_compressed(file, **ranks)
+            record["ranks"] = {"file": beside.name, "sha256": _sha256(arrays)}
         text.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return path
 
 
-def write_captions(folder: Path | str, record: dict) -> Path:
-    """Writes a caption record as `write` does, without ranks; returns its path."""
-    record = _plain(record)
-    _validate(record, "The record")
-    path = Path(folder) / f"{file_stem(record)}.json"
-    _keep_others(path, record)
-    with atomic_write(path) as text:
-        text.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return path
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def file_stem(record: dict) -> str:
@@ -187,17 +196,25 @@ def kind_of(record: dict) -> str:
     return record.get("kind", "retrieval")
 
 
+def read_checked(path: Path | str) -> Record:
+    """The record in the file `path`. UserError also where its ranks are not as `read_recall`
+    wants them."""
+    record = read_one(path)
+    if kind_of(record) == "retrieval":
+        read_recall(path)
+    return record
+
+
 def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
     """(recall, owner) of the record file at `path`, for `recall.bootstrap` and `recall.paired_test`.
 
     UserError if the ranks are missing, or are not those that the record was written with.
     """
     path = Path(path)
-    record = read_one(path)
-    ranks = path.parent / f"{path.stem}.npz"
+    record, ranks = read_one(path), path.with_suffix(".npz")
     if not ranks.is_file():
         raise UserError(f"{path} lacks its ranks {ranks.name}; copy them too, or run the notebook again.")
-    if hashlib.sha256(ranks.read_bytes()).hexdigest() != record.get("ranks", {}).get("sha256"):
+    if _sha256(ranks) != record.get("ranks", {}).get("sha256"):
         raise UserError(f"{ranks} does not hold the ranks of {path.name}; run the notebook again.")
     with np.load(ranks, allow_pickle=False) as file:
         arrays = dict(file)
@@ -217,9 +234,7 @@ def merge(folders: Iterable[Path | str], out: Path | str) -> int:
         raise UserError(f"{out} exists already; name a new folder, and the old one among those to merge.")
     for folder in map(Path, folders):
         for path in paths(folder):
-            record = read_one(path)
-            if kind_of(record) == "retrieval":
-                read_recall(path)
+            record = read_checked(path)
             if _known(record, runs):
                 continue
             place = path.relative_to(folder) if folder.is_dir() else Path(path.name)
@@ -229,11 +244,11 @@ def merge(folders: Iterable[Path | str], out: Path | str) -> int:
             places[place] = record
     with atomic_folder(out) as whole:
         for place, record in places.items():
-            (whole / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record.path, whole / place)
+            target = whole / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record.path, target)
             if "ranks" in record:
-                beside = record.path.parent / f"{record.path.stem}.npz"
-                shutil.copyfile(beside, (whole / place).parent / beside.name)
+                shutil.copyfile(record.path.with_suffix(".npz"), target.with_suffix(".npz"))
     return len(places)
 
 
@@ -267,8 +282,9 @@ def _validate(record: dict, where: str) -> None:
         "an interval's low end lies above its high end":
             any(low > high for low, high in record["intervals"].values()),
     }
-    for problem in (problem for problem, present in problems.items() if present):
-        raise UserError(f"{where} contradicts itself: {problem}.")
+    for problem, present in problems.items():
+        if present:
+            raise UserError(f"{where} contradicts itself: {problem}.")
 
 
 def _agree(record: dict, ranks: Mapping[str, np.ndarray], where: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nbhelpers import backbones, recall, records
+from nbhelpers import backbones, recall
 from nbhelpers.backbones import ImageInput
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import audit
@@ -273,18 +273,34 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
     if rules is None:
         found = task.embeddings(model, "test")
         rules = {rule: found.recall(rule) for rule in recall.TIES}
+    seed = run.parameters.seed
+    fields = result_fields(model, table, rules, "expectation", selected_on, seed)
+    if checkpoint:
+        fields["checkpoint"] = checkpoint
+    ranks = rules["expectation"].arrays() | {"owner": table.owner()}
+    return run.write_record(model.config, ranks, system=system, variant=variant, weights=weights,
+                            seconds=seconds, notes=notes, **fields)
+
+
+def result_fields(model: nn.Module, table: CaptionTable, rules: dict[str, recall.Recall],
+                  ties: str, selected_on: str, seed: int) -> dict:
+    """Return what a record says of the model, the split in the table, and the results.
+
+    rules        tie rule -> result; the intervals, drawn from `seed`, are those of the rule `ties`
+    selected_on  split that chose the epoch
+    """
     owner = table.owner()
-    count = {"all": sum(p.numel() for p in model.parameters()),
-             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
-    path = run.write_record(
-        model.config, rules["expectation"].arrays() | {"owner": owner}, system=system, variant=variant,
-        data_fingerprint=table.fingerprint(), weights=weights, seconds=seconds, parameters=count,
-        protocol={"split": "test", "ties": "expectation", "selected_on": selected_on},
-        metrics={rule: result.metrics for rule, result in rules.items()},
-        intervals=recall.bootstrap(rules["expectation"], owner, seed=run.parameters.seed),
-        ceiling=audit.ceilings(table), chance=recall.chance(owner), notes=notes,
-        **({"checkpoint": checkpoint} if checkpoint else {}))
-    return records.read([path])[0]
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trainable = sum(size for size, trained in sizes if trained)
+    return {
+        "data_fingerprint": table.fingerprint(),
+        "parameters": {"all": sum(size for size, _ in sizes), "trainable": trainable},
+        "protocol": {"split": table.images.split.iloc[0], "ties": ties, "selected_on": selected_on},
+        "metrics": {rule: result.metrics for rule, result in rules.items()},
+        "intervals": recall.bootstrap(rules[ties], owner, seed=seed),
+        "ceiling": audit.ceilings(table),
+        "chance": recall.chance(owner),
+    }
 
 
 def image_rows(table: CaptionTable, rows: np.ndarray) -> CaptionTable:

@@ -104,13 +104,17 @@ class Run:
             if get_ipython() is not None:
                 display.display(display.Image(path.read_bytes(), width=round(72 * figure.get_figwidth())))
 
-    def write_record(self, config, ranks: dict[str, np.ndarray], **fields: Any) -> Path:
-        """Writes a result record and its ranks to `records`; config, ranks and fields as in records.py."""
+    def write_record(self, config, ranks: dict[str, np.ndarray] | None = None, **fields: Any) -> dict:
+        """Write a record of this run, and its ranks, to `records`; return it as it is read back.
+
+        config, fields  as of `records.new`;  ranks  as of `records.write`
+        """
         from nbhelpers import records
+
         values = self.parameters
         record = records.new(config, notebook=self.notebook, profile=values.profile, set=values.set,
                              seed=values.seed, device=self.device, settings=self.settings, **fields)
-        return records.write(self.records, record, ranks)
+        return records.read_one(records.write(self.records, record, ranks))
 
 
 def start(notebook: str, **overrides: Any) -> Run:

@@ -37,7 +37,7 @@ from nbhelpers.device import resolve
 from nbhelpers.distinct import Once, Rows, distinct, text_keys
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall
-from nbhelpers.retrieval import BATCH, RetrievalTask, finite
+from nbhelpers.retrieval import BATCH, RetrievalTask, finite, result_fields
 from nbhelpers.run import runs_root
 from nbhelpers.starting import Start
 
@@ -383,21 +383,16 @@ class Evaluation:
 
     def write_record(self, folder: Path | str, ties: str = "expectation") -> Path:
         """Writes a result record and its ranks to `folder`, in the form of the notebooks; returns the record's path."""
-        name, model, owner = self.system.name, self.system.model, self.table.owner()
+        name, file = self.system.name, self.system.checkpoint
         found = {rule: self.results(rule)[name] for rule in recall.TIES}
+        start = {"name": file.name, "source": "file", "kind": "file", "sha256": weights.sha256(file)}
         record = records.new(
-            model.config, notebook="eval", profile="eval", set=self.table.name, system=name, variant=name, seed=0,
-            data_fingerprint=self.table.fingerprint(), seconds=self.seconds,
+            self.system.model.config, notebook="eval", profile="eval", set=self.table.name,
+            system=name, variant=name, seed=0, seconds=self.seconds, weights=[start], notes=self.how,
             device=f"{self.system.device.type} ({platform.machine()})",
-            weights=[{"name": self.system.checkpoint.name, "source": "file", "kind": "file",
-                      "sha256": weights.sha256(self.system.checkpoint)}],
-            parameters={"all": sum(p.numel() for p in model.parameters()),
-                        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)},
-            protocol={"split": self.table.images.split.iloc[0], "ties": ties, "selected_on": "unknown"},
-            metrics={rule: result.metrics for rule, result in found.items()},
-            intervals=recall.bootstrap(found[ties], owner), ceiling=audit.ceilings(self.table),
-            chance=recall.chance(owner), notes=self.how)
-        return records.write(folder, record, found[ties].arrays() | {"owner": owner})
+            **result_fields(self.system.model, self.table, found, ties, "unknown", 0))
+        ranks = found[ties].arrays() | {"owner": self.table.owner()}
+        return records.write(folder, record, ranks)
 
 
 def evaluate(system: System, captions: Path | str, pictures: Path | str, split: str = "test", cache: Path | None = None,

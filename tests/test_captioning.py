@@ -19,6 +19,7 @@ import pytest
 from nbhelpers import captioning, java, leaderboard, records
 from nbhelpers.__main__ import main
 from nbhelpers.errors import UserError
+from nbhelpers.run import Run
 
 REPOSITORY = Path(__file__).parents[1]
 NO_JAVA = ("Bleu", "ROUGE_L", "CIDEr")
@@ -756,8 +757,8 @@ def test_the_command_needs_no_torch(coco):
 
 def record(folder: Path, **changes) -> dict:
     scores = captioning.score_captions(HYPS, REFS, NO_JAVA)
-    run = SimpleNamespace(notebook="50_score_captions", device="cpu", records=folder, settings={"BEAMS": 5},
-                          parameters=SimpleNamespace(profile="default", set="scenes", seed=0))
+    values = SimpleNamespace(profile="default", set="scenes", seed=0, beams=5)
+    run = Run("50_score_captions", values, "cpu", folder)
     fields = {"system": "BITA", "variant": "", "config": {"width": 8}, "data_fingerprint": "a" * 64, "seconds": 1.5,
               "parameters": {"all": 3, "trainable": 2}} | changes
     return captioning.write_record(run, scores=scores, **fields)

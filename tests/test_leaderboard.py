@@ -155,11 +155,11 @@ def test_a_claimed_mean_is_the_mean_of_its_six_numbers_and_has_a_source(claim):
 
 
 def captions(folder, seed, score, **changes):
-    made = records.new_captions({"beams": 5}, **({
+    made = records.new({"beams": 5}, kind="captions", **({
         "notebook": "50_score_captions", "system": "BITA", "variant": "bita", "profile": "nwpu", "set": "nwpu", "seed": seed,
         "data_fingerprint": "a" * 64, "protocol": {"split": "test", "images": 20, "tokenizer": "PTB", "selected_on": "val"},
         "metrics": {"Bleu_4": 0.3, "CIDEr": score}, "intervals": {"CIDEr": (score - 0.1, score + 0.1)}} | changes))
-    return records.write_captions(folder, made)
+    return records.write(folder, made)
 
 
 def test_captions_stand_in_a_table_of_their_own_beside_their_own_claims(tmp_path):

@@ -162,10 +162,10 @@ def test_show_writes_the_figure_and_shows_that_file(monkeypatch):
 
 def test_a_record_carries_what_the_run_knows(monkeypatch):
     from nbhelpers import records
-    written = {}
-    monkeypatch.setattr(records, "write", lambda folder, record, ranks: written.update(record, folder=folder))
+    monkeypatch.setattr(records, "write", lambda folder, record, ranks: record | {"folder": folder})
+    monkeypatch.setattr(records, "read_one", lambda written: written)
     started = run.start("20_pir", SEED=5, EPOCHS=3, WORKERS=1, TRIED=2)
-    started.write_record({"epochs": 1}, {}, system="PIR", data_fingerprint="0" * 64, seconds=1.0)
+    written = started.write_record({"epochs": 1}, {}, system="PIR", data_fingerprint="0" * 64, seconds=1.0)
     assert written["folder"] == started.records
     assert (written["notebook"], written["profile"], written["set"], written["seed"], written["device"]) == \
         ("20_pir", "default", "scenes", 5, started.device)

@@ -5,27 +5,23 @@ scores are fractions; papers print them times 100. `CIDEr` is what is called CID
 """
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from nbhelpers import java, records
-from nbhelpers.data.reading import captions_in, match_ids, parse_json, read_text, split_file
+from nbhelpers.data.caption_files import read_captions, read_references  # noqa: F401
 from nbhelpers.errors import UserError
 
 METRICS = records.CAPTION_METRICS
 BLEU = METRICS[:4]
 KEPT = 8  # lists of sentences whose tokens a scorer remembers
-JSON = (".json", ".jsonl", ".ndjson")  # the last two hold a value in each line
 
 Hypotheses = Mapping[Hashable, str]
 References = Mapping[Hashable, Sequence[str]]
@@ -398,193 +394,6 @@ def describe(captions: Iterable[str]) -> dict[str, float]:
     lengths = [len(words) for words in read]
     return {"captions": len(read), "distinct": len(set(map(tuple, read))), "words, mean": float(np.mean(lengths)),
             "shortest": min(lengths), "longest": max(lengths), "vocabulary": len(set().union(*read))}
-
-
-# files --------------------------------------------------------------------------------------------
-
-def read_captions(path: Path | str, notes: list[str] | None = None) -> dict[str, str]:
-    """Captions by image id (as text): `{"captions": {id: text}}`, as `caption` writes it, COCO's
-    results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
-
-    `notes` gets what was decided about the file. UserError if an image has no text, or two.
-    """
-    found = _content(path, [] if notes is None else notes)
-    if isinstance(found, dict):
-        found = next((found[name] for name in ("captions", "annotations") if name in found), found)
-    captions = _texts_by_id(found, path) if isinstance(found, (dict, list)) else {}
-    if not captions:
-        raise UserError(
-            f"{path} holds no captions; give COCO's [{{'image_id', 'caption'}}] or "
-            "{'captions': {id: text}}."
-        )
-    for one, texts in captions.items():
-        if len(texts) != 1:
-            raise UserError(
-                f"{path} captions image {one} {len(texts)} times; keep one caption for each image."
-            )
-    return {one: texts[0] for one, texts in captions.items()}
-
-
-def read_references(
-    path: Path | str,
-    split: str = "test",
-    captioned: Iterable[str] = (),
-    notes: list[str] | None = None,
-) -> dict[str, list[str]]:
-    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground
-    truth or rows of image_id and caption, or a split of a published layout.
-
-    captioned  the ids of captions. Where these call the same images otherwise, the references take
-               their ids: joined by file name or stem, by the lists or the ground truth beside the
-               file, or else by numbers (UCM_3 is 3).
-    notes      gets what was decided
-    """
-    notes, wanted = [] if notes is None else notes, list(captioned)
-    namings = _namings(Path(path).expanduser(), split, notes)
-    if not wanted:
-        return next(namings)
-    seen = []
-    for naming in namings:
-        seen.append(naming)
-        if whole := _joined(naming, wanted, notes, numbers=False):
-            return whole
-    joined = (_joined(naming, wanted, notes, numbers=True) for naming in seen)
-    return next(filter(None, joined), seen[0])
-
-
-def _joined(
-    naming: dict[str, list[str]], wanted: list[str], notes: list[str], numbers: bool
-) -> dict[str, list[str]] | None:
-    """The references under the ids that are wanted; None if an image is on one side only."""
-    found = match_ids(wanted, naming, numbers)
-    if None in found or len(set(found)) != len(naming):
-        return None
-    other = [(one, known) for one, known in zip(wanted, found) if one != known]
-    if other:
-        notes.append(
-            "Captions and references call the images otherwise; they were joined by name or "
-            f"number (first: {other[0][0]} is {other[0][1]})."
-        )
-    new = dict(zip(found, wanted))
-    return {new[known]: texts for known, texts in naming.items()}
-
-
-def _namings(path: Path, split: str, notes: list[str]) -> Iterator[dict[str, list[str]]]:
-    """The references under the ids of the file, its file names, and those of files beside it."""
-    from nbhelpers.data import layouts
-
-    content = _content(path, notes) if path.suffix.lower() in JSON else None
-    rows = _reference_rows(content)
-    if rows is not None:
-        own = _references(rows, path)
-        yield own
-        files = _files_by_id(content)
-        yield {files.get(one, one): texts for one, texts in own.items()}
-    named = split_file(path.name)
-    try:
-        table = layouts.read(path).split(named.split if rows is not None and named else split)
-    except UserError:
-        if rows is None:
-            raise
-        return  # no list of images beside it
-    texts = table.captions.groupby("image_id", sort=False).text.apply(list).to_dict()
-    yield texts
-    files = dict(zip(table.images.image_id, table.images.file))
-    yield {files[one]: own for one, own in texts.items()}
-    for truth in [] if rows is not None else _ground_truths(path, split):
-        yield _references(_content(truth, notes)["annotations"], truth)
-
-
-def _reference_rows(content) -> list | dict | None:
-    """What holds the references in a file of ours or COCO's; None for a published layout."""
-    if isinstance(content, dict):
-        for name, kinds in (("references", (dict, list)), ("annotations", list)):
-            if isinstance(content.get(name), kinds):
-                return content[name]
-        lists = [own if isinstance(own, list) else [own] for own in content.values()]
-        return content if lists and all(map(_is_plain, chain(*lists))) else None
-    rows = content if isinstance(content, list) else []
-    plain = [isinstance(row, dict) and "image_id" in row and _is_plain(row) for row in rows]
-    return rows if plain and all(plain) else None
-
-
-def _is_plain(text) -> bool:
-    """Whether it is a text, or has a caption without the name of a file."""
-    if isinstance(text, dict):
-        return "caption" in text and not text.keys() & {"image", "filename", "file_name"}
-    return isinstance(text, str)
-
-
-def _files_by_id(content) -> dict[str, str]:
-    images = content.get("images") if isinstance(content, dict) else None
-    rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
-    rows = [row for row in rows if isinstance(row.get("file_name"), str)]
-    named = {str(row.get("id")): row["file_name"] for row in rows}
-    return named if len(set(named.values())) == len(named) else {}
-
-
-def _ground_truths(path: Path, split: str) -> list[Path]:
-    """COCO's ground truth of a split in the folder of a layout, where there is just one."""
-    files = (path if path.is_dir() else path.parent).glob("*.json")
-    named = [(file, split_file(file.name)) for file in files]
-    found = [file for file, name in named if name and name.truth and name.split == split]
-    return found if len(found) == 1 else []
-
-
-def _references(rows: list | dict, path: Path) -> dict[str, list[str]]:
-    """The texts by image id, of which one may hold several references."""
-    found = {}
-    for one, texts in _texts_by_id(rows, path).items():
-        try:
-            found[one] = [reference for text in texts for reference in captions_in(text)]
-        except ValueError:
-            raise UserError(
-                f"{path}: a reference of image {one} begins as a list but is none; write a "
-                "text, or a list of texts."
-            ) from None
-    return found
-
-
-def _texts_by_id(rows: list | dict, path: Path | str) -> dict[str, list[str]]:
-    """The texts of `{id: text or texts}`, or of rows with image_id and caption, by id."""
-    found: dict[str, list[str]] = {}
-    pairs = rows.items() if isinstance(rows, dict) else [_pair(row, path) for row in rows]
-    for one, given in pairs:
-        own = found.setdefault(one, [])
-        for text in given if isinstance(given, list) else [given]:
-            text = text.get("caption") if isinstance(text, dict) else text
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{path}: a caption of image {one} is {json.dumps(text)[:60]}, not a "
-                    "text; write it in quotation marks, if empty."
-                )
-            own.append(text)
-    return found
-
-
-def _pair(row, path: Path | str) -> tuple[str, object]:
-    fields = ("image_id", "image", "filename", "file_name")
-    name = next((field for field in fields if isinstance(row, dict) and field in row), None)
-    if name is None or "caption" not in row:
-        raise UserError(f"{path} has a row without image_id and caption; every row must have both.")
-    one = int(row[name]) if isinstance(row[name], float) and row[name].is_integer() else row[name]
-    if isinstance(one, bool) or not isinstance(one, (str, int)):
-        raise UserError(
-            f"{path} has the {name} {json.dumps(one)[:60]}; write a text or a whole number."
-        )
-    return str(one), row["caption"]
-
-
-def _content(path: Path | str, notes: list[str]):
-    """What a file of JSON, or of JSON lines, holds."""
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"{path} does not exist; name a file of captions.")
-    text = read_text(path, notes)
-    if path.suffix.lower() not in JSON[1:]:
-        return parse_json(text, str(path))
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [parse_json(line, f"{path} line {number}") for number, line in lines]
 
 
 # records ------------------------------------------------------------------------------------------

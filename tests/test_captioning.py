@@ -562,7 +562,7 @@ def test_captions_may_be_json_lines(tmp_path):
     path = written(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n")
     assert captioning.read_captions(path) == {"1": "a pond", "2": "a red plane"}
     refused(
-        "x.jsonl line 2 is not readable JSON",
+        "x.jsonl, line 2, is not readable JSON",
         captioning.read_captions,
         written(tmp_path / "x.jsonl", "{}\n{"),
     )

@@ -358,7 +358,7 @@ def test_a_json_without_a_caption_is_completed_as_its_message_says(tmp_path):
     image = ("0.bmp", square("red"))
     put_tar(tmp_path / "toy-test-000000.tar", [image, ("0.json", b'{"label": "field"}')])
     with pytest.raises(
-        UserError, match="captions, caption, sentences or text; write one there or as .txt"
+        UserError, match="captions, caption, sentences, text or raw; write one there or as .txt"
     ):
         layouts.read(tmp_path)
     for more in (

@@ -596,7 +596,7 @@ def test_a_hub_table_may_leave_the_name_to_the_image_and_hold_one_caption_a_row(
 
 @pytest.mark.parametrize("changes, words", [
     ({"image": None, "filename": None}, r"has neither images nor file names \(its columns: captions \(list"),
-    ({"captions": None}, "has no column captions, caption, sentences or text .its columns: image .struct"),
+    ({"captions": None}, "has no column captions, caption, sentences, text or raw .its columns: image .struct"),
     ({"image": [[1, 2]] * 12}, "The column image of .*test.parquet holds list.*, not the bytes"),
     ({"Filename": ["a.jpg"] * 12}, "has the column 'filename' more than once")])
 def test_a_wrong_hub_table_is_refused(data, store, tmp_path, changes, words):

@@ -33,8 +33,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nbhelpers.data import shards
-from nbhelpers.data.reading import (SPLIT_PATTERN, column_names, match_ids, parse_json, read_text,
-                                    split_file, split_of)
+from nbhelpers.data.reading import (
+    CAPTION_FIELDS,
+    FILE_FIELDS,
+    JSON_LINES,
+    SPLIT_PATTERN,
+    column_names,
+    first_field,
+    json_content,
+    match_ids,
+    read_text,
+    sentence,
+    split_file,
+    split_of,
+)
 from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, hashed_split
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError, atomic_write
@@ -42,10 +54,7 @@ from nbhelpers.errors import UserError, atomic_write
 LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "coco", "nwpu", "shards", "arrow", "hub", "csv")
 WRITABLE = LAYOUTS[:4]
 TABLES = (".csv", ".tsv")
-JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".json", *JSON_LINES, *TABLES)
-FILE_FIELDS = ("image", "filename", "file_name")  # of a row, by preference
-CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "raw")
 
 _PRECOMP_FILE = re.compile(rf"(?P<word>{SPLIT_PATTERN})_(?P<part>caps|filename)(?P<verify>_verify)?"
                            r"\.txt", re.IGNORECASE)
@@ -222,19 +231,8 @@ def _open(path: Path, rows: Rows) -> _Part:
         return _Part(path, "csv", _csv_rows(text, path, rows))
     if path.suffix.lower() not in SUFFIXES and text.lstrip()[0] not in "{[":
         raise UserError(f"{path} is neither JSON nor a table ({', '.join(SUFFIXES)}); {_AS_TABLE}.")
-    if _is_json_lines(text, path):
-        data = [parse_json(line, f"{path}, line {number},")
-                for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    else:
-        data = parse_json(text, str(path))
+    data = json_content(text, path)
     return _Part(path, _detect(data, path), data)
-
-
-def _is_json_lines(text: str, path: Path) -> bool:
-    """Whether the first line is a whole object and another object follows, which may lack in a
-    .jsonl."""
-    match = re.match(r"\s*\{.*\}[ \t\r]*(?:\n\s*(?P<more>\{)|\s*$)", text)
-    return bool(match) and (match["more"] is not None or path.suffix.lower() in JSON_LINES)
 
 
 def _detect(data, path: Path) -> str:
@@ -244,14 +242,9 @@ def _detect(data, path: Path) -> str:
         if any("filename" in row for rows in data.values() for row in rows if isinstance(row, dict)):
             return "nwpu"
     listed = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
-    if any(_first(row, FILE_FIELDS) for row in listed):
+    if any(first_field(row, FILE_FIELDS) for row in listed):
         return "rows"
     raise UserError(f"{path} is JSON in none of the known layouts; {_AS_TABLE}.")
-
-
-def _first(row: dict, fields: tuple[str, ...]) -> str | None:
-    """The first of the fields that a row has."""
-    return next((field for field in fields if field in row), None)
 
 
 # ---- the readers ----
@@ -328,7 +321,7 @@ def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Row
         file, given = _file(row), _given(row)
         of = row.get("split") if told else split or hashed_split(str(file))
         texts = given if isinstance(given, list) or given is None else [given]
-        texts = texts and [_sentence(one) if isinstance(one, dict) else one for one in texts]
+        texts = texts and [sentence(one) for one in texts]
         rows.add(where, file, of, texts, row.get("class", row.get("label_name")),
                  once=isinstance(given, list))
         unread |= {field for field in row if _MORE_CAPTIONS.fullmatch(field)}
@@ -338,18 +331,18 @@ def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Row
 
 
 def _file(row: dict):
-    return row.get(_first(row, FILE_FIELDS))
+    return row.get(first_field(row, FILE_FIELDS))
 
 
 def _below(folder: str, row: dict) -> dict:
     """The row with the folder before its file name."""
     if not isinstance(_file(row), str):
         return row
-    return row | {_first(row, FILE_FIELDS): f"{folder}/{_file(row)}"}
+    return row | {first_field(row, FILE_FIELDS): f"{folder}/{_file(row)}"}
 
 
 def _given(row: dict):
-    return row.get(_first(row, CAPTION_FIELDS))
+    return row.get(first_field(row, CAPTION_FIELDS))
 
 
 def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
@@ -360,14 +353,6 @@ def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
     rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was "
                       "taken.")
     return [(where, row | {"split": row["harma_split"]}) for where, row in listed]
-
-
-def _sentence(item: dict) -> str | None:
-    """`raw`, or the joined tokens where only they were kept."""
-    tokens = item.get("tokens")
-    if "raw" not in item and isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
-        return " ".join(tokens)
-    return item.get("raw")
 
 
 def _coco_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +11,6 @@ from nbhelpers.data.images import ImageStore, checksum
 from nbhelpers.data.reading import split_file, split_of
 from nbhelpers.data.rows import Rows
 from nbhelpers.errors import UserError
-
-CAPTIONS = ("captions", "caption", "sentences", "text")  # columns and JSON fields, by preference
 
 
 class Entry(NamedTuple):
@@ -111,13 +109,6 @@ def add_entries(entries: list[Entry], rows: Rows) -> None:
         )
     if any(entry.name is None for entry in entries):
         rows.notes.append("Images without a file name are called by split and row, as test/0.")
-
-
-def sentence(item):
-    """The text in a caption's fields, `raw` or one of CAPTIONS; what has no fields as it is."""
-    if not isinstance(item, Mapping):
-        return item
-    return next((item[name] for name in ("raw", *CAPTIONS) if name in item), None)
 
 
 def split_by_name(file: Path) -> str | None:

@@ -7,13 +7,18 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from nbhelpers.errors import UserError
 
 MAX_BYTES = 2**30  # the largest published caption file has 30 MB
+JSON_LINES = (".jsonl", ".ndjson")
+
+# Of a row, a sample or a table, by preference.
+FILE_FIELDS = ("image", "filename", "file_name")
+CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "raw")
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "trainval": "train", "restval": "train",
@@ -87,6 +92,35 @@ def parse_json(text: str, name: str):
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{name} is not readable JSON{place}; download it again or mend "
                         "it.") from None
+
+
+def json_content(text: str, path: Path):
+    """The content of a file of JSON; of JSON lines, a list. UserError as of `parse_json`.
+
+    They are JSON lines if the first line is a whole object and another object follows, which may
+    lack in a .jsonl.
+    """
+    match = re.match(r"\s*\{.*\}[ \t\r]*(?:\n\s*(?P<more>\{)|\s*$)", text)
+    if not match or not (match["more"] or path.suffix.lower() in JSON_LINES):
+        return parse_json(text, str(path))
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_json(line, f"{path}, line {number},") for number, line in lines if line.strip()]
+
+
+def first_field(names: Iterable[str], fields: tuple[str, ...]) -> str | None:
+    """The first of the fields that is among the names."""
+    return next((field for field in fields if field in names), None)
+
+
+def sentence(item):
+    """The text of a caption with fields: `raw`, the joined tokens where only they were kept, or
+    one of CAPTION_FIELDS. What has no fields stays as it is."""
+    if not isinstance(item, Mapping):
+        return item
+    tokens = item.get("tokens")
+    if "raw" not in item and isinstance(tokens, list) and all(isinstance(one, str) for one in tokens):
+        return " ".join(tokens)
+    return item.get(first_field(item, ("raw", *CAPTION_FIELDS)))
 
 
 def _object(pairs: list[tuple], name: str) -> dict:

@@ -26,8 +26,15 @@ from tqdm import tqdm
 
 from nbhelpers.data import packed, tables
 from nbhelpers.data.images import MAX_BYTES, ImageStore, checksum
-from nbhelpers.data.packed import CAPTIONS, Entry, PackedImages
-from nbhelpers.data.reading import captions_in, decode_text, parse_json
+from nbhelpers.data.packed import Entry, PackedImages
+from nbhelpers.data.reading import (
+    CAPTION_FIELDS,
+    captions_in,
+    decode_text,
+    first_field,
+    parse_json,
+    sentence,
+)
 from nbhelpers.data.rows import UNPRINTABLE, Rows
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, atomic_folder
@@ -129,11 +136,11 @@ def sample_of(parts: Mapping[str, bytes], key: str, shard: Path, notes: list[str
 def _json_texts(text: str, place: str) -> list[str]:
     content = parse_json(text, f"The JSON of {place}")
     if isinstance(content, dict):
-        content = next((content[name] for name in CAPTIONS if name in content), None)
-    texts = [packed.sentence(one) for one in (content if isinstance(content, list) else [content])]
+        content = content.get(first_field(content, CAPTION_FIELDS))
+    texts = [sentence(one) for one in (content if isinstance(content, list) else [content])]
     if not texts or not all(isinstance(one, str) for one in texts):
         raise UserError(f"The JSON of {place} has no text or list of texts called "
-                        f"{', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]}; write one there or as .txt.")
+                        f"{', '.join(CAPTION_FIELDS[:-1])} or {CAPTION_FIELDS[-1]}; write one there or as .txt.")
     return texts
 
 
@@ -282,7 +289,7 @@ def _tells_of_the_set(key: str, parts: dict[str, tarfile.TarInfo], file) -> bool
         content = json.loads(_content(file, parts[caption]))
     except (ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and not set(CAPTIONS) & set(content)
+    return isinstance(content, dict) and not set(CAPTION_FIELDS) & set(content)
 
 
 def _divided(key: str, parts: dict[str, tarfile.TarInfo],

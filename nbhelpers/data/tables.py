@@ -3,8 +3,8 @@
 | what       | columns, by preference, in any letter case                                       |
 |------------|----------------------------------------------------------------------------------|
 | images     | image, img: the bytes of image files, or a struct of bytes and path              |
-| captions   | captions, caption, sentences, text: a text, or a list of texts or of structs     |
-|            | with a field `raw`                                                               |
+| captions   | captions, caption, sentences, text, raw: a text, or a list of texts or of        |
+|            | structs with a field `raw`                                                       |
 | file names | filename, file_name, the paths in the images, image_id, img_id                   |
 | splits     | split; else the name of the file, or of its folder, tells it                     |
 
@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from nbhelpers.data.images import checksum
-from nbhelpers.data.packed import CAPTIONS, Entry, files_in, sentence, split_by_name
-from nbhelpers.data.reading import column_names, split_file, split_of
+from nbhelpers.data.packed import Entry, files_in, split_by_name
+from nbhelpers.data.reading import CAPTION_FIELDS, column_names, sentence, split_file, split_of
 from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import UserError
 
@@ -203,10 +203,10 @@ def _splits(table, path: Path) -> list[str]:
 
 
 def _caption_column(table, path: Path, notes: list[str]) -> str:
-    found = [name for name in CAPTIONS if name in table.column_names]
+    found = [name for name in CAPTION_FIELDS if name in table.column_names]
     if not found:
         raise UserError(
-            f"{path} has no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} "
+            f"{path} has no column {', '.join(CAPTION_FIELDS[:-1])} or {CAPTION_FIELDS[-1]} "
             f"({_described(table)}); rename the one of the captions to captions."
         )
     if len(found) > 1:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data.decoding import decode
-from nbhelpers.data.naming import EXTENSIONS, Naming
+from nbhelpers.data.naming import Naming
+from nbhelpers.data.reading import EXTENSIONS
 from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import UserError, atomic_folder, atomic_write
 

@@ -28,9 +28,13 @@ import io
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+
+import pandas as pd
 
 from nbhelpers.data import shards
 from nbhelpers.data.reading import (
@@ -105,12 +109,11 @@ def write(table: CaptionTable, path: Path | str, layout: str) -> None:
     """
     if layout not in WRITABLE:
         raise UserError(f"Cannot write layout '{layout}'; the layouts written are {', '.join(WRITABLE)}.")
+    table.refuse_bare()
     texts = table.captions.text.str.replace(UNPRINTABLE, " ", regex=True)
     of = texts.groupby(table.captions.image_id, sort=False).agg(list)
-    bare = table.images.image_id[~table.images.image_id.isin(of.index)]
-    if len(bare):
-        raise UserError(f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); drop them.")
-    images = [(row.file, row.split, row.scene, of[row.image_id]) for row in table.images.itertuples()]
+    images = table.images.rename(columns={"file": "image"})
+    images = images.assign(image_id=range(len(images)), caption=images.image_id.map(of))
     files = _WRITERS[layout](table.name, images)
     path = Path(path)
     with ExitStack() as stack:
@@ -236,15 +239,20 @@ def _open(path: Path, rows: Rows) -> _Part:
 
 
 def _detect(data, path: Path) -> str:
-    if isinstance(data, dict) and isinstance(data.get("images"), list):
-        return "coco" if isinstance(data.get("annotations"), list) else "karpathy"
-    if isinstance(data, dict) and data and all(isinstance(rows, list) for rows in data.values()):
-        if any("filename" in row for rows in data.values() for row in rows if isinstance(row, dict)):
+    if isinstance(data, dict):
+        if isinstance(data.get("images"), list):
+            return "coco" if isinstance(data.get("annotations"), list) else "karpathy"
+        lists = list(data.values())
+        if all(isinstance(rows, list) for rows in lists) and _any_has(chain(*lists), "filename"):
             return "nwpu"
-    listed = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
-    if any(first_field(row, FILE_FIELDS) for row in listed):
+    elif isinstance(data, list) and _any_has(data, *FILE_FIELDS):
         return "rows"
     raise UserError(f"{path} is JSON in none of the known layouts; {_AS_TABLE}.")
+
+
+def _any_has(rows: Iterable, *fields: str) -> bool:
+    """Whether a row has one of the fields."""
+    return any(isinstance(row, dict) and first_field(row, fields) for row in rows)
 
 
 # ---- the readers ----
@@ -257,7 +265,7 @@ def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | 
         _agree("nwpu", layout, path)
         _read_nwpu(own.content, rows)
         return "nwpu", None
-    alone = own.layout == "karpathy" and _tell_split(own.content["images"])
+    alone = own.layout == "karpathy" and _any_has(own.content["images"], "split")
     files = {(None, False): path} if alone else _family(path)
     parts = {key: own if file == path else _open(file, rows) for key, file in files.items()}
     found = _common_layout(parts)
@@ -274,10 +282,6 @@ def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | 
         _note_beside(path, list(files.values()), rows)
     name = own.content.get("dataset") if found == "karpathy" else None
     return found, name if isinstance(name, str) else None
-
-
-def _tell_split(listed: list) -> bool:
-    return any(isinstance(row, dict) and "split" in row for row in listed)
 
 
 def _common_layout(parts: dict[tuple[str | None, bool], _Part]) -> str:
@@ -311,7 +315,7 @@ def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[s
 def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Rows) -> None:
     """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS,
     class."""
-    told = _tell_split([row for _, row in listed])
+    told = _any_has([row for _, row in listed], "split")
     if not told and split is None:
         rows.notes.append(f"Neither a column or field 'split' nor the name {name} tells a split: a "
                           "tenth of the images went to val and a tenth to test, by a hash of "
@@ -484,10 +488,8 @@ def _precomp_choice(pairs: dict, rows: Rows) -> dict:
     plain = {split for split, verify in pairs if not verify}
     verified = {split for split, verify in pairs if verify}
     taken = verified - plain
-    if "val" in taken and "train" in verified & plain:
-        taken.add("train")
-    elif "train" in plain:
-        taken.discard("val")
+    if "val" in taken and "train" in plain:
+        taken = taken | {"train"} if "train" in verified else taken - {"val"}
     passed = [pairs[split, "_verify"][0].name for split in SPLITS if split in verified - taken]
     if passed:
         rows.notes.append(f"Not read: {', '.join(passed)}; the lists without _verify were taken.")
@@ -495,8 +497,8 @@ def _precomp_choice(pairs: dict, rows: Rows) -> dict:
         joined = f", not {pairs['train', ''][0].name}, which joins them" if taken & plain else ""
         rows.notes.append("The authors' lists _verify were taken for "
                           f"{' and '.join(sorted(taken))}{joined}.")
-    kept = {(split, "_verify" if split in taken else "") for split in plain | taken}
-    return {key: pairs[key] for key in sorted(kept, key=lambda key: SPLITS.index(key[0]))}
+    kept = [(split, "_verify" if split in taken else "") for split in SPLITS]
+    return {key: pairs[key] for key in kept if key in pairs}
 
 
 def _lines(path: Path, rows: Rows) -> list[str]:
@@ -518,60 +520,52 @@ def _without_blank_end(captions: list[str], names: int) -> list[str]:
     return captions[:fitting[0]] if fitting else captions
 
 
-# ---- the writers: (name, [(file, split, scene, captions)]) -> {file name: text}, "" the path itself ----
+# ---- the writers: (name, images) -> {file name: text}, "" the path itself ----
+# Columns of the images: image_id (0, 1, ...), image (the file), split, scene, caption (a list).
 
-def _write_karpathy(name: str, images: list) -> dict[str, str]:
+def _write_karpathy(name: str, images: pd.DataFrame) -> dict[str, str]:
     listed, count = [], 0
-    for imgid, (file, split, scene, texts) in enumerate(images):
-        ids = list(range(count, count := count + len(texts)))
-        sentences = [{"raw": text, "tokens": text.split(), "imgid": imgid, "sentid": sentid}
-                     for sentid, text in zip(ids, texts)]
-        listed.append({"filename": file, "imgid": imgid, "split": split, "class": scene,
-                       "sentences": sentences, "sentids": ids})
+    for row in images.itertuples():
+        ids = list(range(count, count := count + len(row.caption)))
+        sentences = [{"raw": text, "tokens": text.split(), "imgid": row.image_id, "sentid": sentid}
+                     for sentid, text in zip(ids, row.caption)]
+        listed.append({"filename": row.image, "imgid": row.image_id, "split": row.split,
+                       "class": row.scene, "sentences": sentences, "sentids": ids})
     return {"": json.dumps({"images": listed, "dataset": name})}
 
 
-def _write_precomp(name: str, images: list) -> dict[str, str]:
+def _write_precomp(name: str, images: pd.DataFrame) -> dict[str, str]:
     files = {}
-    for split in _present(images):
-        pairs = [(file, text) for file, of, _, texts in images if of == split for text in texts]
-        files[f"{split}_filename.txt"] = "".join(f"{file}\n" for file, _ in pairs)
-        files[f"{split}_caps.txt"] = "".join(f"{text}\n" for _, text in pairs)
+    for split, own in images.explode("caption").groupby("split"):
+        files[f"{split}_filename.txt"] = "".join(own.image + "\n")
+        files[f"{split}_caps.txt"] = "".join(own.caption + "\n")
     return files
 
 
-def _write_rows(name: str, images: list) -> dict[str, str]:
-    labels: dict[str, int] = {}
-    parts = {split: [] for split in _present(images)}
-    for image_id, (file, split, scene, texts) in enumerate(images):
-        label = {"label_name": scene, "label": labels.setdefault(scene, len(labels))}
-        if split == "train":
-            row = {"image": file, "image_id": image_id, **label}
-            parts[split] += [row | {"caption": text} for text in texts]
-        else:
-            parts[split].append({"image": file, "caption": texts, **label})
-    return {f"{name}_{split}.json": json.dumps(part) for split, part in parts.items()}
-
-
-def _write_lavis(name: str, images: list) -> dict[str, str]:
+def _write_rows(name: str, images: pd.DataFrame) -> dict[str, str]:
+    images = images.assign(label_name=images.scene, label=pd.factorize(images.scene)[0])
     files = {}
-    for split in _present(images):
-        own = [(image_id, file, texts) for image_id, (file, of, _, texts) in enumerate(images) if of == split]
-        pairs = [(image_id, file, text) for image_id, file, texts in own for text in texts]
+    for split, own in images.groupby("split"):
+        columns = ["image", "caption", "label_name", "label"]
         if split == "train":
-            part = [{"image": file, "caption": text, "image_id": image_id} for image_id, file, text in pairs]
+            own, columns = own.explode("caption"), ["image_id", *columns]
+        files[f"{name}_{split}.json"] = json.dumps(own[columns].to_dict("records"))
+    return files
+
+
+def _write_lavis(name: str, images: pd.DataFrame) -> dict[str, str]:
+    files = {}
+    for split, own in images.groupby("split"):
+        pairs, columns = own.explode("caption"), ["image", "image_id"]
+        if split == "train":
+            own, columns = pairs, [*columns, "caption"]
         else:
-            part = [{"image": file, "image_id": image_id} for image_id, file, _ in own]
-            truth = {"images": [{"id": image_id} for image_id, _, _ in own], "annotations": [
-                {"id": row, "image_id": image_id, "caption": text}
-                for row, (image_id, _, text) in enumerate(pairs)]}
+            captions = pairs.assign(id=range(len(pairs)))[["id", "image_id", "caption"]]
+            truth = {"images": [{"id": image_id} for image_id in own.image_id],
+                     "annotations": captions.to_dict("records")}
             files[f"{name}_{split}_gt.json"] = json.dumps(truth)
-        files[f"{name}_{split}.json"] = json.dumps(part)
+        files[f"{name}_{split}.json"] = json.dumps(own[columns].to_dict("records"))
     return files
-
-
-def _present(images: list) -> list[str]:
-    return [split for split in SPLITS if any(image[1] == split for image in images)]
 
 
 _WRITERS = dict(zip(WRITABLE, (_write_karpathy, _write_precomp, _write_rows, _write_lavis)))

@@ -9,11 +9,8 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from nbhelpers.data.table import SPLITS
+from nbhelpers.data.reading import EXTENSIONS, split_of
 from nbhelpers.errors import UserError
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
-SPLIT_FOLDERS = {*SPLITS, "valid", "validation"}
 
 
 class _Name(NamedTuple):
@@ -115,7 +112,7 @@ class Naming:
         """The files of one stem whose folder may be the listed one."""
         around = tuple(takewhile(lambda part: part not in listed.parts, self._around))
         folder = wanted.folder
-        if folder and folder[0] in SPLIT_FOLDERS and folder[0] not in self._parts:
+        if folder and split_of(folder[0]) and folder[0] not in self._parts:
             folder = folder[1:]
         inner = {name: self._parsed[name].folder[len(around):] for name in namesakes}
         same = [name for name in namesakes if inner[name] == folder]

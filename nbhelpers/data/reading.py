@@ -14,6 +14,7 @@ from typing import NamedTuple
 from nbhelpers.errors import UserError
 
 MAX_BYTES = 2**30  # the largest published caption file has 30 MB
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}  # of images
 JSON_LINES = (".jsonl", ".ndjson")
 
 # Of a row, a sample or a table, by preference.
@@ -256,7 +257,8 @@ def match_ids(wanted: list[str], known: Iterable[str], numbers: bool = True) -> 
 
 
 def _without_extension(name: str) -> str:
-    return re.sub(r"\.(?:jpe?g|png|tiff?|bmp|webp|gif)$", "", name, flags=re.IGNORECASE)
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in EXTENSIONS else name
 
 
 def _stem(name: str) -> str:

@@ -75,26 +75,32 @@ class Rows:
 
     def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
         """One image with its captions; with once=False it may come again in its split, with more of them."""
-        if not isinstance(file, str) or not file:
-            return self.faults["name"].append(where)
-        plain = safe_file_name(file) and PurePosixPath(file).name == file.split("/")[-1]
-        if not plain or UNPRINTABLE.search(file):
-            return self.faults["unsafe"].append(f"{file[:100]!r}")
-        if (part := split_of(split)) is None:
-            return self.faults["split"].append(f"{file}: {split!r}")
-        if file in self.images and once and not self.joined:
-            return self.faults["twice"].append(file)
-        if file in self.images and self.images[file][0] != part:
-            return self.faults["moved"].append(f"{file}: {self.images[file][0]} and {part}")
+        part = split_of(split)
+        if fault := _fault_of_name(file, where) or self._fault_of_place(file, split, part, once):
+            kind, place = fault
+            self.faults[kind].append(place)
+            return
         self.again += once and file in self.images
         if not isinstance(texts, list) or not texts:
-            return self.faults["bare"].append(file)
+            self.faults["bare"].append(file)
+            return
         scene = UNPRINTABLE.sub(" ", scene).strip() if isinstance(scene, str) else ""
         self.images.setdefault(file, (part, scene or scene_of(file)))
         for text in self._unpacked(file, texts):
             clean = UNPRINTABLE.sub(" ", text)
             self.cleaned += clean != text
             self.captions.append((file, clean))
+
+    def _fault_of_place(self, file: str, split, part: str | None, once: bool) -> tuple[str, str] | None:
+        """The kind of fault, and its place, in the split of an image or in its coming again."""
+        if part is None:
+            return "split", f"{file}: {split!r}"
+        if file not in self.images:
+            return None
+        if once and not self.joined:
+            return "twice", file
+        first = self.images[file][0]
+        return None if first == part else ("moved", f"{file}: {first} and {part}")
 
     def _unpacked(self, file: str, texts: list) -> list[str]:
         """The captions in the texts of an image, of which one may hold several."""
@@ -140,26 +146,44 @@ class Rows:
                              pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
         problems = [_FAULTS[kind].format(n=len(found), first=found[0][:120])
                     for kind, found in self.faults.items()]
+        self._note_changes()
+        if captions:
+            problems += self._without_text(table)
+        elif not problems:
+            problems.append("There is no caption at all; is this the right file?")
+        return Reading(path, table, layout, self.notes, problems)
+
+    def _note_changes(self) -> None:
+        """Notes what was done to the captions."""
         if self.packed:
+            count = sum(count for _, count in self.packed)
             self.notes.append(f"{len(self.packed)} texts held several captions (first: of "
-                              f"{self.packed[0][0]}); they were read as "
-                              f"{sum(count for _, count in self.packed)} captions, one per list "
-                              "entry or line.")
+                              f"{self.packed[0][0]}); they were read as {count} captions, one per "
+                              "list entry or line.")
         if self.again:
             self.notes.append(f"{self.again} images were listed again; their captions were joined.")
         if self.cleaned:
             self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
+
+    def _without_text(self, table: CaptionTable) -> list[str]:
+        """The problem of too many empty captions; a few are noted."""
         empty = _empty(table)
-        if not captions and not problems:
-            problems.append("There is no caption at all; is this the right file?")
-        elif captions and empty.mean() > MAX_EMPTY:
-            first = table.captions.image_id[empty].iloc[0]
-            problems.append(f"{empty.sum()} of {len(empty)} captions are empty (first: of "
-                            f"{first}), more than {MAX_EMPTY:.0%}; the file is damaged.")
-        elif empty.any():
-            images = table.captions.image_id[empty].nunique()
-            self.notes.append(f"{empty.sum()} captions of {images} images are empty; training drops them.")
-        return Reading(path, table, layout, self.notes, problems)
+        bare = table.captions.image_id[empty]
+        if empty.mean() > MAX_EMPTY:
+            return [f"{len(bare)} of {len(empty)} captions are empty (first: of {bare.iloc[0]}), "
+                    f"more than {MAX_EMPTY:.0%}; the file is damaged."]
+        if len(bare):
+            self.notes.append(f"{len(bare)} captions of {bare.nunique()} images are empty; training "
+                              "drops them.")
+        return []
+
+
+def _fault_of_name(file, where: str) -> tuple[str, str] | None:
+    """The kind of fault, and its place, in the name of an image."""
+    if not isinstance(file, str) or not file:
+        return "name", where
+    plain = safe_file_name(file) and PurePosixPath(file).name == file.split("/")[-1]
+    return ("unsafe", f"{file[:100]!r}") if not plain or UNPRINTABLE.search(file) else None
 
 
 def scene_of(file: str) -> str:

@@ -366,9 +366,7 @@ def write(table: CaptionTable, store: ImageStore, folder: Path | str, splits: tu
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists already; name a new folder for the shards.")
     chosen = table.split(*splits)
-    bare = chosen.images.image_id[~chosen.images.image_id.isin(chosen.captions.image_id)]
-    if len(bare):
-        raise UserError(f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); drop them.")
+    chosen.refuse_bare()
     members = store.members(chosen.images.file, table.images.file)
     for member in tqdm(members, desc="look at images", disable=None):
         store.read(member)

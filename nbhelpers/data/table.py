@@ -71,6 +71,13 @@ class CaptionTable:
         images = self.images[self.images.split.isin(names)]
         return CaptionTable(self.name, images, self.captions[self.captions.image_id.isin(set(images.image_id))])
 
+    def refuse_bare(self) -> None:
+        """UserError if an image has no caption."""
+        bare = self.images.image_id[~self.images.image_id.isin(self.captions.image_id)]
+        if len(bare):
+            raise UserError(f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); "
+                            "drop them.")
+
     def owner(self) -> np.ndarray:
         """(M,) int64: for each caption the row of its image in `images`."""
         return pd.Index(self.images.image_id).get_indexer(self.captions.image_id).astype(np.int64)

@@ -135,8 +135,12 @@ class PartedTower:
     def __post_init__(self):
         count = len(self.tower.blocks) if isinstance(self.tower, EfficientNet) else 0
         if not 0 < self.stages < count:
-            raise UserError(f"tuned_stages is {self.stages}, but {type(self.tower).__name__} has {max(count - 1, 0)} stages that can "
-                            "be trained while others rest; only the EfficientNets have any.")
+            mend = "choose 0, or the vision tower efficientnet_lite0"
+            if count:
+                mend = f"choose 1 to {count - 1}"
+            raise UserError(f"tuned_stages is {self.stages}, but {type(self.tower).__name__} has "
+                            f"{max(count - 1, 0)} stages that can be fine-tuned while others stay "
+                            f"frozen; {mend}.")
 
     def below(self) -> list[nn.Module]:
         """What rests, and whose map can be cached."""
@@ -333,6 +337,7 @@ CLIP_VISION = {
 
 def image_reader(name: str) -> tuple[nn.Module, int, ImageInput]:
     """A tower for `image_tokens`, the channels of its tokens and what it is fed: of CLIP_VISION or of VISION."""
+    _choose(VISION | CLIP_VISION, "image", name)
     if name not in CLIP_VISION:
         tower = vision_tower(name)
         return tower, tower.num_features, image_input(name)

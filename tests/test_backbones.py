@@ -9,6 +9,7 @@ from torch import nn
 from nbhelpers import backbones
 from nbhelpers.data.augment import CLIP_MEAN
 from nbhelpers.errors import UserError
+from nbhelpers.papers.pir import PIR, PIRConfig
 
 TOKENS = {"swin_standin": (50, 96), "swin_t": (50, 768), "deit_s": (197, 384), "deit_s_released": (197, 384),
           "efficientnet_lite0": (50, 1280)}
@@ -101,6 +102,47 @@ def test_names_that_are_not_there_are_answered_with_those_that_are():
     for call in (backbones.vision_tower, backbones.image_input, backbones.text_tower, backbones.prior_tower):
         with pytest.raises(UserError, match="There is no .* tower called 'resnet18'; choose one of .*standin"):
             call("resnet18")
+
+
+@pytest.mark.parametrize("build", [
+    backbones.vision_tower, backbones.image_input, backbones.text_tower, backbones.prior_tower,
+    backbones.clip, backbones.instruction_encoder, backbones.vilt, backbones.image_reader,
+    backbones.language_model, backbones.language_width])
+def test_advice_every_name_that_is_listed_can_be_chosen(build):
+    with pytest.raises(UserError) as caught:
+        build("resnet18")
+    listed = str(caught.value).split("; choose one of ")[1].removesuffix(".").split(", ")
+    assert len(listed) > 1
+    for name in listed:
+        with torch.device("meta"):
+            assert build(name) is not None
+
+
+def test_the_towers_of_bita_are_listed_with_those_of_clip():
+    names = set(backbones.VISION) | set(backbones.CLIP_VISION)
+    with pytest.raises(UserError) as caught:
+        backbones.image_reader("resnet18")
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_advice_the_numbers_of_stages_that_are_named_can_be_fine_tuned():
+    with torch.device("meta"):
+        tower = backbones.vision_tower("efficientnet_lite0")
+    for wrong in (-1, 0, 7):
+        with pytest.raises(UserError, match=f"tuned_stages is {wrong}, but .*; choose 1 to 6.$"):
+            backbones.PartedTower(tower, wrong)
+    for stages in range(1, 7):
+        assert backbones.PartedTower(tower, stages).norms()
+
+
+def test_advice_a_tower_without_stages_stays_frozen_or_gives_way_to_efficientnet():
+    fields = {"vocab_size": 30, "freeze_towers": True}
+    advice = "choose 0, or the vision tower efficientnet_lite0.$"
+    with pytest.raises(UserError, match=advice):
+        PIR(PIRConfig.tiny(**fields, tuned_stages=1))
+    assert PIR(PIRConfig.tiny(**fields, tuned_stages=0)).parted is None
+    other = PIRConfig.tiny(**fields, tuned_stages=1, vision="efficientnet_lite0")
+    assert PIR(other).parted.stages == 1
 
 
 def test_the_compact_tower_is_fed_as_it_was_trained_and_the_others_as_clip():

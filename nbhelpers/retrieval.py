@@ -323,5 +323,6 @@ def finite(values: Tensor, what: str) -> Tensor:
     """The same values. UserError on NaN and infinity, of which no ranking can be made."""
     if not values.isfinite().all():
         raise UserError(f"{what} hold NaN or infinity, so nothing can be ranked; the weights or the pixels are broken, or "
-                        "16 bits are too few: give another checkpoint, or compute in fp32.")
+                        "16 bits are too few: give another checkpoint, or compute in fp32, outside "
+                        "torch.autocast.")
     return values

@@ -78,6 +78,22 @@ def test_embeddings_stand_in_file_order(data, tokenizer, direct):
     assert_close(np.linalg.norm(found.texts, axis=1), np.ones(len(found.texts)))
 
 
+@pytest.mark.parametrize("tower", ["vision_proj", "text_proj"])
+def test_advice_fp32_or_another_checkpoint_gives_finite_embeddings(tokenizer, direct, tower):
+    one = build(PIRConfig.tiny(tokenizer.vocab_size)).eval()
+    weight = getattr(one, tower).weight
+    weight.data *= 1e6  # beyond what 16 bits hold
+    advice = "give another checkpoint, or compute in fp32, outside torch.autocast."
+    with torch.autocast("cpu", torch.float16), pytest.raises(UserError, match=advice):
+        direct.embeddings(one, "test")
+    assert np.isfinite(direct.embeddings(one, "test").similarity()).all()
+    weight.data[0] = torch.nan
+    with pytest.raises(UserError, match=advice):
+        direct.embeddings(one, "test")
+    another = build(PIRConfig.tiny(tokenizer.vocab_size)).eval()
+    assert np.isfinite(direct.embeddings(another, "test").similarity()).all()
+
+
 def test_distinct_captions_are_encoded_in_batches_of_the_papers_size(data, tokenizer, direct, monkeypatch):
     sizes, one = [], build(PIRConfig.tiny(tokenizer.vocab_size))
     monkeypatch.setattr(one, "encode_texts", lambda ids, mask: sizes.append(len(ids)) or torch.ones(len(ids), 2))

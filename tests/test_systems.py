@@ -143,6 +143,19 @@ def test_embeddings_that_are_not_finite_are_ranked_nowhere(trained, captions, pi
         systems.evaluate(trained, captions, pictures, cache=tmp_path)
 
 
+def test_advice_fp32_or_another_checkpoint_lets_a_search_rank(trained, checkpoint, pictures):
+    trained.model.vision_proj.weight.data *= 1e6  # beyond what 16 bits hold
+    advice = "give another checkpoint, or compute in fp32, outside torch.autocast."
+    with torch.autocast("cpu", torch.float16), pytest.raises(UserError, match=advice):
+        systems.search(trained, pictures, "a green pond")
+    assert systems.search(trained, pictures, "a green pond").score.notna().all()
+    trained.model.vision_proj.weight.data[0] = torch.nan
+    with pytest.raises(UserError, match=advice):
+        systems.search(trained, pictures, "a green pond")
+    another = nbhelpers.load("pir", checkpoint)
+    assert systems.search(another, pictures, "a green pond").score.notna().all()
+
+
 def test_weights_that_are_not_finite_are_one_line_at_the_command(checkpoint, pictures, tmp_path, capsys):
     state, about = weights.load_checkpoint(checkpoint)
     state["vision_proj.weight"][0] = torch.nan

@@ -349,7 +349,8 @@ def _refuse(head: bytes, path: Path) -> UserError:
     for start, what, mend in (
             (b"version https://git-lfs", "is a Git LFS pointer, not the weights", "run `git lfs pull`"),
             (b"<", "is a web page, not weights", "download the file itself"),
-            (b"GGUF", "is a GGUF file", "convert it by transformers' `gguf_file=` and `save_pretrained`")):
+            (b"GGUF", "is a GGUF file",
+             "load it by transformers' `gguf_file=` and save its `state_dict()` by torch.save")):
         if head.startswith(start):
             return UserError(f"{path.name} {what}; {mend}.")
     return UserError(f"{path.name} is neither safetensors nor a file of torch.save; give a weight file "

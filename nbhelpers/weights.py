@@ -138,7 +138,8 @@ def _shards(index: Path) -> dict[str, list[str]]:
         raise UserError(f"{index.name} is no index of weight shards ({error!r}); get it again.") from error
     for file in files:
         if file != PurePosixPath(str(file)).name or "\\" in file or not (index.parent / file).is_file():
-            raise UserError(f"{index.name} names the shard {file!r}, which its folder lacks; get it again.")
+            raise UserError(f"{index.name} names the shard {file!r}, which its folder lacks; "
+                            "get all files of the model again, into one folder.")
     return files
 
 
@@ -175,7 +176,8 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict]:
     for file, names in _shards(index).items():
         part = read_file(index.parent / file)[0]
         if set(part) != set(names):
-            raise UserError(f"{file} does not hold the tensors that {index.name} lists for it; get it again.")
+            raise UserError(f"{file} does not hold the tensors that {index.name} lists for it; "
+                            "get all files of the model again, into one folder.")
         state |= part
     return state, {}
 
@@ -218,10 +220,17 @@ def bare(state: Mapping[str, Tensor], *starts: str) -> dict[str, Tensor]:
 
 
 def _in_folder(name: str, folder: Path) -> Path | None:
-    names = [name, *(name + suffix for suffix in SUFFIXES)]
+    names = [name, *(name + suffix for suffix in SUFFIXES), _place_of(name)]
     if KNOWN[name].files[0] not in FOLDER_FILES:  # a name that only these weights have
         names.append(KNOWN[name].files[0])
     return next((folder / each for each in names if (folder / each).exists()), None)
+
+
+def _place_of(name: str) -> str:
+    """The name, in a folder of weights, of the file of known weights; with several files, of their
+    folder."""
+    files = KNOWN[name].files
+    return name if len(files) > 1 else name + PurePosixPath(files[0]).suffix
 
 
 def _in_package(known: Known) -> Path | None:
@@ -265,6 +274,16 @@ def _find(name: str, folder: Path | None) -> tuple[Path, str, str] | None:
     return None
 
 
+def _not_found(name: str, folder: Path | str | None) -> UserError:
+    """The error for known weights that are nowhere; `folder` is where they were sought."""
+    known = KNOWN[name]
+    what = f"'{name}' ({known.what}; {', '.join(known.files)}, {known.megabytes} MB)"
+    kind = "the folder" if len(known.files) > 1 else "the file"
+    place = f"into {folder}" if folder else "into a folder that NBHELPERS_WEIGHTS names"
+    return UserError(f"The weights {what} were not found; get them from {known.source}, and put "
+                     f"what you fetched by hand, as {kind} {_place_of(name)}, {place}.")
+
+
 def resolve(name: str | Path, folder: Path | str | None = None) -> Resolved:
     """Finds weights by a path or by a name of `KNOWN`, prints what it took, and says clearly what is missing.
 
@@ -274,11 +293,9 @@ def resolve(name: str | Path, folder: Path | str | None = None) -> Resolved:
     name = str(name)
     folder = folder or os.environ.get("NBHELPERS_WEIGHTS")
     if name in KNOWN:
-        known, found = KNOWN[name], _find(name, Path(folder) if folder else None)
+        found = _find(name, Path(folder) if folder else None)
         if found is None:
-            what = f"'{name}' ({known.what}; {known.files[0]}, {known.megabytes} MB)"
-            raise UserError(f"The weights {what} were not found; get them from {known.source}, then give "
-                            "their path or put them into the folder that NBHELPERS_WEIGHTS names.")
+            raise _not_found(name, folder)
         path, source, kind = found
     else:
         path, source, kind = Path(name).expanduser(), "file", "file"
@@ -417,7 +434,8 @@ def meta_of(header: Mapping[str, object], path: Path | str, expect: Mapping[str,
         meta = json.loads(header["meta"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path.name} is not a checkpoint of this project (its header has no meta data); "
-                        "give foreign weights to `resolve` and `read_state_dict`.") from error
+                        "give a file that its notebooks wrote, or read other weights by "
+                        "`weights.read_state_dict`.") from error
     differing = [f"{key}: file {meta.get(key)!r}, wanted {value!r}" for key, value in (expect or {}).items()
                  if meta.get(key) != value]
     if differing:

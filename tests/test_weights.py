@@ -977,10 +977,11 @@ def test_advice_a_checkpoint_of_ours_is_given_and_other_weights_are_read_otherwi
     equal(weights.read_state_dict(tmp_path / "theirs.pth"), WEIGHTS)
     path = weights.save_checkpoint(tmp_path / "ours", WEIGHTS, {"system": "pir"})
     equal(weights.load_checkpoint(path)[0], WEIGHTS)
-    message = refusal(weights.load_checkpoint, path, {"system": "bita"})
+    message = refusal(weights.meta_of, weights.read_checkpoint(path)[1], path, {"system": "bita"})
     assert message.endswith("wanted 'bita'); give the right file or train anew.")
-    path = weights.save_checkpoint(tmp_path / "ours", WEIGHTS, {"system": "bita"})  # trained anew
-    assert weights.load_checkpoint(path, {"system": "bita"})[1] == {"system": "bita"}
+    path = weights.save_checkpoint(tmp_path / "anew", WEIGHTS, {"system": "bita"})
+    header = weights.read_checkpoint(path)[1]
+    assert weights.meta_of(header, path, {"system": "bita"}) == {"system": "bita"}
 
 
 def put(name: str, message: str, folder):

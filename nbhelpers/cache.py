@@ -47,6 +47,8 @@ def entries(runs: Path) -> list[Entry]:
 def _entry(path: Path) -> Entry:
     cached = path.is_dir() and not path.is_symlink()
     kind = next((kind for kind, (name, _) in KINDS.items() if cached and fnmatch.fnmatchcase(path.name, name)), OTHER)
+    if cached and path.with_name(f".{path.name}.lock").exists():
+        kind = "unfinished"
     found = [file for file in path.rglob("*") if not file.is_dir()] if cached else []  # to list a folder counts as reading it
     files = [file.lstat() for file in found or [path]]
     return Entry(path, kind, sum(512 * file.st_blocks for file in files), max(max(f.st_atime, f.st_mtime) for f in files))

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,25 @@ from tqdm.auto import tqdm
 from nbhelpers import backbones, captioning, training
 from nbhelpers.backbones import ImageInput
 from nbhelpers.code_identity import code_digest
+from nbhelpers.data.array_store import ArrayStore, as_stored, in_batches
 from nbhelpers.data.augment import TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (PIXEL_CODE, FeatureCache, FeatureDataset, PairDataset, Tokenizer, distinct_captions,
-                                    image_batches, padded, storable, train_loader)
+from nbhelpers.data.loading import (
+    PIXEL_CODE,
+    FeatureDataset,
+    PairDataset,
+    Tokenizer,
+    distinct_captions,
+    image_batch,
+    padded,
+    train_loader,
+)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
-from nbhelpers.keys import key_digest, modules_digest
+from nbhelpers.keys import modules_digest
 from nbhelpers.papers import bita
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
-from nbhelpers.retrieval import image_rows
 from nbhelpers.starting import Start, seeded
 
 BATCH = 64  # images that pass the image tower, or are described, at once
@@ -169,30 +178,34 @@ class CaptionTask:
         texts, rows = distinct_captions(table, tokenizer.clean)
         ids, mask = (part.numpy() for part in tokenizer(texts))
         seen = self.vision("train", data, self.views)
-        return FeatureDataset(table, seen, FeatureCache({"ids": ids, "mask": mask}), self.seed, rows, self.views)
+        read = ArrayStore({}, {"ids": ids, "mask": mask})
+        return FeatureDataset(table, seen, read, self.seed, rows, self.views)
 
     # ---- what the frozen tower sees ----------------------------------------------------------------------------------------
-    def vision(self, split: str, data: DataSet | None = None, views: int = 0) -> FeatureCache:
+    def vision(self, split: str, data: DataSet | None = None, views: int = 0) -> ArrayStore:
         """`vision` (N,V,C), or (N,views,V,C) with views, computed once."""
         data = data or self.data
         table = data.table.split(split)
-        code = code_digest(backbones, (type(self.reader), "image_features"), (type(self), "_seen"), FeatureCache, *PIXEL_CODE)
-        key = key_digest(self.config.frozen_dtype, self.tower_sha256, self.image, views, self.seed if views else 0,
-                          list(table.images.file), data.pixels.key, code)
-        batches = self._seen(data, table, views)
-        return FeatureCache.build(lambda indices: {"vision": next(batches)}, len(table), BATCH, key, self.cache)
+        code = code_digest(backbones, (type(self.reader), "image_features"), (type(self), "_seen"),
+                           ArrayStore, *PIXEL_CODE)
+        key = {"kind": "vision", "dtype": self.config.frozen_dtype, "tower": self.tower_sha256,
+               "image": repr(self.image), "views": views, "seed": self.seed if views else 0,
+               "pixels": data.pixels.key, "code": code}
+        compute = partial(self._seen, data, table, views)
+        return ArrayStore.cached(self.cache, key, list(table.images.file), compute, BATCH)
 
     @torch.inference_mode()
-    def _seen(self, data: DataSet, table: CaptionTable, views: int) -> Iterator[np.ndarray]:
+    def _seen(self, data: DataSet, table: CaptionTable, views: int,
+              rows: np.ndarray) -> dict[str, np.ndarray]:
         draws = [TrainTransform(self.image.size, randaugment=None)] * views or [None]
-        for parts in zip(*(self._pixels(data, table, draw, (self.seed, view)) for view, draw in enumerate(draws))):
-            seen = [vision_of(self.reader, pixels).cpu().numpy() for pixels in parts]
-            yield np.stack(seen, axis=1) if views else seen[0]
+        parts = (self._pixels(data, table, rows, draw, view) for view, draw in enumerate(draws))
+        seen = [vision_of(self.reader, pixels).cpu().numpy() for pixels in parts]
+        return {"vision": np.stack(seen, axis=1) if views else seen[0]}
 
-    def _pixels(self, data: DataSet, table: CaptionTable, draw: TrainTransform | None = None,
-                seed: tuple[int, ...] = ()) -> Iterator[Tensor]:
-        return image_batches(table, data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers, draw,
-                             seed)
+    def _pixels(self, data: DataSet, table: CaptionTable, rows: np.ndarray,
+                draw: TrainTransform | None = None, view: int = 0) -> Tensor:
+        return image_batch(data.pixels, table, rows, self.image, self.workers, draw,
+                           (self.seed, view))
 
     def seen(self, model: ImageReader, split: str,
              rows: np.ndarray | None = None) -> Iterator[Tensor]:
@@ -200,14 +213,14 @@ class CaptionTask:
         in these rows alone; under the test transform (D5: the release evaluates under the training
         transform)."""
         device = next(model.parameters()).device
-        rows = np.arange(len(self.table(split))) if rows is None else rows
-        if self.reader is None:
-            pictures = image_rows(self.table(split), rows)
-            yield from (vision_of(model, pixels) for pixels in self._pixels(self.data, pictures))
-            return
-        cached = self.vision(split)["vision"]
-        for some in np.split(rows, range(BATCH, len(rows), BATCH)):
-            yield torch.from_numpy(np.array(cached[some])).float().to(device)
+        table = self.table(split)
+        rows = np.arange(len(table)) if rows is None else rows
+        cached = None if self.reader is None else self.vision(split)["vision"]
+        for some in in_batches(rows, BATCH):
+            if cached is None:
+                yield vision_of(model, self._pixels(self.data, table, some))
+            else:
+                yield torch.from_numpy(np.array(cached[some])).float().to(device)
 
     # ---- captions -----------------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -259,8 +272,8 @@ def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
     """Pixels (B,3,S,S) -> (B,V,C) float32 on the model's device, rounded to 16 bits as the cache of
     a task keeps them."""
     device = next(model.parameters()).device
-    vision = model.image_features(pixels.to(device))["vision"].float().cpu().numpy()
-    return torch.from_numpy(storable("vision", vision)).float().to(device)
+    vision = model.image_features(pixels.to(device))["vision"].float()
+    return torch.from_numpy(as_stored({"vision": vision})["vision"]).float().to(device)
 
 
 class PairsOfAll(Dataset):

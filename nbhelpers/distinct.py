@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from nbhelpers.data.loading import Tokenizer
+if TYPE_CHECKING:
+    from nbhelpers.data.loading import Tokenizer
 
 
 class Distinct(NamedTuple):

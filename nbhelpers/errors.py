@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,20 +83,14 @@ def take(lock: FileLock, seconds: float = -1) -> bool:
     return True
 
 
-def make_once(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Make the folder `path` by `write(temporary folder)`, unless it is there.
-
-    Of several processes one writes; the others wait for its lock, which is released when it ends or dies.
-    """
-    path = Path(path)
-    if path.exists():
-        return
+@contextmanager
+def one_writer(path: Path):
+    """Let one process at a time write to `path`; others wait. A lock beside it is released when its
+    holder ends or dies."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     take(lock)
     try:
-        if not path.exists():
-            with atomic_folder(path) as temporary:
-                write(temporary)
+        yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

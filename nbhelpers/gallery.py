@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from nbhelpers import device
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loading import CLIPTokenizer, Tokenizer
 from nbhelpers.distinct import Rows
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.retrieval import RetrievalTask
-from nbhelpers.store import Store
 from nbhelpers.systems import System
 
 LONGEST = 20_000  # characters of a sentence; far more than any system reads
@@ -159,7 +159,7 @@ class TwoStageGallery(Gallery):
         from nbhelpers import search  # which needs faiss
 
         super().__init__(system, data, split, cache)
-        stores = {f"{part}/{kind}": Store.open(folder / part / kind)
+        stores = {f"{part}/{kind}": ArrayStore.open(folder / part / kind)
                   for part in (split, "train") for kind in ("images", "texts")}
         counts = len(stores[f"{split}/images"]), len(stores[f"{split}/texts"])
         if counts != (len(self.table), len(self.table.captions)):

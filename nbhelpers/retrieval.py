@@ -1,8 +1,10 @@
 """From a data set and a dual encoder to batches, embeddings and recalls."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,23 @@ from nbhelpers import backbones, recall
 from nbhelpers.backbones import ImageInput
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import audit
+from nbhelpers.data.array_store import ArrayStore, Compute, in_batches
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.loading import (PIXEL_CODE, FeatureCache, FeatureDataset, PairDataset, Tokenizer, caption_batches,
-                                    image_batches, train_loader)
+from nbhelpers.data.loading import (
+    PIXEL_CODE,
+    FeatureDataset,
+    PairDataset,
+    Tokenizer,
+    caption_batches,
+    image_batch,
+    train_loader,
+)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.device import check_precision
 from nbhelpers.distinct import Distinct, Rows, distinct, text_keys
 from nbhelpers.errors import UserError
-from nbhelpers.keys import key_digest, modules_digest
+from nbhelpers.keys import modules_digest
 from nbhelpers.papers.dual_encoder import TURNS, OnFrozenTowers, turned
 from nbhelpers.papers.pir import PIR
 
@@ -113,7 +123,7 @@ class RetrievalTask:
         rows = np.unique(string, return_index=True)[1]
         return rows[np.unique(batch["image_index"].numpy()[rows], return_index=True)[1]][:count]
 
-    def features(self, split: str) -> tuple[FeatureCache, FeatureCache]:
+    def features(self, split: str) -> tuple[ArrayStore, ArrayStore]:
         """(image features, text features) of the frozen towers for one split, computed once.
 
         A row for each image of the split, and for each of its `distinct_texts`.
@@ -124,9 +134,11 @@ class RetrievalTask:
             kind += ("" if self.precision == "fp32" else f", {self.precision}") + (", turned" if self.views and self.turns else "")
         else:
             kind = f"images, {self.turns} turns" if self.turns else "images"
-        images = self._cached(kind, self.towers.IMAGE_FEATURES, list(table.images.file), self._image_features(table, split == "train"))
+        images = self._cached(kind, self.towers.IMAGE_FEATURES, list(table.images.file),
+                              partial(self._image_features, table, split == "train"))
         distinct = self._cleaned(split)
-        texts = self._cached("texts", self.towers.TEXT_FEATURES, distinct, self._text_features(distinct))
+        texts = self._cached("texts", self.towers.TEXT_FEATURES, distinct,
+                             partial(self._text_features, distinct))
         return images, texts
 
     def distinct_images(self, split: str) -> Distinct:
@@ -157,42 +169,54 @@ class RetrievalTask:
         texts = self.table(split).captions.text.to_numpy()[self.distinct_texts(split).first]
         return [self.tokenizer.clean(text) for text in texts]
 
-    def _cached(self, kind: str, names: tuple[str, ...], items: list[str], batches) -> FeatureCache:
+    def _cached(self, kind: str, names: tuple[str, ...], items: list[str],
+                compute: Compute) -> ArrayStore:
         """A row for each of the items, files of images or texts: tables that hold the same ones share them."""
         code = code_digest(  # of all systems, since those on the same towers share the features
             *((kind, "image_features", "text_features") for kind in (OnFrozenTowers, PIR, type(self.towers))), backbones,
-            (type(self), "_image_features", "_text_features"), (type(self.tokenizer), "__call__"), FeatureCache, *PIXEL_CODE)
-        key = key_digest(kind, names, items, self.data.pixels.key, self.tokenizer.sha256, self.image, self.towers_sha256,
-                          self.towers.config.use_mask, code)
-        return FeatureCache.build(lambda indices: next(batches), len(items), BATCH, key, self.cache)
+            (type(self), "_image_features", "_text_features"), (type(self.tokenizer), "__call__"),
+            ArrayStore, *PIXEL_CODE)
+        key = {"kind": kind, "names": list(names), "pixels": self.data.pixels.key,
+               "tokenizer": self.tokenizer.sha256, "image": repr(self.image),
+               "towers": self.towers_sha256, "mask": self.towers.config.use_mask, "code": code}
+        return ArrayStore.cached(self.cache, key, items, compute, BATCH)
 
     @torch.inference_mode()
-    def _image_features(self, table: CaptionTable, training: bool):
-        """Batches of name -> (B,...), or (B,V,...) of V views or turns."""
+    def _image_features(self, table: CaptionTable, training: bool,
+                        rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Name -> (B,...) of these rows of a table, or (B,V,...) of V views or turns."""
         model, device = self.towers.eval(), next(self.towers.parameters()).device
         augmented = [TrainTransform(self.image.size, turn=bool(self.turns))] * self.views if training else []
         precision, turns = (self.precision, 0) if training else ("fp32", self.turns)
-        drawn = [self.pixels(table, transform, (self.seed, view)) for view, transform in enumerate(augmented or [None])]
-        for parts in zip(*drawn):
-            views = [turned(pixels.to(device), number) for pixels in parts for number in range(max(turns, 1))]
-            with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-                seen = [model.image_features(pixels) for pixels in views]
-            arrays = [{name: value.float().cpu().numpy() for name, value in one.items()} for one in seen]
-            several = augmented or turns
-            yield {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]} if several else arrays[0]
+        drawn = [self.pixels_of(table, rows, transform, view).to(device)
+                 for view, transform in enumerate(augmented or [None])]
+        views = [turned(pixels, turn) for pixels, turn in product(drawn, range(max(turns, 1)))]
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            seen = [model.image_features(pixels) for pixels in views]
+        arrays = [{name: value.float().cpu().numpy() for name, value in one.items()}
+                  for one in seen]
+        if not (augmented or turns):
+            return arrays[0]
+        return {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]}
 
     @torch.inference_mode()
-    def _text_features(self, texts: list[str]):
+    def _text_features(self, texts: list[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        for ids, mask in caption_batches(texts, self.tokenizer, BATCH):
-            found = model.text_features(ids.to(device), mask.to(device))
-            yield {"mask": mask.numpy()} | {name: value.cpu().numpy() for name, value in found.items()}
+        ids, mask = self.tokenizer([texts[row] for row in rows])
+        found = model.text_features(ids.to(device), mask.to(device))
+        return {"mask": mask.numpy()} | {name: value.cpu().numpy() for name, value in found.items()}
 
-    def pixels(self, table: CaptionTable, augmented: TrainTransform | None = None, seed: tuple[int, ...] = ()):
-        """Batches (B,3,S,S) of the normalised pixels of every image of the table, in its order: under the test transform,
-        or one draw of `augmented`."""
-        return image_batches(table, self.data.pixels, self.image.size, BATCH, self.image.mean, self.image.std, self.workers,
-                             augmented, seed)
+    def pixels(self, table: CaptionTable) -> Iterator[Tensor]:
+        """Batches (B,3,S,S) of the normalised pixels of every image of the table, in its order,
+        under the test transform."""
+        return map(partial(self.pixels_of, table), in_batches(np.arange(len(table)), BATCH))
+
+    def pixels_of(self, table: CaptionTable, rows: np.ndarray,
+                  augmented: TrainTransform | None = None, view: int = 0) -> Tensor:
+        """(B,3,S,S) of these rows of a table, under the test transform or in one draw of
+        `augmented` for this view."""
+        return image_batch(self.data.pixels, table, rows, self.image, self.workers, augmented,
+                           (self.seed, view))
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
@@ -218,8 +242,9 @@ class RetrievalTask:
     def _encoded(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of the distinct images and texts of a split, from pixels and ids."""
         device = next(model.parameters()).device
-        pictures = image_rows(self.table(split), self.distinct_images(split).first)
-        images = [model.encode_images(pixels.to(device)) for pixels in self.pixels(pictures)]
+        pixels = partial(self.pixels_of, self.table(split))
+        rows = in_batches(self.distinct_images(split).first, BATCH)
+        images = [model.encode_images(pixels(some).to(device)) for some in rows]
         read = caption_batches(self._cleaned(split), self.tokenizer, BATCH)
         texts = [model.encode_texts(ids.to(device), mask.to(device)) for ids, mask in read]
         return _rows(images), _rows(texts)
@@ -303,16 +328,17 @@ def result_fields(model: nn.Module, table: CaptionTable, rules: dict[str, recall
     }
 
 
-def image_rows(table: CaptionTable, rows: np.ndarray) -> CaptionTable:
-    """The images in these rows of a table, in their order, without captions."""
-    return CaptionTable(table.name, table.images.iloc[rows], table.captions.iloc[:0])
-
-
-def _parts(cache: FeatureCache, names: tuple[str, ...], rows: np.ndarray, device):
+def _parts(cache: ArrayStore, names: tuple[str, ...], rows: np.ndarray, device):
     """Batches of these rows of cached features as float32 (the mask as integers) on the device."""
-    for some in np.split(rows, range(BATCH, len(rows), BATCH)):
-        part = {name: torch.from_numpy(np.array(cache[name][some])) for name in names}
-        yield {name: (value.float() if value.is_floating_point() else value).to(device) for name, value in part.items()}
+    return (taken(cache, names, some, device) for some in in_batches(rows, BATCH))
+
+
+def taken(cache: ArrayStore, names: Iterable[str], at: np.ndarray | tuple,
+          device: torch.device) -> dict[str, Tensor]:
+    """What lies in a store `at` these rows, floats as float32, on the device."""
+    part = {name: torch.from_numpy(np.array(cache[name][at])) for name in names}
+    return {name: (value.float() if value.is_floating_point() else value).to(device)
+            for name, value in part.items()}
 
 
 def _rows(parts: list[Tensor]) -> np.ndarray:

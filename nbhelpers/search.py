@@ -1,8 +1,9 @@
 """Two-stage search around CFITR (nbhelpers/papers/cfitr.py; spec 6): Hamming candidates, post-processing, reranking.
 
-Offline, the states at which the layers are split and the packed hash codes of a gallery are written once into a Store. Online,
-a query is compared with all codes, the best K items pass the remaining layers together with it, and their scores alone
-decide the ranking. B batch, N images, M texts, Q queries, G gallery items, K candidates, P pairs, W bytes of a code.
+Offline, the states at which the layers are split and the packed hash codes of a gallery are written
+once into an ArrayStore. Online, a query is compared with all codes, the best K items pass the
+remaining layers together with it, and their scores alone decide the ranking. B batch, N images,
+M texts, Q queries, G gallery items, K candidates, P pairs, W bytes of a code.
 """
 from __future__ import annotations
 
@@ -18,15 +19,15 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor, nn
 
-from nbhelpers import recall
+from nbhelpers import recall, retrieval
 from nbhelpers.code_identity import code_digest
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.loading import PIXEL_CODE, Tokenizer
 from nbhelpers.distinct import distinct
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.keys import key_digest, tensors_digest
 from nbhelpers.papers.dual_encoder import unpadded
-from nbhelpers.retrieval import RetrievalTask, image_rows
-from nbhelpers.store import Store
+from nbhelpers.retrieval import RetrievalTask
 
 K = 70            # candidates that are reranked, in both directions (spec 6.4)
 NEIGHBOURS = 10   # best scores that PPSR averages (spec 6.3)
@@ -39,7 +40,7 @@ FORM = 2          # of a store; others are not read
 def store_key(model: nn.Module, kind: str) -> dict[str, object]:
     """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and code, and the hash length."""
     state = {name: value for name, value in model.state_dict().items() if name != "bank"}  # which only training reads
-    read = (RetrievalTask, "features", "pixels"), Tokenizer, *PIXEL_CODE
+    read = (RetrievalTask, "features", "pixels_of"), Tokenizer, *PIXEL_CODE
     digest = key_digest(FORM, model.config, tensors_digest(state), code_digest(type(model), encode, split_inputs, *read))
     return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest[:16]}
 
@@ -87,18 +88,13 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
         task._check_towers(model)
         (seen, read), row = task.features(split), task.distinct_texts(split).row
         first = (0,) if task.views and split == "train" else ()  # of several views of an image
-
-        def cached(cache, names, at):
-            parts = {name: torch.from_numpy(np.array(cache[name][at])).to(device) for name in names}
-            return {name: part.float() if part.is_floating_point() else part for name, part in parts.items()}
-
-        return (lambda rows: cached(seen, model.IMAGE_FEATURES, (rows, *first)),
-                lambda rows: cached(read, (*model.TEXT_FEATURES, "mask"), row[rows]))
+        vision, words = model.IMAGE_FEATURES, (*model.TEXT_FEATURES, "mask")
+        return (lambda rows: retrieval.taken(seen, vision, (rows, *first), device),
+                lambda rows: retrieval.taken(read, words, row[rows], device))
     cleaned = [task.tokenizer.clean(text) for text in table.captions.text]
 
     def images(rows):
-        pixels = torch.cat(list(task.pixels(image_rows(table, rows))))
-        return model.image_features(pixels.to(device))
+        return model.image_features(task.pixels_of(table, rows).to(device))
 
     def texts(rows):
         ids, mask = (part.to(device) for part in task.tokenizer([cleaned[row] for row in rows]))
@@ -108,24 +104,25 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
 
 
 def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path | str,
-                 states: bool = True) -> tuple[Store, Store]:
+                 states: bool = True) -> tuple[ArrayStore, ArrayStore]:
     """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file
     order; equal ones are encoded once.
 
     Without `states` only codes, and of captions that an image repeats only the first, as a bank of
-    training queries needs them. A store of other images or captions is replaced; see Store.build
-    for what else an existing folder means.
+    training queries needs them. A store of other images or captions is replaced; see
+    ArrayStore.build for what else an existing folder means.
     """
     images, texts = split_inputs(model, task, split)
     repeated = task.table(split).captions.duplicated().to_numpy()
     kept = np.flatnonzero(~repeated | states)
 
-    def stored(kind: str, items: list[str], inputs: Callable, read_by: str) -> Store:
+    def stored(kind: str, items: list[str], inputs: Callable, read_by: str) -> ArrayStore:
         def rows_of(rows: np.ndarray) -> dict[str, object]:
             encoded = encode(model, inputs(rows))
             return encoded if states else {"codes": encoded["codes"]}
 
-        return Store.build(Path(folder) / kind, store_key(model, kind) | {"inputs": read_by}, items, rows_of, renew=True)
+        key = store_key(model, kind) | {"inputs": read_by}
+        return ArrayStore.build(Path(folder) / kind, key, items, rows_of, renew=True)
 
     keys = task.text_keys(split)
     text_keys, read_by = [keys[row] for row in kept], task.tokenizer.sha256[:16]
@@ -222,7 +219,8 @@ def _index(codes: np.ndarray) -> faiss.IndexBinaryFlat:
 @torch.inference_mode()
 def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_rows: np.ndarray,
                 batch: int = PAIRS) -> np.ndarray:
-    """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each a Store or encoded queries.
+    """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each an
+    ArrayStore or encoded queries.
 
     Equal pairs are read once. Texts of like length are read together, with no more padding than
     they need. UserError if a score is NaN or infinite.
@@ -248,13 +246,14 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
     return scores[pair]
 
 
-def _first_equal(items: Store | Mapping[str, object]) -> np.ndarray:
+def _first_equal(items: ArrayStore | Mapping[str, object]) -> np.ndarray:
     """For each row of a store or of encoded queries the first row that is known to be equal to
     it."""
-    return items.same if isinstance(items, Store) else np.arange(len(items["states"]))
+    return items.same if isinstance(items, ArrayStore) else np.arange(len(items["states"]))
 
 
-def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarray | None = None, batch: int = PAIRS,
+def fine_scores(model: nn.Module, images: ArrayStore, texts: ArrayStore,
+                wanted: np.ndarray | None = None, batch: int = PAIRS,
                 kept: Path | None = None) -> np.ndarray:
     """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal
     pairs are read once.
@@ -281,7 +280,7 @@ def fine_scores(model: nn.Module, images: Store, texts: Store, wanted: np.ndarra
     return np.where(wanted, scores[np.ix_(row, column)], -np.inf)
 
 
-def _scores_name(model: nn.Module, images: Store, texts: Store) -> str:
+def _scores_name(model: nn.Module, images: ArrayStore, texts: ArrayStore) -> str:
     """The name of the file of fine scores: it changes with the stored rows and with the code."""
     code = code_digest(pair_scores, type(model))
     return f"fine-{key_digest(images.manifest, texts.manifest, code)[:16]}.npy"
@@ -381,8 +380,9 @@ def _log_choose(items: int, drawn: int | np.ndarray) -> np.ndarray:
     return gammaln(items + 1) - gammaln(drawn + 1) - gammaln(items - drawn + 1)
 
 
-def coarse_scores(images: Store, texts: Store, neighbours: int = NEIGHBOURS,
-                  banks: tuple[Store, Store] | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def coarse_scores(images: ArrayStore, texts: ArrayStore, neighbours: int = NEIGHBOURS,
+                  banks: tuple[ArrayStore, ArrayStore] | None = None,
+                  ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Coarse scores (N,M) of a split, for images and for texts as queries: "Hamming", "PPSR" as released and, with `banks` of
     training images and texts, "PPSR online", with the column means that these give."""
     hamming = negative_hamming(images["codes"], texts["codes"])
@@ -457,8 +457,8 @@ class Ranking:
         return stages(self.coarse, self.fine, self.owner, k, ties)
 
 
-def rank(model: nn.Module, stores: tuple[Store, Store], owner: np.ndarray, k: int | None,
-         banks: tuple[Store, Store] | None = None, ways: Iterable[str] | None = None,
+def rank(model: nn.Module, stores: tuple[ArrayStore, ArrayStore], owner: np.ndarray, k: int | None,
+         banks: tuple[ArrayStore, ArrayStore] | None = None, ways: Iterable[str] | None = None,
          kept: Path | None = None) -> Ranking:
     """Rank the images and texts of a split, as notebooks, `eval` and the analysis of misses do.
 
@@ -477,9 +477,9 @@ def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, fl
     what selects the best epoch. All pairs, as in the release, would take longer than the epoch."""
     table, (images_of, texts_of) = task.table("val"), split_inputs(model, task, "val")
     first = np.unique(table.owner(), return_index=True)[1]
-    images = Store.in_memory({}, task.distinct_images("val").row,
+    images = ArrayStore.in_memory({}, task.distinct_images("val").row,
                              lambda rows: encode(model, images_of(rows)), PAIRS)
-    texts = Store.in_memory({}, task.distinct_texts("val").row[first],
+    texts = ArrayStore.in_memory({}, task.distinct_texts("val").row[first],
                             lambda rows: encode(model, texts_of(first[rows])), PAIRS)
     hamming = negative_hamming(images["codes"], texts["codes"])
     fine = fine_scores(model, images, texts, candidate_pairs({"Hamming": (hamming, hamming)}, k))
@@ -504,8 +504,8 @@ class Search:
     is empty, holds no states, or was encoded by another model, and if the bank holds no queries of this model.
     """
 
-    def __init__(self, model: nn.Module, gallery: Store, bank: Store | None = None, k: int = K, neighbours: int = NEIGHBOURS,
-                 batch: int = PAIRS):
+    def __init__(self, model: nn.Module, gallery: ArrayStore, bank: ArrayStore | None = None,
+                 k: int = K, neighbours: int = NEIGHBOURS, batch: int = PAIRS):
         _check_resting(model)
         if "states" not in gallery.arrays or not len(gallery):
             raise UserError("The gallery is empty or holds only codes; write a store with states (`write_stores`).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,20 @@ from torch import Tensor
 from nbhelpers import device
 from nbhelpers.errors import UserError, atomic_write
 from nbhelpers.search import Search, encode
-from nbhelpers.store import SAME, Store
+from nbhelpers.data.array_store import ArrayStore, Computed
 
 
-class _Repeated:
-    """An array that seems to have more rows: row r is row r mod N."""
-
-    def __init__(self, array: np.ndarray):
-        self.array = array
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows % len(self.array)]
-
-
-def tiled(gallery: Store, count: int) -> Store:
+def tiled(gallery: ArrayStore, count: int) -> ArrayStore:
     """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the
     codes are copied, and each of which is read as if it were different from all others."""
-    arrays = {name: _Repeated(array) for name, array in gallery.arrays.items() if name != SAME}
+    arrays = {name: Computed(partial(_repeated, array)) for name, array in gallery.arrays.items()}
     codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
-    return Store(gallery.key, arrays | {"codes": codes})
+    return ArrayStore(gallery.key, arrays | {"codes": codes})
+
+
+def _repeated(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Row r is row r mod N."""
+    return array[rows % len(array)]
 
 
 def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:

@@ -43,7 +43,7 @@ from nbhelpers.starting import Start
 
 if TYPE_CHECKING:
     from nbhelpers.search import TwoStages
-    from nbhelpers.store import Store
+    from nbhelpers.data.array_store import ArrayStore
 
 RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
 SYSTEMS = (*RETRIEVAL, "bita")
@@ -313,7 +313,7 @@ def _read_together(system: System, store: ImageStore, sentence: str,
     candidates are opened a second time, no more than a batch of them at once.
     """
     from nbhelpers import search as engine  # which needs faiss
-    from nbhelpers.store import SAME, Computed, Store, as_stored
+    from nbhelpers.data.array_store import ArrayStore, Computed, as_stored
 
     model, once = system.model, Once(_digest)
     encoded = [engine.encode(model, model.image_features(pixels))["codes"]
@@ -325,8 +325,8 @@ def _read_together(system: System, store: ImageStore, sentence: str,
         return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
 
     codes = np.concatenate(encoded)[row]
-    arrays = {"codes": codes, SAME: first[row], "states": Computed(states_of)}
-    gallery = Store(engine.store_key(model, "images"), arrays)
+    arrays = {"codes": codes, "states": Computed(states_of)}
+    gallery = ArrayStore(engine.store_key(model, "images"), arrays, first[row])
     ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
     banks = _banks_of_run(system) or (None, None)
@@ -442,7 +442,7 @@ def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str
 
 
 def _two_stages(system: System, task: RetrievalTask, split: str, two_stages: TwoStages,
-                banks: tuple[Store, Store] | None) -> Callable[[str], dict[str, Recall]]:
+                banks: tuple[ArrayStore, ArrayStore] | None) -> Callable[[str], dict[str, Recall]]:
     """As CFITR is evaluated (its spec, 6): coarse scores of the whole split choose candidates, the
     single stream ranks them."""
     from nbhelpers import search as engine  # which needs faiss
@@ -484,26 +484,26 @@ def _record_of(system: System) -> records.Record | None:
     return None
 
 
-def _banks_of_run(system: System) -> tuple[Store, Store] | None:
+def _banks_of_run(system: System) -> tuple[ArrayStore, ArrayStore] | None:
     """Codes of the training images and texts that the notebook stored in the run of this
     checkpoint."""
     from nbhelpers import search as engine  # which needs faiss
-    from nbhelpers.store import Store
+    from nbhelpers.data.array_store import ArrayStore
 
     folder = engine.store_folder(_run_of(system.checkpoint), system.model) / "train"
     if not folder.is_dir() or _record_of(system) is None:
         return None
-    images, texts = (Store.open(folder / kind, engine.store_key(system.model, kind))
+    images, texts = (ArrayStore.open(folder / kind, engine.store_key(system.model, kind))
                      for kind in ("images", "texts"))
     return images, texts
 
 
 def _banks(system: System, whole: CaptionTable, pictures: Path | str, cache: Path,
-           workers: int) -> tuple[Store, Store]:
+           workers: int) -> tuple[ArrayStore, ArrayStore]:
     """Codes of training images and texts: those of the run, else of the training split of the
     captions that are evaluated. UserError if there is neither."""
     from nbhelpers import search as engine  # which needs faiss
-    from nbhelpers.store import Store
+    from nbhelpers.data.array_store import ArrayStore
 
     if (banks := _banks_of_run(system)) is not None:
         return banks
@@ -514,5 +514,6 @@ def _banks(system: System, whole: CaptionTable, pictures: Path | str, cache: Pat
     task = _task(system, whole, "train", pictures, cache, workers)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         written = engine.write_stores(system.model, task, "train", folder, states=False)
-        images, texts = (Store(bank.key, {"codes": np.array(bank["codes"])}) for bank in written)
+        images, texts = (ArrayStore(bank.key, {"codes": np.array(bank["codes"])})
+                         for bank in written)
     return images, texts

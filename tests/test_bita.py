@@ -429,7 +429,7 @@ def test_pixels_and_cached_features_give_the_same_loss(scene, tmp_path):
     task, start = task_of(scene, tmp_path), scene[1]
     model = caption_task.build_captioner(start, task.config, 0).eval()
     ids, mask = task.decoder(["a red field"] * 4)
-    pixels = next(task._pixels(task.data, task.table("train")))[:4]
+    pixels = task._pixels(task.data, task.table("train"), np.arange(4))
     cached = torch.from_numpy(np.float32(task.vision("train")["vision"][:4]))
     with torch.no_grad():
         a, b = (model.loss({name: value, "ids": ids, "mask": mask})["loss"] for name, value in (("pixels", pixels), ("vision", cached)))

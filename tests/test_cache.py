@@ -54,6 +54,12 @@ def test_what_is_there_is_told_by_kind_with_size_and_last_use(runs, capsys):
     assert [" ".join(line.split()[:2]) for line in lines[1:]] == ["images 1", "features 1", "unfinished 2", "other 3", "together 7"]
 
 
+def test_features_in_the_making_are_not_cleared(runs):
+    (runs / "cache" / ".features-0b.lock").touch()
+    assert {entry.kind for entry in cache.entries(runs) if entry.path.name == "features-0b"} == {"unfinished"}
+    assert "features-0b" not in [entry.path.name for entry in cache.clear(runs, ["features"])]
+
+
 def test_a_cache_that_is_not_there_is_empty(tmp_path):
     assert cache.entries(tmp_path) == [] and cache.clear(tmp_path) == []
 

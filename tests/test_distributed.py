@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from nbhelpers import distributed, training, weights
-from nbhelpers.data.loading import FeatureCache
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.distributed import gather, rank, world_size
 from nbhelpers.errors import UserError, take
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
@@ -171,7 +171,7 @@ def features_computed(folder: Path) -> int:
         rows.extend(indices)
         return {"vision": np.float32(indices)[:, None]}
 
-    found = FeatureCache.build(function, 8, 4, "of both", folder)["vision"]
+    found = ArrayStore.cached(folder, {"of": "both"}, list("abcdefgh"), function, 4)["vision"]
     assert found[:, 0].tolist() == list(range(8))
     return len(rows)
 

@@ -41,7 +41,7 @@ from nbhelpers import (
 )
 from nbhelpers.caption_task import AlignmentTokenizer, CaptionTask, DecoderTokenizer
 from nbhelpers.code_identity import Code, code_digest
-from nbhelpers.data import augment, decoding, drawing, images, loading, scene_captions, scenes, table
+from nbhelpers.data import array_store, augment, decoding, drawing, images, loading, scene_captions, scenes, table
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.data.recipes import water
@@ -207,7 +207,7 @@ EVERY_SYSTEM = [
     starting.Start.fill, starting.Tower.state, starting.seeded, weights.load_into, weight_names.clip_state, unpickle.read_file,
     table.CaptionTable.owner, decoding.decode, decoding._by_pillow, images.resize, images.DecodedCache.resized,
     augment.random_crop, augment.TrainTransform.__call__, augment.Normalizer.into, loading._Pairs.draw, loading.PairDataset._fields,
-    loading.FeatureDataset._fields, loading.EpochSampler.__iter__, loading.train_loader, loading.storable, backbones.vision_tower]
+    loading.FeatureDataset._fields, loading.EpochSampler.__iter__, loading.train_loader, array_store.storable, backbones.vision_tower]
 OF_ONE = {
     "pir": [retrieval.RetrievalTask.train_loader, retrieval.RetrievalTask._image_features, retrieval.RetrievalTask.embeddings,
             loading.clean_caption, loading.Tokenizer.encode, recall.evaluate, dual_encoder.turned, backbones.image_tokens,

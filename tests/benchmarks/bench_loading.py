@@ -18,7 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from nbhelpers.backbones import ImageInput
 from nbhelpers.data import augment, loading
+from nbhelpers.data.array_store import in_batches
 from nbhelpers.data.images import DecodedCache, ImageStore
 from nbhelpers.data.table import CaptionTable
 
@@ -108,11 +110,17 @@ def compare(benchmark, files, steps, ours, expected):
     assert ratio >= expected
 
 
+def images_of(table, cache):
+    """Batches of all images of the table under the test transform."""
+    for rows in in_batches(np.arange(len(table)), BATCH):
+        yield loading.image_batch(cache, table, rows, ImageInput(SIZE), WORKERS)
+
+
 def test_test_transform(benchmark, epochs):
     files, table, cache, _ = epochs
     cache.resized(SIZE)
     compare(benchmark, files, TEST_STEPS,
-            lambda: loading.image_batches(table, cache, SIZE, BATCH, workers=WORKERS), expected=5)
+            lambda: images_of(table, cache), expected=5)
 
 
 def test_train_transform(benchmark, epochs):

@@ -20,7 +20,7 @@ from nbhelpers import search, search_times
 from nbhelpers.papers import vilt
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig
 from nbhelpers.search import Search
-from nbhelpers.store import Store
+from nbhelpers.data.array_store import ArrayStore
 
 MILLION, BANK, BITS, TEXTS = 1_000_000, 1_000, 128, 5465
 
@@ -53,12 +53,12 @@ def million(request, tmp_path_factory):
     """({stage: search}, 50 query codes, bytes that the search with PPSR added to this process)."""
     folder, centres, model = tmp_path_factory.mktemp("million") / "texts", request.param, model_of("tiny")
     key = search.store_key(model, "texts")
-    Store.build(folder, key, [str(row) for row in range(MILLION)],
+    ArrayStore.build(folder, key, [str(row) for row in range(MILLION)],
                 lambda rows: {"codes": codes(len(rows), rows[0] + 1, centres)}, batch=100_000)
-    bank = Store(key | {"kind": "images"}, {"codes": codes(BANK, 8, centres)})
+    bank = ArrayStore(key | {"kind": "images"}, {"codes": codes(BANK, 8, centres)})
     queries = codes(50, 9, centres)
     before = psutil.Process().memory_info().rss
-    gallery = Store(key, Store.open(folder).arrays | {"states": np.zeros((1, 1, 1), np.float16)})
+    gallery = ArrayStore(key, ArrayStore.open(folder).arrays | {"states": np.zeros((1, 1, 1), np.float16)})
     with_bank = Search(model, gallery, bank)
     with_bank.coarse(queries[:1])
     grown = psutil.Process().memory_info().rss - before
@@ -98,9 +98,9 @@ def test_a_query_against_its_exhaustive_search(benchmark, size, tmp_path):
     """K = 70 of RSICD's 5465 texts. The aim is at most 1/20 of the exhaustive search, here even of that from stored states."""
     model = model_of(size)
     image, texts = pixels_and_captions(model)
-    gallery = Store.build(tmp_path / "texts", search.store_key(model, "texts"), [str(row) for row in range(TEXTS)],
+    gallery = ArrayStore.build(tmp_path / "texts", search.store_key(model, "texts"), [str(row) for row in range(TEXTS)],
                           lambda rows: search.encode(model, texts(rows)))
-    bank = Store(search.store_key(model, "images"), {"codes": codes(BANK, 8)})
+    bank = ArrayStore(search.store_key(model, "images"), {"codes": codes(BANK, 8)})
     engine = Search(model, gallery, bank)
     times = search_times.query_times(engine, image)
     exhaustive = search_times.exhaustive_times(engine, image, texts if size == "tiny" else None)

@@ -18,6 +18,7 @@ import pandas as pd
 from nbhelpers import java, records
 from nbhelpers.data.caption_files import read_captions, read_references  # noqa: F401
 from nbhelpers.errors import UserError
+from nbhelpers.resampling import interval
 
 METRICS = records.CAPTION_METRICS
 BLEU = METRICS[:4]
@@ -234,7 +235,7 @@ def bootstrap(scores: CaptionScores, samples: int = 2000, seed: int = 0, level: 
 
     BLEU and METEOR pool the counts of the drawn images. The n-gram weights of CIDEr stay those of the whole set.
     """
-    return _intervals(_resampled(scores, samples, seed, level), level)
+    return _intervals(_resampled(scores, samples, seed), level)
 
 
 def paired_bootstrap(one: CaptionScores, other: CaptionScores, samples: int = 2000, seed: int = 0, level: float = 0.95
@@ -243,17 +244,16 @@ def paired_bootstrap(one: CaptionScores, other: CaptionScores, samples: int = 20
     both, as `bootstrap` draws them. UserError if they are scores of different images."""
     if list(one.per_image.index) != list(other.per_image.index):
         raise UserError("Only scores of the same images in the same order can be paired.")
-    ours, theirs = (_resampled(scores, samples, seed, level) for scores in (one, other))
+    ours, theirs = (_resampled(scores, samples, seed) for scores in (one, other))
     bounds = _intervals({name: ours[name] - theirs[name] for name in ours if name in theirs}, level)
     return {name: (one.corpus[name] - other.corpus[name], *interval) for name, interval in bounds.items()}
 
 
-def _resampled(scores: CaptionScores, samples: int, seed: int, level: float) -> dict[str, np.ndarray]:
+def _resampled(scores: CaptionScores, samples: int, seed: int) -> dict[str, np.ndarray]:
     """Metric -> (samples,) scores of as many draws of images."""
-    if samples < 1 or not 0 < level < 1:
-        raise UserError(f"An interval needs at least one resample and a level between 0 and 1, not {samples} and {level}.")
     images = len(scores.per_image)
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), samples).astype(float)
+    rng, even = np.random.default_rng(seed), np.full(images, 1 / images)
+    drawn = rng.multinomial(images, even, max(samples, 0)).astype(float)  # as in the stored records
     rounds = []
     for counts in scores.counts:
         found = {name: (drawn @ part / images)[:, 0] for name, part in counts.items() if name not in ("Bleu", "METEOR")}
@@ -266,8 +266,7 @@ def _resampled(scores: CaptionScores, samples: int, seed: int, level: float) -> 
 
 
 def _intervals(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, tuple[float, float]]:
-    ends = [(1 - level) / 2, (1 + level) / 2]
-    return {name: tuple(map(float, np.quantile(values, ends))) for name, values in drawn.items()}
+    return {name: tuple(map(float, interval([values], level))) for name, values in drawn.items()}
 
 
 # the captions -------------------------------------------------------------------------------------

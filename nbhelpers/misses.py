@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from nbhelpers.data.scene_captions import GRAMMARS
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 from nbhelpers.recall import Recall, hit_probability
+from nbhelpers.resampling import draws, interval
 from nbhelpers.retrieval import RetrievalTask
 from nbhelpers.systems import System
 
@@ -246,14 +248,14 @@ def rank_correlation(generic: np.ndarray, ranks: np.ndarray, owner: np.ndarray, 
 
     NaN where one of the numbers is the same for all captions; such draws do not count for the interval.
     """
-    rng, captions = np.random.default_rng(seed), pd.Series(np.arange(len(owner))).groupby(owner).apply(np.array).to_list()
-    drawn = (np.concatenate([captions[image] for image in rng.integers(len(captions), size=len(captions))])
-             for _ in range(samples))
+    captions = pd.Series(np.arange(len(owner))).groupby(owner).apply(np.array).to_list()
+    images = chain.from_iterable(draws(len(captions), samples, seed))
+    drawn = (np.concatenate([captions[image] for image in row]) for row in images)
     if _constant(generic, ranks):
         return np.nan, np.nan, np.nan
     found = [stats.spearmanr(generic[rows], ranks[rows]).statistic for rows in drawn
              if not _constant(generic[rows], ranks[rows])]
-    low, high = np.quantile(found or [np.nan], [(1 - level) / 2, (1 + level) / 2])
+    low, high = interval([found or [np.nan]], level)
     return float(stats.spearmanr(generic, ranks).statistic), float(low), float(high)
 
 

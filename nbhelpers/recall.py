@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbhelpers.errors import UserError
+from nbhelpers.resampling import BLOCK, counts, draws, interval
 
 TIES = ("expectation", "released", "optimistic")
 QUERY_ARRAYS = ("i2t_ranks", "t2i_ranks", "i2t_hits", "t2i_hits")
 BLOCK = 64  # rows compared at once; at most 255, so that the sum of a column of booleans fits a byte
-RESAMPLES = 250  # resamples weighed at once, which bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,8 @@ def bootstrap(recall: Recall, owner: np.ndarray, samples: int = 2000, seed: int 
     The gallery stays as it is: the interval speaks of other queries of the same kind, not of another gallery.
     """
     tally = _Tally(recall, owner)
-    resampled = _resampled(tally.images, samples, seed)
-    low, high = _interval([tally.means(weights) for weights in resampled], level)
+    drawn = map(counts, draws(tally.images, samples, seed))
+    low, high = interval([_with_mean(tally.means(each)) for each in drawn], level)
     return {key: (float(100 * a), float(100 * b)) for key, a, b in zip(_keys(recall.ks), low, high)}
 
 
@@ -116,9 +116,9 @@ def paired_test(a: Recall, b: Recall, owner: np.ndarray, samples: int = 5000, se
     """
     check_paired(a, b)
     first, second = _Tally(a, owner), _Tally(b, owner)
-    resampled = _resampled(first.images, samples, seed)
-    low, high = _interval([first.means(weights) - second.means(weights) for weights in resampled], level)
-
+    drawn = map(counts, draws(first.images, samples, seed))
+    differences = [_with_mean(first.means(each) - second.means(each)) for each in drawn]
+    low, high = interval(differences, level)
     shares = first.shares() - second.shares()
     columns = zip(100 * shares.sum(0), 100 * low, 100 * high, swapped(shares, samples, seed))
     names = ("difference", "low", "high", "p")
@@ -129,8 +129,8 @@ def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """shares (N, C), what each image adds to C differences -> (C,) two-sided p: how often random signs of the images give
     a sum at least as large as the one observed, which counts as one of the draws."""
     rng, as_extreme = np.random.default_rng([seed, 1]), np.ones(shares.shape[1])
-    for start in range(0, samples, RESAMPLES):
-        signs = rng.choice((-1.0, 1.0), size=(min(RESAMPLES, samples - start), len(shares)))
+    for start in range(0, samples, BLOCK):
+        signs = rng.choice((-1.0, 1.0), size=(min(BLOCK, samples - start), len(shares)))
         as_extreme += (np.abs(signs @ shares) >= np.abs(shares.sum(0)) - 1e-12).sum(0)
     return as_extreme / (samples + 1)
 
@@ -167,21 +167,6 @@ class _Tally:
         """weights (S, N), how often each image was drawn -> (S, 2K) mean hits, i2t then t2i."""
         captions = weights @ self.captions
         return np.hstack([weights @ self.i2t / self.images, weights @ self.t2i / captions[:, None]])
-
-
-def _resampled(images: int, samples: int, seed: int):
-    """Yields (at most RESAMPLES, images) counts of images drawn with replacement, `samples` rows in all."""
-    rng = np.random.default_rng([seed, 0])
-    for start in range(0, samples, RESAMPLES):
-        rows = min(RESAMPLES, samples - start)
-        drawn = rng.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(float)
-
-
-def _interval(draws: list[np.ndarray], level: float) -> np.ndarray:
-    if not draws or not 0 < level < 1:
-        raise UserError(f"An interval needs samples and a level between 0 and 1, not {level}.")
-    return np.quantile(_with_mean(np.concatenate(draws)), [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def _with_mean(columns: np.ndarray) -> np.ndarray:

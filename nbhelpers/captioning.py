@@ -155,16 +155,23 @@ class CaptionScorer:
 
 def _available(wanted: Iterable[str] | None) -> tuple[frozenset[str], dict[str, str]]:
     """(metrics to compute, metric -> why it is skipped)."""
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    named = None if wanted is None else [name for given in wanted for name in (BLEU if given == "Bleu" else [given])]
-    if named is not None and (not named or set(named) - set(METRICS)):
-        raise UserError(f"The metrics are {', '.join(map(str, named)) or 'none'}; choose among {', '.join(METRICS)}.")
+    named = list(METRICS) if wanted is None else _named(wanted)
     problems = {"SPICE": java.spice_problem(), "METEOR": "" if java.find() else java.NO_JAVA}
-    problems = {name: problem for name, problem in problems.items() if problem and (named is None or name in named)}
-    if named is not None and problems:
+    problems = {name: problem for name, problem in problems.items() if problem and name in named}
+    if wanted is not None and problems:
         raise UserError(next(iter(problems.values())))
-    return frozenset(named or METRICS) - set(problems), problems
+    return frozenset(named) - set(problems), problems
+
+
+def _named(wanted: Iterable[str]) -> list[str]:
+    """The metrics that are wanted by name; "Bleu" are all four."""
+    named = []
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        named += BLEU if name == "Bleu" else [name]
+    if not named or set(named) - set(METRICS):
+        raise UserError(f"The metrics are {', '.join(map(str, named)) or 'none'}; choose among "
+                        f"{', '.join(METRICS)}.")
+    return named
 
 
 # the metrics --------------------------------------------------------------------------------------

@@ -150,26 +150,28 @@ def caption_file(folder: Path) -> Path:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     if any(_PRECOMP_FILE.fullmatch(file.name) for file in files):
         return folder
-    published = [file for file in files if file.suffix.lower() == ".json"
-                 and (split_file(file.name) or file.name.lower().startswith("dataset"))]
-    in_splits = [file for file in sorted(folder.glob("*/metadata.*")) if _in_split_folder(file)]
     own = [file for file in files if file.suffix.lower() in SUFFIXES[1:]]
-    sets = _sets(published) or _sets(own) or _sets(in_splits)
+    in_splits = filter(_in_split_folder, folder.glob("*/metadata.*"))
+    sets = _sets(filter(_is_published, files)) or _sets(own) or _sets(in_splits)
     if not sets:
         raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, "
                         "*_train.json, train_caps.txt with train_filename.txt, *.csv, *.jsonl); "
-                        "name the folder or the "
-                        "file that does." + shards.not_shards(folder))
+                        f"name the folder or the file that does.{shards.not_shards(folder)}")
     if len(sets) > 1:
         raise UserError(f"{folder} holds several sets ({', '.join(file.name for file in sets)}); "
                         "name one of the files.")
     return sets[0]
 
 
-def _sets(files: list[Path]) -> list[Path]:
+def _is_published(file: Path) -> bool:
+    name = file.name.lower()
+    return name.endswith(".json") and (name.startswith("dataset") or split_file(name) is not None)
+
+
+def _sets(files: Iterable[Path]) -> list[Path]:
     """One file of each set, the one with the shortest name."""
     first: dict = {}
-    for file in sorted(files, key=lambda file: len(file.name)):
+    for file in sorted(sorted(files), key=lambda file: len(file.name)):
         named = split_file(file.name)
         first.setdefault(named.family if named else file.name, file)
     return sorted(first.values())
@@ -272,11 +274,7 @@ def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | 
     found = layout if found == "rows" and layout == "lavis" else found  # a train list is of both
     _agree(found, layout, path)
     for split in (*SPLITS, None):
-        listed = _listed(parts.get((split, False)), parts.get((split, True)), rows)
-        if listed and _in_split_folder(path):
-            folder = files[split, False].parent.name
-            listed = [(where, _below(folder, row)) for where, row in listed]
-        if listed:
+        if listed := _listed(parts.get((split, False)), parts.get((split, True)), rows):
             _add(listed, split, files.get((split, False), path).name, rows)
     if not alone:
         _note_beside(path, list(files.values()), rows)
@@ -309,28 +307,29 @@ def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[s
         listed = _karpathy_rows(part.content, rows)
     else:
         listed = list(rows.objects(part.content, part.path.name))
+    if _in_split_folder(part.path):
+        listed = [(where, _below(part.path.parent.name, row)) for where, row in listed]
     return _with_truth(listed, truth.content, rows) if truth else listed
 
 
 def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Rows) -> None:
     """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS,
     class."""
-    told = _any_has([row for _, row in listed], "split")
+    fields = set().union(*(row for _, row in listed))
+    told = "split" in fields
     if not told and split is None:
         rows.notes.append(f"Neither a column or field 'split' nor the name {name} tells a split: a "
                           "tenth of the images went to val and a tenth to test, by a hash of "
                           "their names.")
-    unread = set()
     for where, row in listed:
         file, given = _file(row), _given(row)
         of = row.get("split") if told else split or hashed_split(str(file))
-        texts = given if isinstance(given, list) or given is None else [given]
-        texts = texts and [sentence(one) for one in texts]
-        rows.add(where, file, of, texts, row.get("class", row.get("label_name")),
-                 once=isinstance(given, list))
-        unread |= {field for field in row if _MORE_CAPTIONS.fullmatch(field)}
-    if unread:
-        rows.notes.append(f"Not read: {', '.join(sorted(unread))} of {name}; write one caption "
+        several = isinstance(given, list)
+        texts = [sentence(one) for one in (given if several else [given])]
+        scene = row.get("class", row.get("label_name"))
+        rows.add(where, file, of, None if given is None else texts, scene, once=several)
+    if unread := sorted(filter(_MORE_CAPTIONS.fullmatch, fields)):
+        rows.notes.append(f"Not read: {', '.join(unread)} of {name}; write one caption "
                           "per row, or all of an image as a list in 'captions'.")
 
 
@@ -375,16 +374,15 @@ def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list
     """
     captions = _annotations(truth, rows)
     own = [_given(row) for _, row in listed]
-    if all(isinstance(texts, list) for texts in own) and (
-            sum(map(len, own)) == sum(map(len, captions.values()))):
+    complete = all(isinstance(texts, list) for texts in own)
+    if complete and sum(map(len, own)) == sum(map(len, captions.values())):
         return listed
     images = [row for row in truth["images"] if isinstance(row, dict)]
     named = {str(row.get("file_name")): row.get("id") for row in images}
     files = [str(_file(row)) for _, row in listed]
     given = [str(row.get("image_id", row.get("id", named.get(file, file))))
              for file, (_, row) in zip(files, listed)]
-    by_id, by_file = match_ids(given, captions), match_ids(files, captions)
-    ids = by_file if by_file.count(None) < by_id.count(None) else by_id
+    ids = min(match_ids(given, captions), match_ids(files, captions), key=lambda ids: ids.count(None))
     rows.stray(one for one in captions if one not in set(ids))
     return [(where, row | {"captions": captions.get(one)})
             for (where, row), one in zip(listed, ids)]

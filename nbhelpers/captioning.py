@@ -306,11 +306,19 @@ def _check(hypotheses: Hypotheses, references: References, meteor: bool) -> None
             told = f"a {type(own).__name__}" if own else "none"
             raise UserError(f"The references of image {one!r} are {told}; give a list of at least one text.")
         for text in (hypotheses[one], *own):
-            if not isinstance(text, str):
-                raise UserError(f"A caption of image {one!r} is a {type(text).__name__}, not a text; give one text per image.")
-            if meteor and len(text.split()) > java.MAX_WORDS:
-                raise UserError(f"A caption of image {one!r} has {len(text.split()):,} words, and METEOR would search for "
-                                f"minutes beyond {java.MAX_WORDS:,}; shorten it, or leave METEOR out of the metrics.")
+            _check_text(text, one, java.MAX_WORDS if meteor else None)
+
+
+def _check_text(text, one: Hashable, most: int | None) -> None:
+    """UserError for what is no text, or has more words than METEOR can match."""
+    if not isinstance(text, str):
+        raise UserError(f"A caption of image {one!r} is a {type(text).__name__}, not a text; give "
+                        "one text per image.")
+    words = len(text.split())
+    if most is not None and words > most:
+        raise UserError(f"A caption of image {one!r} has {words:,} words, and METEOR would search "
+                        f"for minutes beyond {most:,}; shorten it, or leave METEOR out of the "
+                        "metrics.")
 
 
 def _check_ids(hypotheses: Hypotheses, references: References) -> None:
@@ -404,12 +412,16 @@ def describe(captions: Iterable[str]) -> dict[str, float]:
 
 # records ------------------------------------------------------------------------------------------
 
-def write_record(run, system: str, variant: str, scores: CaptionScores, config, split: str = "test", selected_on: str = "val",
-                 **fields) -> dict:
+def write_record(run, system: str, variant: str, scores: CaptionScores, config,
+                 split: str = "test", selected_on: str = "val", **fields) -> dict:
     """Write the caption record of a system with its intervals to `run.records`, and return it.
 
-    config, fields  as of `records.new`: data_fingerprint; where known seconds, parameters, weights, notes
+    config, fields  as of `records.new`: data_fingerprint; where known seconds, parameters, weights,
+                    notes
     """
-    protocol = {"split": split, "images": len(scores.per_image), "tokenizer": scores.tokenizer, "selected_on": selected_on}
-    return run.write_record(config, kind="captions", system=system, variant=variant, protocol=protocol, metrics=scores.corpus,
-                            intervals=bootstrap(scores, seed=run.parameters.seed), **fields)
+    images = len(scores.per_image)
+    protocol = {"split": split, "images": images, "tokenizer": scores.tokenizer,
+                "selected_on": selected_on}
+    intervals = bootstrap(scores, seed=run.parameters.seed)
+    return run.write_record(config, kind="captions", system=system, variant=variant, **fields,
+                            protocol=protocol, metrics=scores.corpus, intervals=intervals)

@@ -488,15 +488,20 @@ def _precomp_choice(pairs: dict, rows: Rows) -> dict:
     taken = verified - plain
     if "val" in taken and "train" in plain:
         taken = taken | {"train"} if "train" in verified else taken - {"val"}
-    passed = [pairs[split, "_verify"][0].name for split in SPLITS if split in verified - taken]
-    if passed:
-        rows.notes.append(f"Not read: {', '.join(passed)}; the lists without _verify were taken.")
-    if taken:
-        joined = f", not {pairs['train', ''][0].name}, which joins them" if taken & plain else ""
-        rows.notes.append("The authors' lists _verify were taken for "
-                          f"{' and '.join(sorted(taken))}{joined}.")
+    _note_verified(pairs, plain, verified, taken, rows.notes)
     kept = [(split, "_verify" if split in taken else "") for split in SPLITS]
     return {key: pairs[key] for key in kept if key in pairs}
+
+
+def _note_verified(pairs: dict, plain: set, verified: set, taken: set, notes: list[str]) -> None:
+    """Notes which of the lists of one split were read."""
+    passed = [pairs[split, "_verify"][0].name for split in SPLITS if split in verified - taken]
+    if passed:
+        notes.append(f"Not read: {', '.join(passed)}; the lists without _verify were taken.")
+    if taken:
+        joined = f", not {pairs['train', ''][0].name}, which joins them" if taken & plain else ""
+        notes.append(f"The authors' lists _verify were taken for {' and '.join(sorted(taken))}"
+                     f"{joined}.")
 
 
 def _lines(path: Path, rows: Rows) -> list[str]:

@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from nbhelpers.data.images import checksum
 from nbhelpers.data.packed import Entry, files_in, split_by_name
 from nbhelpers.data.reading import CAPTION_FIELDS, column_names, sentence, split_file, split_of
@@ -87,9 +91,6 @@ def _open(path: Path):
     The bytes of an arrow file are mapped, those of a parquet file are in memory. UserError if it
     is damaged or has a column twice.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     parquet = path.suffix.lower() == ".parquet"
     try:
         table = pq.read_table(path, partitioning=None) if parquet else _arrow_table(path)
@@ -103,8 +104,6 @@ def _open(path: Path):
 
 
 def _arrow_table(path: Path):
-    import pyarrow as pa
-
     mapped = pa.memory_map(str(path))
     try:
         return pa.ipc.open_file(mapped).read_all()
@@ -120,8 +119,6 @@ def _described(table) -> str:
 
 def _image_column(table):
     """(name, type, fields of a struct) of the column of images; (None, None, []) without one."""
-    import pyarrow as pa
-
     name = next((name for name in IMAGES if name in table.column_names), None)
     if name is None:
         return None, None, []
@@ -131,9 +128,6 @@ def _image_column(table):
 
 def _images(table, path: Path):
     """The column of encoded images; None if there are only paths, or no such column."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     name, _, fields = _image_column(table)
     if name is None:
         return None
@@ -150,8 +144,6 @@ def _images(table, path: Path):
 
 
 def _is_text(kind) -> bool:
-    import pyarrow as pa
-
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
@@ -168,8 +160,6 @@ def _names(table) -> list[str | None]:
 
 
 def _name_columns(table) -> Iterator[list]:
-    import pyarrow.compute as pc
-
     for name in ("filename", "file_name"):
         if name in table.column_names:
             yield table[name].to_pylist()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -69,7 +70,7 @@ class CaptionScorer:
         self.timeout, self._texts = timeout, list(texts)
         self._meteor: java.Meteor | None = None
         self._waking = threading.Lock()
-        self._tokenised: dict[tuple[str, ...], list[str]] = {}
+        self._by_java = lru_cache(KEPT)(_by_java)
 
     def __enter__(self) -> CaptionScorer:
         return self
@@ -121,12 +122,7 @@ class CaptionScorer:
     def _tokenise(self, sentences: list[str]) -> list[str]:
         if java.find() is None:
             return [tokenize_by_rules(text) for text in sentences]
-        key = tuple(sentences)
-        found = self._tokenised.pop(key, None) or java.tokenize(sentences, self.timeout)
-        self._tokenised[key] = found  # at the end, as the latest
-        while len(self._tokenised) > KEPT:
-            self._tokenised.pop(next(iter(self._tokenised)), None)
-        return found
+        return self._by_java(tuple(sentences), self.timeout)
 
     def _mean(self, ids: list, rounds: list[tuple[list[str], list[list[str]]]]) -> CaptionScores:
         found = [self._score(*one) for one in rounds]
@@ -151,6 +147,10 @@ class CaptionScorer:
                 raise
         corpus, images, counts = ({name: value for one in found for name, value in one[part].items()} for part in range(3))
         return corpus, images, counts
+
+
+def _by_java(sentences: tuple[str, ...], timeout: float) -> list[str]:
+    return java.tokenize(list(sentences), timeout)
 
 
 def _available(wanted: Iterable[str] | None) -> tuple[frozenset[str], dict[str, str]]:

@@ -24,37 +24,32 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("export", "merge"):
         parsers[name].add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args(argv)
-    return COMMANDS[arguments.command](arguments)
+    return COMMANDS[arguments.command](arguments) or 0
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> None:
     print("\n\n".join(map(_shown, exports.read(arguments.folder))))
-    return 0
 
 
-def _table(arguments: argparse.Namespace) -> int:
+def _table(arguments: argparse.Namespace) -> None:
     found = exports.read(arguments.folder)
     if arguments.format == "text":
         print(leaderboard.table(found), end="")
     else:
         print((exports.markdown if arguments.format == "markdown" else exports.latex)(leaderboard.boards(found)), end="")
-    return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> None:
     print("\n".join(map(str, exports.write(arguments.folder, arguments.out))))
-    return 0
 
 
-def _merge(arguments: argparse.Namespace) -> int:
+def _merge(arguments: argparse.Namespace) -> None:
     print(f"{records.merge(arguments.folder, arguments.out)} records lie in {arguments.out}.")
-    return 0
 
 
-def _readme(_: argparse.Namespace) -> int:
+def _readme(_: argparse.Namespace) -> None:
     path = repository_root() / "README.md"
     print(f"{path.name} {'was renewed' if exports.readme(path) else 'is current'}.")
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

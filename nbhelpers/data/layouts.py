@@ -438,8 +438,10 @@ def _read_precomp(folder: Path, rows: Rows) -> None:
     pairs = _precomp_pairs(folder, rows)
     for (split, _), (caps, names) in _precomp_choice(pairs, rows).items():
         captions, files = _lines(caps, rows), _lines(names, rows)
-        files = files[:len(files) - _blank_end(files)]
-        captions = _without_blank_end(captions, len(files))
+        files = files[:_full(files)]
+        fitting = (count for count in (len(files), 5 * len(files))
+                   if _full(captions) <= count <= len(captions))
+        captions = captions[:next(fitting, None)]
         if len(files) == len(captions):
             for index, (file, caption) in enumerate(zip(files, captions)):
                 rows.add(f"{names.name} line {index + 1}", file, split, [caption], once=False)
@@ -511,16 +513,9 @@ def _lines(path: Path, rows: Rows) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _blank_end(lines: list[str]) -> int:
-    """How many lines at the end are blank."""
-    return next((number for number, line in enumerate(reversed(lines)) if line.strip()), len(lines))
-
-
-def _without_blank_end(captions: list[str], names: int) -> list[str]:
-    """The captions without those blank lines at the end that are too many for the names."""
-    full = len(captions) - _blank_end(captions)
-    fitting = [count for count in (names, 5 * names) if full <= count <= len(captions)]
-    return captions[:fitting[0]] if fitting else captions
+def _full(lines: list[str]) -> int:
+    """How many lines there are without the blank ones at the end."""
+    return max((number for number, line in enumerate(lines, 1) if line.strip()), default=0)
 
 
 # ---- the writers: (name, images) -> {file name: text}, "" the path itself ----

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -39,6 +39,11 @@ _FAULTS = {
     "stray": "{n} annotated images are not listed (first: image_id {first}); list or drop them.",
 }
 
+_CHANGES = {
+    "again": "{n} images were listed again; their captions were joined.",
+    "cleaned": "{n} captions held control characters; each became a space.",
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -64,12 +69,12 @@ class Rows:
     """
 
     def __init__(self, joined: bool = False):
-        self.joined, self.again = joined, 0
+        self.joined = joined
         self.images: dict[str, tuple[str, str]] = {}  # file -> split, scene
         self.captions: list[tuple[str, str]] = []  # file, text
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.notes: list[str] = []
-        self.cleaned = 0
+        self.changes: Counter[str] = Counter()
         self.packed: list[tuple[str, int]] = []  # file and captions of each text with several
         self.marked: list[str] = []  # of each text that holds a separator: its file and the mark
 
@@ -80,7 +85,7 @@ class Rows:
             kind, place = fault
             self.faults[kind].append(place)
             return
-        self.again += once and file in self.images
+        self.changes["again"] += once and file in self.images
         if not isinstance(texts, list) or not texts:
             self.faults["bare"].append(file)
             return
@@ -88,7 +93,7 @@ class Rows:
         self.images.setdefault(file, (part, scene or scene_of(file)))
         for text in self._unpacked(file, texts):
             clean = UNPRINTABLE.sub(" ", text)
-            self.cleaned += clean != text
+            self.changes["cleaned"] += clean != text
             self.captions.append((file, clean))
 
     def _fault_of_place(self, file: str, split, part: str | None, once: bool) -> tuple[str, str] | None:
@@ -160,10 +165,8 @@ class Rows:
             self.notes.append(f"{len(self.packed)} texts held several captions (first: of "
                               f"{self.packed[0][0]}); they were read as {count} captions, one per "
                               "list entry or line.")
-        if self.again:
-            self.notes.append(f"{self.again} images were listed again; their captions were joined.")
-        if self.cleaned:
-            self.notes.append(f"{self.cleaned} captions held control characters; each became a space.")
+        counts = [(self.changes[kind], sentence) for kind, sentence in _CHANGES.items()]
+        self.notes += [sentence.format(n=count) for count, sentence in counts if count]
 
     def _without_text(self, table: CaptionTable) -> list[str]:
         """The problem of too many empty captions; a few are noted."""

@@ -40,6 +40,13 @@ def code_digest(*roots: object) -> str:
     return _this_package().digest(*roots)
 
 
+def text_digest(source: str) -> str:
+    """sha256 hex of a text alone, statement by statement, by what it computes: nothing that it names
+    is followed. UserError for a text that is not Python."""
+    module = _Module("the text", source, "")
+    return _sha256(_Reader(Code({}), module).plain(ast.parse(source).body))
+
+
 @cache
 def _this_package() -> Code:
     root = Path(sys.modules[__name__.partition(".")[0]].__file__).parent

@@ -4,7 +4,6 @@ Names, sizes and times do not stand for content: all bytes are read, about a sec
 """
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 import nbformat
 
+from nbhelpers.code_identity import text_digest
 from nbhelpers.errors import UserError
 
 UNUSED = {"batch.py", "stored.py", "cache.py", "hub.py", "__main__.py", "README.md"}
@@ -29,7 +29,7 @@ def sources() -> list[Path]:
 
 
 def package() -> str:
-    """Digest of the package: of modules the syntax tree, without comments and docstrings."""
+    """Digest of the package: of modules what they compute, without comments and docstrings."""
     return digest_of([(path.name, _code(path.read_text("utf-8"))) for path in sources()])
 
 
@@ -40,19 +40,11 @@ def cells(notebook: Path) -> str:
 
 
 def _code(text: str) -> str:
-    """The syntax tree as text; what is no Python counts as it is written."""
+    """Digest of what a text computes; what is no Python counts as it is written."""
     try:
-        tree = ast.parse(text)
-    except SyntaxError:
+        return text_digest(text)
+    except UserError:
         return text
-    for node in ast.walk(tree):
-        if isinstance(getattr(node, "body", None), list):
-            node.body = [part for part in node.body if not _says_only(part)]
-    return ast.dump(tree)
-
-
-def _says_only(part: ast.stmt) -> bool:
-    return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
 
 
 def files(values: Mapping[str, Any], here: Path, patterns: Iterable[str] = ()) -> list[Path]:

@@ -25,6 +25,7 @@ CODE = 'import os\n\ndef f(x: int = 1):\n    """Says."""\n    return x + 1  # on
     ('import os\ndef f(x: int=1):\n    """Says more."""\n    # a comment\n    return (x + 1)\n', True),
     (CODE.replace("x + 1", "x + 2"), False),
     (CODE.replace("= 1", "= 2"), False),
+    (CODE + "a = f()\nb = f(2)\n", False),
 ])
 def test_a_comment_does_not_count_and_a_computation_does(tmp_path, monkeypatch, changed, same):
     (source := tmp_path / "a.py").write_text(CODE)
@@ -38,6 +39,14 @@ def test_a_comment_does_not_count_and_a_computation_does(tmp_path, monkeypatch, 
 
     before, after = digests(CODE), digests(changed)
     assert [one == other for one, other in zip(before, after)] == [same, same]
+
+
+def test_the_order_of_statements_and_what_is_imported_count():
+    lines = "from numpy.random import default_rng\nrng = default_rng(0)\na = rng.random()\nb = rng.random()\n"
+    swapped = lines.replace("a =", "c =").replace("b =", "a =").replace("c =", "b =")
+    other = lines.replace("numpy.random", "elsewhere")
+    assert len({freshness._code(text) for text in (lines, swapped, other)}) == 3
+    assert freshness._code(f"{lines}# a comment\n") == freshness._code(lines)
 
 
 def test_a_cell_that_is_no_python_counts_as_it_is_written(tmp_path):

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import io
 import json
 import os
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from nbhelpers import freshness
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError, atomic_write, take
 from nbhelpers.parameters import declared, problems, unknown, wrong_values
 from nbhelpers.run import repository_root, runs_root
 
@@ -436,13 +436,13 @@ def _snakemake(plan: Plan, jobs: int) -> int:
 @contextmanager
 def locked(folder: Path):
     """Holds the profile's folder for this process; the system frees it even when the process is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another run is busy in {folder}; wait for it or change PROFILE.") from None
+    lock = FileLock(folder / ".lock")
+    if not take(lock, 0):
+        raise UserError(f"Another run is busy in {folder}; wait for it or change PROFILE.")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:

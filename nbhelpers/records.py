@@ -84,8 +84,8 @@ def new(config, **fields) -> dict:
             settings (`Run.settings`)
 
     A retrieval record also needs seconds and parameters {all, trainable}. Its protocol is {split,
-    ties, selected_on}, its metrics are {tie rule: numbers}, and its intervals are by the rule in the
-    protocol. It may have ceiling, chance and checkpoint (the model's file below the profile's
+    ties, selected_on}, its metrics are {tie rule: numbers}, and its intervals are by the rule in
+    the protocol. It may have ceiling, chance and checkpoint (the model's file below the profile's
     folder of runs).
 
     A record of generated captions has kind="captions". Its protocol is {split, images, tokenizer,

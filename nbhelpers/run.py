@@ -104,7 +104,9 @@ class Run:
             if get_ipython() is not None:
                 display.display(display.Image(path.read_bytes(), width=round(72 * figure.get_figwidth())))
 
-    def write_record(self, config, ranks: dict[str, np.ndarray] | None = None, **fields: Any) -> dict:
+    def write_record(
+        self, config, ranks: dict[str, np.ndarray] | None = None, **fields: Any
+    ) -> dict:
         """Write a record of this run, and its ranks, to `records`; return it as it is read back.
 
         config, fields  as of `records.new`;  ranks  as of `records.write`

@@ -385,11 +385,12 @@ class Evaluation:
         """Writes a result record and its ranks to `folder`, in the form of the notebooks; returns the record's path."""
         name, file = self.system.name, self.system.checkpoint
         found = {rule: self.results(rule)[name] for rule in recall.TIES}
-        start = {"name": file.name, "source": "file", "kind": "file", "sha256": weights.sha256(file)}
+        start = {"name": file.name, "source": "file", "kind": "file"}
+        start["sha256"] = weights.sha256(file)
         record = records.new(
             self.system.model.config, notebook="eval", profile="eval", set=self.table.name,
-            system=name, variant=name, seed=0, seconds=self.seconds, weights=[start], notes=self.how,
-            device=f"{self.system.device.type} ({platform.machine()})",
+            system=name, variant=name, seed=0, seconds=self.seconds, weights=[start],
+            notes=self.how, device=f"{self.system.device.type} ({platform.machine()})",
             **result_fields(self.system.model, self.table, found, ties, "unknown", 0))
         ranks = found[ties].arrays() | {"owner": self.table.owner()}
         return records.write(folder, record, ranks)

@@ -382,7 +382,8 @@ def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list
     files = [str(_file(row)) for _, row in listed]
     given = [str(row.get("image_id", row.get("id", named.get(file, file))))
              for file, (_, row) in zip(files, listed)]
-    ids = min(match_ids(given, captions), match_ids(files, captions), key=lambda ids: ids.count(None))
+    either = (match_ids(given, captions), match_ids(files, captions))
+    ids = min(either, key=lambda ids: ids.count(None))
     rows.stray(one for one in captions if one not in set(ids))
     return [(where, row | {"captions": captions.get(one)})
             for (where, row), one in zip(listed, ids)]

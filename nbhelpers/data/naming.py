@@ -111,19 +111,23 @@ class Naming:
     def _fitting(self, wanted: _Name, namesakes: list[str], listed: _Listed) -> list[str]:
         """The files of one stem whose folder may be the listed one."""
         around = tuple(takewhile(lambda part: part not in listed.parts, self._around))
-        folder = wanted.folder
-        if folder and split_of(folder[0]) and folder[0] not in self._parts:
-            folder = folder[1:]
+        folder = self._without_split(wanted.folder)
         inner = {name: self._parsed[name].folder[len(around):] for name in namesakes}
         same = [name for name in namesakes if inner[name] == folder]
         if same or not folder:
             return same or namesakes
         if {folder, around + folder} & self._folders:
             return []
+        alike = [name for name in namesakes if self._ends_alike(folder, inner[name])]
         no_folders = self._in_one_folder and around == self._around
         if no_folders or folder == listed.around:
-            return [name for name in namesakes if self._ends_alike(folder, inner[name])]
-        return [name for name in namesakes if inner[name] and self._ends_alike(folder, inner[name])]
+            return alike
+        return [name for name in alike if inner[name]]
+
+    def _without_split(self, folder: tuple[str, ...]) -> tuple[str, ...]:
+        """A listed folder without a first train, val or test that is not at the place."""
+        named = folder and split_of(folder[0]) and folder[0] not in self._parts
+        return folder[1:] if named else folder
 
     def _ends_alike(self, listed: tuple[str, ...], found: tuple[str, ...]) -> bool:
         """Whether one folder ends with the other, and what the list has beyond is nowhere here."""

@@ -119,8 +119,9 @@ def sentence(item):
     if not isinstance(item, Mapping):
         return item
     tokens = item.get("tokens")
-    if "raw" not in item and isinstance(tokens, list) and all(isinstance(one, str) for one in tokens):
-        return " ".join(tokens)
+    if "raw" not in item and isinstance(tokens, list):
+        if all(isinstance(one, str) for one in tokens):
+            return " ".join(tokens)
     return item.get(first_field(item, ("raw", *CAPTION_FIELDS)))
 
 

@@ -96,7 +96,9 @@ class Rows:
             self.changes["cleaned"] += clean != text
             self.captions.append((file, clean))
 
-    def _fault_of_place(self, file: str, split, part: str | None, once: bool) -> tuple[str, str] | None:
+    def _fault_of_place(
+        self, file: str, split, part: str | None, once: bool
+    ) -> tuple[str, str] | None:
         """The kind of fault, and its place, in the split of an image or in its coming again."""
         if part is None:
             return "split", f"{file}: {split!r}"
@@ -176,8 +178,8 @@ class Rows:
             return [f"{len(bare)} of {len(empty)} captions are empty (first: of {bare.iloc[0]}), "
                     f"more than {MAX_EMPTY:.0%}; the file is damaged."]
         if len(bare):
-            self.notes.append(f"{len(bare)} captions of {bare.nunique()} images are empty; training "
-                              "drops them.")
+            self.notes.append(f"{len(bare)} captions of {bare.nunique()} images are empty; "
+                              "training drops them.")
         return []
 
 

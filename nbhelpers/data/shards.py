@@ -140,7 +140,8 @@ def _json_texts(text: str, place: str) -> list[str]:
     texts = [sentence(one) for one in (content if isinstance(content, list) else [content])]
     if not texts or not all(isinstance(one, str) for one in texts):
         raise UserError(f"The JSON of {place} has no text or list of texts called "
-                        f"{', '.join(CAPTION_FIELDS[:-1])} or {CAPTION_FIELDS[-1]}; write one there or as .txt.")
+                        f"{', '.join(CAPTION_FIELDS[:-1])} or {CAPTION_FIELDS[-1]}; write one "
+                        "there or as .txt.")
     return texts
 
 

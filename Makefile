@@ -37,7 +37,7 @@ run: setup
 	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --upto "$$UPTO" \
 		$${SEEDS:+--seeds $$SEEDS} $${JOBS:+--jobs "$$JOBS"}
 
-# One pytest for all layers: tests/test_chain.py runs the notebooks once, then nbval finds what they trained.
+# One pytest for all layers: tests/runs/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup
 	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	NBHELPERS_RUNS="$$runs" NBHELPERS_THREADS=2 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 \

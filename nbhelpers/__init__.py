@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_ROOMS = {"start": "run", "open_dataset": "data.catalog", "load": "systems", "score_captions": "captioning"}
+_ROOMS = {"start": "runs.start", "open_dataset": "data.catalog", "load": "systems.trained_systems", "trained": "systems.trained_systems", "score_captions": "metrics.caption_scores"}
 
 
 def __getattr__(name: str):

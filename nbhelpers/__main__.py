@@ -5,6 +5,7 @@ import argparse
 import os
 import sys
 
+from nbhelpers.data.archives import open_images
 from nbhelpers.errors import UserError
 
 
@@ -151,14 +152,15 @@ def _add_system(parser: argparse.ArgumentParser, names: str, default: str | None
 
 
 def _system(arguments: argparse.Namespace):
-    from nbhelpers import batch, systems
-    from nbhelpers.run import runs_root
+    from nbhelpers.paths import runs_root
+    from nbhelpers.runs import batch
+    from nbhelpers.systems import trained_systems
     if arguments.checkpoint:
-        return systems.load(arguments.system, arguments.checkpoint, arguments.start, arguments.device)
+        return trained_systems.load(arguments.system, arguments.checkpoint, arguments.start, arguments.device)
     if arguments.start:
         raise UserError("--start belongs to a --checkpoint; name that too.")
     seed = batch.profile_seed(arguments.profile) if arguments.seed is None else arguments.seed
-    return systems.trained(runs_root() / arguments.profile, arguments.system, seed, arguments.device)
+    return trained_systems.trained(runs_root() / arguments.profile, arguments.system, seed, arguments.device)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -181,25 +183,25 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def _shards(arguments: argparse.Namespace) -> None:
     from nbhelpers.data import layouts, shards
-    from nbhelpers.data.images import ImageStore
     table = layouts.read(arguments.captions)
-    written = shards.write(table, ImageStore.open(arguments.images), arguments.out, tuple(arguments.split), arguments.size)
+    written = shards.write(table, open_images(arguments.images), arguments.out, tuple(arguments.split), arguments.size)
     print(f"{sum(written.values())} samples in {len(written)} shards lie in {arguments.out}.")
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from nbhelpers import batch
+    from nbhelpers.runs import batch
     return batch.train_main(arguments)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
-    from nbhelpers import systems
+
+    from nbhelpers.systems import evaluation
     system = _system(arguments)
     options = {"k": arguments.k, "ppsr": arguments.ppsr}
     given = {name: value for name, value in options.items() if value is not None}
-    two_stages = replace(systems.two_stages_of(system), **given) if given else None
-    found = systems.evaluate(system, arguments.captions, arguments.images, arguments.split,
+    two_stages = replace(evaluation.two_stages_of(system), **given) if given else None
+    found = evaluation.evaluate(system, arguments.captions, arguments.images, arguments.split,
                              two_stages=two_stages)
     record = found.write_record(arguments.out, arguments.ties) if arguments.out else None
     for note in found.notes:
@@ -215,12 +217,13 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     from pathlib import Path
-    from nbhelpers import systems
-    from nbhelpers.gallery import reading
+
+    from nbhelpers.systems import image_folder
+    from nbhelpers.systems.gallery import reading
     system, query = _system(arguments), arguments.text if arguments.image is None else Path(arguments.image)
     notes = reading(query, system.tokenizer) if isinstance(query, str) else []
-    found = systems.search(system, arguments.images, query, arguments.top)
-    if isinstance(query, str) and (how := systems.searched(system, arguments.top)):
+    found = image_folder.search(system, arguments.images, query, arguments.top)
+    if isinstance(query, str) and (how := image_folder.searched(system, arguments.top)):
         notes.append(how)
     for note in notes:
         print(note)
@@ -230,9 +233,10 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _caption(arguments: argparse.Namespace) -> None:
     import json
-    from nbhelpers import systems
-    from nbhelpers.errors import atomic_write
-    found = systems.caption_folder(_system(arguments), arguments.images, arguments.captions, arguments.split,
+
+    from nbhelpers.files import atomic_write
+    from nbhelpers.systems import image_folder
+    found = image_folder.caption_folder(_system(arguments), arguments.images, arguments.captions, arguments.split,
                                    beams=arguments.beams)
     text = json.dumps({"captions": found}, indent=1, ensure_ascii=False)
     if not arguments.out:
@@ -244,63 +248,64 @@ def _caption(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from nbhelpers import captioning
+    from nbhelpers.metrics import caption_scores
     notes: list[str] = []
-    captions = captioning.read_captions(arguments.captions, notes)
-    references = captioning.read_references(arguments.references, arguments.split, captions, notes)
-    scores = captioning.score_captions(captions, references, arguments.metrics)
-    intervals = captioning.bootstrap(scores, arguments.samples)
+    captions = caption_scores.read_captions(arguments.captions, notes)
+    references = caption_scores.read_references(arguments.references, arguments.split, captions, notes)
+    scores = caption_scores.score_captions(captions, references, arguments.metrics)
+    intervals = caption_scores.bootstrap(scores, arguments.samples)
     print(*notes, sep="\n", end="\n" if notes else "")
     print(f"{len(references)} images, {sum(map(len, references.values()))} references, tokens by {scores.tokenizer}; in brackets "
           "the 95 % interval over images")
     for name, value in scores.corpus.items():
         print("{:8} {:.4f}   x 100: {:6.2f} [{:.2f}, {:.2f}]".format(name, value, *(100 * x for x in (value, *intervals[name]))))
-    if "CIDEr" in scores.corpus and (reason := captioning.weightless(references)):
+    if "CIDEr" in scores.corpus and (reason := caption_scores.weightless(references)):
         print(reason)
     for name, reason in scores.skipped.items():
         print(f"{name} was not computed: {reason}")
-    poor = captioning.degenerate(captions)
+    poor = caption_scores.degenerate(captions)
     print(f"{int(poor.degenerate.sum())} captions are empty or repeat themselves.")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from nbhelpers import batch
+    from nbhelpers.runs import batch
     return batch.main(arguments)
 
 
 def _notebooks(arguments: argparse.Namespace) -> int:
-    from nbhelpers import batch
+    from nbhelpers.runs import batch
     return batch.notebooks_main(arguments)
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from nbhelpers import cache
-    from nbhelpers.run import runs_root
+    from nbhelpers.paths import runs_root
+    from nbhelpers.runs import cache
     if arguments.action == "clear":
         print(cache.cleared(cache.clear(runs_root(), arguments.kind, arguments.days)))
     print(cache.table(cache.entries(runs_root())))
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from nbhelpers import hub
+    from nbhelpers.systems import hub
     print(f"The checkpoint is at {hub.push(arguments.checkpoint, arguments.repository, arguments.public)}.")
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    from nbhelpers import hub
+    from nbhelpers.systems import hub
     print(f"The checkpoint is {hub.pull(arguments.repository, arguments.out, arguments.revision)}.")
 
 
 def _heads(arguments: argparse.Namespace) -> None:
     from pathlib import Path
-    from nbhelpers import weights
+
     from nbhelpers.papers import pir
-    path = pir.write_heads(*pir.read(weights.weight_file(Path(arguments.checkpoint).expanduser())), arguments.out)
+    from nbhelpers.towers import checkpoints
+    path = pir.write_heads(*pir.read(checkpoints.weight_file(Path(arguments.checkpoint).expanduser())), arguments.out)
     print(f"{path} holds what was trained, {path.stat().st_size / 1e6:.2f} MB; its towers come with their packages.")
 
 
 def _records(arguments: argparse.Namespace) -> int:
-    from nbhelpers import record_commands
+    from nbhelpers.runs import record_commands
     return record_commands.main(arguments.rest)
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from nbhelpers.data.archives import open_images
 from nbhelpers.data.catalog import DataSet
-from nbhelpers.data.images import DecodedCache, ImageStore
-from nbhelpers.data.loading import Tokenizer, train_tokenizer
+from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.table import CaptionTable
+from nbhelpers.data.tokenization import Tokenizer, train_tokenizer
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 210), "grey": (120, 120, 120)}
 SPLITS = {"train": 6, "val": 2, "test": 3}  # images of each colour
@@ -31,7 +32,7 @@ def coloured(folder: Path, name: str = "colours") -> DataSet:
                 captions += [{"image_id": image_id, "text": f"A {colour} field."},
                              {"image_id": image_id, "text": f"A {SHADES[number]} {colour} place with {number} trees."}]
     table = CaptionTable(name, pd.DataFrame(images), pd.DataFrame(captions))
-    store = ImageStore.open(folder / "images")
+    store = open_images(folder / "images")
     return DataSet(table, DecodedCache.build(store, list(table.images.file), folder / "cache"), None, [])
 
 

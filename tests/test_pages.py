@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers import batch, parameters
 from nbhelpers.__main__ import _parser
+from nbhelpers.runs import batch, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (".", "notebooks", "data", "data/results/*", "nbhelpers", "nbhelpers/papers")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (".", "notebooks", "data", "data/results/*", "nbhelpers", "nbhelpers/papers", "nbhelpers/runs", "nbhelpers/systems")
                for path in ROOT.glob(f"{folder}/README.md"))
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 _VALUES = r"""make run ((?:[A-Z]+=(?:"[^"]+"|[^\s`;:,]+) *)+)"""
@@ -32,12 +32,17 @@ def test_documented_commands_are_accepted(argv):
     assert callable(found.command) and (argv[0] == "records" or not rest)   # records reads its own words
 
 
-def test_every_command_and_every_file_is_in_the_package_s_readme():
-    text = TEXT["nbhelpers/README.md"]
+def test_every_command_is_in_the_readme_of_the_runs():
+    text = TEXT["nbhelpers/runs/README.md"]
     commands, = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     assert {argv[0] for argv in documented()} >= commands.keys() and all(f"| `{name}` |" in text for name in commands)
-    for path in (*(ROOT / "nbhelpers").glob("*.py"), *(ROOT / "nbhelpers" / "data").glob("*.py")):
-        assert f"`{path.stem}`" in text or path.stem == "__init__", f"{path.name} is not in nbhelpers/README.md"
+
+
+def test_every_room_is_in_the_readme_of_the_package():
+    text = TEXT["nbhelpers/README.md"]
+    rooms = [path.name for path in (ROOT / "nbhelpers").iterdir() if (path / "__init__.py").exists()]
+    assert len(rooms) == 10 and all(f"| [{room}](" in text for room in rooms)
+    assert all(f"[`{path.stem}`]" in text for path in (ROOT / "nbhelpers").glob("*.py") if not path.stem.startswith("__"))
 
 
 @pytest.mark.parametrize("command", RUNS)

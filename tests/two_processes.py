@@ -21,7 +21,7 @@ import torch
 from closeness import assert_close
 from torch import Tensor, nn
 
-from nbhelpers.distributed import world_size
+from nbhelpers.training.distributed import world_size
 
 Arrays = dict[str, np.ndarray]
 HALVES = slice(0, 4), slice(4, 8)

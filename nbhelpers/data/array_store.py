@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nbhelpers.distinct import distinct
-from nbhelpers.errors import UserError, atomic_write, one_writer
+from nbhelpers.data.distinct import distinct
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write, one_writer
 from nbhelpers.keys import key_digest
 
 MANIFEST = "store.json"

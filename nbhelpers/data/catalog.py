@@ -12,13 +12,14 @@ import pandas as pd
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import layouts, shards
+from nbhelpers.data.archives import open_images
 from nbhelpers.data.reading import split_file
 from nbhelpers.data.rows import draw
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
 
 if TYPE_CHECKING:
-    from nbhelpers.data.images import DecodedCache
+    from nbhelpers.data.pixel_cache import DecodedCache
 
 HELD_OUT = 0.2  # share of the training images that becomes val where a set has none
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")  # compressed tars are found so that their refusal says why
@@ -111,7 +112,7 @@ class DataSet:
 
     def content(self) -> dict[str, str]:
         """What decides the pairs that are made of it, for keys: table, pixels, and the code that decodes and reads them."""
-        from nbhelpers.data.loading import PIXEL_CODE
+        from nbhelpers.data.loaders import PIXEL_CODE
 
         return {"table": self.table.content(), "pixels": self.pixels.key, "code": code_digest(CaptionTable, *PIXEL_CODE)}
 
@@ -156,8 +157,8 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
     Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set without val gets
     one by `hold_out`. UserError with the expected tree if the set is not found, and for bad captions or images.
     """
-    from nbhelpers.data import images
-    from nbhelpers.run import runs_root
+    from nbhelpers.data import pixel_cache
+    from nbhelpers.paths import runs_root
 
     key = str(set_name).lower()
     if not str(data_folder):
@@ -188,7 +189,7 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
                      "hash of their ids, were held out for it.")
         table = held
     folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
-    pixels = images.DecodedCache.build(images.ImageStore.open(pictures), list(table.images.file), folder)
+    pixels = pixel_cache.DecodedCache.build(open_images(pictures), list(table.images.file), folder)
     return DataSet(table, pixels, known, where, (captions, pictures))
 
 
@@ -255,7 +256,7 @@ def _find_images(key: str, folder: Path) -> Path | None:
                 found = entries.get(name + suffix)
                 if found and found.is_dir() == (suffix == ""):
                     return found
-    from nbhelpers.data.images import image_files
+    from nbhelpers.data.archives import image_files
 
     own = (place for place in _own_folders(key, folder) if any(image_files(place)))
     return next(own, None)
@@ -278,8 +279,8 @@ def _generated(key: str) -> tuple[Path, Path]:
         source = f" (from {KNOWN[key].captions_source})" if key in KNOWN else ""
         raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or "
                         "take the set 'scenes', which needs none.")
-    from nbhelpers.data import scenes
-    from nbhelpers.run import repository_root
+    from nbhelpers.data.scenes import generate
+    from nbhelpers.paths import repository_root
 
-    captions = scenes.write_dataset(repository_root() / "data" / "scenes")
+    captions = generate.write_dataset(repository_root() / "data" / "scenes")
     return captions, captions.parent / "images"

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nbhelpers.data import catalog, layouts
+from nbhelpers.data.archives import open_images
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 
@@ -82,7 +83,7 @@ def _training_pairs(train: CaptionTable, captions: int) -> dict[str, int]:
 
 def _no_scene_prior(table: CaptionTable) -> list[str]:
     """Why no scene prior can be fitted to the training classes; nothing if one can."""
-    from nbhelpers.stand_ins import scene_classes  # imports torch
+    from nbhelpers.data.scene_labels import scene_classes  # imports torch
 
     try:
         scene_classes(table)
@@ -144,10 +145,9 @@ def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
 def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) -> None:
     from tqdm import tqdm
 
-    from nbhelpers.data.images import ImageStore
 
     try:
-        store = ImageStore.open(images)
+        store = open_images(images)
     except UserError as error:
         report.problems.append(str(error))
         return

@@ -53,7 +53,8 @@ from nbhelpers.data.reading import (
 )
 from nbhelpers.data.rows import UNPRINTABLE, Reading, Rows, hashed_split
 from nbhelpers.data.table import SPLITS, CaptionTable
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
 
 LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "coco", "nwpu", "shards", "arrow", "hub", "csv")
 WRITABLE = LAYOUTS[:4]

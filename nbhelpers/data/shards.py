@@ -37,7 +37,8 @@ from nbhelpers.data.reading import (
 )
 from nbhelpers.data.rows import UNPRINTABLE, Rows
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError, atomic_folder
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_folder
 
 IMAGE = ("img_content", "jpg", "jpeg", "png", "tif", "tiff", "bmp", "webp", "gif")  # by preference
 CAPTION = ("caption", "txt", "json")

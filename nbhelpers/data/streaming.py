@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import shards
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer
-from nbhelpers.data.images import checksum, decode
-from nbhelpers.data.loading import Tokenizer
+from nbhelpers.data.decoding import decode
+from nbhelpers.data.images import checksum
 from nbhelpers.data.shards import Sample
+from nbhelpers.data.tokenization import Tokenizer
 from nbhelpers.errors import UserError
 
 BUFFER = 5000  # samples, still encoded, among which the next one is drawn

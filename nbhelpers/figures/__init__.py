@@ -2,21 +2,46 @@
 
 Images are (H,W,3) uint8 throughout.
 """
-from nbhelpers.figures.style import COLOURS, DIRECTIONS, METRICS, save
+from nbhelpers.figures.captions import score_bars, score_table
 from nbhelpers.figures.data import (
-    caption_length_histogram, captions_beside_images, class_counts, contact_sheet, parts_told,
+    caption_length_histogram,
+    captions_beside_images,
+    class_counts,
+    contact_sheet,
+    parts_told,
 )
-from nbhelpers.figures.training import ablation_bars, loss_curves, stage_curves
+from nbhelpers.figures.errors import (
+    class_recalls,
+    confusion,
+    first_place_bars,
+    generic_ranks,
+    hub_curves,
+    miss_sheet,
+    paired_differences,
+)
 from nbhelpers.figures.maps import (
-    belief_map, check_bars, class_maps, hiding_curves, map_rows, mixing_maps, pooled_tokens, query_maps, soft_belief_maps,
+    belief_map,
+    check_bars,
+    class_maps,
+    hiding_curves,
+    map_rows,
+    mixing_maps,
+    pooled_tokens,
+    query_maps,
+    soft_belief_maps,
     word_weights,
 )
 from nbhelpers.figures.retrieval import (
-    bar_with_ceiling, parameters_against_recall, rank_histogram, ranking, recall_bars, recall_curve, retrieved,
-    retrieved_texts, similarity_matrix,
+    bar_with_ceiling,
+    parameters_against_recall,
+    rank_histogram,
+    ranking,
+    recall_bars,
+    recall_curve,
+    retrieved,
+    retrieved_texts,
+    similarity_matrix,
 )
 from nbhelpers.figures.search import code_distances, gallery_times, tradeoff, two_lists
-from nbhelpers.figures.captions import score_bars, score_table
-from nbhelpers.figures.errors import (
-    class_recalls, confusion, first_place_bars, generic_ranks, hub_curves, miss_sheet, paired_differences,
-)
+from nbhelpers.figures.style import COLOURS, DIRECTIONS, METRICS, save
+from nbhelpers.figures.training import ablation_bars, loss_curves, stage_curves

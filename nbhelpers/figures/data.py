@@ -8,7 +8,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nbhelpers.figures.style import (
-    COLOURS, LINE, RED, SMALL, draw_image, legend_above, line_count, new, stacked_bars, styled, text_list, wrap,
+    COLOURS,
+    LINE,
+    RED,
+    SMALL,
+    draw_image,
+    legend_above,
+    line_count,
+    new,
+    stacked_bars,
+    styled,
+    text_list,
+    wrap,
 )
 
 

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nbhelpers.figures.style import (
-    BLUE, COLOURS, GREEN, GREY, RED, draw_image, legend_above, new, stacked_bars, styled, wrap,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    RED,
+    draw_image,
+    legend_above,
+    new,
+    stacked_bars,
+    styled,
+    wrap,
 )
 
 MARKERS = "osD^vP*X"

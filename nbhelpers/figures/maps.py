@@ -9,7 +9,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nbhelpers.figures.style import BLUE, COLOURS, GREEN, GREY, SMALL, draw_image, new, styled, whiskers, wrap
+from nbhelpers.figures.style import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    SMALL,
+    draw_image,
+    new,
+    styled,
+    whiskers,
+    wrap,
+)
 
 
 @styled

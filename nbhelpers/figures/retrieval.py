@@ -10,8 +10,24 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from nbhelpers.figures.style import (
-    BLUE, COLOURS, GREEN, GREY, LINE, METRICS, ORANGE, RED, SIZE, SMALL, legend_above, line_count, new, draw_image,
-    styled, text_list, whiskers, wrap,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    LINE,
+    METRICS,
+    ORANGE,
+    RED,
+    SIZE,
+    SMALL,
+    draw_image,
+    legend_above,
+    line_count,
+    new,
+    styled,
+    text_list,
+    whiskers,
+    wrap,
 )
 
 

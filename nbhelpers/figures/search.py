@@ -8,7 +8,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nbhelpers.figures.style import (
-    BLUE, COLOURS, DIRECTIONS, GREEN, GREY, ORANGE, RED, SIZE, SMALL, legend_above, new, draw_image, styled, wrap,
+    BLUE,
+    COLOURS,
+    DIRECTIONS,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    SIZE,
+    SMALL,
+    draw_image,
+    legend_above,
+    new,
+    styled,
+    wrap,
 )
 
 

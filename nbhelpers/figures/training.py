@@ -9,7 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nbhelpers.figures.style import BLUE, GREEN, GREY, RED, SMALL, legend_above, new, styled, whiskers, wrap
+from nbhelpers.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    RED,
+    SMALL,
+    legend_above,
+    new,
+    styled,
+    whiskers,
+    wrap,
+)
 
 
 @styled

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from nbhelpers import backbones, weights
-from nbhelpers.distributed import gather, rank
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
 from nbhelpers.papers import clip
 from nbhelpers.papers.ift import IFT, MIXINGS
-from nbhelpers.schedule import TrainConfig
+from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.distributed import gather, rank
+from nbhelpers.training.schedule import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class Captioner(ImageReader):
 
     def take(self, state: dict[str, Tensor]) -> Captioner:
         """The same from a state dict of stage 1. UserError, and nothing loaded, if it is not one of this size."""
-        weights.load_into(self, state, allow_missing=("opt_proj.*",), allow_unexpected=TEXT_BRANCH)
+        checkpoints.load_into(self, state, allow_missing=("opt_proj.*",), allow_unexpected=TEXT_BRANCH)
         return self
 
     def prefix(self, vision: Tensor) -> Tensor:
@@ -356,10 +357,10 @@ POSITION_IDS = "Fformer.bert.embeddings.position_ids"
 def load_release(model: ImageReader, state: dict[str, Tensor]) -> list[str]:
     """Fills what is trained of an Aligner or a Captioner from the authors' state dict of the same stage; returns the keys that
     were left out, a buffer. All else must fit, or UserError lists the keys and nothing is loaded; their loader is silent."""
-    state = weights.bare(state, *STARTS)
+    state = checkpoints.bare(state, *STARTS)
     dropped = [name for name in state if name == POSITION_IDS]
     tied = [name for name in state if name.startswith("Fformer.cls.predictions.decoder.")]
-    weights.load_into(model, state, allow_unexpected=(*dropped, *tied))
+    checkpoints.load_into(model, state, allow_unexpected=(*dropped, *tied))
     return dropped
 
 
@@ -387,15 +388,15 @@ def read(path, fill: Callable[[nn.Module], nn.Module] = lambda model: model) -> 
     The authors' files do not tell their configuration; without a note of `write_release` it is that of the paper.
     UserError on a file of another model, with the keys that do not fit.
     """
-    state, rest = weights.read_checkpoint(path, *STARTS)
+    state, rest = checkpoints.read_checkpoint(path, *STARTS)
     kind = stage_of(state)
     if "meta" in rest:
-        meta = weights.meta_of(rest, path, {"system": "bita"})
-        model = fill(kind(weights.config_of(BITAConfig, "BITA", meta.get("model"))))
-        weights.load_into(model, state)
+        meta = checkpoints.meta_of(rest, path, {"system": "bita"})
+        model = fill(kind(checkpoints.config_of(BITAConfig, "BITA", meta.get("model"))))
+        checkpoints.load_into(model, state)
         return model.eval(), meta
     settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
-    model = fill(kind(weights.config_of(BITAConfig, "BITA", settings["nbhelpers"]) if "nbhelpers" in settings else BITAConfig.paper()))
+    model = fill(kind(checkpoints.config_of(BITAConfig, "BITA", settings["nbhelpers"]) if "nbhelpers" in settings else BITAConfig.paper()))
     dropped = load_release(model, state)
     return model.eval(), {"system": "bita", "release": True, "config": settings, "dropped": dropped}
 

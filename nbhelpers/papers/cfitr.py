@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltModel
 
-from nbhelpers import backbones, weights
-from nbhelpers.data.loading import distinct_captions
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.distributed import gather, rank
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.data.tokenization import distinct_captions
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
 from nbhelpers.papers import vilt
 from nbhelpers.papers.dual_encoder import OnFrozenTowers
+from nbhelpers.towers import backbones, checkpoints, vilt_names
+from nbhelpers.training.distributed import gather, rank
 
 
 @dataclass(frozen=True)
@@ -404,17 +405,17 @@ def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
 
     Every other key must find its place, else UserError lists the keys and nothing is loaded.
     """
-    state = weights.bare(state, *STARTS)
+    state = checkpoints.bare(state, *STARTS)
     unused = (DEAD,) if model.config.lfem else (DEAD, "res.")
-    dropped = [name for name in state if vilt.DEAD.match(name) or name.startswith(unused)]
+    dropped = [name for name in state if vilt_names.DEAD.match(name) or name.startswith(unused)]
     kept = {name: value for name, value in state.items() if name not in dropped}
-    weights.load_into(model, vilt.from_authors(kept), allow_missing=("bank",))
+    checkpoints.load_into(model, vilt_names.from_authors(kept), allow_missing=("bank",))
     return dropped
 
 
 def release_state(model: CFITR) -> dict[str, Tensor]:
     """The model's state dict with the authors' key names, without the bank, which they keep outside."""
-    return vilt.to_authors(weights.rename(model.state_dict(), [("^bank$", None)]))
+    return vilt_names.to_authors(checkpoints.rename(model.state_dict(), [("^bank$", None)]))
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
@@ -422,7 +423,7 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
     if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:
         raise UserError("This file holds no CFITR: image_module and textpooler_be are missing; give a checkpoint of CFITR.")
     if "nbhelpers" in settings:
-        return weights.config_of(CFITRConfig, "CFITR", settings["nbhelpers"])
+        return checkpoints.config_of(CFITRConfig, "CFITR", settings["nbhelpers"])
     bits, hidden = state["image_module.3.weight"].shape
     return CFITRConfig.paper(bits=bits, hidden=hidden).released()
 
@@ -433,15 +434,15 @@ def read(path) -> tuple[CFITR, dict]:
 
     UserError on a file of another model, with the keys that do not fit.
     """
-    state, rest = weights.read_checkpoint(path, *STARTS)
+    state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         settings = rest.get("hyper_parameters") if isinstance(rest.get("hyper_parameters"), dict) else {}
         model = CFITR(config_of_release(state, settings))
         dropped = load_release(model, state)
         return model.eval(), {"system": "cfitr", "release": True, "config": settings, "dropped": dropped}
-    meta = weights.meta_of(rest, path, {"system": "cfitr"})
-    model = CFITR(weights.config_of(CFITRConfig, "CFITR", meta.get("model")))
-    weights.load_into(model, state, allow_unexpected=("bank",))
+    meta = checkpoints.meta_of(rest, path, {"system": "cfitr"})
+    model = CFITR(checkpoints.config_of(CFITRConfig, "CFITR", meta.get("model")))
+    checkpoints.load_into(model, state, allow_unexpected=("bank",))
     return model.eval(), meta
 
 

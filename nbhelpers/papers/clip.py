@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones
-from nbhelpers.distributed import gather
 from nbhelpers.errors import UserError
 from nbhelpers.papers.dual_encoder import OnFrozenTowers, unpadded
+from nbhelpers.towers import backbones
+from nbhelpers.training.distributed import gather
 
 
 @dataclass(frozen=True)

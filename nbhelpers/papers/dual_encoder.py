@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones
+from nbhelpers.towers import backbones
 
 TURNS = 8  # of a square: four quarter turns of the image, and of its mirror image
 

@@ -16,12 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones, weights
-from nbhelpers.distributed import gather
-from nbhelpers.errors import UserError, atomic_write
-from nbhelpers.papers.clip import CLIP, CLIPConfig, causal_mask, image_tokens, pool_image, pool_text, text_tokens
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
+from nbhelpers.papers.clip import (
+    CLIP,
+    CLIPConfig,
+    causal_mask,
+    image_tokens,
+    pool_image,
+    pool_text,
+    text_tokens,
+)
 from nbhelpers.papers.dual_encoder import unpadded
 from nbhelpers.papers.pir import triplet_loss
+from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.distributed import gather
 
 
 @dataclass(frozen=True)
@@ -241,7 +250,7 @@ def load_adapter(model: PERSITR, state: dict[str, Tensor]) -> None:
     UserError, and nothing loaded, if the towers are of other widths or any key does not fit.
     """
     _check_widths(state, model.config.clip)
-    weights.load_into(model, state)
+    checkpoints.load_into(model, state)
 
 
 class ReleasedPERSITR(nn.Module):
@@ -254,7 +263,7 @@ class ReleasedPERSITR(nn.Module):
 
 def load_release(model: PERSITR, state: dict[str, Tensor]) -> None:
     """Fills CLIP and adapter from the authors' state dict, or raises a UserError that lists the keys and loads nothing."""
-    weights.load_into(ReleasedPERSITR(model), weights.rename(weights.bare(state, *STARTS), [(r"^PE_RSITR\.", "")]))
+    checkpoints.load_into(ReleasedPERSITR(model), checkpoints.rename(checkpoints.bare(state, *STARTS), [(r"^PE_RSITR\.", "")]))
 
 
 def release_state(model: PERSITR) -> dict[str, Tensor]:
@@ -268,7 +277,7 @@ def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
     if "down_proj.bias" not in biases:
         raise UserError("This file holds no PE-RSITR: Uniadapt.down_proj is missing; give a checkpoint of PE-RSITR.")
     if "nbhelpers" in options:
-        return weights.config_of(PERSITRConfig, "PE-RSITR", options["nbhelpers"])
+        return checkpoints.config_of(PERSITRConfig, "PE-RSITR", options["nbhelpers"])
     return PERSITRConfig(bottleneck=len(biases["down_proj.bias"]), share_dim=len(biases.get("share_up_proj.bias", ())))
 
 
@@ -279,21 +288,21 @@ def read(path, fill: Callable[[nn.Module], nn.Module] | None = None, clip: str |
     clip   a name in backbones.CLIP, if it is not the one that the file says
     UserError on a file of another model, with the keys that do not fit, and on a CLIP of other widths.
     """
-    state, rest = weights.read_checkpoint(path, *STARTS)
+    state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         options = rest.get("options") if isinstance(rest.get("options"), dict) else {}
         config = config_of_release(state, options)
         model = PERSITR(replace(config, clip=clip or config.clip))
         load_release(model, state)
         return model.eval(), {"system": "pe_rsitr", "release": True, "config": options}
-    meta = weights.meta_of(rest, path, {"system": "pe_rsitr"})
+    meta = checkpoints.meta_of(rest, path, {"system": "pe_rsitr"})
     if fill is None:
         raise UserError(f"{path} holds an adapter alone; give `fill`, which loads the CLIP that it stands on.")
-    config = weights.config_of(PERSITRConfig, "PE-RSITR", meta.get("model"))
+    config = checkpoints.config_of(PERSITRConfig, "PE-RSITR", meta.get("model"))
     config = replace(config, clip=clip or config.clip)
     _check_widths(state, config.clip)
     model = fill(PERSITR(config))
-    weights.load_into(model, state)
+    checkpoints.load_into(model, state)
     return model.eval(), meta
 
 

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones, starting, weights
-from nbhelpers.distributed import gather
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
 from nbhelpers.papers.dual_encoder import DualEncoder, unpadded
+from nbhelpers.towers import backbones, checkpoints, starting_weights
+from nbhelpers.training.distributed import gather
 
 
 @dataclass(frozen=True)
@@ -399,17 +400,17 @@ def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
 
     Every other key must find its place, else UserError lists the keys and nothing is loaded.
     """
-    state = weights.bare(state, *STARTS)
+    state = checkpoints.bare(state, *STARTS)
     recomputed = [name for name in state if name.endswith(RECOMPUTED)]
     kept = {name: value for name, value in state.items() if name not in recomputed}
-    weights.load_into(model, weights.rename(_shift_downsample(kept, +1), FROM_RELEASE))
+    checkpoints.load_into(model, checkpoints.rename(_shift_downsample(kept, +1), FROM_RELEASE))
     return recomputed
 
 
 def release_state(model: PIR) -> dict[str, Tensor]:
     """The model's state dict with the authors' key names, their Swin buffers included."""
     buffers = {f"vision_encoder.{name}": b for name, b in model.vision_encoder.named_buffers() if name.endswith(RECOMPUTED)}
-    return weights.rename(_shift_downsample({**model.state_dict(), **buffers}, -1), TO_RELEASE)
+    return checkpoints.rename(_shift_downsample({**model.state_dict(), **buffers}, -1), TO_RELEASE)
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
@@ -419,7 +420,7 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
     if "vision_proj.weight" not in state or "text_proj.weight" not in state:
         raise UserError("This file holds no PIR: vision_proj and text_proj are missing; give a checkpoint of PIR.")
     if "nbhelpers" in settings:
-        return weights.config_of(PIRConfig, "PIR", settings["nbhelpers"])
+        return checkpoints.config_of(PIRConfig, "PIR", settings["nbhelpers"])
     swin = "vision_encoder.layers.0.blocks.0.norm1.weight" in state
     return PIRConfig(
         vision="swin_t" if swin else "deit_s_released", embed_dim=len(state["vision_proj.weight"]),
@@ -434,17 +435,17 @@ def read(path) -> tuple[PIR, dict]:
     UserError on a file of another model, with the keys that do not fit, and for one of `write_heads` whose packages are missing
     or bring other weights.
     """
-    state, rest = weights.read_checkpoint(path, *STARTS)
+    state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
         model = PIR(config_of_release(state, settings))
         load_release(model, state)
         return model.eval(), {"system": "pir", "release": True, "config": settings}
-    meta = weights.meta_of(rest, path, {"system": "pir"})
-    model = PIR(weights.config_of(PIRConfig, "PIR", meta.get("model")))
+    meta = checkpoints.meta_of(rest, path, {"system": "pir"})
+    model = PIR(checkpoints.config_of(PIRConfig, "PIR", meta.get("model")))
     if "packages" in meta:
         state |= _of_packages(model.config, meta["packages"], path).frozen_state()
-    weights.load_into(model, state)
+    checkpoints.load_into(model, state)
     return model.eval(), meta
 
 
@@ -456,17 +457,17 @@ def write_heads(model: PIR, about: dict, path) -> Path:
     """
     if (model.config.vision, model.config.text, model.config.freeze_towers) != ("efficientnet_lite0", "minilm", True):
         raise UserError("Only a PIR over the frozen towers of the packages, the compact size, can be written without them.")
-    packages = {name: tower.sha256 for name, tower in starting.package_start().towers.items()}
+    packages = {name: tower.sha256 for name, tower in starting_weights.package_start().towers.items()}
     original = _of_packages(model.config, packages, path).frozen_state()
     if not all(torch.equal(original[name], value.to(original[name])) for name, value in model.frozen_state().items()):
         raise UserError("The frozen towers of this PIR hold other weights than the packages bring; keep its whole checkpoint.")
     state = {name: value for name, value in model.state_dict().items() if name not in original}
-    return weights.save_checkpoint(path, state, about | {"packages": packages})
+    return checkpoints.save_checkpoint(path, state, about | {"packages": packages})
 
 
 def _of_packages(config: PIRConfig, packages: dict[str, str], path) -> PIR:
     """A PIR with the towers of the packages. UserError if these are not the ones whose sha256 are told."""
-    start = starting.package_start()
+    start = starting_weights.package_start()
     if packages != {name: tower.sha256 for name, tower in start.towers.items()}:
         raise UserError(f"{path} was trained over other weights than the installed packages bring; install the versions in constraints.txt.")
     return start.fill(PIR(config))

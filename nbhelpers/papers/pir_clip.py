@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbhelpers import backbones, weights
-from nbhelpers.distributed import gather, rank, world_size
-from nbhelpers.errors import UserError, atomic_write
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
 from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, pool_image
 from nbhelpers.papers.pir import affiliation_loss, contrastive_loss
+from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.distributed import gather, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,12 @@ TO_RELEASE = [(r"^clip\.", "")]
 
 def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
     """Fills `model` from the authors' state dict. Every key must find its place, else UserError and nothing is loaded."""
-    weights.load_into(model, weights.rename(weights.bare(state, *STARTS), FROM_RELEASE))
+    checkpoints.load_into(model, checkpoints.rename(checkpoints.bare(state, *STARTS), FROM_RELEASE))
 
 
 def release_state(model: PIRCLIP) -> dict[str, Tensor]:
     """The model's state dict with the authors' key names."""
-    return weights.rename(model.state_dict(), TO_RELEASE)
+    return checkpoints.rename(model.state_dict(), TO_RELEASE)
 
 
 def read(path) -> tuple[PIRCLIP, dict]:
@@ -210,19 +211,19 @@ def read(path) -> tuple[PIRCLIP, dict]:
     `model.config = replace(model.config, belief_rule="pre_fix")` for the other.
     UserError on a file of another model, with the keys that do not fit.
     """
-    state, rest = weights.read_checkpoint(path, *STARTS)
+    state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         if "nbhelpers" not in rest and not any("vision_proj_res." in name for name in state):
             raise UserError(
                 "This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of "
                 "PIR-CLIP, or name a plain CLIP in 12_starting_weights to start from."
             )
-        model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
+        model = PIRCLIP(checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}
-    meta = weights.meta_of(rest, path, {"system": "pir_clip"})
-    model = PIRCLIP(weights.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model")))
-    weights.load_into(model, state)
+    meta = checkpoints.meta_of(rest, path, {"system": "pir_clip"})
+    model = PIRCLIP(checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model")))
+    checkpoints.load_into(model, state)
     return model.eval(), meta
 
 

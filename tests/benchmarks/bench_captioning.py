@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbhelpers import captioning, java
-from nbhelpers.data.recipes import RECIPES
+from nbhelpers.data.scenes.recipes import RECIPES
+from nbhelpers.metrics import caption_scores, java
 
 IMAGES, REFERENCES = 1093, 5
 
@@ -33,7 +33,7 @@ def one_after_the_other(hyps: dict, refs: dict) -> dict[str, float]:
     tokenizer = PTBTokenizer()
     refs = tokenizer.tokenize({one: [{"caption": text} for text in own] for one, own in refs.items()})
     hyps = tokenizer.tokenize({one: [{"caption": text}] for one, text in hyps.items()})
-    found = dict(zip(captioning.BLEU, Bleu(4).compute_score(refs, hyps, verbose=0)[0]))
+    found = dict(zip(caption_scores.BLEU, Bleu(4).compute_score(refs, hyps, verbose=0)[0]))
     return found | {name: make().compute_score(refs, hyps)[0] for name, make in (("METEOR", Meteor), ("ROUGE_L", Rouge), ("CIDEr", Cider))}
 
 
@@ -50,7 +50,7 @@ def test_all_metrics_cold_and_warm(benchmark, monkeypatch):
     refs = {one: texts[one * REFERENCES:(one + 1) * REFERENCES] for one in range(IMAGES)}
     hyps, other = (dict(enumerate(texts[-IMAGES:][::step])) for step in (1, -1))
     expected, sequential = seconds(one_after_the_other, hyps, refs)
-    with captioning.CaptionScorer() as scorer:
+    with caption_scores.CaptionScorer() as scorer:
         found, cold = seconds(scorer.score, hyps, refs)
         assert found.corpus == expected
         benchmark.pedantic(scorer.score, (other, refs), rounds=1)  # other captions, so that only references are known

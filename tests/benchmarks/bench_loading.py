@@ -18,10 +18,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from nbhelpers.backbones import ImageInput
-from nbhelpers.data import augment, loading
+from nbhelpers.data import augment, loaders, tokenization
+from nbhelpers.data.archives import open_images
 from nbhelpers.data.array_store import in_batches
-from nbhelpers.data.images import DecodedCache, ImageStore
+from nbhelpers.data.image_input import ImageInput
+from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.table import CaptionTable
 
 SIZE, BATCH, WORKERS, IMAGES, ROUNDS = 224, 128, 2, 2048, 3
@@ -77,12 +78,12 @@ def epochs(tmp_path_factory):
             opened.extractall(folder, [names[i] for i in chosen])
     else:
         write_jpegs(folder)
-    store = ImageStore.open(folder)
+    store = open_images(folder)
     assert len(store.names) == IMAGES
     images = pd.DataFrame({"image_id": store.names, "file": store.names, "split": "train", "scene": "any"})
     captions = pd.DataFrame({"image_id": store.names, "text": "many green trees are near a river"})
     cache = DecodedCache.build(store, store.names, tmp_path_factory.mktemp("cache"))
-    tokenizer = loading.Tokenizer(loading.train_tokenizer(captions.text, folder / "tokenizer.json"))
+    tokenizer = tokenization.Tokenizer(tokenization.train_tokenizer(captions.text, folder / "tokenizer.json"))
     return [folder / name for name in store.names], CaptionTable("bench", images, captions), cache, tokenizer
 
 
@@ -113,7 +114,7 @@ def compare(benchmark, files, steps, ours, expected):
 def images_of(table, cache):
     """Batches of all images of the table under the test transform."""
     for rows in in_batches(np.arange(len(table)), BATCH):
-        yield loading.image_batch(cache, table, rows, ImageInput(SIZE), WORKERS)
+        yield loaders.image_batch(cache, table, rows, ImageInput(SIZE), WORKERS)
 
 
 def test_test_transform(benchmark, epochs):
@@ -126,5 +127,5 @@ def test_test_transform(benchmark, epochs):
 def test_train_transform(benchmark, epochs):
     """The aim is 2; below 1.5 something is broken."""
     files, table, cache, tokenizer = epochs
-    pairs = loading.PairDataset(table, cache, augment.TrainTransform(SIZE), tokenizer)
-    compare(benchmark, files, TRAIN_STEPS, lambda: loading.train_loader(pairs, BATCH, WORKERS), expected=1.5)
+    pairs = loaders.PairDataset(table, cache, augment.TrainTransform(SIZE), tokenizer)
+    compare(benchmark, files, TRAIN_STEPS, lambda: loaders.train_loader(pairs, BATCH, WORKERS), expected=1.5)

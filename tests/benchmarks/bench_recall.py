@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nbhelpers import recall
+from nbhelpers.metrics import recall
 
 IMAGES, CAPTIONS, WIDTH = 1093, 5465, 512
 

@@ -16,11 +16,11 @@ import torch
 from closeness import assert_close
 from thread_seconds import best
 
-from nbhelpers import search, search_times
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.papers import vilt
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig
-from nbhelpers.search import Search
-from nbhelpers.data.array_store import ArrayStore
+from nbhelpers.tasks import search_times, two_stage
+from nbhelpers.tasks.two_stage import Search
 
 MILLION, BANK, BITS, TEXTS = 1_000_000, 1_000, 128, 5465
 
@@ -52,7 +52,7 @@ def codes(rows: int, seed: int, centres: int = 30, flipped: float = 0.1) -> np.n
 def million(request, tmp_path_factory):
     """({stage: search}, 50 query codes, bytes that the search with PPSR added to this process)."""
     folder, centres, model = tmp_path_factory.mktemp("million") / "texts", request.param, model_of("tiny")
-    key = search.store_key(model, "texts")
+    key = two_stage.store_key(model, "texts")
     ArrayStore.build(folder, key, [str(row) for row in range(MILLION)],
                 lambda rows: {"codes": codes(len(rows), rows[0] + 1, centres)}, batch=100_000)
     bank = ArrayStore(key | {"kind": "images"}, {"codes": codes(BANK, 8, centres)})
@@ -71,7 +71,7 @@ def test_coarse_search_over_a_million_codes(benchmark, million, stage):
     """Distance, post-processing and the best 70, one query at a time. The aim is less than 10 ms on one core."""
     engine, queries = million[0][stage], itertools.cycle(million[1][:, None])
     found = benchmark.pedantic(lambda: engine.coarse(next(queries)), rounds=100, warmup_rounds=10)
-    assert found.rows.shape == (1, search.K)
+    assert found.rows.shape == (1, two_stage.K)
     assert benchmark.stats.stats.median < 0.010
 
 
@@ -98,13 +98,13 @@ def test_a_query_against_its_exhaustive_search(benchmark, size, tmp_path):
     """K = 70 of RSICD's 5465 texts. The aim is at most 1/20 of the exhaustive search, here even of that from stored states."""
     model = model_of(size)
     image, texts = pixels_and_captions(model)
-    gallery = ArrayStore.build(tmp_path / "texts", search.store_key(model, "texts"), [str(row) for row in range(TEXTS)],
-                          lambda rows: search.encode(model, texts(rows)))
-    bank = ArrayStore(search.store_key(model, "images"), {"codes": codes(BANK, 8)})
+    gallery = ArrayStore.build(tmp_path / "texts", two_stage.store_key(model, "texts"), [str(row) for row in range(TEXTS)],
+                          lambda rows: two_stage.encode(model, texts(rows)))
+    bank = ArrayStore(two_stage.store_key(model, "images"), {"codes": codes(BANK, 8)})
     engine = Search(model, gallery, bank)
     times = search_times.query_times(engine, image)
     exhaustive = search_times.exhaustive_times(engine, image, texts if size == "tiny" else None)
-    benchmark.pedantic(lambda: engine(search.encode(model, image)), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(lambda: engine(two_stage.encode(model, image)), rounds=5, warmup_rounds=1)
     ratios = {name: round(value / times["total"], 1) for name, value in exhaustive.items()}
     benchmark.extra_info |= {name: f"{value:.1f} ms" for name, value in (times | exhaustive).items()} | {"ratios": ratios}
     print({name: round(value, 2) for name, value in (times | exhaustive).items()}, ratios)
@@ -115,7 +115,7 @@ def test_a_query_against_its_exhaustive_search(benchmark, size, tmp_path):
 def plain_scores(model: CFITR, states: torch.Tensor, texts: dict[str, torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
     """The pairs as they come, through whole layers."""
     found = []
-    for some in rows.split(search.PAIRS):
+    for some in rows.split(two_stage.PAIRS):
         words = int(texts["mask"][some].sum(1).max())
         x, mask = model.join(states.expand(len(some), -1, -1), texts["states"][some, :words].float(), texts["mask"][some, :words])
         x = vilt.through(model.vilt.encoder.layer[model.config.split:], x, mask)
@@ -128,8 +128,8 @@ def test_reranking_against_whole_layers_and_texts_as_they_come(size):
     model = model_of(size)
     image, texts = pixels_and_captions(model)
     rows = torch.arange(2048)
-    encoded, states = search.encode(model, texts(rows)), search.encode(model, image)["states"]
-    mine = lambda: search.pair_scores(model, {"states": states}, np.zeros(len(rows), dtype=int), encoded, rows.numpy())
+    encoded, states = two_stage.encode(model, texts(rows)), two_stage.encode(model, image)["states"]
+    mine = lambda: two_stage.pair_scores(model, {"states": states}, np.zeros(len(rows), dtype=int), encoded, rows.numpy())
     plain = lambda: torch.cat(plain_scores(model, states.float(), encoded, rows))
     assert_close(mine(), plain().numpy())
     ours, whole = best(mine), best(plain)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from thread_seconds import best
 
-from nbhelpers import backbones, batch
+from nbhelpers.runs import batch
+from nbhelpers.towers import backbones
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -27,7 +28,7 @@ def test_a_few_images_at_once_against_the_batch(monkeypatch, one_thread, bf16):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_memory_that_stays_against_memory_that_goes_back(bf16):
-    code = ("import torch; from thread_seconds import best; from nbhelpers import backbones; torch.set_num_threads(1)\n"
+    code = ("import torch; from thread_seconds import best; from nbhelpers.towers import backbones; torch.set_num_threads(1)\n"
             "tower, pixels = backbones.vision_tower('efficientnet_lite0').eval(), torch.randn(128, 3, 224, 224)\n"
             f"with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled={bf16}):\n"
             "    print(best(lambda: backbones.image_tokens(tower, pixels)))")

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from closeness import assert_close
 from transformers import BertConfig, OPTConfig, OPTForCausalLM
 
-from nbhelpers import backbones, schedule
 from nbhelpers.papers import bita, ift
-from nbhelpers.weight_names import clip_vision_state_of
+from nbhelpers.towers import backbones
+from nbhelpers.towers.key_names import clip_vision_state_of
+from nbhelpers.training import schedule
 from reference_checks.common import reference_file
 
 MODES = ("query", "text", "joint")

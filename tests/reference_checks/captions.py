@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from nbhelpers import captioning, java
+from nbhelpers.metrics import caption_scores as caption_scores_
+from nbhelpers.metrics import java
 
-GROUP = {name: "Bleu" for name in captioning.BLEU}
+GROUP = {name: "Bleu" for name in caption_scores_.BLEU}
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +23,11 @@ def caption_scores(captions):
     items = captions["items"]
     if java.find() is None:
         pytest.skip("there is no Java")
-    return captioning.score_captions({item["image_id"]: item["hypothesis"] for item in items},
+    return caption_scores_.score_captions({item["image_id"]: item["hypothesis"] for item in items},
                                      {item["image_id"]: item["references"] for item in items}, captions["corpus"])
 
 
-@pytest.mark.parametrize("metric", captioning.METRICS)
+@pytest.mark.parametrize("metric", caption_scores_.METRICS)
 def test_caption_scores_of_the_corpus_and_of_each_image(captions, caption_scores, metric):
     if metric not in captions["corpus"]:
         pytest.skip(f"these captions have no {metric}")
@@ -43,4 +44,4 @@ def test_captions_are_tokenised_alike(captions):
     items = captions["items"]
     for texts, tokens in (([[item["hypothesis"]] for item in items], [[item["tokenized_hypothesis"]] for item in items]),
                           ([item["references"] for item in items], [item["tokenized_references"] for item in items])):
-        assert java.tokenize([captioning.clean(text) for own in texts for text in own]) == sum(tokens, [])
+        assert java.tokenize([caption_scores_.clean(text) for own in texts for text in own]) == sum(tokens, [])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from closeness import SINGLE, assert_close
 
-from nbhelpers import backbones
 from nbhelpers.papers import cfitr, vilt
+from nbhelpers.towers import backbones, vilt_names
 from reference_checks.common import Vectors, fill, reference_file
 
 
@@ -145,7 +145,7 @@ def test_cfitr_training_step(vectors, request):
         assert_close(terms[ours], v[f"output/{theirs}"])
     assert_close(terms["loss"] - terms["rerank"], v["output/hash_loss"])
     assert_close(terms["loss"], v["output/total"])
-    ours = vilt.to_authors({name: p.grad for name, p in model.named_parameters()}) | {"image": pixels.grad}
+    ours = vilt_names.to_authors({name: p.grad for name, p in model.named_parameters()}) | {"image": pixels.grad}
     stored = [key.removeprefix("grad/") for key in v.arrays if key.startswith("grad/")]
     assert len(stored) == 8
     # Batch norms over two samples cancel nearly all of these gradients: weights that differ by half a rounding each change

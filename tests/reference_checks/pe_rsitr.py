@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from closeness import assert_close
 
-from nbhelpers import backbones
+from nbhelpers.data import image_input
+from nbhelpers.metrics.recall import evaluate
 from nbhelpers.papers import pe_rsitr
 from nbhelpers.papers.clip import image_tokens, text_tokens
-from nbhelpers.recall import evaluate
+from nbhelpers.towers import backbones
 from reference_checks.common import fill
 
 
@@ -67,7 +68,7 @@ def pe_rsitr_clip(vectors, monkeypatch):
         m["embed"],
         dict(layers=m["layers"], width=m["vw"], head_width=m["vw"] // m["vh"], patch_size=m["patch"], image_size=m["res"]),
         dict(layers=m["layers"], width=m["d_model"], heads=m["th"], context_length=m["ctx"], vocab_size=m["vocab"]),
-        backbones.ImageInput(m["res"]), quick_gelu=True))
+        image_input.ImageInput(m["res"]), quick_gelu=True))
     config = pe_rsitr.PERSITRConfig("reference", m["adapter_bottleneck"], m["adapter_shared_dim"], adapter_dropout=0.0,
                                     view_dropout=m["aug_dropout"])
     return v, pe_rsitr.PERSITR(config)

@@ -11,11 +11,12 @@ from closeness import assert_close
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from nbhelpers import backbones, weights
-from nbhelpers.data import augment, loading
+from nbhelpers import errors
+from nbhelpers.data import augment, tokenization
+from nbhelpers.metrics.recall import evaluate
 from nbhelpers.papers import pir
-from nbhelpers.recall import evaluate
-from nbhelpers.training import TrainConfig, learning_rates
+from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.schedule import TrainConfig, learning_rates
 from reference_checks.common import check_gradients, fill, reference_file
 
 
@@ -189,7 +190,7 @@ def test_pir_evaluation_protocol(vectors):
 
 def test_pir_caption_cleaning(request):
     golden = json.loads(reference_file(request, "pir/pre_caption.json").read_text())
-    assert [loading.clean_caption(text, golden["max_words"]) for text in golden["input"]] == golden["output"]
+    assert [tokenization.clean_caption(text, golden["max_words"]) for text in golden["input"]] == golden["output"]
 
 
 def test_pir_randaugment_operations(vectors):
@@ -227,7 +228,7 @@ def test_pir_release_loads_key_by_key(paper_size, request):
     state = {name: torch.empty(shape, device="meta") for name, shape in golden.items()}
     assert len(pir.load_release(paper_size, state)) == 17
     del state["txt_ca.2.norm2.bias"]
-    with pytest.raises(weights.UserError, match="txt_ca.2.norm2.bias"):
+    with pytest.raises(errors.UserError, match="txt_ca.2.norm2.bias"):
         pir.load_release(paper_size, state)
 
 
@@ -236,5 +237,5 @@ def test_pir_parameter_groups(paper_size, request):
     kept, free = ({id(p) for p in group["params"]} for group in paper_size.parameter_groups(0.01))
     group_of = {name: None if not p.requires_grad else 0 if id(p) in kept else 1 for name, p in paper_size.named_parameters()}
     assert kept.isdisjoint(free)
-    renamed = weights.rename(pir._shift_downsample(group_of, -1), pir.TO_RELEASE)
+    renamed = checkpoints.rename(pir._shift_downsample(group_of, -1), pir.TO_RELEASE)
     assert renamed == golden

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from closeness import assert_close
 
-from nbhelpers import backbones, weights
+from nbhelpers import errors
+from nbhelpers.data import image_input
+from nbhelpers.metrics.recall import evaluate
 from nbhelpers.papers import pir_clip
 from nbhelpers.papers.clip import image_tokens, pool_text, text_tokens
 from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
-from nbhelpers.recall import evaluate
-from nbhelpers.training import TrainConfig, learning_rates
+from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.schedule import TrainConfig, learning_rates
 from reference_checks.common import check_gradients, fill, reference_file
 
 TEXT = dict(context_length=4, vocab_size=4, width=4, heads=1, layers=1)  # of vectors without a text tower
@@ -28,7 +30,7 @@ RESNET = dict(layers=(1, 1, 1, 1), width=2, heads=1)
 def pir_clip_of(monkeypatch):
     """pir_clip_of(D, vision, resnet, text) -> PIR-CLIP of these sizes, nothing frozen."""
     def build(embed_dim, vision=VISION, resnet=RESNET, text=TEXT, **changes):
-        size = backbones.CLIPSize(embed_dim, vision, text, backbones.ImageInput(vision["image_size"]))
+        size = backbones.CLIPSize(embed_dim, vision, text, image_input.ImageInput(vision["image_size"]))
         monkeypatch.setitem(backbones.CLIP, "golden", size)
         monkeypatch.setitem(backbones.INSTRUCTION, "golden", resnet)
         return PIRCLIP(PIRCLIPConfig(clip="golden", freeze_instruction=False, **changes)).eval()
@@ -48,11 +50,11 @@ def text_sizes(v):
 
 def ours(v):
     """The stored parameters under our names."""
-    return weights.rename(v.param(), pir_clip.FROM_RELEASE)
+    return checkpoints.rename(v.param(), pir_clip.FROM_RELEASE)
 
 
 def check_gradients_by_released_names(model, v):
-    check_gradients(weights.rename(dict(model.named_parameters()), pir_clip.TO_RELEASE), v)
+    check_gradients(checkpoints.rename(dict(model.named_parameters()), pir_clip.TO_RELEASE), v)
 
 
 def mask_of(ids):
@@ -211,9 +213,9 @@ def test_pir_clip_release_loads_key_by_key(paper_pir_clip, request, prefix):
     state = {prefix + name: torch.empty(shape, device="meta") for name, shape in official(request)["state_dict"].items()}
     pir_clip.load_release(paper_pir_clip, state)
     for name in ("res_visual.layer3.5.bn2.num_batches_tracked", "vision_proj_res.bias", "visual.proj"):
-        with pytest.raises(weights.UserError, match=name):
+        with pytest.raises(errors.UserError, match=name):
             pir_clip.load_release(paper_pir_clip, {key: value for key, value in state.items() if key != prefix + name})
-    with pytest.raises(weights.UserError, match="unknown to the model .1.:\n  clip.logit_bias"):
+    with pytest.raises(errors.UserError, match="unknown to the model .1.:\n  clip.logit_bias"):
         pir_clip.load_release(paper_pir_clip, state | {prefix + "logit_bias": torch.empty((), device="meta")})
 
 
@@ -221,7 +223,7 @@ def test_pir_clip_parameter_groups(paper_pir_clip, request):
     kept, free = ({id(p) for p in group["params"]} for group in paper_pir_clip.parameter_groups(0.5))
     assert kept.isdisjoint(free) and len(kept | free) == len(list(paper_pir_clip.parameters()))
     group_of = {name: 0 if id(p) in kept else 1 for name, p in paper_pir_clip.named_parameters()}
-    assert weights.rename(group_of, pir_clip.TO_RELEASE) == official(request)["param_group"]
+    assert checkpoints.rename(group_of, pir_clip.TO_RELEASE) == official(request)["param_group"]
 
 
 def test_pir_clip_starts_from_a_stock_clip(paper_pir_clip, request):

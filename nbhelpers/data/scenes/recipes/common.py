@@ -1,0 +1,97 @@
+"""What several recipes share: page, palettes, sentences about groups, houses around, and a few things.
+
+The page runs from 0 to 896 units; backgrounds reach from LOW to HIGH because a tilted page shows its corners.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from nbhelpers.data.scenes.drawing import SPAN, band, disc, polygon, ring, stripes
+from nbhelpers.data.scenes.scene_parts import Stage, oval
+
+LOW, HIGH = -190, SPAN + 190
+PAGE = (0, 0, SPAN, SPAN)
+ROOFS = ("red", "grey", "orange", "brown", "white", "blue")
+CARS = ("white", "red", "blue", "black", "grey", "yellow")
+POND = {"green": (92, 134, 92), "blue": (70, 122, 158), "brown": (134, 112, 82), "dark": (44, 60, 62)}
+CROPS = {"green": (104, 150, 70), "dark green": (68, 102, 60), "yellow": (214, 188, 92),
+         "brown": (150, 112, 80)}
+GROUND = {"grass": "green grass", "meadow": "green meadows", "dry": "yellow grass", "soil": "bare land"}
+
+
+def below(line: np.ndarray) -> list:
+    """Everything under a line that runs from left to right."""
+    return polygon([(LOW, HIGH), *line.tolist(), (HIGH, HIGH)])
+
+
+def tell_trees(s: Stage, does: str):
+    """Says "some" or "many" green trees, by how many stand on the picture; nothing if hardly any."""
+    number = sum(count for kind, _, count in s.canvas.names if kind == "tree")
+    if number > 2:
+        s.tell("tree", does, "green", amount="many" if number > 10 else "some")
+
+
+def tell_colours(s: Stage, kind: str, does: str, one: str = ""):
+    """One fact per colour that the objects of this kind have."""
+    for colour in dict.fromkeys(c for k, c, _ in s.canvas.names if k == kind):
+        s.tell(kind, does, colour, one=one)
+
+
+def tell_all(s: Stage, kind: str, does: str, one: str = ""):
+    """One fact for all objects of this kind, with their colour if it is the same."""
+    colours = {c for k, c, _ in s.canvas.names if k == kind}
+    s.tell(kind, does, colours.pop() if len(colours) == 1 else "", one=one)
+
+
+def neighbours(s: Stage, box, step: int = 92, percent: int = 85):
+    """Rows of houses in two colours wherever the box is free, whole on the picture."""
+    palette = [s.pick(*ROOFS), s.pick(*ROOFS)]
+    for y in range(box[1] + step // 2, box[3], step):
+        for x in range(box[0] + step // 2, box[2], step):
+            x1, y1 = x + s.r(-6, 6), y + s.r(-6, 6)
+            if s.free(x1, y1, 36) and s.chance(percent) and s.inside(x1, y1, 40):
+                s.take(x1, y1, 40)
+                s.house(x1, y1, 34 + s.r(-5, 5), 24 + s.r(-4, 4), s.pick(0, 18), s.pick(*palette))
+
+
+def umbrella(s: Stage, x: int, y: int, colour: str, radius: int = 17):
+    s.canvas.shadow(disc(x, y, radius), 16)
+    with s.canvas.item("umbrella", colour):
+        s.canvas.paint(disc(x, y, radius), s.rgb(colour))
+        for k in range(0, 8, 2):
+            points = [(x, y), *(disc(x, y, radius)[0][[k * 9, k * 9 + 9]]).tolist()]
+            s.canvas.paint(polygon(points), s.shade(colour, -30), 9)
+        s.canvas.paint(disc(x, y, 3), s.rgb("white"))
+
+
+def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colour: str):
+    """A running track of the named colour around a football field."""
+    with s.canvas.item("playground", colour):
+        s.canvas.paint(oval(x, y, half_length, radius), s.surface("concrete", colour))
+        for k in range(1, 6):
+            lane = oval(x, y, half_length, radius - k * radius // 24)[0]
+            s.lines(band(np.concatenate([lane, lane[:1]]), 2), 9)
+        s.canvas.paint(oval(x, y, half_length, radius * 3 // 4), s.surface("grass", (106, 140, 80)))
+    s.pitch(x, y, half_length + radius // 5, radius * 5 // 8)
+
+
+def tank(s: Stage, x: int, y: int, radius: int, colour: str):
+    lx, ly = (way * radius // 65 for way in s.canvas.light)
+    s.canvas.shadow(disc(x, y, radius), radius * 3 // 4)
+    with s.canvas.item("storage tank", colour):
+        s.canvas.paint(disc(x, y, radius), s.shade(colour, -30))
+        s.canvas.paint(disc(x - lx // 4, y - ly // 4, radius * 15 // 16), s.shade(colour, -4))
+        s.canvas.paint(disc(x - lx, y - ly, radius * 5 // 8), s.shade(colour, 10), 10)
+        s.canvas.paint(ring(x, y, radius * 15 // 16, 3), s.shade(colour, -52), 11)
+        spokes = [loop for k in range(0, 72, 12) for loop in band([(x, y), disc(x, y, radius - 3)[0][k]], 2)]
+        s.canvas.paint(spokes, s.shade(colour, -40), 6)
+        s.canvas.paint(disc(x, y, max(radius // 10, 4)), s.shade(colour, -50))
+
+
+def crop(s: Stage, name: str, corners):
+    key = ("crop", name, s.pick(0, 18))
+    if key not in s.made:
+        rows = stripes(key[2] + s.tilt, s.r(14, 30), s.r(60, 150))
+        s.made[key] = s.surface("crop", tuple(c + s.r(-8, 8) for c in CROPS[name]), rows)
+    with s.canvas.item("field", name):
+        s.canvas.paint(polygon(corners), s.made[key])

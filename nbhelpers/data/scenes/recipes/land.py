@@ -1,0 +1,286 @@
+"""Recipes: open land. A recipe draws one scene on a stage and tells what it drew."""
+from __future__ import annotations
+
+import numpy as np
+
+from nbhelpers.data.scenes.drawing import (
+    SPAN,
+    along,
+    band,
+    beside,
+    between,
+    blob,
+    disc,
+    fractal,
+    noise,
+    polygon,
+    rect,
+    relief,
+    ring,
+    stripes,
+)
+from nbhelpers.data.scenes.recipes.common import CROPS, HIGH, LOW, POND, crop, tell_trees
+from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
+
+BUSHES = {"bush": "green", "rock": "brown"}
+
+
+def bareland(s: Stage):
+    colour, name = s.pick(((176, 138, 104), "brown"), ((196, 168, 128), "yellow"), ((168, 156, 142), "grey"),
+                          ((170, 122, 98), "red"))
+    s.start("soil", colour, fractal(s.rng, 72, 260) + relief(fractal(s.rng, 28, 90), s.light, 10))
+    for _ in range(s.r(2, 5)):
+        s.canvas.paint(blob(s.r(0, SPAN), s.r(0, SPAN), s.r(90, 220), s.rng, 6, 8, s.r(10, 26)),
+                       s.surface("soil", s.shade(colour, s.pick(-20, 14, 22))), 9)
+    for _ in range(s.r(0, 3)):
+        track = wavy(s, s.r(60, 840), s.r(60, 840), 90, 5)
+        for side in (-9, 9):
+            s.canvas.paint(band(beside(track, side), 6), s.shade(colour, 30), 9)
+    what = s.pick("bush", "rock", "mound", "pond")
+    count = s.r(1, 10)
+    if what in ("bush", "rock"):
+        for x, y in s.spots(count, 30):
+            bush(s, x, y) if what == "bush" else rock(s, x, y)
+        s.tell(what, "scattered on the bare land", BUSHES[what], one="on the bare land")
+    elif what == "mound":
+        for x, y in s.spots(min(count, 6), 70):
+            mound(s, x, y, s.r(40, 62), colour)
+        s.tell("mound", "rising from the bare land")
+    else:
+        for x, y in s.spots(s.r(1, 2), 110):
+            s.water(blob(x, y, s.r(60, 100), s.rng, 5), "pond", "green", POND["green"], "soil")
+        s.tell("pond", "in the bare land", "green")
+    if s.chance(40):
+        s.scatter_trees(s.r(6, 16), 16, 28, (-20, -20, SPAN, 150))
+        tell_trees(s, "beside the bare land")
+    s.around = f"covered with {name} soil"
+
+
+def mound(s: Stage, x: int, y: int, radius: int, colour):
+    lx, ly = s.canvas.light
+    s.canvas.shadow(disc(x, y, radius), radius // 2, 6)
+    with s.canvas.item("mound"):
+        for k in range(8):
+            size = radius * (8 - k) // 8
+            s.canvas.paint(blob(x - lx * k * radius // 300, y - ly * k * radius // 300, size, s.rng, 2, 9),
+                           s.surface("soil", s.shade(colour, -14 + k * 5)), 10)
+
+
+def desert(s: Stage):
+    colour, name = s.pick(((222, 186, 128), "yellow"), ((206, 148, 96), "orange"), ((184, 150, 116), "brown"))
+    period = s.r(100, 200)
+    bend = noise(s.rng, 90, s.r(120, 420)).astype(np.int64) + noise(s.rng, 36, 60)
+    phase = (along(s.r(0, 71)) + bend) % period
+    rise = period * 3 // 4
+    height = np.where(phase < rise, phase * 256 // rise, (period - phase) * 256 // (period - rise))
+    shade = relief(height * period // 200, s.light, s.r(7, 11)) // 2 + fractal(s.rng, 40, 160)
+    s.start("sand", colour, shade)
+    if s.chance(45):
+        way = wavy(s, s.r(200, 700), s.r(200, 700), 120)
+        s.road(way, 34, lines=False, verge=None)
+        s.drive(way, 0, s.r(0, 3), gap=110)
+        s.tell("car", "driving on the road")
+        s.tell("road", "crossing the desert")
+    if s.chance(35):
+        for x, y in s.spots(1, 130):
+            s.canvas.paint(blob(x, y, 118, s.rng, 3), s.surface("grass"), 12)
+            s.water(blob(x, y, 64, s.rng, 4), "lake", "blue", (70, 130, 160), "grass")
+            s.trees([(*place, s.r(12, 20)) for place in disc(x, y, 92)[0][::9][:s.r(5, 8)].tolist()])
+        s.tell("lake", "in the desert", "blue")
+        tell_trees(s, "around the small lake")
+    count = s.r(0, 9)
+    kind = s.pick("bush", "rock")
+    for x, y in s.spots(count, 26):
+        bush(s, x, y) if kind == "bush" else rock(s, x, y)
+    s.tell(kind, "scattered on the sand", BUSHES[kind], one="on the sand")
+    s.around = f"covered with {name} sand"
+
+
+def farmland(s: Stage):
+    s.start("dry", (136, 134, 88))
+    if s.chance(25):
+        return pivots(s)
+    columns, rows = s.pick((2, 1), (1, 3), (2, 2), (3, 2), (2, 3), (3, 3), (4, 2), (2, 4), (5, 2), (3, 1))
+    gap = s.r(5, 9)
+    xs = [0] + [SPAN * k // columns + s.r(-50, 50) for k in range(1, columns)] + [SPAN]
+    ys = [0] + [SPAN * k // rows + s.r(-50, 50) for k in range(1, rows)] + [SPAN]
+    xs[0], ys[0], xs[-1], ys[-1] = LOW, LOW, HIGH, HIGH
+    names = list(CROPS)
+    chosen = [s.pick(*names) for _ in range(columns * rows)]
+    for k, name in enumerate(chosen):
+        column, row = k % columns, k // columns
+        crop(s, name, [(xs[column] + gap, ys[row] + gap), (xs[column + 1] - gap, ys[row] + gap),
+                       (xs[column + 1] - gap, ys[row + 1] - gap), (xs[column] + gap, ys[row + 1] - gap)])
+    for name in dict.fromkeys(chosen):
+        s.tell("field", "in the farmland", name)
+    if s.chance(45):
+        y = ys[s.r(1, rows - 1)] if rows > 1 else MIDDLE
+        s.road([(LOW, y), (HIGH, y)], 34, lines=False)
+        s.tell("road", "passing through the farmland")
+    houses = s.r(1, 3) if s.chance(40) else 0
+    colour = s.pick("red", "white", "grey")
+    for x, y in s.spots(houses, 44):
+        s.house(x, y, s.r(28, 38), s.r(20, 26), s.r(0, 17), colour)
+    s.tell("house", "beside the fields", colour)
+    if columns > 1 and s.chance(50):
+        x = xs[s.r(1, columns - 1)]
+        s.trees([(x + s.r(-6, 6), y, s.r(14, 22)) for y in range(20, SPAN, s.r(44, 80))])
+        tell_trees(s, "planted in a row between the fields")
+
+
+def pivots(s: Stage):
+    """Round fields watered by turning arms."""
+    count = s.pick(1, 2, 4, 4)
+    radius, places = {1: (360, [(448, 448)]), 2: (215, [(225, 448), (671, 448)]),
+                      4: (195, [(228, 228), (668, 228), (228, 668), (668, 668)])}[count]
+    names = [s.pick(*CROPS) for _ in places]
+    s.canvas.paint(rect(MIDDLE, MIDDLE, 700, 700), s.surface("soil", s.pick((186, 164, 124), (146, 148, 92))))
+    for name, (x, y) in zip(names, places):
+        with s.canvas.item("round field", name):
+            s.canvas.paint(disc(x, y, radius), s.surface("crop", CROPS[name], stripes(s.r(0, 35), 20, 60)))
+            for k in range(1, 6):
+                s.canvas.paint(ring(x, y, radius * k // 6, 3), s.shade(CROPS[name], -24), 8)
+            arm = [disc(x, y, radius - 2)[0][s.r(0, 71)], (x, y)]
+            s.canvas.paint(band(arm, 4), s.rgb("white"), 9)
+    for name in dict.fromkeys(names):
+        s.tell("round field", "in the farmland", name)
+    if count > 1:
+        way = [(LOW, MIDDLE), (HIGH, MIDDLE)] if count == 4 else [(MIDDLE, LOW), (MIDDLE, HIGH)]
+        s.road(way, 22, lines=False)
+        s.tell("road", "between the round fields")
+    s.around = "surrounded by bare land"
+
+
+def forest(s: Stage):
+    shade = s.pick((52, 84, 46), (64, 92, 48), (46, 74, 52))
+    s.start("grass")
+    with s.canvas.item("tree", "green", 999):
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canopy(s.pick(7, 9, 11), shade))
+    s.tell("tree", "in the forest", "green", amount=s.pick("many", "many dense"))
+    what = s.pick("river", "road", "clearing", "lake", "houses", "nothing")
+    way = wavy(s, s.r(150, 750), s.r(150, 750), 150)
+    if what == "river":
+        s.water(band(way, s.r(50, 90)), "river", "green", (84, 122, 104), "soil", 5)
+        s.tell("river", "flowing through the forest", "green")
+    elif what == "road":
+        s.road(way, 36, lines=s.chance(50))
+        s.tell("road", "passing through the forest")
+        s.drive(way, 0, s.r(0, 3), gap=120)
+        s.tell("car", "driving on the road")
+    elif what == "clearing":
+        for x, y in s.spots(s.r(1, 4), 92):
+            with s.canvas.item("clearing"):
+                s.canvas.paint(blob(x, y, s.r(60, 88), s.rng, 4), s.surface(s.pick("meadow", "soil", "dry")))
+        s.tell("clearing", "surrounded by the trees")
+    elif what == "lake":
+        for x, y in s.spots(s.r(1, 2), 150):
+            s.water(blob(x, y, s.r(90, 140), s.rng, 4), "lake", "blue", (62, 104, 132), "soil")
+        s.tell("lake", "surrounded by the trees", "blue")
+    elif what == "houses":
+        colour = s.pick("red", "white", "grey", "orange")
+        for x, y in s.spots(s.r(1, 4), 66):
+            s.canvas.paint(blob(x, y, 62, s.rng, 3), s.surface("meadow"))
+            s.house(x, y, s.r(30, 38), s.r(22, 28), s.r(0, 35), colour)
+        s.tell("house", "hidden in the forest", colour)
+
+
+def meadow(s: Stage):
+    colour = s.pick((128, 152, 84), (146, 166, 92), (112, 142, 82), (160, 160, 100))
+    mown = stripes(s.r(0, 35), s.r(60, 130), s.pick(0, 40, 90))
+    s.start("meadow", colour, mown)
+    if s.chance(45):
+        way = wavy(s, s.r(120, 780), s.r(120, 780), 90)
+        s.path(way, s.r(12, 20), (206, 190, 150))
+        s.tell("path", "crossing the meadow")
+    kind = s.pick("tree", "tree", "hay bale", "sheep", "pond")
+    count = s.r(1, 10)
+    if kind == "tree":
+        s.trees([(x, y, s.r(24, 36)) for x, y in s.spots(count, 40)], each=True)
+        s.tell("tree", "standing on the meadow", "green")
+    elif kind == "hay bale":
+        for x, y in s.spots(count, 26):
+            bale(s, x, y)
+        s.tell("hay bale", "lying on the meadow", "yellow")
+    elif kind == "sheep":
+        for x, y in s.spots(count, 22):
+            sheep(s, x, y)
+        s.tell("sheep", "grazing on the meadow", "white")
+    else:
+        for x, y in s.spots(s.r(1, 2), 120):
+            s.water(blob(x, y, s.r(70, 110), s.rng, 4), "pond", "blue", (74, 118, 146), "dry")
+        s.tell("pond", "in the meadow", "blue")
+    if kind != "tree" and s.chance(50):
+        s.grove(polygon([(LOW, LOW), *wavy(s, s.r(90, 150), s.r(90, 150), 30, 7).tolist(), (HIGH, LOW)]), 8)
+        tell_trees(s, "beside the meadow")
+
+
+def bale(s: Stage, x: int, y: int):
+    d = s.r(0, 35)
+    shape = rect(x, y, 20, 13, d)
+    s.canvas.shadow(shape, 16)
+    with s.canvas.item("hay bale", "yellow"):
+        s.canvas.paint(shape, s.rgb("yellow"))
+        s.canvas.paint(rect(x, y, 20, 4, d), s.shade("yellow", 18), 10)
+
+
+def sheep(s: Stage, x: int, y: int):
+    d = s.r(0, 71)
+    s.canvas.shadow(disc(x, y, 21, 13, d), 8)
+    with s.canvas.item("sheep", "white"):
+        s.canvas.paint(disc(x, y, 21, 13, d), s.rgb("white"))
+    head = polygon([(16, -6), (28, -5), (28, 5), (16, 6)], d, x, y)
+    s.canvas.paint(head, s.rgb("black"), 13)
+
+
+def mountain(s: Stage):
+    folds = [np.abs(noise(s.rng, cell, strength * 16)).astype(np.int32)
+             for cell, strength in ((110, 400), (56, 240), (28, 110), (14, 40))]
+    shade = relief(4800 - sum(folds), s.light, 1)
+    height = 300 - (sum(folds) >> 4)
+    kind = s.pick("green", "brown", "snow")
+    lowland, upland = {"green": ((70, 96, 56), (112, 122, 80)), "brown": ((120, 92, 66), (190, 160, 122)),
+                       "snow": ((96, 96, 82), (140, 128, 116))}[kind]
+    base = between(lowland, upland, height * 3 // 2)
+    if kind == "snow":
+        base = between(base, (240, 244, 248), (height - s.r(60, 130)) * 4)
+    light = (shade.astype(np.int32) + s.fine // 2)[..., None]
+    s.start("grass")
+    s.canvas.pixels = np.clip(base + (light * (base + 60) >> 10), 0, 255).astype(np.int16)
+    s.tell("mountain", {"green": "covered with green plants", "brown": "bare and brown",
+                        "snow": "covered with white snow"}[kind], amount="the")
+    what = s.pick("lake", "road", "river", "nothing", "houses")
+    if what == "lake":
+        for x, y in s.spots(s.r(1, 2), 110):
+            s.water(blob(x, y, s.r(60, 104), s.rng, 5), "lake", "blue", (54, 108, 150), "dry")
+        s.tell("lake", "between the mountains", "blue")
+    elif what in ("road", "river"):
+        way = wavy(s, s.r(160, 740), s.r(160, 740), 170, 7)
+        if what == "road":
+            s.road(way, 26, lines=False, verge=None)
+            s.tell("road", "winding through the mountains")
+        else:
+            s.water(band(way, s.r(34, 60)), "river", "green", (96, 150, 142), "gravel", 8)
+            s.tell("river", "flowing through the valley", "green")
+    elif what == "houses":
+        colour = s.pick("red", "white", "blue")
+        for x, y in s.spots(s.r(1, 5), 40):
+            s.house(x, y, s.r(24, 30), s.r(18, 22), s.r(0, 35), colour)
+        s.tell("house", "built on the mountain", colour)
+
+
+def bush(s: Stage, x: int, y: int):
+    shape = blob(x, y, s.r(13, 20), s.rng, 4, 8)
+    s.canvas.shadow(shape, 12)
+    with s.canvas.item("bush", "green"):
+        s.canvas.paint(shape, s.surface("tree", (92, 112, 62)))
+        s.canvas.paint(blob(x - 3, y - 3, 8, s.rng, 5, 7), s.surface("tree", (116, 138, 80)))
+
+
+def rock(s: Stage, x: int, y: int):
+    shape = blob(x, y, s.r(15, 24), s.rng, 5, 6)
+    s.canvas.shadow(shape, 18)
+    with s.canvas.item("rock", "brown"):
+        s.canvas.paint(shape, s.surface("gravel", "brown"))
+        lx, ly = s.canvas.light
+        top = (shape[0] - (x, y)) * 9 // 16 + (x - lx // 3, y - ly // 3)
+        s.canvas.paint([top], s.shade("brown", 34), 11)

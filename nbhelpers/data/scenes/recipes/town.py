@@ -1,0 +1,326 @@
+"""Recipes: houses and streets. A recipe draws one scene on a stage and tells what it drew."""
+from __future__ import annotations
+
+import numpy as np
+
+from nbhelpers.data.scenes.drawing import SPAN, band, disc, polygon, rect, ring, turn
+from nbhelpers.data.scenes.recipes.common import (
+    CARS,
+    GROUND,
+    HIGH,
+    LOW,
+    PAGE,
+    ROOFS,
+    neighbours,
+    tell_all,
+    tell_colours,
+    tell_trees,
+)
+from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
+
+
+def church(s: Stage):
+    s.start("grass")
+    s.canvas.paint(rect(MIDDLE, MIDDLE, 310, 230), s.surface("paving"))
+    s.canvas.paint(rect(MIDDLE, MIDDLE, 40, 460), s.surface("paving"))
+    colour = s.pick("grey", "red", "brown", "orange", "blue", "white", "green")
+    x, y = MIDDLE + s.r(-70, 70), MIDDLE + s.r(-50, 50)
+    length, width = s.r(170, 220), s.r(52, 66)
+    arm, at = s.r(110, 140), s.r(20, 70)
+    dome = s.chance(40)
+    s.canvas.shadow(rect(x, y, length, width) + rect(x + at, y, width, arm), 50)
+    with s.canvas.item("church", colour):
+        for side in (-1, 1):
+            nave = [(-length, 0), (length, 0), (length, side * width), (-length, side * width)]
+            s.canvas.paint(polygon(nave, 0, x, y), s.canvas.lit(s.rgb(colour), 36 - 18 * side))
+        for side in (-1, 1):
+            eave = side * width
+            transept = [(0, -arm), (eave, -arm), (eave, -width), (0, 0), (eave, width), (eave, arm), (0, arm)]
+            s.canvas.paint(polygon(transept, 0, x + at, y), s.canvas.lit(s.rgb(colour), 18 - 18 * side))
+        ridges = band([(x - length, y), (x + length, y)], 4) + band([(x + at, y - arm), (x + at, y + arm)], 4)
+        s.canvas.paint(ridges, s.shade(colour, 34))
+    if dome:
+        _dome(s, x + at, y, width + 8, s.pick("white", "green", "blue") if colour != "white" else "grey")
+        s.tell("church", "in the middle of a small square", colour, having="with a round dome")
+    else:
+        _tower(s, x - length, y, width - 6, colour)
+        s.tell("church", "in the middle of a small square", colour, having="with a tall tower")
+    s.take(x, y, 300)
+    s.take(x - length, y, 130)
+    s.take(x + length, y, 130)
+    if s.chance(75):
+        edge = s.pick(60, 836)
+        s.road([(LOW, edge), (HIGH, edge)], 50)
+        s.drive([(LOW, edge), (HIGH, edge)], 12, s.r(0, 5))
+        s.tell("road", "next to the church")
+        tell_all(s, "car", "on the road near the church")
+    if s.chance(60):
+        neighbours(s, PAGE, 100, percent=s.r(30, 90))
+        tell_all(s, "house", "around the church", "near the church")
+    s.scatter_trees(s.r(10, 34), 18, 30)
+    tell_trees(s, "around the church")
+
+
+def _tower(s: Stage, x: int, y: int, half: int, colour: str):
+    s.canvas.shadow(rect(x, y, half, half), 130)
+    corners = [(-half, -half), (half, -half), (half, half), (-half, half)]
+    with s.canvas.again(len(s.canvas.names) - 1):
+        for k, way in enumerate((54, 0, 18, 36)):
+            points = [corners[k], corners[(k + 1) % 4], (0, 0)]
+            s.canvas.paint(polygon(points, 0, x, y), s.canvas.lit(s.shade(colour, -14), way))
+
+
+def _dome(s: Stage, x: int, y: int, radius: int, colour: str):
+    s.canvas.shadow(disc(x, y, radius), 70)
+    lx, ly = (way * radius // 190 for way in s.canvas.light)
+    with s.canvas.item("dome", colour):
+        for k in range(8):
+            s.canvas.paint(disc(x - lx * k, y - ly * k, radius * (8 - k) // 8), s.shade(colour, -40 + 9 * k))
+        s.canvas.paint(disc(x, y, 6), s.shade(colour, 40))
+
+
+def commercial(s: Stage):
+    s.start("concrete", s.pick((158, 154, 148), (146, 146, 148), (172, 166, 154)))
+    x, y = s.r(300, 596), s.r(300, 596)
+    crossing = s.chance(65)
+    s.road([(LOW, y), (HIGH, y)], 66)
+    if crossing:
+        s.road([(x, LOW), (x, HIGH)], 66)
+        s.canvas.paint(rect(x, y, 32, 32), s.surface("asphalt"))
+    colours = s.pick(("white", "grey"), ("white",), ("grey",), ("white", "brown"), ("blue", "white"),
+                     ("red", "grey"))
+    spots = s.spots(s.r(3, 10), 104, (100, 100, 796, 796), tries=120)
+    plots = [(*spot, s.r(72, 96), s.r(72, 96)) for spot in spots]
+    for x1, y1, w, h in plots:
+        s.canvas.paint(rect(x1, y1, w + 18, h + 18), s.surface("paving"))
+    for plot in sorted(plots, key=lambda p: p[0] * s.canvas.light[0] + p[1] * s.canvas.light[1]):
+        tall_building(s, *plot, s.pick(*colours), s.r(60, 140))
+    for x1, y1 in s.spots(16, 44, (-30, -30, SPAN + 30, SPAN + 30), whole=False):
+        s.canvas.paint(rect(x1, y1, 40, 36), s.surface("grass"))
+        s.trees([(x1 + s.r(-20, 20), y1 + s.r(-18, 18), s.r(12, 17)) for _ in range(4)])
+    s.drive([(LOW, y), (HIGH, y)], 17, s.r(0, 5), CARS)
+    s.drive([(HIGH, y), (LOW, y)], 17, s.r(0, 5), CARS)
+    tell_colours(s, "tall building", "in the commercial area")
+    s.tell("road", "crossing each other in the commercial area", one="passing through the commercial area")
+    tell_all(s, "car", "on the roads" if crossing else "on the road")
+    tell_trees(s, "between the buildings")
+
+
+def tall_building(s: Stage, x: int, y: int, w: int, h: int, colour: str, height: int):
+    style = s.pick("flat", "tower", "tower", "round", "court")
+    if style == "round":
+        radius = min(w, h)
+        s.canvas.shadow(disc(x, y, radius), height)
+        with s.canvas.item("tall building", colour):
+            s.canvas.paint(disc(x, y, radius), s.shade(colour, 14))
+            s.canvas.paint(disc(x, y, radius - 8), s.surface("concrete", s.shade(colour, -8)))
+            s.canvas.paint(ring(x, y, radius * 5 // 8, 5), s.shade(colour, 24))
+            s.canvas.paint(disc(x, y, radius // 4), s.shade(colour, -26))
+        return
+    s.block(x, y, w, h, colour, "tall building", height, s.r(3, 6))
+    with s.canvas.again(len(s.canvas.names) - 1):
+        if style == "tower":
+            x, y, w, h = x + s.r(-12, 12), y + s.r(-12, 12), w * 9 // 16, h * 9 // 16
+            s.canvas.shadow(rect(x, y, w, h), 46)
+            s.flat_roof(x, y, w, h, colour, 2)
+        elif style == "court":
+            s.canvas.paint(rect(x, y, w // 3, h // 3), s.surface("asphalt"))
+            s.canvas.shadow(s.frame(x, y, w // 3, h // 3, 0, 4), 20, 6)
+
+
+def center(s: Stage):
+    s.start("paving", s.pick((196, 190, 178), (182, 184, 182)))
+    x, y, radius = MIDDLE + s.r(-60, 60), MIDDLE + s.r(-60, 60), s.r(190, 250)
+    colour = s.pick("white", "grey", "blue", "brown", "orange")
+    shape = s.pick("round", "star", "hexagon", "oval")
+    s.canvas.paint(ring(x, y, radius + 66, 8), s.shade("paving", -34), 10)
+    s.canvas.paint(ring(x, y, radius + 214, 14), s.shade("paving", -34), 10)
+    for k in range(0, 72, 9):
+        if s.chance(75):
+            near, far = radius + 70, radius + 190
+            wedge = polygon([(near, -60), (far, -110), (far, 110), (near, 60)], k, x, y)
+            s.canvas.paint(wedge, s.surface("grass"))
+    corners = {"round": 24, "oval": 24, "star": 12, "hexagon": 6}[shape]
+    direction = s.r(0, 11)
+    rx, ry = (radius * 5 // 4, radius * 3 // 4) if shape == "oval" else (radius, radius)
+    rim = disc(0, 0, rx, ry)[0][::72 // corners]
+    if shape == "star":
+        rim[1::2] = rim[1::2] * 5 // 8
+    rim = turn(rim, direction, x, y)
+    s.canvas.shadow([rim], 70)
+    kind = {"star": "star-shaped", "hexagon": "hexagonal"}.get(shape, shape) + " building"
+    with s.canvas.item(kind, colour):
+        s.canvas.paint([rim], s.rgb(colour))
+        for k in range(corners):
+            a, b = rim[k], rim[(k + 1) % corners]
+            way = direction + (2 * k + 1) * 36 // corners
+            s.canvas.paint(polygon([a, b, (x, y)]), s.canvas.lit(s.rgb(colour), way))
+        for a in rim:
+            s.canvas.paint(band([a, (x, y)], 3), s.shade(colour, 24), 9)
+        if s.chance(50):
+            s.canvas.paint(disc(x, y, radius // 4), s.shade(colour, 16))
+            s.canvas.paint(ring(x, y, radius // 4, 6), s.shade(colour, -40))
+    s.take(x, y, radius * 5 // 4 + 40)
+    if s.chance(70):
+        edge = s.pick(50, 846)
+        s.road([(LOW, edge), (HIGH, edge)], 54)
+        s.drive([(LOW, edge), (HIGH, edge)], 13, s.r(0, 6), CARS)
+    s.tell(kind, "surrounded by small lawns", colour)
+    s.tell("road", "beside the building")
+    tell_all(s, "car", "on the road near the building")
+    s.scatter_trees(s.r(8, 30), 16, 26)
+    tell_trees(s, "around the building")
+
+
+def dense(s: Stage):
+    s.start("grass", s.pick((122, 132, 92), (136, 132, 104)))
+    roads = s.pick(1, 2, 2, 3)
+    ys = {1: (448,), 2: (270, 640), 3: (160, 448, 736)}[roads]
+    lines = s.chance(40)
+    for y in ys:
+        s.road([(LOW, y), (HIGH, y)], 44, lines)
+    cross = s.chance(45)
+    if cross:
+        x = s.r(250, 650)
+        s.road([(x, LOW), (x, HIGH)], 44, lines)
+    pools = s.r(0, 4)
+    for x, y in s.spots(pools, 26):
+        s.pool(x, y, 20, 14, s.pick(0, 18))
+    colours = s.pick(("red",), ("grey",), ("orange", "orange", "red"), ("brown", "grey"), ("white", "grey"),
+                     ("red", "blue"))
+    for top, bottom in zip((LOW, *ys), (*ys, HIGH)):
+        rows = max((bottom - top - 80) // 82, 1)
+        for k in range(rows):
+            y = top + 40 + (bottom - top - 80) * (2 * k + 1) // (2 * rows)
+            for x in range(-40, SPAN + 60, 76):
+                if s.free(x, y, 30) and s.inside(x, y, -20):
+                    s.house(x + s.r(-4, 4), y + s.r(-5, 5), s.r(26, 32), s.r(22, 28), s.pick(0, 18),
+                            s.pick(*colours))
+                    s.take(x, y, 34)
+    moving = s.r(0, 6)
+    for y in ys:
+        s.drive([(LOW, y), (HIGH, y)], 10, -(-moving // len(ys)), CARS)
+    s.scatter_trees(40, 9, 14)
+    tell_all(s, "house", "arranged in rows")
+    s.tell("road", "passing through the dense residential area")
+    s.tell("swimming pool", "beside the houses", "blue")
+    tell_all(s, "car", "on the road" if roads == 1 and not cross else "on the roads")
+    tell_trees(s, "between the houses")
+
+
+def medium(s: Stage):
+    s.start("meadow", s.pick((124, 142, 86), (136, 148, 98)))
+    way = wavy(s, s.r(400, 500), s.r(400, 500), 50, 4)
+    s.road(way, 50, s.chance(50))
+    roof = s.pick(*ROOFS)
+    other = s.pick(roof, s.pick(*ROOFS))
+    count = s.r(5, 10)
+    shift = s.r(-20, 20)
+    slots = [(x + shift, int(way[np.abs(way[:, 0] - x).argmin(), 1]) + side * depth, side)
+             for x in (120, 285, 450, 615, 780) for side, depth in ((-1, 130), (1, 130), (-1, 310), (1, 310))]
+    slots = [p for p in slots if s.inside(p[0], p[1], 60)]
+    chosen = s.rng.permutation(len(slots))[:count].tolist()
+    for n, k in enumerate(chosen):
+        x, y, side = slots[k]
+        if abs(y - MIDDLE) < 240:
+            s.canvas.paint(band([(x + 20, y), (x + 20, y - side * 100)], 22), s.surface("concrete"))
+            if s.chance(50):
+                s.car(x + 20, y - side * 62, 18, s.pick(*CARS))
+        s.house(x, y, s.r(44, 52), s.r(32, 38), 0, roof if n < count * 2 // 3 else other)
+        s.take(x, y, 66)
+    for x, y in s.spots(s.r(0, 4), 34):
+        s.pool(x, y, 28, 18, s.pick(0, 18))
+    s.scatter_trees(36, 15, 26)
+    tell_colours(s, "house", "near the road")
+    s.tell("road", "running between the houses")
+    s.tell("swimming pool", "near the houses", "blue")
+    tell_all(s, "car", "parked in front of the houses", "parked in front of a house")
+    tell_trees(s, "around the houses")
+
+
+def sparse(s: Stage):
+    land = s.pick("meadow", "grass", "dry")
+    s.start(land)
+    y = s.r(60, 160)
+    with_road = s.chance(60)
+    if with_road:
+        s.road([(LOW, y), (HIGH, y)], 44, lines=False)
+    roof = s.pick(*ROOFS)
+    count = s.r(1, 5)
+    box = (0, 230 if with_road else 0, SPAN, SPAN)
+    direction = s.r(0, 17)
+    for x, y1 in s.spots(count, 120, box, tries=120):
+        if with_road:
+            s.canvas.paint(band([(x, y1), (x, y + 20)], 20), s.surface("gravel"))
+        s.house(x, y1, s.r(58, 76), s.r(40, 50), direction, roof)
+    for x, y1 in s.spots(s.r(0, 2), 46, box):
+        s.pool(x, y1, 38, 24, direction)
+    s.scatter_trees(s.r(12, 60), 20, 34)
+    s.tell("house", "in the sparse residential area", roof)
+    s.tell("swimming pool", "near the house" if count == 1 else "near the houses", "blue")
+    if with_road:
+        s.tell("road", "near the house" if count == 1 else "near the houses")
+    tell_trees(s, "around the house" if count == 1 else "around the houses")
+    s.around = "covered with " + GROUND[land]
+
+
+def square(s: Stage):
+    s.start("concrete", (168, 164, 158))
+    paving = s.pick((206, 192, 168), (196, 176, 152), (188, 188, 188))
+    w, h = s.r(240, 300), s.r(220, 300)
+    s.canvas.paint(rect(MIDDLE, MIDDLE, w, h), s.surface("paving", paving))
+    s.canvas.paint(s.frame(MIDDLE, MIDDLE, w, h, 0, 8), s.shade(paving, -30), 12)
+    style = s.pick("lawns", "rings", "tiles")
+    if style == "lawns":
+        a, b = w // 2 - 4, h // 2 - 4
+        for sx in (-1, 1):
+            for sy in (-1, 1):
+                with s.canvas.item("lawn", "green"):
+                    s.canvas.paint(rect(MIDDLE + sx * a, MIDDLE + sy * b, a - 36, b - 36), s.surface("grass"))
+    elif style == "rings":
+        for k in range(6):
+            s.canvas.paint(ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s.shade(paving, -26), 12)
+    else:
+        for k in range(-h + 30, h, 60):
+            s.canvas.paint(rect(MIDDLE, MIDDLE + k, w, 3), s.shade(paving, -28), 11)
+        for k in range(-w + 30, w, 60):
+            s.canvas.paint(rect(MIDDLE + k, MIDDLE, 3, h), s.shade(paving, -28), 11)
+    middle, at = s.pick("fountain", "monument", "flower bed"), len(s.canvas.names)
+    if middle == "fountain":
+        s.canvas.shadow(disc(MIDDLE, MIDDLE, 74), 8)
+        s.canvas.paint(disc(MIDDLE, MIDDLE, 74), s.shade(paving, 26))
+        with s.canvas.item("fountain"):
+            s.canvas.paint(disc(MIDDLE, MIDDLE, 64), s.surface("pool"))
+            s.canvas.paint(disc(MIDDLE, MIDDLE, 15), s.rgb("white"))
+            s.canvas.paint(ring(MIDDLE, MIDDLE, 36, 4), s.rgb("white"), 9)
+    elif middle == "monument":
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 60, 60), s.shade(paving, 24))
+        s.canvas.shadow(rect(MIDDLE, MIDDLE, 24, 24), 150)
+        with s.canvas.item("monument", "white"):
+            s.canvas.paint(rect(MIDDLE, MIDDLE, 24, 24), s.rgb("white"))
+            s.canvas.paint(rect(MIDDLE, MIDDLE, 12, 12), s.shade("white", -30))
+    else:
+        colour = s.pick("red", "yellow", "orange")
+        with s.canvas.item("flower bed", colour):
+            s.canvas.paint(disc(MIDDLE, MIDDLE, 72), s.surface("tree", colour))
+        s.canvas.paint(ring(MIDDLE, MIDDLE, 50, 12), s.surface("grass"))
+    s.take(MIDDLE, MIDDLE, max(w, h) * 9 // 8)
+    sides = s.r(1, 4)
+    for way in ([(LOW, 60), (HIGH, 60)], [(LOW, 836), (HIGH, 836)], [(60, LOW), (60, HIGH)],
+                [(836, LOW), (836, HIGH)])[:sides]:
+        s.road(way, 52)
+        s.drive(way, 13, s.r(0, 3), CARS)
+    for sx, sy in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
+        if s.chance(60):
+            s.trees([(MIDDLE + sx * (w + 20), MIDDLE + sy * k, s.r(13, 17)) for k in range(30, h, 44)])
+    if s.chance(50):
+        s.trees([(MIDDLE + k, MIDDLE - h - 20, s.r(13, 17)) for k in range(-w, w, 44)])
+    if s.chance(65):
+        neighbours(s, PAGE, 96, percent=70)
+    s.tell(middle, "in the center of the square", s.canvas.names[at][1])
+    if style == "lawns":
+        s.tell("lawn", "in the square", "green")
+    s.tell("road", "around the square" if sides > 1 else "beside the square")
+    tell_all(s, "car", "on the roads" if sides > 1 else "on the road")
+    tell_all(s, "house", "around the square", "near the square")
+    tell_trees(s, "planted along the square")

@@ -1,0 +1,311 @@
+"""Recipes: water and what lies on it. A recipe draws one scene on a stage and tells what it drew."""
+from __future__ import annotations
+
+import numpy as np
+
+from nbhelpers.data.scenes.drawing import SPAN, band, blob, polygon, rect, smooth, turn
+from nbhelpers.data.scenes.recipes.common import (
+    CARS,
+    CROPS,
+    GROUND,
+    HIGH,
+    LOW,
+    PAGE,
+    POND,
+    ROOFS,
+    below,
+    crop,
+    neighbours,
+    tell_all,
+    tell_trees,
+    umbrella,
+)
+from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
+
+
+def beach(s: Stage):
+    land = s.pick("meadow", "grass", "sand", "tree")
+    s.start("sand")
+    coast = wavy(s, s.r(420, 560), s.r(420, 560), 50)
+    sea = (s.surface("deep").astype(np.int32), s.surface("shallow").astype(np.int32))
+    s.canvas.paint(below(coast), s.surface("sand", s.shade("sand", -34)))
+    with s.canvas.item("sea"):
+        for k in range(12):
+            share = (k * 22, 256 - k * 22)
+            colour = ((sea[0] * share[0] + sea[1] * share[1]) >> 8).astype(np.int16)
+            s.canvas.paint(below(coast + (0, 14 + k * k * 2 + k * 8)), colour)
+    for offset in (12, 34, 62)[:s.r(2, 3)]:
+        surf = smooth(coast[::3] + (0, offset) + s.rng.integers(-7, 8, coast[::3].shape), 2)
+        s.canvas.paint(band(surf, s.r(5, 9)), s.rgb("white"), 12)
+        s.canvas.paint(band(surf + (0, 8), 12), s.rgb("white"), 4)
+    s.take_line(coast, 40)
+    if land != "sand":
+        edge = wavy(s, s.r(110, 200), s.r(110, 200), 26, 7)
+        upper = polygon([(LOW, LOW), *edge.tolist(), (HIGH, LOW)])
+        if land == "tree":
+            s.grove(upper)
+        else:
+            s.canvas.paint(upper, s.surface(land))
+        s.around = "next to green trees" if land == "tree" else "next to green grass"
+        s.take_line(edge, 40)
+    umbrellas, boats = s.r(0, 8), s.r(0, 5)
+    if not umbrellas and not boats:
+        boats = s.r(1, 4)
+    colour = s.pick("red", "blue", "yellow", "orange", "white")
+    for x, y in s.spots(umbrellas, 26, (0, 200, SPAN, 440)):
+        umbrella(s, x, y, colour)
+    s.tell("umbrella", "standing on the sand", colour)
+    sails = s.pick("white", "red", "yellow")
+    for x, y in s.spots(boats, 46, (0, 640, SPAN, SPAN)):
+        s.boat(x, y, s.r(0, 71), s.r(26, 36), sails, s.chance(50))
+    s.tell("boat", "sailing on the sea", sails)
+    s.tell("sea", "next to the beach", amount="the")
+    if land == "meadow" and s.chance(60):
+        s.road([(LOW, 60), (HIGH, 60)], 44)
+        s.tell("road", "running along the beach")
+    if land in ("meadow", "grass"):
+        s.scatter_trees(s.r(8, 22), 14, 24, (-20, -60, SPAN + 20, 190))
+    tell_trees(s, "behind the beach")
+
+
+def bridge(s: Stage):
+    banks = s.pick("meadow", "houses", "forest", "bare land")
+    s.start({"bare land": "soil"}.get(banks, "grass"))
+    width = s.r(300, 480)
+    colour = s.pick("green", "brown", "blue")
+    tone = {"green": (92, 124, 104), "brown": (140, 122, 94), "blue": (62, 106, 142)}[colour]
+    water = wavy(s, s.r(420, 480), s.r(420, 480), 26, 4)
+    if banks == "forest":
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canopy(8))
+    s.water(band(water, width), "river", colour, tone, s.pick("soil", "gravel"), 10)
+    s.take_line(water, width // 2 + 20)
+    count = s.pick(1, 1, 1, 2)
+    xs = (s.r(240, 660),) if count == 1 else (s.r(230, 300), s.r(600, 670))
+    wide, style = s.r(58, 84), s.pick("beams", "towers", "plain")
+    cars = s.r(0, 8)
+    for x in xs:
+        way = [(x, LOW), (x, HIGH)]
+        s.taken.extend((x, y, wide) for y in range(LOW, HIGH, wide))
+        s.road(way, wide, verge="concrete")
+        span = rect(x, MIDDLE, wide // 2 + 6, width // 2 + 30)
+        s.canvas.shadow(span, 60)
+        with s.canvas.item("bridge", "grey"):
+            s.canvas.paint(span, s.shade("concrete", 20))
+            s.canvas.paint(rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130)))
+            if style == "beams":
+                s.lines([loop for y in range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
+                         for loop in rect(x, y, wide // 2, 2)], 9)
+            elif style == "towers":
+                feet = [rect(x + side * (wide // 2 + 4), MIDDLE + up * width // 3, 9, 9)[0]
+                        for side in (-1, 1) for up in (-1, 1)]
+                s.canvas.shadow(feet, 90)
+                s.canvas.paint(feet, s.rgb("white"))
+            s.lines(band([(x, MIDDLE - width // 2 - 30), (x, MIDDLE + width // 2 + 30)], 3))
+        half = -(-cars // (2 * count))
+        on = [(x, MIDDLE - width // 2), (x, MIDDLE + width // 2)]
+        s.drive(on, wide // 4, half, CARS)
+        s.drive(on[::-1], wide // 4, half, CARS)
+    sails = s.pick("white", "red", "blue")
+    s.taken = [t for t in s.taken if t[2] == wide]
+    for x, y in s.spots(s.r(0, 4), 40, (0, MIDDLE - width // 3, SPAN, MIDDLE + width // 3)):
+        s.boat(x, y, s.pick(0, 36) + s.r(-3, 3), s.r(26, 34), sails, s.chance(50))
+    s.tell("bridge", "crossing the river side by side", one="over the river")
+    s.tell("river", "under the bridge" if count == 1 else "under the bridges", colour)
+    tell_all(s, "car", "driving on the bridge" if count == 1 else "driving on the bridges")
+    s.tell("boat", "on the river", sails)
+    s.take_line(water, width // 2 + 20)
+    if banks == "houses":
+        neighbours(s, PAGE, 90)
+        tell_all(s, "house", "on both sides of the river", "near the river")
+    if banks != "forest":
+        s.scatter_trees(s.r(8, 40), 16, 28)
+    tell_trees(s, "near the river")
+
+
+def pond(s: Stage):
+    land = s.pick("meadow", "grass", "dry", "soil")
+    s.start(land)
+    if s.chance(50):
+        y = s.r(30, 90)
+        s.road([(LOW, y), (HIGH, y)], 40)
+        s.drive([(LOW, y), (HIGH, y)], 10, s.r(0, 4))
+    colour = s.pick(*POND)
+    count = s.pick(1, 1, 2, 3, 4, 6)
+    if s.chance(35) and count > 1:
+        square_ponds(s, count, colour)
+    else:
+        size = {1: 270, 2: 165, 3: 140, 4: 120, 6: 100}[count]
+        for x, y in s.spots(count, size, tries=200):
+            shape = blob(x, y, s.r(size * 3 // 4, size * 7 // 8), s.rng, 4, s.r(7, 11), s.r(13, 18))
+            s.water(shape, "pond", colour, POND[colour], s.pick("dry", "soil", "tree"), 8)
+    s.tell("pond", "on the " + GROUND[land].replace("meadows", "meadow"), colour)
+    s.tell("road", "near the water")
+    s.tell("car", "on the road near the water")
+    roof = s.pick(*ROOFS)
+    houses = s.r(1, 5) if s.chance(40) else 0
+    for x, y in s.spots(houses, 44):
+        s.house(x, y, s.r(28, 36), s.r(20, 26), s.r(0, 35), roof)
+    s.tell("house", "near the water", roof)
+    s.scatter_trees(s.pick(0, 6, 14, 40), 16, 30)
+    tell_trees(s, "around the water")
+    s.around = "surrounded by " + GROUND[land]
+
+
+def square_ponds(s: Stage, count: int, colour: str):
+    columns = 2 if count < 6 else 3
+    rows = -(-count // columns)
+    for k in range(count):
+        x = 150 + (SPAN - 300) * (2 * (k % columns) + 1) // (2 * columns)
+        y = 150 + (SPAN - 300) * (2 * (k // columns) + 1) // (2 * rows)
+        w, h = 520 // columns // 2 + 10, 520 // rows // 2 + 10
+        s.water(rect(x, y, w, h), "pond", colour, POND[colour], "dry", 8)
+        s.take_line([(x - w, y), (x + w, y)], h + 12)
+
+
+def port(s: Stage):
+    colour = s.pick("blue", "green")
+    s.start("water", {"blue": (50, 92, 122), "green": (64, 104, 98)}[colour])
+    with s.canvas.item("water", colour):
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canvas.pixels)
+    quay = s.r(200, 280)
+    s.canvas.shadow(rect(MIDDLE, quay - 500, 900, 500), 12)
+    s.canvas.paint(rect(MIDDLE, quay - 500, 900, 500), s.surface("concrete"))
+    s.canvas.paint(band([(LOW, quay - 4), (HIGH, quay - 4)], 10), s.shade("concrete", 26))
+    if s.chance(55):
+        marina(s, quay)
+    else:
+        docks(s, quay)
+    s.around = f"next to {colour} water"
+
+
+def marina(s: Stage, quay: int):
+    piers = s.r(1, 3)
+    xs = {1: (448,), 2: (260, 640), 3: (170, 448, 726)}[piers]
+    slots = []
+    for x in xs:
+        length = s.r(420, 520)
+        s.canvas.shadow(band([(x, quay), (x, quay + length)], 22), 10)
+        with s.canvas.item("pier"):
+            s.canvas.paint(band([(x, quay), (x, quay + length)], 22), s.surface("concrete", (190, 176, 150)))
+        slots += [(x + dx, quay + k, way) for k in range(50, length, 52) for dx, way in ((-50, 36), (50, 0))]
+    slots = [p for p in slots if s.inside(p[0], p[1], 44)]
+    many = s.chance(35)
+    colour = s.pick("white", "white", "red", "blue", "yellow")
+    count = len(slots) * 4 // 5 if many else s.r(2, 10)
+    for k in s.rng.permutation(len(slots))[:count].tolist():
+        s.boat(*slots[k], s.r(32, 37), colour)
+    s.tell("boat", "docked at the pier" if piers == 1 else "docked at the piers", colour)
+    s.tell("pier", "stretching into the water")
+    s.road([(LOW, quay - 60), (HIGH, quay - 60)], 46)
+    s.drive([(LOW, quay - 60), (HIGH, quay - 60)], 11, s.r(0, 5), CARS)
+    s.tell("road", "beside the port")
+    tell_all(s, "car", "on the road")
+    if s.chance(60):
+        neighbours(s, (0, -100, SPAN, quay - 100), 92, percent=80)
+        tell_all(s, "house", "near the port")
+    else:
+        s.scatter_trees(26, 14, 24, (-20, -60, SPAN + 20, quay - 100))
+        tell_trees(s, "near the port")
+
+
+def docks(s: Stage, quay: int):
+    colour = s.pick("red", "blue", "green", "brown", "white")
+    count = s.r(1, 4)
+    places = [(s.r(240, 300), quay + 56, 0), (s.r(640, 660), quay + 340, 36), (s.r(240, 260), quay + 480, 36),
+              (s.r(700, 720), quay + 150, 0)]
+    places = [p for p in places if s.inside(p[0], p[1], 100)][:count]
+    for place in places:
+        ship(s, *place, colour)
+    stacks = {}
+    for x, y in ((x, y) for x in range(-60, SPAN + 60, 58) for y in range(-80, quay - 100, 26)):
+        if s.chance(72) and (x // 58) % 5 and s.inside(x, y, 0):
+            name = s.pick("red", "blue", "green", "orange", "white", "grey")
+            stacks.setdefault(name, []).append(rect(x, y, 26, 10)[0])
+    with s.canvas.item("container", count=sum(map(len, stacks.values()))):
+        for name, loops in stacks.items():
+            s.canvas.shadow(loops, 14)
+            s.canvas.paint(loops, s.rgb(name))
+    for x in range(s.r(120, 200), SPAN, s.r(200, 320)):
+        if s.inside(x, quay - 30, 60):
+            s.canvas.shadow(band([(x, quay - 70), (x, quay + 60)], 10), 70)
+            with s.canvas.item("crane", "orange"):
+                s.canvas.paint(rect(x, quay - 40, 22, 16), s.shade("orange", -20))
+                s.canvas.paint(band([(x, quay - 80), (x, quay + 60)], 9), s.rgb("orange"))
+    s.tell("ship", "in the port", colour)
+    s.tell("container", "piled on the wharf")
+    s.tell("crane", "standing on the wharf", "orange")
+
+
+def ship(s: Stage, x: int, y: int, direction: int, colour: str):
+    """A cargo ship of about 110 by 20 pixels, loaded with containers."""
+    def at(points):
+        return [turn(points, direction, x, y)]
+    hull = at([(220, 0), (196, 22), (160, 40), (-200, 40), (-216, 28), (-216, -28), (-200, -40), (160, -40),
+               (196, -22)])
+    s.canvas.shadow(hull, 30)
+    with s.canvas.item("ship", colour):
+        s.canvas.paint(hull, s.rgb(colour))
+        s.canvas.paint(at([(150, 26), (-140, 26), (-140, -26), (150, -26)]), s.shade(colour, -34), 12)
+        s.canvas.paint(at([(-156, 30), (-196, 30), (-196, -30), (-156, -30)]), s.rgb("white"))
+        s.canvas.paint(at([(-160, 8), (-190, 8), (-190, -8), (-160, -8)]), s.shade("white", -60))
+        s.lines(band(turn([(178, -24), (206, 0), (178, 24)], direction, x, y), 4), 9)
+        boxes = {}
+        for k in range(-130, 130, 34):
+            for row in (-18, 0, 18):
+                boxes.setdefault(s.pick(colour, colour, colour, "grey", "orange"), []).append(
+                    turn([(k, row - 8), (k + 30, row - 8), (k + 30, row + 8), (k, row + 8)], direction, x, y))
+        for name, loops in boxes.items():
+            s.canvas.paint(loops, s.shade(name, 14), 13)
+
+
+def river(s: Stage):
+    land = s.pick("forest", "farmland", "meadow", "bare land")
+    s.start({"forest": "grass", "farmland": "dry", "meadow": "meadow", "bare land": "soil"}[land])
+    if land == "forest":
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canopy(8))
+    if land == "farmland":
+        for x in range(LOW, HIGH, 210):
+            for y in range(LOW, HIGH, 180):
+                a, b = s.r(195, 205), s.r(165, 175)
+                crop(s, s.pick(*CROPS), [(x, y), (x + a, y), (x + a, y + b), (x, y + b)])
+    colour = s.pick("green", "brown", "blue")
+    tone = {"green": (96, 128, 104), "brown": (146, 124, 92), "blue": (66, 110, 146)}[colour]
+    width = s.r(90, 210)
+    way = wavy(s, s.r(300, 600), s.r(300, 600), s.r(40, 200), s.r(4, 6))
+    s.water(band(way, width), "river", colour, tone, s.pick("soil", "sand", "tree"), s.r(5, 14))
+    s.take_line(way, width // 2 + 14)
+    s.tell("river", {"meadow": "winding across the meadow", "bare land": "crossing the bare land"}.get(
+        land, f"flowing through the {land}"), colour)
+    middle = way[len(way) // 2 - 2:len(way) // 2 + 3].tolist()
+    what = s.pick("boats", "boats", "island", "bridge")
+    if what == "boats":
+        sails = s.pick("white", "red", "blue", "yellow")
+        slots = [p for p in way[2::max(len(way) // 9, 1)].tolist() if s.inside(*p, 40)]
+        for x, y in slots[:s.r(1, 6)]:
+            y += s.r(-width // 5, width // 5)
+            s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
+        s.tell("boat", "sailing on the river", sails)
+    elif what == "island":
+        x, y = middle[2]
+        with s.canvas.item("island"):
+            s.canvas.paint(blob(x, y, width // 3, s.rng, 3, 8, 26), s.surface("grass"))
+        w, h = width // 4, width // 6
+        s.trees([(x + s.r(-w, w), y + s.r(-h, h), s.r(13, 20)) for _ in range(4)])
+        s.tell("island", "in the middle of the river")
+    else:
+        x, y = middle[2]
+        s.canvas.shadow(rect(x, y, 20, width), 26)
+        s.road([(x, y - width), (x, y + width)], 30, lines=False, kind="bridge")
+        s.canvas.paint(band([(x, LOW), (x, y - width + 6)], 30) + band([(x, y + width - 6), (x, HIGH)], 30),
+                       s.surface("asphalt"))
+        s.take_line([(x, LOW), (x, HIGH)], 24)
+        s.tell("bridge", "over the river")
+    if land in ("meadow", "bare land"):
+        s.scatter_trees(s.r(10, 40), 16, 30)
+        tell_trees(s, "along the river")
+    if land != "forest" and s.chance(40):
+        roof = s.pick(*ROOFS)
+        for x, y in s.spots(s.r(1, 4), 44):
+            s.house(x, y, s.r(28, 36), s.r(20, 26), s.r(0, 35), roof)
+        s.tell("house", "near the river", roof)
+    s.around = "surrounded by " + {"forest": "a dense forest", "meadow": "green meadows"}.get(land, land)

@@ -1,0 +1,90 @@
+"""Write files and folders whole or not at all."""
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nbhelpers.errors import UserError
+
+
+def _reword(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"The disk is full: {path} was not written; free some space and run again.")
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} may not be written by this user; choose a folder that you own.")
+    return error
+
+
+@contextmanager
+def atomic_write(path: Path | str):
+    """Yields a temporary Path beside `path`; moves it to `path` on success, removes it on any exception."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise _reword(error, path) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _reword(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str):
+    """As `atomic_write`, for a folder. If another process finished `path` first, its folder stays and ours is dropped."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        os.chmod(temporary, 0o755)
+    except OSError as error:
+        raise _reword(error, path) from error
+    try:
+        yield temporary
+        if not path.exists():
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if not path.exists():
+                    raise
+    except OSError as error:
+        raise _reword(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def take(lock: FileLock, seconds: float = -1) -> bool:
+    """Whether the lock became ours within these seconds; -1: wait for it. UserError where it may not be written."""
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise _reword(error, Path(lock.lock_file)) from error
+    return True
+
+
+@contextmanager
+def one_writer(path: Path):
+    """Let one process at a time write to `path`; others wait. A lock beside it is released when its
+    holder ends or dies."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    take(lock)
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

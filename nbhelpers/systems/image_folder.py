@@ -1,0 +1,104 @@
+"""Search or describe the images of a folder with a trained system."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from nbhelpers.data import layouts
+from nbhelpers.data.archives import open_images
+from nbhelpers.data.distinct import Once
+from nbhelpers.data.images import ImageStore
+from nbhelpers.data.rows import image_ids
+from nbhelpers.errors import UserError
+from nbhelpers.tasks.retrieval import BATCH
+
+if TYPE_CHECKING:
+    pass
+from nbhelpers.systems.evaluation import _banks_of_run, two_stages_of
+from nbhelpers.systems.trained_systems import System, _digest
+
+
+# ---- a folder of images ----------------------------------------------------------------------------------------------
+def search(system: System, pictures: Path | str, query: str | Path, top: int = 10) -> pd.DataFrame:
+    """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
+
+    query  a sentence, or the Path of an image, to which similar ones are found
+    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, as `searched`
+    tells, with the score of the second.
+    """
+    if top < 1:
+        raise UserError(f"The search is to show {top} images; ask for at least 1.")
+    store = open_images(pictures)
+    if isinstance(query, str) and not system.tokenizer.clean(query).strip():
+        raise UserError("The sentence is empty; say what the image shows.")
+    if isinstance(query, str) and hasattr(system.model, "score_pairs"):
+        order, scores = _read_together(system, store, query, top)
+    else:
+        asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
+        scores = system.image_rows(store.read(name) for name in store.names).products(asked)[:, 0]
+        order = np.argsort(-scores, kind="stable")
+        scores = scores[order]
+    return pd.DataFrame({"file": np.array(store.names)[order[:top]], "score": scores[:top]})
+
+
+def searched(system: System, top: int = 10) -> str:
+    """How `search` answers a sentence, where that is in two stages; else ""."""
+    if not hasattr(system.model, "score_pairs"):
+        return ""
+    ppsr = "no PPSR"
+    if _banks_of_run(system) is not None:
+        ppsr = "column means of PPSR from the training queries of its run"
+    k = max(two_stages_of(system).k, top)
+    return f"{system.name} reads the sentence with {k} candidates, chosen by hash code; {ppsr}."
+
+
+@torch.inference_mode()
+def _read_together(system: System, store: ImageStore, sentence: str,
+                   top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores of the candidates among the images of a store, best first.
+
+    They are chosen as in the evaluation: as many as the record of the checkpoint says, or `top`,
+    and by PPSR where its run holds training queries. Only the codes of all images are kept; the
+    candidates are opened a second time, no more than a batch of them at once.
+    """
+    from nbhelpers.data.array_store import ArrayStore, Computed, as_stored
+    from nbhelpers.tasks import two_stage as engine  # which needs faiss
+
+    model, once = system.model, Once(_digest)
+    encoded = [engine.encode(model, model.image_features(pixels))["codes"]
+               for pixels in system.batches((store.read(name) for name in store.names), once)]
+    first, row = once.distinct
+
+    def states_of(rows: np.ndarray) -> np.ndarray:
+        pixels = system.pixels(store.read(store.names[number]) for number in rows)
+        return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
+
+    codes = np.concatenate(encoded)[row]
+    arrays = {"codes": codes, "states": Computed(states_of)}
+    gallery = ArrayStore(engine.store_key(model, "images"), arrays, first[row])
+    ids, mask = system.words(sentence)
+    query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
+    banks = _banks_of_run(system) or (None, None)
+    k = max(two_stages_of(system).k, top)
+    found = engine.Search(model, gallery, banks[1], k, batch=BATCH)(query)
+    return found.rows[0], found.scores[0]
+
+
+def caption_folder(system: System, pictures: Path | str, listed: Path | str | None = None, split: str = "test",
+                   **options) -> dict[str, str]:
+    """Image id -> caption of the images of a folder, zip or tar; options as `System.caption`.
+
+    listed  a file of captions of any layout: only the images of its `split`, by its ids. Without it all, by their file names
+    """
+    store = open_images(pictures)
+    if listed is None:
+        ids, members = image_ids(store.names), store.names
+    else:
+        whole = layouts.read(listed)
+        part = whole.split(split).images
+        ids, members = list(part.image_id), store.members(part.file, whole.images.file)
+    return dict(zip(ids, system.caption((store.read(member) for member in members), **options)))

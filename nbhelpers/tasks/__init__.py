@@ -1,0 +1,1 @@
+"""Bring a data set and a model together."""

@@ -1,0 +1,106 @@
+"""What a query of the two-stage search costs (CFITR's spec, 6): times of its parts, larger galleries, the file of the trade-off."""
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nbhelpers.data.array_store import ArrayStore, Computed
+from nbhelpers.errors import UserError
+from nbhelpers.files import atomic_write
+from nbhelpers.tasks.two_stage import Search, encode
+from nbhelpers.training import device
+
+
+def tiled(gallery: ArrayStore, count: int) -> ArrayStore:
+    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the
+    codes are copied, and each of which is read as if it were different from all others."""
+    arrays = {name: Computed(partial(_repeated, array)) for name, array in gallery.arrays.items()}
+    codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
+    return ArrayStore(gallery.key, arrays | {"codes": codes})
+
+
+def _repeated(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Row r is row r mod N."""
+    return array[rows % len(array)]
+
+
+def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:
+    """Median time of a call, after one that warms up; waits for the GPU where there is one."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        function()
+        device.wait()
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times[1:]))
+
+
+def query_times(search: Search, inputs: Mapping[str, Tensor], repeats: int = 5) -> dict[str, float]:
+    """Milliseconds of one query: `encode` it, `coarse` (distance, post-processing, best K), `fine` (K pairs), and `total`, all
+    three in one go. The encoding of the gallery, which is done offline, is in none of them.
+
+    inputs  of the query alone, as `split_inputs` gives them for one row
+    """
+    query = encode(search.model, inputs)
+    candidates = search.coarse(query["codes"]).rows
+    return {"encode": milliseconds(lambda: encode(search.model, inputs), repeats),
+            "coarse": milliseconds(lambda: search.coarse(query["codes"]), repeats),
+            "fine": milliseconds(lambda: search.rerank(query, candidates), repeats),
+            "total": milliseconds(lambda: search(encode(search.model, inputs)), repeats)}
+
+
+def exhaustive_times(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable | None = None,
+                     repeats: int = 1) -> dict[str, float]:
+    """Milliseconds of the same query against every item: `cached` encodes it and passes the remaining layers with all stored
+    states; with `gallery_inputs` (row numbers (B,) -> inputs) `scratch` passes all layers with each item, as a single-stream
+    model must that stores nothing.
+    """
+    everything = np.arange(len(search.gallery))[None]
+    times = {"cached": milliseconds(lambda: search.rerank(encode(search.model, inputs), everything), repeats)}
+    if gallery_inputs is not None:
+        times["scratch"] = milliseconds(lambda: from_scratch(search, inputs, gallery_inputs), repeats)
+    return times
+
+
+@torch.inference_mode()
+def from_scratch(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable) -> np.ndarray:
+    """(G,) fine scores of one query without any store."""
+    model, scores = search.model, []
+    for start in range(0, len(search.gallery), search.batch):
+        item = gallery_inputs(np.arange(start, min(start + search.batch, len(search.gallery))))
+        count = len(next(iter(item.values())))
+        query = {name: part.expand(count, *part.shape[1:]) for name, part in inputs.items()}
+        image, text = (item, query) if search.images else (query, item)
+        pairs = model.score_pairs(model.image_states(**image), model.text_states(**text), text["mask"])
+        scores.append(pairs.float().cpu().numpy())
+    return np.concatenate(scores)
+
+
+# ---- the trade-off, for who compares systems --------------------------------------------------------------------------------
+def write_tradeoff(path: Path, points: list[dict[str, float]], **about: object) -> Path:
+    """Writes a JSON file: `about` (profile, set, seed, device, ...) and `points`, one for each number of candidates: "k", the
+    recalls in percent and milliseconds of a query "<direction>_<part>_ms". UserError on NaN and infinity."""
+    try:
+        text = json.dumps(about | {"points": points}, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"The trade-off for {path} holds NaN or infinity; look for a diverged model.") from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n")
+    return Path(path)
+
+
+def read_tradeoff(path: Path) -> tuple[pd.DataFrame, dict]:
+    """(points, one row each; what they are about) as `write_tradeoff` wrote them. UserError if there is no such file."""
+    try:
+        about = json.loads(Path(path).read_text())
+        return pd.DataFrame(about.pop("points")), about
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} holds no trade-off ({error!r}); run 23_cfitr again.") from error

@@ -1,0 +1,1 @@
+"""Networks that others trained: their code, weights, files and names of tensors."""

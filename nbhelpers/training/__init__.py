@@ -1,0 +1,1 @@
+"""Train a model: loop, schedule, processes and device."""

@@ -1,10 +1,12 @@
 """Which code decides a result: a digest of all definitions that some code reaches, by what they compute.
 
-A definition is a function, a class or an assigned name at the top of a module of this package. It counts as its syntax tree
-without docstrings, comments, formatting, annotations and imports. Where it lies does not count: a moved file, a moved definition
-or another style of import keeps the digest. A definition reaches all that it names, and what that names in turn. Methods of
-objects are not followed, since nothing says what class these have: name their classes as roots too.
+A definition is a function, a class or an assigned name at the top of a module of this package. It
+counts as its syntax tree without docstrings, comments, formatting, annotations and imports. Where
+it lies does not count: a moved file, a moved definition or another style of import keeps the
+digest. A definition reaches all that it names, and what that names in turn. Methods of objects are
+not followed, since nothing says what class these have: name their classes as roots too.
 """
+
 from __future__ import annotations
 
 import ast
@@ -20,12 +22,21 @@ from types import ModuleType
 
 from nbhelpers.errors import UserError
 
-WHOLE, LOOSE = "", "*"  # in the place of a definition's name: a whole module; what it does on import beside defining
+# in the place of a definition's name: a whole module; what it does on import beside defining
+WHOLE, LOOSE = "", "*"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
+DEFINITIONS = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+    ast.AnnAssign,
+    ast.AugAssign,
+)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 IMPORTS = (ast.Import, ast.ImportFrom)
-UNSEEN = ("annotation", "returns", "type_comment", "ctx", "kind")  # fields of nodes that compute nothing
+# fields of nodes that compute nothing
+UNSEEN = ("annotation", "returns", "type_comment", "ctx", "kind")
 Address = tuple[str, str]  # a module, and in it "function", "Class", "Class.member", WHOLE or LOOSE
 
 
@@ -33,16 +44,19 @@ Address = tuple[str, str]  # a module, and in it "function", "Class", "Class.mem
 def code_digest(*roots: object) -> str:
     """sha256 of all code of this package that the roots reach, hex.
 
-    roots  a class, function or module, of another file with what it names of this package; (class, *names): these members alone, of the class and its bases, and the members that
-           they name; a text: the source of further code, such as the cells of a notebook
-    UserError for what has no source of its own, a member that is not there, and a text that is not Python.
+    roots  a class, function or module, of another file with what it names of this package; (class,
+           *names): these members alone, of the class and its bases, and the members that they name;
+           a text: the source of further code, such as the cells of a notebook
+    UserError for what has no source of its own, a member that is not there, and a text that is not
+    Python.
     """
     return _this_package().digest(*roots)
 
 
 def text_digest(source: str) -> str:
-    """sha256 hex of a text alone, statement by statement, by what it computes: nothing that it names
-    is followed. UserError for a text that is not Python."""
+    """sha256 hex of a text alone, statement by statement, by what it computes: nothing that it
+    names is followed. UserError for a text that is not Python.
+    """
     module = _Module("the text", source, "")
     return _sha256(_Reader(Code({}), module).plain(ast.parse(source).body))
 
@@ -54,7 +68,10 @@ def _this_package() -> Code:
 
 
 class Code:
-    """The modules of a package: name -> source text. `packages` names those that hold others (`__init__.py`)."""
+    """The modules of a package: name -> source text.
+
+    `packages` names those that hold others (`__init__.py`).
+    """
 
     def __init__(self, sources: Mapping[str, str], packages: Iterable[str] = ()):
         self.sources, self.packages = dict(sources), set(packages)
@@ -77,9 +94,13 @@ class Code:
         first = [address for root in roots for address in self._addresses(root)]
         reached = self._reached(first)
         digests, count = dict.fromkeys(reached, ""), 0
-        while len(set(digests.values())) > count:  # each round tells more definitions apart, by those that they name
+        # each round tells more definitions apart, by those that they name
+        while len(set(digests.values())) > count:
             count = len(set(digests.values()))
-            digests = {here: _sha256(own, [digests[name] for name in names]) for here, (own, names) in reached.items()}
+            digests = {
+                here: _sha256(own, [digests[name] for name in names])
+                for here, (own, names) in reached.items()
+            }
         return _sha256(sorted({digests[here] for here in first}), sorted(set(digests.values())))
 
     def _addresses(self, root: object) -> list[Address]:
@@ -92,7 +113,9 @@ class Code:
         module = root.__name__ if isinstance(root, ModuleType) else root.__module__
         if module not in self.sources:
             return self._addresses(_text_of(root))
-        return [(module, WHOLE if isinstance(root, ModuleType) else root.__qualname__.partition(".")[0])]
+        return [
+            (module, WHOLE if isinstance(root, ModuleType) else root.__qualname__.partition(".")[0])
+        ]
 
     def _members(self, of: Address, names: Iterable[str]) -> list[Address]:
         found, ahead, family = [], list(names), self._family(of)
@@ -103,7 +126,12 @@ class Code:
                 statements = _bound(self.statements((module, owner))[0].body).get(name, [])
                 if statements and here not in found:
                     found.append(here)
-                    ahead += [node.attr for part in statements for node in ast.walk(part) if isinstance(node, ast.Attribute)]
+                    ahead += [
+                        node.attr
+                        for part in statements
+                        for node in ast.walk(part)
+                        if isinstance(node, ast.Attribute)
+                    ]
         lacking = set(names) - {name.partition(".")[2] for _, name in found}
         if lacking:
             raise UserError(f"{of[1]} has no member {min(lacking)}; name one that it has.")
@@ -111,12 +139,19 @@ class Code:
 
     def _family(self, of: Address) -> list[Address]:
         """A class and its bases in this package."""
-        bases = [_Reader(self, self.module(of[0])).target(base) for base in self.statements(of)[0].bases]
-        return [of, *(member for base in bases if base and base[0] for member in self._family(base[0]))]
+        bases = [
+            _Reader(self, self.module(of[0])).target(base) for base in self.statements(of)[0].bases
+        ]
+        return [
+            of,
+            *(member for base in bases if base and base[0] for member in self._family(base[0])),
+        ]
 
     def module(self, name: str) -> _Module:
         if name not in self._modules:
-            self._modules[name] = _Module(name, self.sources[name], name if name in self.packages else name.rpartition(".")[0])
+            self._modules[name] = _Module(
+                name, self.sources[name], name if name in self.packages else name.rpartition(".")[0]
+            )
         return self._modules[name]
 
     def statements(self, here: Address) -> list[ast.stmt]:
@@ -126,7 +161,9 @@ class Code:
         return _bound(found[0].body)[member] if member else found
 
     def find(self, dotted: str) -> tuple[Address | None, list[str]]:
-        """The definition that a dotted name means, None for one outside this package; and the attributes behind it."""
+        """The definition that a dotted name means, None for one outside this package; and the
+        attributes behind it.
+        """
         parts = dotted.split(".")
         cut = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in self.sources), 0)
         if not cut:
@@ -139,20 +176,30 @@ class Code:
         return (name, WHOLE), rest
 
     def _reached(self, first: Iterable[Address]) -> dict[Address, tuple[str, list[Address]]]:
-        """Address -> digest of what is computed there, and the definitions that are named there; for all that `first` reaches."""
+        """Address -> digest of what is computed there, and the definitions that are named there;
+        for all that `first` reaches.
+        """
         found, ahead = {}, list(first)
         while ahead:
             here = ahead.pop()
             if here not in found:
                 found[here] = self._definition(here)
                 ahead += found[here][1]
-                ahead += [(name, LOOSE) for name in self._imported_with(here[0]) if self.module(name).loose]
+                ahead += [
+                    (name, LOOSE)
+                    for name in self._imported_with(here[0])
+                    if self.module(name).loose
+                ]
         return found
 
     def _imported_with(self, module: str) -> list[str]:
         """A module and the packages that hold it."""
         parts = module.split(".")
-        return [name for name in (".".join(parts[:n + 1]) for n in range(len(parts))) if name in self.sources]
+        return [
+            name
+            for name in (".".join(parts[: n + 1]) for n in range(len(parts)))
+            if name in self.sources
+        ]
 
     def _definition(self, here: Address) -> tuple[str, list[Address]]:
         if here not in self._read:
@@ -172,27 +219,43 @@ class _Module:
         try:
             body = ast.parse(source).body
         except SyntaxError as error:
-            raise UserError(f"The code of {name} is not Python (line {error.lineno}: {error.msg}); mend that line.") from error
+            raise UserError(
+                f"The code of {name} is not Python (line {error.lineno}: {error.msg}); mend that"
+                " line."
+            ) from error
         self.name, self.package = name, package
         self.imports, self.definitions = _imported(body, package), _bound(body)
         self.loose = [part for part in body if not _idle(part) and self._acts(part)]
 
     def _acts(self, part: ast.stmt) -> bool:
-        """Whether a statement does more than define a name, such as a decorator of this package that keeps what it is given."""
+        """Whether a statement does more than define a name, such as a decorator of this package
+        that keeps what it is given.
+        """
         if not isinstance(part, DEFINITIONS) or not _bound([part]):
             return True
-        named = [node.id for mark in getattr(part, "decorator_list", []) for node in ast.walk(mark) if isinstance(node, ast.Name)]
+        named = [
+            node.id
+            for mark in getattr(part, "decorator_list", [])
+            for node in ast.walk(mark)
+            if isinstance(node, ast.Name)
+        ]
         top = self.name.partition(".")[0]
-        return any(name in self.definitions or self.imports.get(name, "").partition(".")[0] == top for name in named)
+        return any(
+            name in self.definitions or self.imports.get(name, "").partition(".")[0] == top
+            for name in named
+        )
 
 
 class _Reader:
-    """Turns statements of a module into nested tuples that say what they compute; `names` are the definitions they name."""
+    """Turns statements of a module into nested tuples that say what they compute; `names` are the
+    definitions they name.
+    """
 
     def __init__(self, code: Code, module: _Module):
         self.code, self.module = code, module
         self.names: list[Address] = []
-        self.scopes: list[dict[str, str | None]] = []  # of functions: name -> what an import binds to it, None for a variable
+        # of functions: name -> what an import binds to it, None for a variable
+        self.scopes: list[dict[str, str | None]] = []
 
     def plain(self, node: object) -> object:
         if isinstance(node, list):
@@ -206,29 +269,41 @@ class _Reader:
         if isinstance(node, (ast.Name, ast.Attribute)) and (target := self.target(node)):
             return self._named(*target)
         if isinstance(node, ast.ClassDef):
-            return self._fields(node, "body"), [self._in_class(part) for part in node.body if not _idle(part, in_class=True)]
+            return self._fields(node, "body"), [
+                self._in_class(part) for part in node.body if not _idle(part, in_class=True)
+            ]
         if isinstance(node, FUNCTIONS):
-            return self._fields(node, "body"), self._within(_variables(node, self.module.package), node.body)
+            return self._fields(node, "body"), self._within(
+                _variables(node, self.module.package), node.body
+            )
         if isinstance(node, COMPREHENSIONS):
-            variables = dict.fromkeys(name for one in node.generators for name in _stored([one.target]))
+            variables = dict.fromkeys(
+                name for one in node.generators for name in _stored([one.target])
+            )
             return self.plain(node.generators[0].iter), self._within(variables, node, self._fields)
         return self._fields(node)
 
     def target(self, node: ast.AST) -> tuple[Address | None, list[str]] | None:
-        """What a dotted name means, as `Code.find` says it; None for variables and for all that is no such name."""
+        """What a dotted name means, as `Code.find` says it; None for variables and for all that is
+        no such name.
+        """
         rest = []
         while isinstance(node, ast.Attribute):
             rest, node = [node.attr, *rest], node.value
         if not isinstance(node, ast.Name):
             return None
-        scope = next((scope for scope in reversed(self.scopes) if node.id in scope), self.module.imports)
+        scope = next(
+            (scope for scope in reversed(self.scopes) if node.id in scope), self.module.imports
+        )
         if scope is self.module.imports and node.id in self.module.definitions:
             return (self.module.name, node.id), rest
         taken = scope.get(node.id)
         return self.code.find(".".join([taken, *rest])) if taken else None
 
     def _makes_key(self, call: ast.Call) -> bool:
-        """What a key is made of decides no result, so calls of `..._key` and `..._digest` of this package are not followed."""
+        """What a key is made of decides no result, so calls of `..._key` and `..._digest` of this
+        package are not followed.
+        """
         target = self.target(call.func)
         return bool(target and target[0] and target[0][1].endswith(("_digest", "_key")))
 
@@ -238,30 +313,49 @@ class _Reader:
         self.names.append(here)
         return "of the package", here[1], *rest
 
-    def _within(self, variables: dict[str, str | None], node: object, read: Callable | None = None) -> object:
+    def _within(
+        self, variables: dict[str, str | None], node: object, read: Callable | None = None
+    ) -> object:
         self.scopes.append(variables)
         found = (read or self.plain)(node)
         self.scopes.pop()
         return found
 
     def _in_class(self, part: ast.stmt) -> object:
-        """A statement of a class; there a name with an annotation is a field, unless it is a ClassVar."""
+        """A statement of a class; there a name with an annotation is a field, unless it is a
+        ClassVar.
+        """
         if not isinstance(part, ast.AnnAssign):
             return self.plain(part)
-        return "field", "ClassVar" in ast.unparse(part.annotation), self.plain(part.target), self.plain(part.value)
+        return (
+            "field",
+            "ClassVar" in ast.unparse(part.annotation),
+            self.plain(part.target),
+            self.plain(part.value),
+        )
 
     def _fields(self, node: ast.AST, *left_out: str) -> tuple:
-        fields = [(name, value) for name, value in ast.iter_fields(node) if name not in (*UNSEEN, *left_out)]
-        return type(node).__name__, *((name, self.plain(value)) for name, value in fields if value not in (None, []))
+        fields = [
+            (name, value)
+            for name, value in ast.iter_fields(node)
+            if name not in (*UNSEEN, *left_out)
+        ]
+        return type(node).__name__, *(
+            (name, self.plain(value)) for name, value in fields if value not in (None, [])
+        )
 
 
 def _idle(node: object, in_class: bool = False) -> bool:
-    """Whether a statement computes nothing: an import, a docstring, pass, a bare annotation, an `if` around these."""
+    """Whether a statement computes nothing: an import, a docstring, pass, a bare annotation, an
+    `if` around these.
+    """
     if isinstance(node, ast.If) and isinstance(node.test, (ast.Name, ast.Attribute)):
         return all(map(_idle, [*node.body, *node.orelse]))
     if isinstance(node, ast.AnnAssign):
         return node.value is None and not in_class
-    return isinstance(node, (*IMPORTS, ast.Pass)) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    return isinstance(node, (*IMPORTS, ast.Pass)) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
 
 
 def _own(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
@@ -278,7 +372,12 @@ def _stored(nodes: Iterable[ast.AST]) -> list[str]:
     for node in _own(nodes):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             found.append(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler)) and node.name:
+        elif (
+            isinstance(
+                node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler)
+            )
+            and node.name
+        ):
             found.append(node.name)
     return found
 
@@ -297,13 +396,20 @@ def _imported(nodes: Iterable[ast.AST], package: str) -> dict[str, str]:
     found = {}
     for node in _own(nodes):
         if isinstance(node, ast.Import):
-            found |= {one.asname or one.name.partition(".")[0]: one.name if one.asname else one.name.partition(".")[0]
-                      for one in node.names}
+            found |= {
+                one.asname or one.name.partition(".")[0]: (
+                    one.name if one.asname else one.name.partition(".")[0]
+                )
+                for one in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
             origin = "." * node.level + (node.module or "")
             origin = resolve_name(origin, package) if node.level else origin
             if node.names[0].name == "*":
-                raise UserError(f"`from {origin} import *` hides which code is named; import what is used by its name.")
+                raise UserError(
+                    f"`from {origin} import *` hides which code is named; import what is used by"
+                    " its name."
+                )
             found |= {one.asname or one.name: f"{origin}.{one.name}" for one in node.names}
     return found
 
@@ -312,21 +418,37 @@ def _variables(function: ast.AST, package: str) -> dict[str, str | None]:
     """What is bound within a function: imports with their dotted names, variables with None."""
     body = function.body if isinstance(function.body, list) else [function.body]
     arguments = [node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)]
-    elsewhere = [name for node in _own(body) if isinstance(node, (ast.Global, ast.Nonlocal)) for name in node.names]
-    variables = dict.fromkeys(name for name in [*arguments, *_stored(body)] if name not in elsewhere)
+    elsewhere = [
+        name
+        for node in _own(body)
+        if isinstance(node, (ast.Global, ast.Nonlocal))
+        for name in node.names
+    ]
+    variables = dict.fromkeys(
+        name for name in [*arguments, *_stored(body)] if name not in elsewhere
+    )
     return variables | _imported(body, package)
 
 
 def _text_of(root: object) -> str:
-    """The source of a class or function of another file, such as a test, with the imports of that file."""
+    """The source of a class or function of another file, such as a test, with the imports of that
+    file.
+    """
     try:
         text = textwrap.dedent(inspect.getsource(root))
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
         imports = _imported(ast.parse(inspect.getsource(inspect.getmodule(root))).body, "")
     except (OSError, TypeError, SyntaxError) as error:
-        raise UserError(f"The source of {root.__qualname__} cannot be read by itself; give that of its cell as a text.") from error
-    lines = [f"from {origin} import {last} as {name}" if origin else f"import {last} as {name}"
-             for name, (origin, _, last) in ((name, dotted.rpartition(".")) for name, dotted in imports.items() if name in names)]
+        raise UserError(
+            f"The source of {root.__qualname__} cannot be read by itself; give that of its cell as"
+            " a text."
+        ) from error
+    lines = [
+        f"from {origin} import {last} as {name}" if origin else f"import {last} as {name}"
+        for name, (origin, _, last) in (
+            (name, dotted.rpartition(".")) for name, dotted in imports.items() if name in names
+        )
+    ]
     return "\n".join([*lines, text])
 
 

@@ -1,4 +1,5 @@
 """Write files and folders whole or not at all."""
+
 from __future__ import annotations
 
 import errno
@@ -15,7 +16,9 @@ from nbhelpers.errors import UserError
 
 def _reword(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"The disk is full: {path} was not written; free some space and run again.")
+        return UserError(
+            f"The disk is full: {path} was not written; free some space and run again."
+        )
     if isinstance(error, PermissionError):
         return UserError(f"{path} may not be written by this user; choose a folder that you own.")
     return error
@@ -23,11 +26,15 @@ def _reword(error: OSError, path: Path) -> Exception:
 
 @contextmanager
 def atomic_write(path: Path | str):
-    """Yields a temporary Path beside `path`; moves it to `path` on success, removes it on any exception."""
+    """Yields a temporary Path beside `path`; moves it to `path` on success, removes it on any
+    exception.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+        )
         os.close(handle)
     except OSError as error:
         raise _reword(error, path) from error
@@ -44,7 +51,10 @@ def atomic_write(path: Path | str):
 
 @contextmanager
 def atomic_folder(path: Path | str):
-    """As `atomic_write`, for a folder. If another process finished `path` first, its folder stays and ours is dropped."""
+    """As `atomic_write`, for a folder.
+
+    If another process finished `path` first, its folder stays and ours is dropped.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +77,10 @@ def atomic_folder(path: Path | str):
 
 
 def take(lock: FileLock, seconds: float = -1) -> bool:
-    """Whether the lock became ours within these seconds; -1: wait for it. UserError where it may not be written."""
+    """Whether the lock became ours within these seconds; -1: wait for it.
+
+    UserError where it may not be written.
+    """
     try:
         lock.acquire(timeout=seconds)
     except Timeout:
@@ -79,8 +92,10 @@ def take(lock: FileLock, seconds: float = -1) -> bool:
 
 @contextmanager
 def one_writer(path: Path):
-    """Let one process at a time write to `path`; others wait. A lock beside it is released when its
-    holder ends or dies."""
+    """Let one process at a time write to `path`; others wait.
+
+    A lock beside it is released when its holder ends or dies.
+    """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     take(lock)
     try:

@@ -1,4 +1,7 @@
-"""What keys of checkpoints and caches are made of: plain values, the code that decides, and the tensors of a module."""
+"""What keys of checkpoints and caches are made of: plain values, the code that decides, and the
+tensors of a module.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 def key_digest(*parts: object) -> str:
     """sha256 hex of JSON values and dataclasses, which count with the name of their class and all their fields.
 
-    A dataclass with a method `decisive`, such as TrainConfig, counts with what that gives. TypeError on any other object.
+    A dataclass with a method `decisive`, such as TrainConfig, counts with what that gives.
+    TypeError on any other object.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
 
@@ -26,7 +30,9 @@ def _plain(value: object) -> object:
 
 
 def modules_digest(parts: Iterable[nn.Module]) -> str:
-    """sha256 hex of what modules are made of: their layers with all plain settings, and their tensors."""
+    """sha256 hex of what modules are made of: their layers with all plain settings, and their
+    tensors.
+    """
     found = hashlib.sha256()
     for part in parts:
         for name, layer in part.named_modules():
@@ -48,4 +54,8 @@ def tensors_digest(state: Mapping[str, Tensor]) -> str:
 def _is_setting(name: str, value: object) -> bool:
     if isinstance(value, tuple):
         return all(_is_setting(name, part) for part in value)
-    return name != "training" and not name.startswith("_") and isinstance(value, (bool, int, float, str))
+    return (
+        name != "training"
+        and not name.startswith("_")
+        and isinstance(value, (bool, int, float, str))
+    )

@@ -1,4 +1,5 @@
 """Find the repository and the folder of runs."""
+
 from __future__ import annotations
 
 import os
@@ -9,18 +10,25 @@ from nbhelpers.errors import UserError
 
 
 def repository_root() -> Path:
-    """The folder above this package that holds the project's pyproject.toml. UserError if there is none."""
+    """The folder above this package that holds the project's pyproject.toml.
+
+    UserError if there is none.
+    """
     for folder in Path(__file__).resolve().parents:
         project = folder / "pyproject.toml"
         if project.is_file():
             if tomllib.loads(project.read_text()).get("project", {}).get("name") == "nbhelpers":
                 return folder
-    raise UserError("nbhelpers stands outside its repository: install it with `pip install -e .` in a clone.")
+    raise UserError(
+        "nbhelpers stands outside its repository: install it with `pip install -e .` in a clone."
+    )
 
 
 def runs_root() -> Path:
     """Where runs are kept: NBHELPERS_RUNS, else runs/ in the repository, wherever one is working."""
     named = os.environ.get("NBHELPERS_RUNS", "")
     if named and not Path(named).is_absolute():
-        raise UserError(f"NBHELPERS_RUNS is '{named}', but must be absolute: notebooks run elsewhere.")
+        raise UserError(
+            f"NBHELPERS_RUNS is '{named}', but must be absolute: notebooks run elsewhere."
+        )
     return Path(named) if named else repository_root() / "runs"

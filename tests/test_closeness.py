@@ -1,4 +1,5 @@
 """The comparison that other tests share accepts another order of summation, and no wrong value."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,12 +11,12 @@ VALUES = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
 
 def changed(place: int, factor: float) -> torch.Tensor:
-    return torch.cat([VALUES[:place], factor * VALUES[place:place + 1], VALUES[place + 1:]])
+    return torch.cat([VALUES[:place], factor * VALUES[place : place + 1], VALUES[place + 1 :]])
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_the_order_of_a_sum_does_not_matter_whatever_its_size(size):
-    terms = size * torch.randn(8, 2 ** 16, generator=torch.Generator().manual_seed(1)).numpy()
+    terms = size * torch.randn(8, 2**16, generator=torch.Generator().manual_seed(1)).numpy()
     forwards, backwards = terms.cumsum(1)[:, -1], terms[:, ::-1].cumsum(1)[:, -1]
     assert forwards.dtype == np.float32 and (forwards != backwards).any()
     assert_close(forwards, backwards)

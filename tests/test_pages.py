@@ -1,4 +1,7 @@
-"""The pages beside the code: their commands are understood, their links lead somewhere, what they name is there."""
+"""The pages beside the code: their commands are understood, their links lead somewhere, what they
+name is there.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -12,8 +15,20 @@ from nbhelpers.__main__ import _parser
 from nbhelpers.runs import batch, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (".", "notebooks", "data", "data/results/*", "nbhelpers", "nbhelpers/papers", "nbhelpers/runs", "nbhelpers/systems")
-               for path in ROOT.glob(f"{folder}/README.md"))
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (
+        ".",
+        "notebooks",
+        "data",
+        "data/results/*",
+        "nbhelpers",
+        "nbhelpers/papers",
+        "nbhelpers/runs",
+        "nbhelpers/systems",
+    )
+    for path in ROOT.glob(f"{folder}/README.md")
+)
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 _VALUES = r"""make run ((?:[A-Z]+=(?:"[^"]+"|[^\s`;:,]+) *)+)"""
 RUNS = sorted({found for text in TEXT.values() for found in re.findall(_VALUES, text)})
@@ -29,20 +44,33 @@ def documented() -> list[list[str]]:
 @pytest.mark.parametrize("argv", documented(), ids=" ".join)
 def test_documented_commands_are_accepted(argv):
     found, rest = _parser().parse_known_args(argv)
-    assert callable(found.command) and (argv[0] == "records" or not rest)   # records reads its own words
+    # records reads its own words
+    assert callable(found.command) and (argv[0] == "records" or not rest)
 
 
 def test_every_command_is_in_the_readme_of_the_runs():
     text = TEXT["nbhelpers/runs/README.md"]
-    commands, = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert {argv[0] for argv in documented()} >= commands.keys() and all(f"| `{name}` |" in text for name in commands)
+    (commands,) = (
+        action.choices
+        for action in _parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    assert {argv[0] for argv in documented()} >= commands.keys() and all(
+        f"| `{name}` |" in text for name in commands
+    )
 
 
 def test_every_room_is_in_the_readme_of_the_package():
     text = TEXT["nbhelpers/README.md"]
-    rooms = [path.name for path in (ROOT / "nbhelpers").iterdir() if (path / "__init__.py").exists()]
+    rooms = [
+        path.name for path in (ROOT / "nbhelpers").iterdir() if (path / "__init__.py").exists()
+    ]
     assert len(rooms) == 10 and all(f"| [{room}](" in text for room in rooms)
-    assert all(f"[`{path.stem}`]" in text for path in (ROOT / "nbhelpers").glob("*.py") if not path.stem.startswith("__"))
+    assert all(
+        f"[`{path.stem}`]" in text
+        for path in (ROOT / "nbhelpers").glob("*.py")
+        if not path.stem.startswith("__")
+    )
 
 
 @pytest.mark.parametrize("command", RUNS)
@@ -62,7 +90,13 @@ def test_links_lead_somewhere(page):
 
 def test_parameters_that_the_pages_set_are_known_to_a_notebook():
     known = set(parameters.Parameters.model_fields)
-    named = {name for text in TEXT.values() for name in re.findall(r"`([A-Z][A-Z0-9_]+): [^`]+`", text)}
-    named |= {name for text in TEXT.values() for name in re.findall(r"`([A-Z_]+_(?:EPOCHS|BATCH|LR|ACCUMULATE))`", text)}
+    named = {
+        name for text in TEXT.values() for name in re.findall(r"`([A-Z][A-Z0-9_]+): [^`]+`", text)
+    }
+    named |= {
+        name
+        for text in TEXT.values()
+        for name in re.findall(r"`([A-Z_]+_(?:EPOCHS|BATCH|LR|ACCUMULATE))`", text)
+    }
     assert {"SHARDS", "VILT", "CAPTION_SETS", "CFITR_BATCH"} <= named
     assert {name for name in named if not name.startswith("SIX_")} <= known

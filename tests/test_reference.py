@@ -1,9 +1,10 @@
 """Numeric truth: every module a paper invented against vectors of the authors' own code, outputs and gradients.
 
-`pytest tests/test_reference.py --reference-dir DIR` runs the same checks on another folder of the form
-DIR/<system>/*.npz|json; sizes come from `meta`, a file that DIR lacks is skipped by name. The checks of each system stand
-in tests/reference_checks.
+`pytest tests/test_reference.py --reference-dir DIR` runs the same checks on another folder of the
+form DIR/<system>/*.npz|json; sizes come from `meta`, a file that DIR lacks is skipped by name. The
+checks of each system stand in tests/reference_checks.
 """
+
 from reference_checks.bita import *  # noqa: F403
 from reference_checks.captions import *  # noqa: F403
 from reference_checks.cfitr import *  # noqa: F403

@@ -1,10 +1,12 @@
 """One training step in two processes: a test module starts its own file as the other one, and compares their halves with the whole.
 
-    other = two_processes.fixture(__file__)               # in the module
-    first, second = two_processes.meet(other, half)       # in its test; half(rows) is what one of them does with its rows
-    if __name__ == "__main__":                            # what the other one runs
-        two_processes.be_the_other(half)
+other = two_processes.fixture(__file__)               # in the module
+first, second = two_processes.meet(other, half)       # in its test; half(rows) is what one of
+    them does with its rows
+if __name__ == "__main__":                            # what the other one runs
+    two_processes.be_the_other(half)
 """
+
 from __future__ import annotations
 
 import os
@@ -29,7 +31,9 @@ SECONDS = 100  # that either waits for the other
 
 
 def one_step(model: nn.Module, batch: dict[str, Tensor]) -> Arrays:
-    """Loss terms of a batch, and gradients as "grad/..."; over processes the mean of the gradients, as DDP takes it."""
+    """Loss terms of a batch, and gradients as "grad/..."; over processes the mean of the gradients,
+    as DDP takes it.
+    """
     terms = model.loss(batch)
     terms["loss"].backward()
     arrays = {name: value.detach().numpy() for name, value in terms.items()}
@@ -43,25 +47,36 @@ def one_step(model: nn.Module, batch: dict[str, Tensor]) -> Arrays:
 
 def assert_alike(found: Arrays, expected: Arrays):
     assert set(found) == set(expected)
-    for kind in {key.split("/")[0] for key in expected}:  # loss terms one by one, gradients and buffers together
+    # loss terms one by one, gradients and buffers together
+    for kind in {key.split("/")[0] for key in expected}:
         part = {key: array for key, array in expected.items() if key.split("/")[0] == kind}
         assert_close({key: found[key] for key in part}, part)
 
 
 def fixture(file: str):
-    """The other process and the folder where both meet. It starts while the module's first tests run, and waits there for them."""
+    """The other process and the folder where both meet.
+
+    It starts while the module's first tests run, and waits there for them.
+    """
+
     @pytest.fixture(scope="module", autouse=True)
     def other(tmp_path_factory) -> Iterator[tuple[subprocess.Popen, Path]]:
         folder = tmp_path_factory.mktemp("two")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
         process = subprocess.Popen([sys.executable, file, str(folder)], env=environment)
         yield process, folder
         process.kill()
         process.wait()
+
     return other
 
 
-def meet(other: tuple[subprocess.Popen, Path], half: Callable[[slice], Arrays]) -> tuple[Arrays, Arrays]:
+def meet(
+    other: tuple[subprocess.Popen, Path], half: Callable[[slice], Arrays]
+) -> tuple[Arrays, Arrays]:
     """What the first and what the second process found."""
     process, folder = other
     (folder / "go").touch()
@@ -79,7 +94,9 @@ def be_the_other(half: Callable[[slice], Arrays]):
 
 
 def _work(folder: Path, number: int, half: Callable[[slice], Arrays]) -> Arrays:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(seconds=SECONDS), rank=number, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/meet", timedelta(seconds=SECONDS), rank=number, world_size=2
+    )
     try:
         return half(HALVES[number])
     finally:

@@ -1,4 +1,5 @@
 """Open the images of folders, zips, tars, shards and tables."""
+
 from __future__ import annotations
 
 import tarfile
@@ -13,18 +14,23 @@ from nbhelpers.data.reading import EXTENSIONS
 from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import UserError
 
-MAX_FOLDERS = 100_000     # below one folder; links between folders may lead to any number
+MAX_FOLDERS = 100_000  # below one folder; links between folders may lead to any number
 
 
 def open_images(path: Path | str) -> ImageStore:
-    """The images of a folder, zip, tar, shard or table. UserError if `path` is missing, holds no images, is damaged or has unsafe names."""
+    """The images of a folder, zip, tar, shard or table.
+
+    UserError if `path` is missing, holds no images, is damaged or has unsafe names.
+    """
     path = Path(path)
     if packed := shards.image_store(path):
         return packed
     if path.is_dir():
         members, read = _open_folder(path)
     elif not path.is_file():
-        raise UserError(f"{path} does not exist; name the folder, zip or tar that holds the images.")
+        raise UserError(
+            f"{path} does not exist; name the folder, zip or tar that holds the images."
+        )
     elif zipfile.is_zipfile(path):
         members, read = _open_zip(path)
     elif tarfile.is_tarfile(path):
@@ -33,7 +39,9 @@ def open_images(path: Path | str) -> ImageStore:
         raise UserError(f"{path} is neither a folder nor a readable zip or tar; fetch it again.")
     members = [name for name in members if _is_image(name)]
     if not members:
-        raise UserError(f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name another.")
+        raise UserError(
+            f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name another."
+        )
     return ImageStore(path, members, read)
 
 
@@ -45,14 +53,18 @@ def _is_image(name: str) -> bool:
 def _refuse_unsafe(members, path: Path) -> None:
     unsafe = [name for name in members if not safe_file_name(name)]
     if unsafe:
-        raise UserError(f"{path} has {len(unsafe)} members with absolute, '..' or backslash names (first: "
-                        f"{unsafe[0]!r}); do not trust it, or pack it again with relative names.")
+        raise UserError(
+            f"{path} has {len(unsafe)} members with absolute, '..' or backslash names (first: "
+            f"{unsafe[0]!r}); do not trust it, or pack it again with relative names."
+        )
 
 
 def _limit(size: int, name: str, path: Path) -> None:
     if size > MAX_BYTES:
-        raise UserError(f"{name} in {path} unpacks to {size / 2**20:.0f} MB, more than the "
-                        f"{MAX_BYTES // 2**20} MB an image file may have; remove it.")
+        raise UserError(
+            f"{name} in {path} unpacks to {size / 2**20:.0f} MB, more than the "
+            f"{MAX_BYTES // 2**20} MB an image file may have; remove it."
+        )
 
 
 def image_files(folder: Path) -> Iterator[Path]:
@@ -64,8 +76,9 @@ def image_files(folder: Path) -> Iterator[Path]:
         here = (stat.st_dev, stat.st_ino)
         seen += 1
         if seen > MAX_FOLDERS:
-            raise UserError(f"{folder} leads to more than {MAX_FOLDERS} folders; remove links "
-                            "between them.")
+            raise UserError(
+                f"{folder} leads to more than {MAX_FOLDERS} folders; remove links between them."
+            )
         if here in above:
             continue
         for found in place.iterdir():
@@ -104,7 +117,9 @@ def _open_tar(path: Path):
         archive = tarfile.open(path, mode="r:")
         files = [entry for entry in archive.getmembers() if entry.isfile()]  # no links, no devices
     except tarfile.TarError as error:
-        raise UserError(f"{path} is a compressed or damaged tar ({error}); unpack it first.") from error
+        raise UserError(
+            f"{path} is a compressed or damaged tar ({error}); unpack it first."
+        ) from error
     entries = [(entry.name.removeprefix("./"), entry) for entry in files]
 
     def read(entry: tarfile.TarInfo) -> bytes:
@@ -121,6 +136,8 @@ def _open_archive(path: Path, entries: list[tuple[str, Any]], read_entry: Callab
     for name, entry in entries:
         if entry is not members[name] and _is_image(name):
             if read_entry(entry) != read_entry(members[name]):
-                raise UserError(f"{path} holds two different files called {name}; pack it again "
-                                "with a name for each.")
+                raise UserError(
+                    f"{path} holds two different files called {name}; pack it again "
+                    "with a name for each."
+                )
     return list(members), lambda name: read_entry(members[name])

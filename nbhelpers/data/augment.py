@@ -1,4 +1,5 @@
 """Train and test transforms of the retrieval papers on uint8 images, and their normalisation (PIR)."""
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 GREY = (128, 128, 128)  # what geometric operations fill with
 
 
-# ---- RandAugment: every operation maps (H, W, 3) uint8 to another of that shape ----------------------------
+# ---- RandAugment: every operation maps (H, W, 3) uint8 to another of that shape
 def identity(image):
     return image
 
@@ -29,7 +30,9 @@ def auto_contrast(image):
 
 
 def auto_contrast_released(image):
-    """The released operation negates an unsigned minimum: a channel without a 0 becomes 255 throughout."""
+    """The released operation negates an unsigned minimum: a channel without a 0 becomes 255
+    throughout.
+    """
     stretched = auto_contrast(image).copy()
     for channel, plane in enumerate(cv2.split(image)):
         low, high, *_ = cv2.minMaxLoc(plane)
@@ -49,7 +52,9 @@ def brightness(image, factor):
 
 
 def _sharpened(image, factor):
-    """The inner pixels, float32, moved away from their 3x3 mean (weight 5 in the centre) by `factor`."""
+    """The inner pixels, float32, moved away from their 3x3 mean (weight 5 in the centre) by
+    `factor`.
+    """
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
     smooth = cv2.filter2D(image, -1, kernel / 13)[1:-1, 1:-1].astype(np.float32)
@@ -64,8 +69,9 @@ def sharpness(image, factor):
 
 
 def sharpness_released(image, factor):
-    """The released operation does not clip: values below 0 or above 255 wrap round (by way of int32, so that
-    every CPU wraps alike)."""
+    """The released operation does not clip: values below 0 or above 255 wrap round (by way of
+    int32, so that every CPU wraps alike).
+    """
     sharp = image.copy()
     sharp[1:-1, 1:-1] = _sharpened(image, factor).astype(np.int32)
     return sharp
@@ -85,12 +91,12 @@ def shear_y(image, factor, fill=GREY):
 
 
 def translate_x(image, offset, fill=GREY):
-    """offset in pixels."""
+    """Offset in pixels."""
     return _warp(image, [[1, 0, -offset], [0, 1, 0]], fill)
 
 
 def translate_y(image, offset, fill=GREY):
-    """offset in pixels."""
+    """Offset in pixels."""
     return _warp(image, [[1, 0, 0], [0, 1, -offset]], fill)
 
 
@@ -99,17 +105,27 @@ def rotate(image, degrees, fill=GREY):
     return _warp(image, cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1), fill)
 
 
-OPS = {"Identity": identity, "AutoContrast": auto_contrast, "Equalize": equalize, "Brightness": brightness,
-       "Sharpness": sharpness, "ShearX": shear_x, "ShearY": shear_y, "TranslateX": translate_x,
-       "TranslateY": translate_y, "Rotate": rotate}
+OPS = {
+    "Identity": identity,
+    "AutoContrast": auto_contrast,
+    "Equalize": equalize,
+    "Brightness": brightness,
+    "Sharpness": sharpness,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+    "Rotate": rotate,
+}
 RELEASED_OPS = {**OPS, "AutoContrast": auto_contrast_released, "Sharpness": sharpness_released}
 MAGNITUDE = {"Brightness": 1.36, "Sharpness": 1.36}  # 0.7 * 1.8 + 0.1: level 7 of 10
 SIGNED = {"ShearX": 0.21, "ShearY": 0.21, "TranslateX": 7.0, "TranslateY": 7.0, "Rotate": 21.0}
 
 
 def rand_augment(image: np.ndarray, rng: np.random.Generator, ops: dict = OPS) -> np.ndarray:
-    """Two operations drawn with replacement, each applied with probability 0.5; level 7 of 10, geometry in a
-    random direction."""
+    """Two operations drawn with replacement, each applied with probability 0.5; level 7 of 10,
+    geometry in a random direction.
+    """
     names = list(ops)
     for name in (names[i] for i in rng.integers(len(names), size=2)):
         if rng.random() < 0.5:
@@ -143,19 +159,27 @@ def torchvision_rand_augment(image: np.ndarray, rng: np.random.Generator) -> np.
         if signed and rng.random() < 0.5:
             magnitude = -magnitude
         pixels = policy._apply_image_or_video_transform(
-            pixels, name, magnitude, interpolation=policy.interpolation, fill=policy._fill)
+            pixels, name, magnitude, interpolation=policy.interpolation, fill=policy._fill
+        )
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
-RAND_AUGMENT = {"fixed": rand_augment, "released": partial(rand_augment, ops=RELEASED_OPS),
-                "torchvision": torchvision_rand_augment, None: lambda image, rng: image}
+RAND_AUGMENT = {
+    "fixed": rand_augment,
+    "released": partial(rand_augment, ops=RELEASED_OPS),
+    "torchvision": torchvision_rand_augment,
+    None: lambda image, rng: image,
+}
 
 
-# ---- transforms --------------------------------------------------------------------------------------------
-def random_crop(height: int, width: int, scale, ratio, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop whose area share is uniform in `scale` and whose log aspect ratio
-    is uniform in `ratio`; after ten draws that do not fit, the largest central crop within `ratio`
-    (torchvision's RandomResizedCrop)."""
+# ---- transforms
+def random_crop(
+    height: int, width: int, scale, ratio, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop whose area share is uniform in `scale` and whose log
+    aspect ratio is uniform in `ratio`; after ten draws that do not fit, the largest central crop
+    within `ratio` (torchvision's RandomResizedCrop).
+    """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -170,11 +194,13 @@ def random_crop(height: int, width: int, scale, ratio, rng: np.random.Generator)
 class TrainTransform:
     """Random crop resized to size x size (bicubic) -> flip -> turn -> RandAugment.
 
-    randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (the authors' code, where
-                 both wrap round in uint8), "torchvision" (another set of operations), None
+    randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (the authors'
+                 code, where both wrap round in uint8), "torchvision" (another set of operations),
+                 None
     scale        area share of the crop; the aspect ratio is drawn in 3/4..4/3
     flip         probability of the horizontal flip
-    turn         whether a quarter turn, 0 to 3 times, follows the flip (a deviation: an aerial image has no up)
+    turn         whether a quarter turn, 0 to 3 times, follows the flip (a deviation: an aerial
+                 image has no up)
     """
 
     size: int
@@ -185,13 +211,15 @@ class TrainTransform:
 
     def __post_init__(self):
         if self.randaugment not in RAND_AUGMENT:
-            raise UserError(f"There is no randaugment '{self.randaugment}'; take one of "
-                            f"{', '.join(map(str, RAND_AUGMENT))}.")
+            raise UserError(
+                f"There is no randaugment '{self.randaugment}'; take one of "
+                f"{', '.join(map(str, RAND_AUGMENT))}."
+            )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(H, W, 3) uint8 -> (size, size, 3) uint8; the same draw from an equal `rng`."""
         top, left, height, width = random_crop(*image.shape[:2], self.scale, (3 / 4, 4 / 3), rng)
-        image = images.resize(image[top:top + height, left:left + width], self.size)
+        image = images.resize(image[top : top + height, left : left + width], self.size)
         if rng.random() < self.flip:
             image = cv2.flip(image, 1)
         if self.turn:
@@ -212,16 +240,19 @@ class TestTransform:
 
 
 class Normalizer:
-    """uint8 RGB -> float32 channels first: (value / 255 - mean) / std, looked up in a table of 256 values a
-    channel, so exactly what torchvision's ToTensor and Normalize give."""
+    """uint8 RGB -> float32 channels first: (value / 255 - mean) / std, looked up in a table of 256
+    values a channel, so exactly what torchvision's ToTensor and Normalize give.
+    """
 
     def __init__(self, mean=CLIP_MEAN, std=CLIP_STD):
         levels = torch.arange(256, dtype=torch.float32)[:, None] / 255
-        self._tables = np.ascontiguousarray(((levels - torch.tensor(mean)) / torch.tensor(std)).numpy().T)
+        self._tables = np.ascontiguousarray(
+            ((levels - torch.tensor(mean)) / torch.tensor(std)).numpy().T
+        )
 
     def into(self, image: np.ndarray, out: np.ndarray) -> None:
-        """image (H, W, 3) uint8 into out (3, H, W) float32."""
-        for plane, table, target in zip(cv2.split(image), self._tables, out):
+        """Image (H, W, 3) uint8 into out (3, H, W) float32."""
+        for plane, table, target in zip(cv2.split(image), self._tables, out, strict=True):
             cv2.LUT(plane, table, dst=target)
 
 
@@ -230,6 +261,6 @@ def normalize(batch: np.ndarray, mean=CLIP_MEAN, std=CLIP_STD) -> Tensor:
     count, height, width, _ = batch.shape
     out = np.empty((count, 3, height, width), np.float32)
     normalizer = Normalizer(mean, std)
-    for image, target in zip(batch, out):
+    for image, target in zip(batch, out, strict=True):
         normalizer.into(image, target)
     return torch.from_numpy(out)

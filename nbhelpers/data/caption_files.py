@@ -21,8 +21,7 @@ from nbhelpers.errors import UserError
 
 
 def read_captions(path: Path | str, notes: list[str] | None = None) -> dict[str, str]:
-    """Captions by image id (as text): `{"captions": {id: text}}`, as `caption` writes it, COCO's
-    results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
+    """Captions by image id (as text): `{"captions": {id: text}}`, as `caption` writes it, COCO's results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
 
     `notes` gets what was decided about the file. UserError if an image has no text, or two.
     """
@@ -50,8 +49,7 @@ def read_references(
     captioned: Iterable[str] = (),
     notes: list[str] | None = None,
 ) -> dict[str, list[str]]:
-    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground
-    truth or rows of image_id and caption, or a split of a published layout.
+    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground truth or rows of image_id and caption, or a split of a published layout.
 
     captioned  the ids of captions. Where these call the same images otherwise, the references take
                their ids: joined by file name or stem, by the lists or the ground truth beside the
@@ -78,13 +76,13 @@ def _joined(
     found = match_ids(wanted, naming, numbers)
     if None in found or len(set(found)) != len(naming):
         return None
-    other = [(one, known) for one, known in zip(wanted, found) if one != known]
+    other = [(one, known) for one, known in zip(wanted, found, strict=True) if one != known]
     if other:
         notes.append(
             "Captions and references call the images otherwise; they were joined by name or "
             f"number (first: {other[0][0]} is {other[0][1]})."
         )
-    new = dict(zip(found, wanted))
+    new = dict(zip(found, wanted, strict=True))
     return {new[known]: texts for known, texts in naming.items()}
 
 
@@ -114,7 +112,7 @@ def _of_layout(path: Path, split: str) -> Iterator[dict[str, list[str]]]:
     table = layouts.read(path).split(split)
     texts = table.captions.groupby("image_id", sort=False).text.apply(list).to_dict()
     yield texts
-    files = dict(zip(table.images.image_id, table.images.file))
+    files = dict(zip(table.images.image_id, table.images.file, strict=True))
     yield {files[one]: own for one, own in texts.items()}
 
 

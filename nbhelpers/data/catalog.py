@@ -1,4 +1,7 @@
-"""The known data sets: what was published, where it comes from, and how a set is found in a user's folder."""
+"""The known data sets: what was published, where it comes from, and how a set is found in a user's
+folder.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,18 +25,40 @@ if TYPE_CHECKING:
     from nbhelpers.data.pixel_cache import DecodedCache
 
 HELD_OUT = 0.2  # share of the training images that becomes val where a set has none
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")  # compressed tars are found so that their refusal says why
+# compressed tars are found so that their refusal says why
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 UCM_CLASSES = (
-    "agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential",
-    "forest", "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark",
-    "overpass", "parkinglot", "river", "runway", "sparseresidential", "storagetanks", "tenniscourt")
+    "agricultural",
+    "airplane",
+    "baseballdiamond",
+    "beach",
+    "buildings",
+    "chaparral",
+    "denseresidential",
+    "forest",
+    "freeway",
+    "golfcourse",
+    "harbor",
+    "intersection",
+    "mediumresidential",
+    "mobilehomepark",
+    "overpass",
+    "parkinglot",
+    "river",
+    "runway",
+    "sparseresidential",
+    "storagetanks",
+    "tenniscourt",
+)
 RSICD_PAGE = "https://github.com/201528014227051/RSICD_optimal"  # also of UCM- and Sydney-Captions
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A published data set; `splits` are the (train, val, test) image counts of each split in circulation."""
+    """A published data set; `splits` are the (train, val, test) image counts of each split in
+    circulation.
+    """
 
     title: str
     splits: dict[str, tuple[int, int, int]]
@@ -60,37 +85,66 @@ class KnownSet:
 
     def caption_fault(self, table: CaptionTable) -> str | None:
         """In one sentence how the captions differ from the published ones in number; None if they
-        agree."""
+        agree.
+        """
         counts = table.captions.image_id.value_counts().reindex(table.images.image_id, fill_value=0)
         other = counts[counts != self.captions_per_image]
         if other.empty:
             return None
         published = self.captions_per_image * len(table)
-        return (f"{self.title} has {self.captions_per_image} captions for each image, {published} "
-                f"for these, but {len(table.captions)} were found ({len(other)} images have "
-                f"another number, first: {other.index[0]}).")
+        return (
+            f"{self.title} has {self.captions_per_image} captions for each image, {published} "
+            f"for these, but {len(table.captions)} were found ({len(other)} images have "
+            f"another number, first: {other.index[0]})."
+        )
 
 
 KNOWN = {
     "ucm": KnownSet(
-        "UCM-Captions", {"published": (1680, 210, 210)}, "256x256 (44 of the tifs differ by a few pixels)",
-        RSICD_PAGE, "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
-        "none stated; cite Qu et al. 2016", "public domain (USGS); cite Yang & Newsam 2010"),
+        "UCM-Captions",
+        {"published": (1680, 210, 210)},
+        "256x256 (44 of the tifs differ by a few pixels)",
+        RSICD_PAGE,
+        "http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+        "none stated; cite Qu et al. 2016",
+        "public domain (USGS); cite Yang & Newsam 2010",
+    ),
     "rsicd": KnownSet(
-        "RSICD", {"published": (8734, 1094, 1093), "the re-split of PIR and HarMA": (7862, 1966, 1093)},
-        "224x224", RSICD_PAGE, RSICD_PAGE,
-        "none stated; cite Lu et al. 2017", "research only (Google Earth, Baidu Map, MapABC, Tianditu)"),
+        "RSICD",
+        {"published": (8734, 1094, 1093), "the re-split of PIR and HarMA": (7862, 1966, 1093)},
+        "224x224",
+        RSICD_PAGE,
+        RSICD_PAGE,
+        "none stated; cite Lu et al. 2017",
+        "research only (Google Earth, Baidu Map, MapABC, Tianditu)",
+    ),
     "rsitmd": KnownSet(
-        "RSITMD", {"published": (4291, 0, 452), "the re-split of PIR and HarMA": (3435, 856, 452)}, "256x256",
-        "https://github.com/xiaoyuan1996/AMFMN", "https://github.com/xiaoyuan1996/AMFMN",
-        "none stated; cite Yuan et al. 2021", "research only (Google Earth; some scenes are RSICD's)"),
+        "RSITMD",
+        {"published": (4291, 0, 452), "the re-split of PIR and HarMA": (3435, 856, 452)},
+        "256x256",
+        "https://github.com/xiaoyuan1996/AMFMN",
+        "https://github.com/xiaoyuan1996/AMFMN",
+        "none stated; cite Yuan et al. 2021",
+        "research only (Google Earth; some scenes are RSICD's)",
+    ),
     "sydney": KnownSet(
-        "Sydney-Captions", {"published": (497, 58, 58)}, "500x500", RSICD_PAGE, RSICD_PAGE,
-        "none stated; cite Qu et al. 2016", "research only (Google Earth)"),
+        "Sydney-Captions",
+        {"published": (497, 58, 58)},
+        "500x500",
+        RSICD_PAGE,
+        RSICD_PAGE,
+        "none stated; cite Qu et al. 2016",
+        "research only (Google Earth)",
+    ),
     "nwpu": KnownSet(
-        "NWPU-Captions", {"published": (25200, 3150, 3150)}, "256x256",
-        "https://github.com/HaiyanHuang98/NWPU-Captions", "https://github.com/HaiyanHuang98/NWPU-Captions",
-        "none stated; cite Cheng et al. 2022", "research only (Google Earth; images of NWPU-RESISC45)"),
+        "NWPU-Captions",
+        {"published": (25200, 3150, 3150)},
+        "256x256",
+        "https://github.com/HaiyanHuang98/NWPU-Captions",
+        "https://github.com/HaiyanHuang98/NWPU-Captions",
+        "none stated; cite Cheng et al. 2022",
+        "research only (Google Earth; images of NWPU-RESISC45)",
+    ),
 }
 
 
@@ -111,14 +165,22 @@ class DataSet:
     files: tuple[Path, Path] | None = None
 
     def content(self) -> dict[str, str]:
-        """What decides the pairs that are made of it, for keys: table, pixels, and the code that decodes and reads them."""
+        """What decides the pairs that are made of it, for keys: table, pixels, and the code that
+        decodes and reads them.
+        """
         from nbhelpers.data.loaders import PIXEL_CODE
 
-        return {"table": self.table.content(), "pixels": self.pixels.key, "code": code_digest(CaptionTable, *PIXEL_CODE)}
+        return {
+            "table": self.table.content(),
+            "pixels": self.pixels.key,
+            "code": code_digest(CaptionTable, *PIXEL_CODE),
+        }
 
 
 def recognise(table: CaptionTable) -> str | None:
-    """The key in KNOWN of the set in a table, by its name or else by its image counts; None if unknown."""
+    """The key in KNOWN of the set in a table, by its name or else by its image counts; None if
+    unknown.
+    """
     words = re.split(r"[^a-z0-9]+", table.name.lower())
     if named := [key for key in KNOWN if key in words]:
         return named[0]
@@ -126,10 +188,14 @@ def recognise(table: CaptionTable) -> str | None:
 
 
 def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
-    """The scene classes that file names do not tell: image N of UCM-Captions is of class (N-1) // 100."""
+    """The scene classes that file names do not tell: image N of UCM-Captions is of class (N-1) //
+    100.
+    """
     if key != "ucm" or not (table.images.scene == table.images.file).all():
         return table
-    numbers = pd.to_numeric(table.images.file.map(lambda file: PurePosixPath(file).stem), errors="coerce")
+    numbers = pd.to_numeric(
+        table.images.file.map(lambda file: PurePosixPath(file).stem), errors="coerce"
+    )
     if not numbers.between(1, 2100).all():
         return table
     scenes = [UCM_CLASSES[(int(number) - 1) // 100] for number in numbers]
@@ -150,12 +216,14 @@ def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
     return CaptionTable(table.name, images, table.captions)
 
 
-def open_dataset(set_name: str, data_folder: Path | str = "",
-                 cache_folder: Path | str | None = None) -> DataSet:
+def open_dataset(
+    set_name: str, data_folder: Path | str = "", cache_folder: Path | str | None = None
+) -> DataSet:
     """The set of that name from a user's folder, or without a folder the generated set "scenes".
 
-    Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set without val gets
-    one by `hold_out`. UserError with the expected tree if the set is not found, and for bad captions or images.
+    Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set
+    without val gets one by `hold_out`. UserError with the expected tree if the set is not found,
+    and for bad captions or images.
     """
     from nbhelpers.data import pixel_cache
     from nbhelpers.paths import runs_root
@@ -177,16 +245,20 @@ def open_dataset(set_name: str, data_folder: Path | str = "",
         if split and not fault:
             where.append(f"The counts of images and captions are those of {known.title}, {split}.")
         if not split:
-            where.append(f"The image counts are not those of {known.title}: compare with other "
-                         "work with care.")
+            where.append(
+                f"The image counts are not those of {known.title}: compare with other "
+                "work with care."
+            )
         if fault:
             where.append(fault)
     table = name_scenes(dataclasses.replace(reading.usable(), name=key), recognised)
     if "val" not in set(table.images.split) and "train" in set(table.images.split):
         held, before = hold_out(table), int((table.images.split == "train").sum())
         taken = int((held.images.split == "val").sum())
-        where.append(f"There is no val split: {taken} of {before} training images, chosen by a "
-                     "hash of their ids, were held out for it.")
+        where.append(
+            f"There is no val split: {taken} of {before} training images, chosen by a "
+            "hash of their ids, were held out for it."
+        )
         table = held
     folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
     pixels = pixel_cache.DecodedCache.build(open_images(pictures), list(table.images.file), folder)
@@ -200,22 +272,29 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
     """
     folder = Path(data_folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"The data folder {folder} does not exist; name the one that holds the set '{key}'.")
+        raise UserError(
+            f"The data folder {folder} does not exist; name the one that holds the set '{key}'."
+        )
     captions = _find_captions(key, folder)
     pictures = captions if captions and shards.layout_of(captions) else _find_images(key, folder)
     if captions and pictures:
         return captions, pictures
     lacking = " and ".join(["captions"] * (not captions) + ["images"] * (not pictures))
-    source = f" {KNOWN[key].title} comes from {KNOWN[key].captions_source}." if key in KNOWN else (
-        f" Known sets: scenes, {', '.join(KNOWN)}.")
+    source = (
+        f" {KNOWN[key].title} comes from {KNOWN[key].captions_source}."
+        if key in KNOWN
+        else (f" Known sets: scenes, {', '.join(KNOWN)}.")
+    )
     raise UserError(f"No {lacking} of the set '{key}' in {folder}; {expected_tree(key)}.{source}")
 
 
 def expected_tree(key: str) -> str:
-    return (f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}.jsonl, "
-            f"{key}_train.json (or .jsonl, .csv) with its other splits or a folder {key}_precomp, "
-            f"and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
-            f"{key}_shards, {key}_train.arrow or {key}/train-*.parquet, which hold both")
+    return (
+        f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}.jsonl, "
+        f"{key}_train.json (or .jsonl, .csv) with its other splits or a folder {key}_precomp, "
+        f"and {key}_images.zip (or .tar), a folder {key}_images or {key}/images; or a folder "
+        f"{key}_shards, {key}_train.arrow or {key}/train-*.parquet, which hold both"
+    )
 
 
 def _find_captions(key: str, folder: Path) -> Path | None:
@@ -248,7 +327,10 @@ def _is_part(key: str, name: str) -> bool:
 
 def _find_images(key: str, folder: Path) -> Path | None:
     places = [(folder, (f"{key}_images", f"{key}_imgs"))]
-    places += [(own, ("images", "imgs", f"{key}_images", f"{key}_imgs")) for own in _own_folders(key, folder)]
+    places += [
+        (own, ("images", "imgs", f"{key}_images", f"{key}_imgs"))
+        for own in _own_folders(key, folder)
+    ]
     for place, names in places:
         entries = _entries(place)
         for name in names:
@@ -263,7 +345,9 @@ def _find_images(key: str, folder: Path) -> Path | None:
 
 
 def _own_folders(key: str, folder: Path) -> list[Path]:
-    """Folders that are only about this set: `S/`, `S_captions/` or `S_precomp/` in the folder, or the folder itself."""
+    """Folders that are only about this set: `S/`, `S_captions/` or `S_precomp/` in the folder, or
+    the folder itself.
+    """
     names = (key, f"{key}_captions", f"{key}-captions", f"{key}_precomp")
     entries = _entries(folder)
     own = [entries[name] for name in names if name in entries and entries[name].is_dir()]
@@ -277,8 +361,10 @@ def _entries(folder: Path) -> dict[str, Path]:
 def _generated(key: str) -> tuple[Path, Path]:
     if key != "scenes":
         source = f" (from {KNOWN[key].captions_source})" if key in KNOWN else ""
-        raise UserError(f"The set '{key}' is not generated: name its folder{source} with DATA, or "
-                        "take the set 'scenes', which needs none.")
+        raise UserError(
+            f"The set '{key}' is not generated: name its folder{source} with DATA, or "
+            "take the set 'scenes', which needs none."
+        )
     from nbhelpers.data.scenes import generate
     from nbhelpers.paths import repository_root
 

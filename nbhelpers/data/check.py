@@ -1,4 +1,5 @@
 """`data check`: what a caption file and its images hold, and everything that is wrong with them."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -24,7 +25,9 @@ class CheckReport:
         self.lines.append(f"{topic:<12}{text}")
 
 
-def check(captions: Path | str, images: Path | str | None = None, layout: str | None = None) -> CheckReport:
+def check(
+    captions: Path | str, images: Path | str | None = None, layout: str | None = None
+) -> CheckReport:
     """Reads the captions and, where given, every image; never raises for bad data, it reports it."""
     report = CheckReport()
     try:
@@ -58,12 +61,16 @@ def too_small(table: CaptionTable, values: Mapping[str, Any]) -> list[str]:
     for name, pairs in _training_pairs(train, values["CAPTIONS"]).items():
         mend = f"set {name} to at most {pairs}" if pairs > 1 else "add training images or captions"
         if pairs < values[name]:
-            said.append(f"{name} is {values[name]}, but there are {pairs} training pairs of an "
-                        f"image and a caption for it, which fill no batch; {mend}.")
+            said.append(
+                f"{name} is {values[name]}, but there are {pairs} training pairs of an "
+                f"image and a caption for it, which fill no batch; {mend}."
+            )
     owned = train.captions.drop_duplicates().image_id.value_counts()
     if len(owned) and owned.max() == train.captions.text.nunique():
-        said.append("A training image has all training captions among its own, so 23_cfitr finds "
-                    "no false one for it; add training images with captions of their own.")
+        said.append(
+            "A training image has all training captions among its own, so 23_cfitr finds "
+            "no false one for it; add training images with captions of their own."
+        )
     if values["SIZE"] == "compact" or values["PRIOR"] == "fit":
         said += _no_scene_prior(table)
     return said
@@ -76,9 +83,13 @@ def _training_pairs(train: CaptionTable, captions: int) -> dict[str, int]:
     """
     learned = train.captions.groupby("image_id").cumcount() < (captions or len(train.captions))
     pairs = len(train.captions)
-    return {"BATCH_SIZE": pairs, "PIR_CLIP_BATCH": pairs, "PE_RSITR_BATCH": pairs,
-            "CFITR_BATCH": len(train.captions.drop_duplicates()),
-            "CAPTION_BATCH": int(learned.sum())}
+    return {
+        "BATCH_SIZE": pairs,
+        "PIR_CLIP_BATCH": pairs,
+        "PE_RSITR_BATCH": pairs,
+        "CFITR_BATCH": len(train.captions.drop_duplicates()),
+        "CAPTION_BATCH": int(learned.sum()),
+    }
 
 
 def _no_scene_prior(table: CaptionTable) -> list[str]:
@@ -97,26 +108,36 @@ def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> 
         report.say(split, f"{row.images} images, {row.captions} captions")
     for split in ("train", "test"):
         if len(table) and split not in set(table.images.split):
-            report.problems.append(f"There is no image in split '{split}'; write the split of each "
-                                   "image in a field or column 'split', or put the file of that "
-                                   f"split beside the others, named like them but with {split}.")
+            report.problems.append(
+                f"There is no image in split '{split}'; write the split of each "
+                "image in a field or column 'split', or put the file of that "
+                f"split beside the others, named like them but with {split}."
+            )
     if key is None:
-        report.say("set", f"'{table.name}' is not in the catalogue: no published counts to compare with")
+        report.say(
+            "set", f"'{table.name}' is not in the catalogue: no published counts to compare with"
+        )
         return
     known, split_name = catalog.KNOWN[key], catalog.KNOWN[key].split_name(table)
-    published = "; ".join(f"{'/'.join(map(str, counts))} ({name})" for name, counts in known.splits.items())
+    published = "; ".join(
+        f"{'/'.join(map(str, counts))} ({name})" for name, counts in known.splits.items()
+    )
     report.say("set", f"{known.title}: {published}, {known.captions_per_image} captions per image")
     if len(table) != known.images:
-        report.problems.append(f"{known.title} has {known.images} images but {len(table)} were "
-                               f"found; take the complete release from {known.captions_source}.")
+        report.problems.append(
+            f"{known.title} has {known.images} images but {len(table)} were "
+            f"found; take the complete release from {known.captions_source}."
+        )
     elif fault := known.caption_fault(table):
-        report.problems.append(f"{fault.rstrip('.')}; take the complete release from "
-                               f"{known.captions_source}.")
+        report.problems.append(
+            f"{fault.rstrip('.')}; take the complete release from {known.captions_source}."
+        )
     elif split_name:
         report.say("", f"the counts of images and captions agree ({split_name})")
     else:
-        report.say("", f"all {known.images} images, but another split than these: results do not "
-                       "compare")
+        report.say(
+            "", f"all {known.images} images, but another split than these: results do not compare"
+        )
 
 
 def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
@@ -128,9 +149,12 @@ def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
         group = captions[captions.split == split]
         own = group[group.duplicated(["image_id", "text"])].image_id.nunique()
         shared = (group.groupby("text").image_id.nunique() > 1).sum()
-        report.say("repeated", f"{split}: {group.text.nunique()} of {len(group)} captions "
-                               f"distinct; {own} images repeat one of their own; {shared} captions "
-                               "belong to several images")
+        report.say(
+            "repeated",
+            f"{split}: {group.text.nunique()} of {len(group)} captions "
+            f"distinct; {own} images repeat one of their own; {shared} captions "
+            "belong to several images",
+        )
 
 
 def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
@@ -139,12 +163,13 @@ def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
     listed = ": " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") if names else ""
     report.say("scenes", f"{len(names)} classes{listed}")
     if len(named) < len(table):
-        report.say("", f"{len(table) - len(named)} images without a known class, each a class of its own")
+        report.say(
+            "", f"{len(table) - len(named)} images without a known class, each a class of its own"
+        )
 
 
 def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) -> None:
     from tqdm import tqdm
-
 
     try:
         store = open_images(images)
@@ -159,17 +184,34 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
             sizes[f"{width}x{height}"] += 1
         except UserError as error:
             unreadable.append(str(error))
-    renamed = sum(PurePosixPath(member).suffix != PurePosixPath(file).suffix
-                  for file, member in members.items())
+    renamed = sum(
+        PurePosixPath(member).suffix != PurePosixPath(file).suffix
+        for file, member in members.items()
+    )
     report.say("images", f"{sum(sizes.values())} of {len(table)} found and read")
     if renamed:
-        report.say("", f"{renamed} have another extension than in the list and were found by their stem")
+        report.say(
+            "", f"{renamed} have another extension than in the list and were found by their stem"
+        )
     if sizes:
         (usual, count), *odd = sizes.most_common()
-        report.say("sizes", f"{usual} ({count})" + (f"; {sum(n for _, n in odd)} odd-sized: " + ", ".join(
-            f"{size} ({n})" for size, n in odd[:8]) + (", ..." if len(odd) > 8 else "") if odd else ""))
+        report.say(
+            "sizes",
+            f"{usual} ({count})"
+            + (
+                f"; {sum(n for _, n in odd)} odd-sized: "
+                + ", ".join(f"{size} ({n})" for size, n in odd[:8])
+                + (", ..." if len(odd) > 8 else "")
+                if odd
+                else ""
+            ),
+        )
     if missing:
-        report.problems.append(f"{len(missing)} of {len(table)} listed images have no file of "
-                               f"their own (first: {missing[0].rstrip('.')}).")
+        report.problems.append(
+            f"{len(missing)} of {len(table)} listed images have no file of "
+            f"their own (first: {missing[0].rstrip('.')})."
+        )
     if unreadable:
-        report.problems.append(f"{len(unreadable)} images cannot be read (first: {unreadable[0].rstrip('.')}).")
+        report.problems.append(
+            f"{len(unreadable)} images cannot be read (first: {unreadable[0].rstrip('.')})."
+        )

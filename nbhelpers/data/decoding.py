@@ -1,4 +1,5 @@
 """Encoded image files of every kind that published sets use -> (H, W, 3) uint8 RGB."""
+
 from __future__ import annotations
 
 import io
@@ -14,13 +15,18 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 from nbhelpers.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # besides TIFF; Pillow starts no other decoder
-MAX_PIXELS = 50_000_000   # of one image (150 MB decoded)
-DARK = 4096               # values of 16 bits below it decode to nearly black
-LIT_SHARE = 0.1           # of the pixels that must reach it
+MAX_PIXELS = 50_000_000  # of one image (150 MB decoded)
+DARK = 4096  # values of 16 bits below it decode to nearly black
+LIT_SHARE = 0.1  # of the pixels that must reach it
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-BANDS = {PHOTOMETRIC.MINISWHITE: (1, 2), PHOTOMETRIC.MINISBLACK: (1, 2, 3, 4),
-         PHOTOMETRIC.RGB: (3, 4), PHOTOMETRIC.PALETTE: (1, 2), PHOTOMETRIC.SEPARATED: (4,),
-         PHOTOMETRIC.YCBCR: (3,)}
+BANDS = {
+    PHOTOMETRIC.MINISWHITE: (1, 2),
+    PHOTOMETRIC.MINISBLACK: (1, 2, 3, 4),
+    PHOTOMETRIC.RGB: (3, 4),
+    PHOTOMETRIC.PALETTE: (1, 2),
+    PHOTOMETRIC.SEPARATED: (4,),
+    PHOTOMETRIC.YCBCR: (3,),
+}
 DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
 ORIENTATION, INK_SET, REFERENCE_BLACK_WHITE, PHOTOMETRIC_TAG = 274, 332, 532, 262  # TIFF tags
 CMYK_INKS = 1
@@ -63,20 +69,26 @@ def decode(data: bytes, name: str) -> np.ndarray:
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image file ({', '.join(FORMATS)} or TIFF); replace it "
-                        "or remove it from the list.") from None
+        raise UserError(
+            f"{name} is not an image file ({', '.join(FORMATS)} or TIFF); replace it "
+            "or remove it from the list."
+        ) from None
     except Exception as error:  # a broken file makes the decoders raise almost anything
         reason = " ".join(str(error).split()).rstrip(".")[:200]
-        raise UserError(f"{name} is damaged, truncated or of an unsupported kind ({reason}); "
-                        "fetch it again or convert it to PNG.") from error
+        raise UserError(
+            f"{name} is damaged, truncated or of an unsupported kind ({reason}); "
+            "fetch it again or convert it to PNG."
+        ) from error
 
 
 def _decode_usual(data: bytes, name: str) -> np.ndarray:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.width, image.height, name)
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
-        raise UserError(f"{name} has four bands and no Adobe marker, so nothing says whether they "
-                        "are inverted; convert it to RGB.")
+        raise UserError(
+            f"{name} has four bands and no Adobe marker, so nothing says whether they "
+            "are inverted; convert it to RGB."
+        )
     return _by_pillow(image, name)
 
 
@@ -100,9 +112,11 @@ def _high_byte(stored: np.ndarray, name: str) -> np.ndarray:
     if not stored[counted].any():  # two-coloured, or one colour alone
         counted[:] = True
     if lit[counted].mean() < LIT_SHARE:
-        raise UserError(f"{name} has 16 bits per band, but less than a tenth of its pixels reach "
-                        f"{DARK}, so its range is unknown; stretch it to 8 bits first (for example "
-                        "gdal_translate -ot Byte -scale).")
+        raise UserError(
+            f"{name} has 16 bits per band, but less than a tenth of its pixels reach "
+            f"{DARK}, so its range is unknown; stretch it to 8 bits first (for example "
+            "gdal_translate -ot Byte -scale)."
+        )
     return (stored >> 8).astype(np.uint8)
 
 
@@ -112,13 +126,14 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _too_large(name: str) -> UserError:
-    return UserError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels; cut it into "
-                     "tiles first.")
+    return UserError(
+        f"{name} has more than {MAX_PIXELS // 10**6} million pixels; cut it into tiles first."
+    )
 
 
-# ---- TIFF ----------------------------------------------------------------------------------------
+# ---- TIFF
 def _decode_tiff(data: bytes, name: str) -> np.ndarray:
-    """tifffile tells what the file is and reads it if it is not compressed, else Pillow does."""
+    """Tifffile tells what the file is and reads it if it is not compressed, else Pillow does."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages[0]
         _refuse_tiff(page, name)
@@ -135,8 +150,10 @@ def _decode_tiff(data: bytes, name: str) -> np.ndarray:
 
 def _unread(page, name: str) -> UserError:
     bands = f"{page.samplesperpixel} {page.photometric.name} bands of {page.bitspersample} bits"
-    return UserError(f"{name} is a TIFF of {bands} with {_called(page.compression)} compression, "
-                     "which is not read; write it again without compression.")
+    return UserError(
+        f"{name} is a TIFF of {bands} with {_called(page.compression)} compression, "
+        "which is not read; write it again without compression."
+    )
 
 
 def _called(value) -> str:
@@ -153,12 +170,15 @@ def _refuse_tiff(page, name: str) -> None:
     if bands > 4:
         raise _unknown_bands(name, bands)
     if page.bitspersample not in (1, 2, 4, 8, 16) or page.imagedepth != 1:
-        raise UserError(f"{name} has {page.bitspersample} bits per band and {page.imagedepth} "
-                        "layers; convert it to one layer of 8 bits per band.")
+        raise UserError(
+            f"{name} has {page.bitspersample} bits per band and {page.imagedepth} "
+            "layers; convert it to one layer of 8 bits per band."
+        )
     other_inks = page.tags.valueof(INK_SET, CMYK_INKS) != CMYK_INKS
     if kind not in BANDS or PHOTOMETRIC_TAG not in page.tags or other_inks:
-        raise UserError(f"{name} stores its colours as {_called(kind)} or does not say how; "
-                        "convert it to RGB.")
+        raise UserError(
+            f"{name} stores its colours as {_called(kind)} or does not say how; convert it to RGB."
+        )
     if bands not in BANDS[kind]:
         raise _unknown_bands(name, bands)
     if kind == PHOTOMETRIC.YCBCR and not _full_range(page):
@@ -166,8 +186,10 @@ def _refuse_tiff(page, name: str) -> None:
 
 
 def _unknown_bands(name: str, bands: int) -> UserError:
-    return UserError(f"{name} has {bands} bands and nothing says which are red, green and blue; "
-                     "write these three to an 8-bit file.")
+    return UserError(
+        f"{name} has {bands} bands and nothing says which are red, green and blue; "
+        "write these three to an 8-bit file."
+    )
 
 
 def _full_range(page) -> bool:
@@ -193,7 +215,7 @@ def _tiff_colours(page, stored: np.ndarray, name: str) -> np.ndarray:
         if band < colours.shape[-1] and use != EXTRASAMPLE.UNSPECIFIED:
             raise _unknown_bands(name, bands)
         if use == EXTRASAMPLE.ASSOCALPHA:
-            colours = _divided(colours, stored[..., band:band + 1])
+            colours = _divided(colours, stored[..., band : band + 1])
     if page.bitspersample == 1:
         colours = colours.astype(np.uint8) * 255
     if page.bitspersample == 16:
@@ -208,7 +230,7 @@ def _tiff_colours(page, stored: np.ndarray, name: str) -> np.ndarray:
 
 
 def _in_palette(indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """palette (3, 2 ** bits) uint16; some writers put values of 8 bits there."""
+    """Palette (3, 2 ** bits) uint16; some writers put values of 8 bits there."""
     palette = palette.T >> 8 if palette.max() > 255 else palette.T
     return palette.astype(np.uint8)[indices.astype(np.int64)]
 
@@ -257,11 +279,11 @@ def _tiff_by_pillow(page, data: bytes, name: str) -> np.ndarray:
 
 
 def _refuse_bomb(page, name: str) -> None:
-    """zlib would unpack whatever the file holds, so its length is tried first."""
+    """Zlib would unpack whatever the file holds, so its length is tried first."""
     samples = page.imagewidth * page.imagelength * page.samplesperpixel
     most = samples * page.bitspersample // 8 + MAX_PIXELS
     file = page.parent.filehandle
-    for start, size in zip(page.dataoffsets, page.databytecounts):
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
         file.seek(start)
         if len(zlib.decompressobj().decompress(file.read(size), most + 1)) > most:
             raise _too_large(name)

@@ -4,6 +4,7 @@ How a library sums depends on the place of a row and on the size of its batch. T
 would get embeddings that differ in the last bit, or by far where a model attends the padding of its
 batch, and their scores would not tie.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -37,7 +38,10 @@ def text_keys(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """The token ids of each text: equal for texts that a model cannot tell apart."""
     cleaned = [tokenizer.clean(text) for text in texts]
     once = list(dict.fromkeys(cleaned))
-    keys = {text: " ".join(map(str, ids)) for text, ids in zip(once, tokenizer.encode(once))}
+    keys = {
+        text: " ".join(map(str, ids))
+        for text, ids in zip(once, tokenizer.encode(once), strict=True)
+    }
     return [keys[text] for text in cleaned]
 
 
@@ -65,7 +69,8 @@ class Once:
 @dataclass(frozen=True, eq=False)
 class Rows:
     """N vectors, of which equal ones were computed once: vectors (D,C), row (N,); the n-th is
-    `vectors[row[n]]`."""
+    `vectors[row[n]]`.
+    """
 
     vectors: np.ndarray
     row: np.ndarray

@@ -1,4 +1,5 @@
 """Say how an image tower wants its pixels."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image tower wants to be fed: edge length in pixels and the normalisation of [0, 1] values."""
+    """What an image tower wants to be fed: edge length in pixels and the normalisation of [0, 1]
+    values.
+    """
 
     size: int
     mean: tuple[float, float, float] = CLIP_MEAN

@@ -1,4 +1,5 @@
 """Images from folders and archives, decoded once into a memory-mapped cache of uint8 RGB."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +16,7 @@ from nbhelpers.data.decoding import decode
 from nbhelpers.data.naming import Naming
 from nbhelpers.errors import UserError
 
-MAX_BYTES = 256 * 2**20   # of one encoded file; a larger one is taken for an archive bomb
+MAX_BYTES = 256 * 2**20  # of one encoded file; a larger one is taken for an archive bomb
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -44,8 +45,9 @@ class ImageStore:
         """The member a listed name means. UserError if there is none, or several are likely."""
         return self._naming.find(file)
 
-    def resolve(self, files: Iterable[str],
-                others: Iterable[str] = ()) -> tuple[dict[str, str], list[str]]:
+    def resolve(
+        self, files: Iterable[str], others: Iterable[str] = ()
+    ) -> tuple[dict[str, str], list[str]]:
         """(listed name -> member, a sentence for each name without a member of its own).
 
         Prefer it to `locate` where there is a list: the folders of the other names tell more, and
@@ -65,15 +67,30 @@ class ImageStore:
         return decode(self.encoded(file), self.where(self.locate(file)))
 
     def encoded(self, file: str) -> bytes:
-        """The bytes of a listed file as they are stored. UserError as `locate`, and if they cannot be read."""
+        """The bytes of a listed file as they are stored.
+
+        UserError as `locate`, and if they cannot be read.
+        """
         member = self.locate(file)
         try:
             return self._read(member)
-        except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise UserError(f"{self.where(member)} cannot be read ({error}); fetch it again.") from error
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            zlib.error,
+            zipfile.BadZipFile,
+            tarfile.TarError,
+        ) as error:
+            raise UserError(
+                f"{self.where(member)} cannot be read ({error}); fetch it again."
+            ) from error
 
     def digest(self, file: str) -> str:
-        """The checksum (hex) of the stored bytes of a listed file, read anew each time. UserError as `encoded`."""
+        """The checksum (hex) of the stored bytes of a listed file, read anew each time.
+
+        UserError as `encoded`.
+        """
         return checksum(self.encoded(file))
 
     def where(self, member: str) -> str:
@@ -94,5 +111,6 @@ def refuse_broken(sentences: list[str], count: int) -> None:
     if len(sentences) == 1:
         raise UserError(sentences[0])
     if sentences:
-        raise UserError(f"{len(sentences)} of {count} images cannot be used; the first: "
-                        f"{sentences[0]}")
+        raise UserError(
+            f"{len(sentences)} of {count} images cannot be used; the first: {sentences[0]}"
+        )

@@ -18,9 +18,11 @@
 A row says its split itself, else the name of its file does (`reading.split_file`), else a hash of
 the image's name. Files whose names differ only in the split are read together.
 
-No layout has image ids that survive from one release to the next, so an id is the stem of the file name (or
-the path, where stems repeat): the same set has the same ids and the same fingerprint in every layout.
+No layout has image ids that survive from one release to the next, so an id is the stem of the file
+name (or the path, where stems repeat): the same set has the same ids and the same fingerprint in
+every layout.
 """
+
 from __future__ import annotations
 
 import csv
@@ -61,29 +63,37 @@ WRITABLE = LAYOUTS[:4]
 TABLES = (".csv", ".tsv")
 SUFFIXES = (".json", *JSON_LINES, *TABLES)
 
-_PRECOMP_FILE = re.compile(rf"(?P<word>{SPLIT_PATTERN})_(?P<part>caps|filename)(?P<verify>_verify)?"
-                           r"\.txt", re.IGNORECASE)
-_AS_TABLE = ("write its captions into a file like town.csv whose first line is image,caption,split "
-             "(data/README.md, 'Bring your own data set')")
+_PRECOMP_FILE = re.compile(
+    rf"(?P<word>{SPLIT_PATTERN})_(?P<part>caps|filename)(?P<verify>_verify)?" r"\.txt",
+    re.IGNORECASE,
+)
+_AS_TABLE = (
+    "write its captions into a file like town.csv whose first line is image,caption,split "
+    "(data/README.md, 'Bring your own data set')"
+)
 _MORE_CAPTIONS = re.compile(r"(?:caption|sentence|raw|text)s?[_ -]?\d+")
 
 
 def read(path: Path | str, layout: str | None = None) -> CaptionTable:
     """The images and captions at `path` (a file, or the folder of a layout of several files).
 
-    Empty captions are dropped as in `without_empty`. Raises UserError, one sentence per class of problem.
+    Empty captions are dropped as in `without_empty`. Raises UserError, one sentence per class of
+    problem.
     """
     return scan(path, layout).usable()
 
 
 def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> Reading:
     """As `read`, but goes on past broken rows and reports them; with `joined`, captions of an image
-    that is listed twice in its split are joined. UserError where nothing can be read."""
+    that is listed twice in its split are joined. UserError where nothing can be read.
+    """
     path = Path(path).expanduser()
     if layout not in (None, *LAYOUTS):
         raise UserError(f"Unknown layout '{layout}'; the layouts are {', '.join(LAYOUTS)}.")
     if not path.exists():
-        raise UserError(f"{path} does not exist; name the caption file, or the folder that holds its parts.")
+        raise UserError(
+            f"{path} does not exist; name the caption file, or the folder that holds its parts."
+        )
     if path.is_file() and _PRECOMP_FILE.fullmatch(path.name):
         path = path.parent
     rows = Rows(joined)
@@ -104,12 +114,15 @@ def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> R
 def write(table: CaptionTable, path: Path | str, layout: str) -> None:
     """Writes layouts 1-4: a file for karpathy, else a folder; all of its files or, on an error, none.
 
-    `read` gives the table back, captions grouped by image, where ids are stems (no layout stores ids). Precomp
-    and lavis have no field for the scene class, so only classes that are in the file names come back.
-    Raises UserError for an unknown layout and for images without captions, which no reader accepts.
+    `read` gives the table back, captions grouped by image, where ids are stems (no layout stores
+    ids). Precomp and lavis have no field for the scene class, so only classes that are in the file
+    names come back. Raises UserError for an unknown layout and for images without captions, which
+    no reader accepts.
     """
     if layout not in WRITABLE:
-        raise UserError(f"Cannot write layout '{layout}'; the layouts written are {', '.join(WRITABLE)}.")
+        raise UserError(
+            f"Cannot write layout '{layout}'; the layouts written are {', '.join(WRITABLE)}."
+        )
     table.refuse_bare()
     texts = table.captions.text.str.replace(UNPRINTABLE, " ", regex=True)
     of = texts.groupby(table.captions.image_id, sort=False).agg(list)
@@ -120,10 +133,13 @@ def write(table: CaptionTable, path: Path | str, layout: str) -> None:
     with ExitStack() as stack:
         for name, text in files.items():
             target = path / name if name else path
-            stack.enter_context(atomic_write(target)).write_text(text, encoding="utf-8", newline="\n")
+            stack.enter_context(atomic_write(target)).write_text(
+                text, encoding="utf-8", newline="\n"
+            )
 
 
 # ---- finding and opening ----
+
 
 def _plain_name(name: str) -> str:
     name = name.lower().removeprefix("dataset_").removeprefix("dataset-")
@@ -155,12 +171,16 @@ def caption_file(folder: Path) -> Path:
     in_splits = filter(_in_split_folder, folder.glob("*/metadata.*"))
     sets = _sets(filter(_is_published, files)) or _sets(own) or _sets(in_splits)
     if not sets:
-        raise UserError(f"{folder} holds no caption file of a known layout (dataset*.json, "
-                        "*_train.json, train_caps.txt with train_filename.txt, *.csv, *.jsonl); "
-                        f"name the folder or the file that does.{shards.not_shards(folder)}")
+        raise UserError(
+            f"{folder} holds no caption file of a known layout (dataset*.json, "
+            "*_train.json, train_caps.txt with train_filename.txt, *.csv, *.jsonl); "
+            f"name the folder or the file that does.{shards.not_shards(folder)}"
+        )
     if len(sets) > 1:
-        raise UserError(f"{folder} holds several sets ({', '.join(file.name for file in sets)}); "
-                        "name one of the files.")
+        raise UserError(
+            f"{folder} holds several sets ({', '.join(file.name for file in sets)}); "
+            "name one of the files."
+        )
     return sets[0]
 
 
@@ -197,15 +217,18 @@ def _family(path: Path) -> dict[tuple[str | None, bool], Path]:
 
 
 def _in_split_folder(path: Path) -> bool:
-    """Whether a file is like train/metadata.jsonl, which `datasets` keeps beside the images of
-    each split."""
+    """Whether a file is like train/metadata.jsonl, which `datasets` keeps beside the images of each
+    split.
+    """
     return path.stem.lower() == "metadata" and split_of(path.parent.name) is not None
 
 
 def _put_once(files: dict, key: tuple, file: Path) -> None:
     if key in files:
-        raise UserError(f"{files[key]} and {file.name} are both of the split {key[0]}; remove one "
-                        "of them, or write both into one file.")
+        raise UserError(
+            f"{files[key]} and {file.name} are both of the split {key[0]}; remove one "
+            "of them, or write both into one file."
+        )
     files[key] = file
 
 
@@ -214,17 +237,21 @@ def _note_beside(path: Path, read_files: list[Path], rows: Rows) -> None:
     named = split_file(path.name)
     name = named.set if named else path.stem
     begins = re.compile(re.escape(name) + r"[_. -]", re.IGNORECASE)
-    others = sorted(file.name for file in path.parent.iterdir() if file.suffix.lower() in SUFFIXES
-                    and file not in read_files and begins.match(file.name))
+    others = sorted(
+        file.name
+        for file in path.parent.iterdir()
+        if file.suffix.lower() in SUFFIXES and file not in read_files and begins.match(file.name)
+    )
     if name and others:
-        rows.notes.append(f"Not read: {', '.join(others[:5])} beside {path.name}; if they are of "
-                          f"the same set, name the files {name}_train{path.suffix}, "
-                          f"{name}_val{path.suffix}, {name}_test{path.suffix}.")
+        rows.notes.append(
+            f"Not read: {', '.join(others[:5])} beside {path.name}; if they are of "
+            f"the same set, name the files {name}_train{path.suffix}, "
+            f"{name}_val{path.suffix}, {name}_test{path.suffix}."
+        )
 
 
 class _Part(NamedTuple):
-    """One file of a set: its layout, and the JSON in it or, of a table, its rows with their
-    places."""
+    """One file of a set: its layout, and the JSON in it or, of a table, its rows with their places."""
 
     path: Path
     layout: str
@@ -260,9 +287,11 @@ def _any_has(rows: Iterable, *fields: str) -> bool:
 
 # ---- the readers ----
 
+
 def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | None]:
     """Reads a file and the other splits of its set; returns the layout and the name that the file
-    gives."""
+    gives.
+    """
     own = _open(path, rows)
     if own.layout == "nwpu":
         _agree("nwpu", layout, path)
@@ -290,14 +319,14 @@ def _common_layout(parts: dict[tuple[str | None, bool], _Part]) -> str:
         wanted = "coco" if truth or first is None else first.layout
         if part.layout != wanted:
             beside = f" of {first.path.name}" if first else ""
-            raise UserError(f"{part.path} does not belong to the layout{beside}; move it to "
-                            "another folder.")
+            raise UserError(
+                f"{part.path} does not belong to the layout{beside}; move it to another folder."
+            )
     return "lavis" if any(truth for _, truth in parts) else first.layout
 
 
 def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[str, dict]]:
-    """The rows of one split with their places; with a ground truth, the captions are taken from
-    it."""
+    """The rows of one split with their places; with a ground truth, the captions are taken from it."""
     if part is None:
         return _coco_rows(truth.content, rows) if truth else []
     if part.layout == "csv":
@@ -315,13 +344,16 @@ def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[s
 
 def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Rows) -> None:
     """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS,
-    class."""
+    class.
+    """
     fields = set().union(*(row for _, row in listed))
     told = "split" in fields
     if not told and split is None:
-        rows.notes.append(f"Neither a column or field 'split' nor the name {name} tells a split: a "
-                          "tenth of the images went to val and a tenth to test, by a hash of "
-                          "their names.")
+        rows.notes.append(
+            f"Neither a column or field 'split' nor the name {name} tells a split: a "
+            "tenth of the images went to val and a tenth to test, by a hash of "
+            "their names."
+        )
     for where, row in listed:
         file, given = _file(row), _given(row)
         of = row.get("split") if told else split or hashed_split(str(file))
@@ -330,8 +362,10 @@ def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Row
         scene = row.get("class", row.get("label_name"))
         rows.add(where, file, of, None if given is None else texts, scene, once=several)
     if unread := sorted(filter(_MORE_CAPTIONS.fullmatch, fields)):
-        rows.notes.append(f"Not read: {', '.join(unread)} of {name}; write one caption "
-                          "per row, or all of an image as a list in 'captions'.")
+        rows.notes.append(
+            f"Not read: {', '.join(unread)} of {name}; write one caption "
+            "per row, or all of an image as a list in 'captions'."
+        )
 
 
 def _file(row: dict):
@@ -354,8 +388,9 @@ def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
     resplit = all("harma_split" in row and split_of(row.get("split")) != "val" for _, row in listed)
     if not listed or not resplit:
         return listed
-    rows.notes.append("The field 'split' has no val; the published re-split in 'harma_split' was "
-                      "taken.")
+    rows.notes.append(
+        "The field 'split' has no val; the published re-split in 'harma_split' was taken."
+    )
     return [(where, row | {"split": row["harma_split"]}) for where, row in listed]
 
 
@@ -381,13 +416,17 @@ def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list
     images = [row for row in truth["images"] if isinstance(row, dict)]
     named = {str(row.get("file_name")): row.get("id") for row in images}
     files = [str(_file(row)) for _, row in listed]
-    given = [str(row.get("image_id", row.get("id", named.get(file, file))))
-             for file, (_, row) in zip(files, listed)]
+    given = [
+        str(row.get("image_id", row.get("id", named.get(file, file))))
+        for file, (_, row) in zip(files, listed, strict=True)
+    ]
     either = (match_ids(given, captions), match_ids(files, captions))
     ids = min(either, key=lambda ids: ids.count(None))
     rows.stray(one for one in captions if one not in set(ids))
-    return [(where, row | {"captions": captions.get(one)})
-            for (where, row), one in zip(listed, ids)]
+    return [
+        (where, row | {"captions": captions.get(one)})
+        for (where, row), one in zip(listed, ids, strict=True)
+    ]
 
 
 def _annotations(truth: dict, rows: Rows) -> dict[str, list]:
@@ -415,19 +454,23 @@ def _csv_rows(text: str, path: Path, rows: Rows) -> list[tuple[str, dict]]:
         columns = column_names(next(lines), str(path))
         found = [(lines.line_num, cells) for cells in lines if any(map(str.strip, cells))]
     except csv.Error as error:
-        raise UserError(f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions "
-                        "that hold a comma or a quotation mark into double quotes, and double the "
-                        "marks in them.") from error
+        raise UserError(
+            f"{path} is no readable CSV (line {lines.line_num}: {error}); put captions "
+            "that hold a comma or a quotation mark into double quotes, and double the "
+            "marks in them."
+        ) from error
     wanted = {"image": FILE_FIELDS, "caption": CAPTION_FIELDS}
     missing = [name for name, fields in wanted.items() if not {*fields} & {*columns}]
     if missing:
-        raise UserError(f"{path} has no column {' and no column '.join(missing)}; its first line "
-                        "must name the columns, as in image,caption or image,caption,split,class, "
-                        f"but is '{first[:100]}'.")
+        raise UserError(
+            f"{path} has no column {' and no column '.join(missing)}; its first line "
+            "must name the columns, as in image,caption or image,caption,split,class, "
+            f"but is '{first[:100]}'."
+        )
     listed = []
     for number, cells in found:
         if len(cells) == len(columns):
-            row = dict(zip(columns, map(str.strip, cells)))
+            row = dict(zip(columns, map(str.strip, cells), strict=True))
             listed.append((f"line {number} of {path.name}", row))
         else:
             rows.faults["cells"].append(f"line {number} of {path.name}")
@@ -436,32 +479,41 @@ def _csv_rows(text: str, path: Path, rows: Rows) -> list[tuple[str, dict]]:
 
 # ---- lists of lines (precomp) ----
 
+
 def _read_precomp(folder: Path, rows: Rows) -> None:
     pairs = _precomp_pairs(folder, rows)
     for (split, _), (caps, names) in _precomp_choice(pairs, rows).items():
         captions, files = _lines(caps, rows), _lines(names, rows)
-        files = files[:_full(files)]
-        fitting = (count for count in (len(files), 5 * len(files))
-                   if _full(captions) <= count <= len(captions))
-        captions = captions[:next(fitting, None)]
+        files = files[: _full(files)]
+        fitting = (
+            count
+            for count in (len(files), 5 * len(files))
+            if _full(captions) <= count <= len(captions)
+        )
+        captions = captions[: next(fitting, None)]
         if len(files) == len(captions):
-            for index, (file, caption) in enumerate(zip(files, captions)):
+            for index, (file, caption) in enumerate(zip(files, captions, strict=True)):
                 rows.add(f"{names.name} line {index + 1}", file, split, [caption], once=False)
         elif 5 * len(files) == len(captions):
-            rows.notes.append(f"{names.name} has one name per image; every five captions are of "
-                              "one image.")
+            rows.notes.append(
+                f"{names.name} has one name per image; every five captions are of one image."
+            )
             for index, file in enumerate(files):
-                texts = captions[5 * index:5 * index + 5]
+                texts = captions[5 * index : 5 * index + 5]
                 rows.add(f"{names.name} line {index + 1}", file, split, texts)
         else:
-            raise UserError(f"{caps} has {len(captions)} captions and {names.name} {len(files)} "
-                            "names, neither one nor five captions per name; take both files from "
-                            "the same release.")
+            raise UserError(
+                f"{caps} has {len(captions)} captions and {names.name} {len(files)} "
+                "names, neither one nor five captions per name; take both files from "
+                "the same release."
+            )
 
 
 def _precomp_pairs(folder: Path, rows: Rows) -> dict[tuple[str, str], tuple[Path, Path]]:
-    """(captions, names) of each (split, "" or "_verify"). UserError if one of the two is not
-    there."""
+    """(captions, names) of each (split, "" or "_verify").
+
+    UserError if one of the two is not there.
+    """
     found: dict[tuple[str, str, str], Path] = {}
     unknown = []
     for file in sorted(folder.iterdir()):
@@ -473,20 +525,27 @@ def _precomp_pairs(folder: Path, rows: Rows) -> dict[tuple[str, str], tuple[Path
         elif re.search(r"(caps|filename)\w*\.txt$", file.name, re.IGNORECASE):
             unknown.append(file.name)
     if unknown:
-        rows.notes.append(f"Not read: {', '.join(unknown[:6])}; only lists of train, val and test "
-                          "are.")
+        rows.notes.append(
+            f"Not read: {', '.join(unknown[:6])}; only lists of train, val and test are."
+        )
     for (split, verify, part), file in found.items():
         other = "filename" if part == "caps" else "caps"
         if (split, verify, other) not in found:
             lacking = re.sub(part, other, file.name, flags=re.IGNORECASE)
             raise UserError(f"{file} has no {lacking} beside it; the two belong together.")
-    return {(split, verify): (file, found[split, verify, "filename"])
-            for (split, verify, part), file in found.items() if part == "caps"}
+    return {
+        (split, verify): (file, found[split, verify, "filename"])
+        for (split, verify, part), file in found.items()
+        if part == "caps"
+    }
 
 
 def _precomp_choice(pairs: dict, rows: Rows) -> dict:
-    """The pairs to read. `train_*_verify` and `val_*_verify` (AMFMN) together are the plain train
-    list, so they are taken where there is no plain val list."""
+    """The pairs to read.
+
+    `train_*_verify` and `val_*_verify` (AMFMN) together are the plain train list, so they are taken
+    where there is no plain val list.
+    """
     plain = {split for split, verify in pairs if not verify}
     verified = {split for split, verify in pairs if verify}
     taken = verified - plain
@@ -504,8 +563,9 @@ def _note_verified(pairs: dict, plain: set, verified: set, taken: set, notes: li
         notes.append(f"Not read: {', '.join(passed)}; the lists without _verify were taken.")
     if taken:
         joined = f", not {pairs['train', ''][0].name}, which joins them" if taken & plain else ""
-        notes.append(f"The authors' lists _verify were taken for {' and '.join(sorted(taken))}"
-                     f"{joined}.")
+        notes.append(
+            f"The authors' lists _verify were taken for {' and '.join(sorted(taken))}{joined}."
+        )
 
 
 def _lines(path: Path, rows: Rows) -> list[str]:
@@ -523,14 +583,25 @@ def _full(lines: list[str]) -> int:
 # ---- the writers: (name, images) -> {file name: text}, "" the path itself ----
 # Columns of the images: image_id (0, 1, ...), image (the file), split, scene, caption (a list).
 
+
 def _write_karpathy(name: str, images: pd.DataFrame) -> dict[str, str]:
     listed, count = [], 0
     for row in images.itertuples():
         ids = list(range(count, count := count + len(row.caption)))
-        sentences = [{"raw": text, "tokens": text.split(), "imgid": row.image_id, "sentid": sentid}
-                     for sentid, text in zip(ids, row.caption)]
-        listed.append({"filename": row.image, "imgid": row.image_id, "split": row.split,
-                       "class": row.scene, "sentences": sentences, "sentids": ids})
+        sentences = [
+            {"raw": text, "tokens": text.split(), "imgid": row.image_id, "sentid": sentid}
+            for sentid, text in zip(ids, row.caption, strict=True)
+        ]
+        listed.append(
+            {
+                "filename": row.image,
+                "imgid": row.image_id,
+                "split": row.split,
+                "class": row.scene,
+                "sentences": sentences,
+                "sentids": ids,
+            }
+        )
     return {"": json.dumps({"images": listed, "dataset": name})}
 
 
@@ -561,11 +632,15 @@ def _write_lavis(name: str, images: pd.DataFrame) -> dict[str, str]:
             own, columns = pairs, [*columns, "caption"]
         else:
             captions = pairs.assign(id=range(len(pairs)))[["id", "image_id", "caption"]]
-            truth = {"images": [{"id": image_id} for image_id in own.image_id],
-                     "annotations": captions.to_dict("records")}
+            truth = {
+                "images": [{"id": image_id} for image_id in own.image_id],
+                "annotations": captions.to_dict("records"),
+            }
             files[f"{name}_{split}_gt.json"] = json.dumps(truth)
         files[f"{name}_{split}.json"] = json.dumps(own[columns].to_dict("records"))
     return files
 
 
-_WRITERS = dict(zip(WRITABLE, (_write_karpathy, _write_precomp, _write_rows, _write_lavis)))
+_WRITERS = dict(
+    zip(WRITABLE, (_write_karpathy, _write_precomp, _write_rows, _write_lavis), strict=False)
+)

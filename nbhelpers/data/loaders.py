@@ -1,9 +1,10 @@
-"""From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs of pixels
-or of cached features.
+"""From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs of pixels or of cached features.
 
-Threads build the batches, not worker processes: images are decoded once (DecodedCache), the rest runs in C
-without Python's lock, no batch is copied through shared memory, and threads start safely after CUDA did.
+Threads build the batches, not worker processes: images are decoded once (DecodedCache), the rest
+runs in C without Python's lock, no batch is copied through shared memory, and threads start safely
+after CUDA did.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -30,9 +31,12 @@ from nbhelpers.data.tokenization import Tokenizer
 PIXEL_CODE = (DecodedCache, (ImageStore, "read"))  # what makes pixels of files, for `code_digest`
 
 
-# ---- pixels ------------------------------------------------------------------------------------------------
+# ---- pixels
 def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
-    """function(0) ... function(count - 1), in at most `workers` threads that take one contiguous part each."""
+    """function(0) ...
+
+    function(count - 1), in at most `workers` threads that take one contiguous part each.
+    """
     parts = np.array_split(np.arange(count), max(1, min(workers, count)))
     if len(parts) == 1:
         return _each(function, parts[0])
@@ -45,11 +49,18 @@ def _each(function, indices) -> None:
         function(index)
 
 
-def image_batch(pixels: DecodedCache, table: CaptionTable, rows: np.ndarray, image: ImageInput,
-                workers: int = 1, augmented: TrainTransform | None = None,
-                seed: tuple[int, ...] = ()) -> Tensor:
+def image_batch(
+    pixels: DecodedCache,
+    table: CaptionTable,
+    rows: np.ndarray,
+    image: ImageInput,
+    workers: int = 1,
+    augmented: TrainTransform | None = None,
+    seed: tuple[int, ...] = (),
+) -> Tensor:
     """(B, 3, S, S) float32 normalised pixels of these rows of the table: those of the test
-    transform, or of one draw of `augmented` from default_rng([*seed, row])."""
+    transform, or of one draw of `augmented` from default_rng([*seed, row]).
+    """
     place = pixels.rows(table.images.file.iloc[rows])
     source = pixels if augmented else pixels.resized(image.size)
 
@@ -61,18 +72,22 @@ def image_batch(pixels: DecodedCache, table: CaptionTable, rows: np.ndarray, ima
     return _normalized(view, shape, Normalizer(image.mean, image.std), workers)
 
 
-def _normalized(view: Callable[[int], np.ndarray], shape: tuple[int, ...], normalizer: Normalizer,
-                workers: int) -> Tensor:
+def _normalized(
+    view: Callable[[int], np.ndarray], shape: tuple[int, ...], normalizer: Normalizer, workers: int
+) -> Tensor:
     """view(0) ... view(B - 1) as one batch (B, 3, S, S)."""
     out = np.empty(shape, np.float32)
     _in_threads(lambda i: normalizer.into(view(i), out[i]), len(out), workers)
     return torch.from_numpy(out)
 
 
-# ---- pairs -------------------------------------------------------------------------------------------------
+# ---- pairs
 class _Pairs(Dataset):
-    """Row r is caption r of the table with its image. Every random draw of a row comes from
-    `default_rng([seed, epoch, row])`, so neither threads nor a resumed run change it."""
+    """Row r is caption r of the table with its image.
+
+    Every random draw of a row comes from `default_rng([seed, epoch, row])`, so neither threads nor
+    a resumed run change it.
+    """
 
     def __init__(self, table: CaptionTable, seed: int):
         self.seed, self.epoch, self.workers = seed, 0, 1
@@ -92,27 +107,44 @@ class _Pairs(Dataset):
         """A whole batch; the door through which a DataLoader asks for it."""
         rows = np.asarray(rows)
         image = self.owner[rows]
-        return {**self._fields(rows, image), "image_index": torch.from_numpy(image),
-                "scene": torch.from_numpy(self.scene[image]), "row": torch.from_numpy(rows)}
+        return {
+            **self._fields(rows, image),
+            "image_index": torch.from_numpy(image),
+            "scene": torch.from_numpy(self.scene[image]),
+            "row": torch.from_numpy(rows),
+        }
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
 
 class PairDataset(_Pairs):
-    """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64,
-    image_index, scene and row (B,) int64 (row of table.images; class by first appearance; row of table.captions).
+    """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64, image_index, scene and row (B,) int64 (row of table.images; class by first appearance; row of table.captions).
 
     transform  augment.TrainTransform or TestTransform
     pixels     the cache of the table, or of one it was split from
     Captions are cleaned and encoded once. UserError if an image of the table was not cached.
     """
 
-    def __init__(self, table: CaptionTable, pixels: DecodedCache, transform, tokenizer: Tokenizer,
-                 seed: int = 0, mean=CLIP_MEAN, std=CLIP_STD):
+    def __init__(
+        self,
+        table: CaptionTable,
+        pixels: DecodedCache,
+        transform,
+        tokenizer: Tokenizer,
+        seed: int = 0,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    ):
         super().__init__(table, seed)
-        self.transform, self.tokenizer, self.normalizer = transform, tokenizer, Normalizer(mean, std)
-        self.pixels = pixels.resized(transform.size) if isinstance(transform, TestTransform) else pixels
+        self.transform, self.tokenizer, self.normalizer = (
+            transform,
+            tokenizer,
+            Normalizer(mean, std),
+        )
+        self.pixels = (
+            pixels.resized(transform.size) if isinstance(transform, TestTransform) else pixels
+        )
         self.pixel_rows = pixels.rows(table.images.file)
         self.encoded = tokenizer.encode([tokenizer.clean(text) for text in table.captions.text])
 
@@ -127,23 +159,35 @@ class PairDataset(_Pairs):
 
 
 class FeatureDataset(_Pairs):
-    """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under
-    the model's own names, floats as float32, and image_index, scene and row as PairDataset.
+    """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under the model's own names, floats as float32, and image_index, scene and row as PairDataset.
 
-    views  V > 0: every image array is (N, V, ...), and each pair draws one of its V views in each epoch.
+    views  V > 0: every image array is (N, V, ...), and each pair draws one of its V views in each
+           epoch.
     UserError if the numbers of images or captions differ from the table's.
     """
 
-    def __init__(self, table: CaptionTable, image_features: ArrayStore, text_features: ArrayStore,
-                 seed: int = 0, text_rows: np.ndarray | None = None, views: int = 0):
+    def __init__(
+        self,
+        table: CaptionTable,
+        image_features: ArrayStore,
+        text_features: ArrayStore,
+        seed: int = 0,
+        text_rows: np.ndarray | None = None,
+        views: int = 0,
+    ):
         super().__init__(table, seed)
         self.views = views
         self.text_rows = np.arange(len(self)) if text_rows is None else text_rows
-        for kind, features, count in (("image", image_features, len(table)), ("text", text_features, self.text_rows.max() + 1)):
+        for kind, features, count in (
+            ("image", image_features, len(table)),
+            ("text", text_features, self.text_rows.max() + 1),
+        ):
             for name, array in features.arrays.items():
                 if len(array) != count:
-                    raise UserError(f"The cached {kind} features '{name}' have {len(array)} rows for {count} in the "
-                                    "table; build them from this table.")
+                    raise UserError(
+                        f"The cached {kind} features '{name}' have {len(array)} rows for {count} in"
+                        " the table; build them from this table."
+                    )
         if shared := set(image_features.arrays) & set(text_features.arrays):
             raise UserError(f"Image and text features share the name '{min(shared)}'; rename one.")
         self.image_features, self.text_features = image_features, text_features
@@ -153,8 +197,10 @@ class FeatureDataset(_Pairs):
         parts = [(name, array[image, view]) for name, array in self.image_features.arrays.items()]
         texts = self.text_rows[rows]
         parts += [(name, array[texts]) for name, array in self.text_features.arrays.items()]
-        return {name: torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
-                for name, part in parts}
+        return {
+            name: torch.from_numpy(part.astype(np.float32) if part.dtype == np.float16 else part)
+            for name, part in parts
+        }
 
 
 class EpochSampler(Sampler):
@@ -170,16 +216,24 @@ class EpochSampler(Sampler):
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.dataset.seed, self.dataset.epoch]).permutation(len(self))
+        order = np.random.default_rng([self.dataset.seed, self.dataset.epoch]).permutation(
+            len(self)
+        )
         return iter(order.tolist())
 
 
-def train_loader(dataset: PairDataset | FeatureDataset, batch_size: int, workers: int = 1) -> DataLoader:
-    """Shuffled full batches of the dataset, built by `workers` threads; `loader.sampler.set_epoch(e)` sets
-    the order and all random draws. UserError if there is not one full batch."""
+def train_loader(
+    dataset: PairDataset | FeatureDataset, batch_size: int, workers: int = 1
+) -> DataLoader:
+    """Shuffled full batches of the dataset, built by `workers` threads;
+    `loader.sampler.set_epoch(e)` sets the order and all random draws. UserError if there is not one
+    full batch.
+    """
     if len(dataset) < batch_size:
-        raise UserError(f"{len(dataset)} pairs do not fill a batch of {batch_size}; set the batch "
-                        f"size to at most {len(dataset)}, or train on more pairs.")
+        raise UserError(
+            f"{len(dataset)} pairs do not fill a batch of {batch_size}; set the batch "
+            f"size to at most {len(dataset)}, or train on more pairs."
+        )
     dataset.workers = workers
     sampler = EpochSampler(dataset)
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is)

@@ -1,4 +1,5 @@
 """Which image file a listed name means, where folder, extension, case or Unicode form differ."""
+
 from __future__ import annotations
 
 import os.path
@@ -66,8 +67,9 @@ class Naming:
         """The file that a listed name means. UserError if there is none, or several are likely."""
         return self._find(file, _Listed([file]))
 
-    def find_all(self, files: Iterable[str],
-                 others: Iterable[str] = ()) -> tuple[dict[str, str], list[str]]:
+    def find_all(
+        self, files: Iterable[str], others: Iterable[str] = ()
+    ) -> tuple[dict[str, str], list[str]]:
         """(listed name -> file, a sentence for each name that cannot be used).
 
         Two names that mean one file cannot be used either. `others` are further names of the same
@@ -82,8 +84,10 @@ class Naming:
                 wrong.append(str(error))
                 continue
             if name in owner:
-                wrong.append(f"{owner[name]} and {file} both mean {name} in {self._place}; list "
-                             "every image once, and complete the images if one is missing.")
+                wrong.append(
+                    f"{owner[name]} and {file} both mean {name} in {self._place}; list "
+                    "every image once, and complete the images if one is missing."
+                )
                 continue
             owner[name], found[file] = file, name
         return found, wrong
@@ -98,21 +102,26 @@ class Naming:
             alike = [name for name in found if self._parsed[name].extension == wanted.extension]
             found = alike or found
         if len(found) > 1:
-            raise UserError(f"{file} may be {found[0]} or {found[1]} in {self._place}; list the "
-                            "one that is meant by exactly that name.")
+            raise UserError(
+                f"{file} may be {found[0]} or {found[1]} in {self._place}; list the "
+                "one that is meant by exactly that name."
+            )
         if found:
             return found[0]
         if namesakes:
-            raise UserError(f"{file} is not in {self._place}, where {namesakes[0]} lies in another "
-                            "folder; complete the images, or list that name if it is meant.")
-        raise UserError(f"{file} is not in {self._place}; complete the images or remove it "
-                        "from the list.")
+            raise UserError(
+                f"{file} is not in {self._place}, where {namesakes[0]} lies in another "
+                "folder; complete the images, or list that name if it is meant."
+            )
+        raise UserError(
+            f"{file} is not in {self._place}; complete the images or remove it from the list."
+        )
 
     def _fitting(self, wanted: _Name, namesakes: list[str], listed: _Listed) -> list[str]:
         """The files of one stem whose folder may be the listed one."""
         around = tuple(takewhile(lambda part: part not in listed.parts, self._around))
         folder = self._without_split(wanted.folder)
-        inner = {name: self._parsed[name].folder[len(around):] for name in namesakes}
+        inner = {name: self._parsed[name].folder[len(around) :] for name in namesakes}
         same = [name for name in namesakes if inner[name] == folder]
         if same or not folder:
             return same or namesakes
@@ -132,8 +141,8 @@ class Naming:
     def _ends_alike(self, listed: tuple[str, ...], found: tuple[str, ...]) -> bool:
         """Whether one folder ends with the other, and what the list has beyond is nowhere here."""
         if len(found) > len(listed):
-            return found[-len(listed):] == listed
-        beyond, end = listed[:len(listed) - len(found)], listed[len(listed) - len(found):]
+            return found[-len(listed) :] == listed
+        beyond, end = listed[: len(listed) - len(found)], listed[len(listed) - len(found) :]
         return end == found and not self._parts & set(beyond)
 
 

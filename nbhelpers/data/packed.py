@@ -39,7 +39,7 @@ class PackedImages(ImageStore):
 
     def __init__(self, path: Path, entries: list[Entry]):
         found: dict[str, Entry] = {}
-        for name, entry in zip(image_names(entries), entries):
+        for name, entry in zip(image_names(entries), entries, strict=True):
             found.setdefault(name, entry)
         super().__init__(path, found, self._read_unchanged)
         self._found = found
@@ -67,11 +67,11 @@ def image_names(entries: list[Entry]) -> list[str]:
     """
     names = _listed_names(entries)
     images, of_split = defaultdict(set), defaultdict(set)
-    for name, entry in zip(names, entries):
+    for name, entry in zip(names, entries, strict=True):
         images[name].add(entry.digest)
         of_split[name, entry.split].add(entry.digest)
     found = []
-    for name, entry in zip(names, entries):
+    for name, entry in zip(names, entries, strict=True):
         if len(images[name]) > 1:
             alone = len(of_split[name, entry.split]) == 1
             in_split = f"{entry.split}/{name}"
@@ -97,7 +97,7 @@ def add_entries(entries: list[Entry], rows: Rows) -> None:
     """Adds images and captions to `rows`, which notes how many names stood for several images."""
     names = image_names(entries)
     renamed = {}
-    for name, entry in zip(names, entries):
+    for name, entry in zip(names, entries, strict=True):
         rows.add(entry.place, name, entry.split, entry.texts, once=entry.once)
         if entry.name not in (None, name):
             renamed[entry.name] = name

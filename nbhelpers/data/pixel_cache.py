@@ -1,4 +1,5 @@
 """Decode images once into a memory-mapped cache of uint8 RGB."""
+
 from __future__ import annotations
 
 import json
@@ -21,22 +22,28 @@ class DecodedCache:
     files    the listed names, row i of the cache being files[i]
     shapes   (N, 2) int64, height and width
     digests  N hex strings; two are equal if and only if the images have equal shapes and pixels
-    key      hex, of the code that decodes, the files in their order and the bytes of each; nothing else decides
+    key      hex, of the code that decodes, the files in their order and the bytes of each; nothing
+             else decides
     """
 
-    def __init__(self, folder: Path, key: str, files: list[str], shapes: np.ndarray, digests: list[str]):
+    def __init__(
+        self, folder: Path, key: str, files: list[str], shapes: np.ndarray, digests: list[str]
+    ):
         self.folder, self.key, self.files = folder, key, files
         self.shapes, self.digests = shapes, digests
         self._ends = np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)])
         self._row = {file: row for row, file in enumerate(files)}
         try:
-            self._pixels = np.memmap(folder / "pixels.u8", np.uint8, mode="r", shape=(int(self._ends[-1]),))
+            self._pixels = np.memmap(
+                folder / "pixels.u8", np.uint8, mode="r", shape=(int(self._ends[-1]),)
+            )
         except (OSError, ValueError) as error:
             raise _damaged(folder) from error
 
     @classmethod
-    def build(cls, store: ImageStore, files: list[str], folder: Path | str,
-              others: Iterable[str] = ()) -> DecodedCache:
+    def build(
+        cls, store: ImageStore, files: list[str], folder: Path | str, others: Iterable[str] = ()
+    ) -> DecodedCache:
         """Decode `files` into `<folder>/images-<key>/`, or open it if it is there.
 
         `others` are further names of the list that `files` are of; see `ImageStore.resolve`.
@@ -87,19 +94,26 @@ class DecodedCache:
     def __getitem__(self, row: int) -> np.ndarray:
         height, width = self.shapes[row]
         start = self._ends[:-1][row]
-        return self._pixels[start:start + height * width * 3].reshape(height, width, 3)
+        return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def rows(self, files) -> np.ndarray:
-        """(len(files),) int64: the cache row of each listed file. UserError on one that was not cached."""
+        """(len(files),) int64: the cache row of each listed file.
+
+        UserError on one that was not cached.
+        """
         absent = [file for file in files if file not in self._row]
         if absent:
-            raise UserError(f"{len(absent)} images are not in the cache {self.folder} (first: {absent[0]}); "
-                            "build it from the whole table.")
+            raise UserError(
+                f"{len(absent)} images are not in the cache {self.folder} (first: {absent[0]}); "
+                "build it from the whole table."
+            )
         return np.array([self._row[file] for file in files], np.int64)
 
     def resized(self, size: int) -> np.ndarray:
-        """(N, size, size, 3) uint8 memmap of every image after `resize`, derived once and kept beside the
-        source pixels (the source pixels themselves where every image has that size already)."""
+        """(N, size, size, 3) uint8 memmap of every image after `resize`, derived once and kept
+        beside the source pixels (the source pixels themselves where every image has that size
+        already).
+        """
         shape = (len(self), size, size, 3)
         if (self.shapes == size).all():
             return self._pixels.reshape(shape)
@@ -121,15 +135,18 @@ def _stored_digest(store: ImageStore, member: str) -> str | None:
         return None
 
 
-def _write_pixels(store: ImageStore, members: list[str], stored: list[str | None],
-                  path: Path) -> dict[str, list]:
+def _write_pixels(
+    store: ImageStore, members: list[str], stored: list[str | None], path: Path
+) -> dict[str, list]:
     """{"shapes", "digests"} of the images, their pixels written one after the other.
 
     Plain writes, since a memory map on a full disk kills the process instead of raising.
     """
     shapes, digests, broken = [], [], []
     with open(path, "wb") as out:
-        for member, known in zip(tqdm(members, desc="decode images", disable=None), stored):
+        for member, known in zip(
+            tqdm(members, desc="decode images", disable=None), stored, strict=True
+        ):
             try:
                 pixels = _decode_unchanged(store, member, known)
             except UserError as error:
@@ -150,4 +167,6 @@ def _decode_unchanged(store: ImageStore, member: str, stored: str | None) -> np.
 
 
 def _damaged(folder: Path) -> UserError:
-    return UserError(f"The image cache {folder} is damaged or incomplete; delete that folder and run again.")
+    return UserError(
+        f"The image cache {folder} is damaged or incomplete; delete that folder and run again."
+    )

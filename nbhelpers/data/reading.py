@@ -1,4 +1,5 @@
 """The rules that all readers of captions share: text, JSON, splits, packed captions, ids."""
+
 from __future__ import annotations
 
 import ast
@@ -22,18 +23,32 @@ FILE_FIELDS = ("image", "filename", "file_name")
 CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "raw")
 
 SPLIT_WORDS = {
-    "train": "train", "training": "train", "trainval": "train", "restval": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test"}
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "restval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"),
-          (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),  # begins as UTF-16's
-          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),  # begins as UTF-16's
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 SPLIT_PATTERN = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
 _SPLIT_FILE = re.compile(
     rf"(?:(?P<set>.+?)[_. -]+)?(?P<word>{SPLIT_PATTERN})(?P<number>[_-]?\d+)?"
     r"(?:-of-\d+)?(?:-[0-9a-f]{8,})?(?P<truth>[_-]gt)?"
-    r"(?:[_. -](?:captions?|caps|annotations|data|metadata))?\.(?P<suffix>\w+)", re.IGNORECASE)
+    r"(?:[_. -](?:captions?|caps|annotations|data|metadata))?\.(?P<suffix>\w+)",
+    re.IGNORECASE,
+)
 _STRING = re.compile(r"""[uU]?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s,]*""", re.DOTALL)
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _LIST_BEGINS = re.compile(r"""\[[\s\[{(]*[uUbB]?['"]""")
@@ -42,6 +57,7 @@ _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
 # ---- text and JSON ----
+
 
 def decode_text(data: bytes, name: str, notes: list[str]) -> str:
     """The text in `data`, by its byte order mark, else UTF-8, else Windows-1252, which is noted.
@@ -53,29 +69,36 @@ def decode_text(data: bytes, name: str, notes: list[str]) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         if encoding != "utf-8":
-            raise UserError(f"{name} begins as {encoding} text but goes on otherwise; save it as "
-                            "UTF-8.") from None
+            raise UserError(
+                f"{name} begins as {encoding} text but goes on otherwise; save it as UTF-8."
+            ) from None
         text = data.decode("cp1252", errors="replace")
         if "\0" not in text:
             notes.append(f"{name} is not UTF-8; it was read as Windows-1252.")
     if "\0" in text:
-        raise UserError(f"{name} holds null bytes, so it is no plain text; save it as UTF-8, or "
-                        "name the right file.")
+        raise UserError(
+            f"{name} holds null bytes, so it is no plain text; save it as UTF-8, or "
+            "name the right file."
+        )
     return text
 
 
 def read_text(path: Path | str, notes: list[str]) -> str:
-    """The text of a file as `decode_text` reads it. UserError if it is empty, too large or cannot
-    be read."""
+    """The text of a file as `decode_text` reads it.
+
+    UserError if it is empty, too large or cannot be read.
+    """
     path = Path(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size / 2**30:.1f} GiB, too much for captions; name the "
-                            "right file.")
+            raise UserError(
+                f"{path} has {size / 2**30:.1f} GiB, too much for captions; name the right file."
+            )
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a file that you may "
-                        "read.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); name a file that you may read."
+        ) from error
     text = decode_text(data, str(path), notes)
     if not text.strip():
         raise UserError(f"{path} is empty; copy or download it again.")
@@ -83,16 +106,19 @@ def read_text(path: Path | str, notes: list[str]) -> str:
 
 
 def parse_json(text: str, name: str):
-    """The content of JSON text. UserError, which calls it `name`, if it is damaged or an object
-    has a key twice."""
+    """The content of JSON text.
+
+    UserError, which calls it `name`, if it is damaged or an object has a key twice.
+    """
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, name))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{name} is not readable JSON{place}; download it again or mend "
-                        "it.") from None
+        raise UserError(
+            f"{name} is not readable JSON{place}; download it again or mend it."
+        ) from None
 
 
 def json_content(text: str, path: Path):
@@ -114,8 +140,9 @@ def first_field(names: Iterable[str], fields: tuple[str, ...]) -> str | None:
 
 
 def sentence(item):
-    """The text of a caption with fields: `raw`, the joined tokens where only they were kept, or
-    one of CAPTION_FIELDS. What has no fields stays as it is."""
+    """The text of a caption with fields: `raw`, the joined tokens where only they were kept, or one
+    of CAPTION_FIELDS. What has no fields stays as it is.
+    """
     if not isinstance(item, Mapping):
         return item
     tokens = item.get("tokens")
@@ -130,8 +157,10 @@ def _object(pairs: list[tuple], name: str) -> dict:
     if len(found) != len(pairs):
         key = repeated(key for key, _ in pairs)
         first = f"{pairs[0][0]!r}: {pairs[0][1]!r}"[:60]
-        raise UserError(f"{name} has the key {key!r} twice in one object (the one that begins with "
-                        f"{first}); give each value a key of its own.")
+        raise UserError(
+            f"{name} has the key {key!r} twice in one object (the one that begins with "
+            f"{first}); give each value a key of its own."
+        )
     return found
 
 
@@ -141,26 +170,30 @@ def repeated(names: Iterable[str]) -> str | None:
 
 
 def column_names(names: Iterable[str], place: str) -> list[str]:
-    """Names of columns without byte order mark, outer spaces and letter case. UserError if one
-    occurs twice."""
+    """Names of columns without byte order mark, outer spaces and letter case.
+
+    UserError if one occurs twice.
+    """
     plain = [name.strip("\ufeff \t\r\n\xa0").lower() for name in names]
     if twice := repeated(name for name in plain if name):
-        raise UserError(f"{place} has the column '{twice}' more than once; rename or remove one of "
-                        "them.")
+        raise UserError(
+            f"{place} has the column '{twice}' more than once; rename or remove one of them."
+        )
     return plain
 
 
 # ---- splits ----
 
+
 def split_of(word) -> str | None:
     """train, val or test for any word that means it (`SPLIT_WORDS`, any letter case); None for
-    anything else."""
+    anything else.
+    """
     return SPLIT_WORDS.get(word.strip().lower()) if isinstance(word, str) else None
 
 
 class SplitFile(NamedTuple):
-    """What the name of a file tells: its set ("" without one), its split, and whether it is a COCO
-    ground truth.
+    """What the name of a file tells: its set ("" without one), its split, and whether it is a COCO ground truth.
 
     Files of one `family` are the splits of one set.
     """
@@ -173,7 +206,8 @@ class SplitFile(NamedTuple):
 
 def split_file(name: str) -> SplitFile | None:
     """The parts of a name like S_train.json, S.valid.csv, S_test_gt.json, captions_val2017.json;
-    None without a split."""
+    None without a split.
+    """
     match = _SPLIT_FILE.fullmatch(name)
     if not match:
         return None
@@ -184,9 +218,9 @@ def split_file(name: str) -> SplitFile | None:
 
 # ---- captions ----
 
+
 def captions_in(text: str) -> list[str]:
-    """The captions in a text: the strings of a JSON, Python or numpy list, or its lines that are
-    not empty; else the text.
+    """The captions in a text: the strings of a JSON, Python or numpy list, or its lines that are not empty; else the text.
 
     ValueError for a text that begins as a list of strings but is none.
     """
@@ -199,7 +233,8 @@ def captions_in(text: str) -> list[str]:
 
 def _listed(text: str) -> list[str] | None:
     """The strings of a list, or the two and more of a tuple or set, written as text; None if it is
-    no such thing."""
+    no such thing.
+    """
     try:
         found = json.loads(text)
         strings = isinstance(found, list) and all(isinstance(one, str) for one in found)
@@ -215,8 +250,9 @@ def _listed(text: str) -> list[str] | None:
 
 
 def _unquoted(literal: str) -> str:
-    """The text of a Python string literal, which may hold line breaks; the bare text if its
-    escapes are not Python's."""
+    """The text of a Python string literal, which may hold line breaks; the bare text if its escapes
+    are not Python's.
+    """
     if "\\" not in literal:
         return literal[1:-1]
     try:
@@ -235,6 +271,7 @@ def _lines(text: str) -> list[str]:
 
 # ---- ids ----
 
+
 def match_ids(wanted: list[str], known: Iterable[str], numbers: bool = True) -> list[str | None]:
     """The known id of the same image for each wanted id or file name, None where there is none.
 
@@ -250,7 +287,7 @@ def match_ids(wanted: list[str], known: Iterable[str], numbers: bool = True) -> 
         asked = [rule(one) for one in wanted]
         if len(set(keys)) < len(keys) or len(set(asked)) < len(set(wanted)):
             continue
-        of = dict(zip(keys, known))
+        of = dict(zip(keys, known, strict=True))
         found = [of.get(key) for key in asked]
         if sum(one is not None for one in found) > sum(one is not None for one in best):
             best = found
@@ -267,8 +304,7 @@ def _stem(name: str) -> str:
 
 
 def _number(name: str) -> str:
-    """The number at the end of a stem, without leading zeros; the stem itself if it ends in
-    none."""
+    """The number at the end of a stem, without leading zeros; the stem itself if it ends in none."""
     stem = _stem(name)
     digits = re.search("[0-9]+$", stem)
     return digits[0].lstrip("0") or "0" if digits else stem

@@ -1,4 +1,7 @@
-"""Rows of a caption file on their way into a CaptionTable: what is kept, what is cleaned, what is wrong."""
+"""Rows of a caption file on their way into a CaptionTable: what is kept, what is cleaned, what is
+wrong.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -21,21 +24,36 @@ _NUMBERED = re.compile(r"(.*[^\d_-])[_-]*\d+")
 
 _FAULTS = {
     "row": "{n} rows are not JSON objects (first: {first}); write each as {{...}}.",
-    "cells": "{n} rows have more or fewer cells than the first line (first: {first}); put "
-             "captions that hold a comma into double quotes.",
+    "cells": (
+        "{n} rows have more or fewer cells than the first line (first: {first}); put "
+        "captions that hold a comma into double quotes."
+    ),
     "name": "{n} rows have no file name (first: {first}); name the image of each.",
-    "unsafe": "{n} file names leave the image folder or hold control characters (first: {first}); "
-              "list plain relative names without '..'.",
-    "split": "{n} images have an unknown split (first: {first}); use one of the words "
-             f"{', '.join(SPLIT_WORDS)}.",
+    "unsafe": (
+        "{n} file names leave the image folder or hold control characters (first: {first}); "
+        "list plain relative names without '..'."
+    ),
+    "split": (
+        "{n} images have an unknown split (first: {first}); use one of the words "
+        f"{', '.join(SPLIT_WORDS)}."
+    ),
     "bare": "{n} images have no sentences (first: {first}); give each at least one or remove it.",
     "text": "{n} captions are not text (first: of {first}); write each as a string.",
-    "packed": "{n} texts begin as a list of captions but are none (first: of {first}); write one "
-              "caption per row, or a list in JSON.",
-    "joined": "{n} captions hold a mark as if several were joined by it (first: of {first}); "
-              "write one caption per row, or a list in JSON.",
-    "twice": "{n} file names are listed twice (first: {first}); list every image once, in one split.",
-    "moved": "{n} rows put an image into a second split (first: {first}); give all captions of an image one split.",
+    "packed": (
+        "{n} texts begin as a list of captions but are none (first: of {first}); write one "
+        "caption per row, or a list in JSON."
+    ),
+    "joined": (
+        "{n} captions hold a mark as if several were joined by it (first: of {first}); "
+        "write one caption per row, or a list in JSON."
+    ),
+    "twice": (
+        "{n} file names are listed twice (first: {first}); list every image once, in one split."
+    ),
+    "moved": (
+        "{n} rows put an image into a second split (first: {first}); give all captions of an image"
+        " one split."
+    ),
     "stray": "{n} annotated images are not listed (first: image_id {first}); list or drop them.",
 }
 
@@ -56,7 +74,10 @@ class Reading:
     problems: list[str]
 
     def usable(self) -> CaptionTable:
-        """The table as `without_empty` leaves it. UserError with one sentence per class of problem."""
+        """The table as `without_empty` leaves it.
+
+        UserError with one sentence per class of problem.
+        """
         if self.problems:
             raise UserError(f"{self.path}: " + " ".join(self.problems))
         return without_empty(self.table)
@@ -65,7 +86,8 @@ class Reading:
 class Rows:
     """Collects images and captions, and for each kind of fault the places where it was met.
 
-    joined  an image that is listed again in its split is no fault: its captions are joined, and that is noted
+    joined  an image that is listed again in its split is no fault: its captions are joined, and
+            that is noted
     """
 
     def __init__(self, joined: bool = False):
@@ -79,7 +101,9 @@ class Rows:
         self.marked: list[str] = []  # of each text that holds a separator: its file and the mark
 
     def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
-        """One image with its captions; with once=False it may come again in its split, with more of them."""
+        """One image with its captions; with once=False it may come again in its split, with more of
+        them.
+        """
         part = split_of(split)
         if fault := _fault_of_name(file, where) or self._fault_of_place(file, split, part, once):
             kind, place = fault
@@ -144,15 +168,20 @@ class Rows:
             self.faults["stray"] += ids
 
     def reading(self, path: Path, name: str, layout: str) -> Reading:
-        ids = dict(zip(self.images, image_ids(list(self.images))))
+        ids = dict(zip(self.images, image_ids(list(self.images)), strict=True))
         images = [(ids[file], file, split, scene) for file, (split, scene) in self.images.items()]
         captions = [(ids[file], text) for file, text in self.captions]
         if 2 * len(self.marked) > len(captions):
             self.faults["joined"] = self.marked
-        table = CaptionTable(name, pd.DataFrame(images, columns=IMAGE_COLUMNS, dtype=str),
-                             pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str))
-        problems = [_FAULTS[kind].format(n=len(found), first=found[0][:120])
-                    for kind, found in self.faults.items()]
+        table = CaptionTable(
+            name,
+            pd.DataFrame(images, columns=IMAGE_COLUMNS, dtype=str),
+            pd.DataFrame(captions, columns=CAPTION_COLUMNS, dtype=str),
+        )
+        problems = [
+            _FAULTS[kind].format(n=len(found), first=found[0][:120])
+            for kind, found in self.faults.items()
+        ]
         self._note_changes()
         if captions:
             problems += self._without_text(table)
@@ -164,9 +193,11 @@ class Rows:
         """Notes what was done to the captions."""
         if self.packed:
             count = sum(count for _, count in self.packed)
-            self.notes.append(f"{len(self.packed)} texts held several captions (first: of "
-                              f"{self.packed[0][0]}); they were read as {count} captions, one per "
-                              "list entry or line.")
+            self.notes.append(
+                f"{len(self.packed)} texts held several captions (first: of "
+                f"{self.packed[0][0]}); they were read as {count} captions, one per "
+                "list entry or line."
+            )
         counts = [(self.changes[kind], sentence) for kind, sentence in _CHANGES.items()]
         self.notes += [sentence.format(n=count) for count, sentence in counts if count]
 
@@ -175,11 +206,14 @@ class Rows:
         empty = _empty(table)
         bare = table.captions.image_id[empty]
         if empty.mean() > MAX_EMPTY:
-            return [f"{len(bare)} of {len(empty)} captions are empty (first: of {bare.iloc[0]}), "
-                    f"more than {MAX_EMPTY:.0%}; the file is damaged."]
+            return [
+                f"{len(bare)} of {len(empty)} captions are empty (first: of {bare.iloc[0]}), "
+                f"more than {MAX_EMPTY:.0%}; the file is damaged."
+            ]
         if len(bare):
-            self.notes.append(f"{len(bare)} captions of {bare.nunique()} images are empty; "
-                              "training drops them.")
+            self.notes.append(
+                f"{len(bare)} captions of {bare.nunique()} images are empty; training drops them."
+            )
         return []
 
 
@@ -192,7 +226,9 @@ def _fault_of_name(file, where: str) -> tuple[str, str] | None:
 
 
 def scene_of(file: str) -> str:
-    """The class in a file name (`airport_1.jpg` -> airport); a name without one is a class of its own."""
+    """The class in a file name (`airport_1.jpg` -> airport); a name without one is a class of its
+    own.
+    """
     match = _NUMBERED.fullmatch(PurePosixPath(file).stem)
     return match[1] if match else file
 
@@ -204,7 +240,8 @@ def draw(name: str) -> float:
 
 def hashed_split(name: str) -> str:
     """The split of an image whose file tells none, the same on every machine: a tenth val, a tenth
-    test, the rest train."""
+    test, the rest train.
+    """
     place = draw(name)
     if place < 0.1:
         return "val"
@@ -212,7 +249,9 @@ def hashed_split(name: str) -> str:
 
 
 def image_ids(files: list[str]) -> list[str]:
-    """Stems of the file names, or paths without extension where stems repeat, or else the names as listed."""
+    """Stems of the file names, or paths without extension where stems repeat, or else the names as
+    listed.
+    """
     paths = [PurePosixPath(file) for file in files]
     for ids in ([p.stem for p in paths], [str(p.with_suffix("")) for p in paths]):
         if len(set(ids)) == len(files):
@@ -228,8 +267,11 @@ def without_empty(table: CaptionTable) -> CaptionTable:
     test = table.captions.image_id.isin(table.images.image_id[table.images.split == "test"])
     captions = table.captions[test | ~_empty(table)]
     keep = table.images.image_id.isin(captions.image_id)
-    return table if keep.all() and len(captions) == len(table.captions) else CaptionTable(
-        table.name, table.images[keep], captions)
+    return (
+        table
+        if keep.all() and len(captions) == len(table.captions)
+        else CaptionTable(table.name, table.images[keep], captions)
+    )
 
 
 def _empty(table: CaptionTable) -> pd.Series:

@@ -10,6 +10,7 @@ hold several captions, as lines or as a list in JSON. Members of a sample may st
 
 `streaming` trains from shards without unpacking them. Importing this module does not import torch.
 """
+
 from __future__ import annotations
 
 import json
@@ -50,7 +51,7 @@ _ABOUT = {"readme", "license", "licence", "citation", "dataset_info", "dataset_i
 
 
 def layout_of(path: Path) -> str | None:
-    """"shards", "arrow" or "hub" for such a file or a folder of them; None for anything else."""
+    """ "shards", "arrow" or "hub" for such a file or a folder of them; None for anything else."""
     if path.is_dir():
         if any(map(_is_shard, packed.files_in(path, ".tar"))):
             return "shards"
@@ -92,10 +93,11 @@ def _entries(path: Path, notes: list[str]) -> list[Entry]:
     return entries
 
 
-# ---- shards: reading ---------------------------------------------------------------------------
+# ---- shards: reading
 class Sample(NamedTuple):
     """What a sample of a shard holds: the name of its image, the encoded image, its texts, and what
-    messages call it. A text may hold several captions."""
+    messages call it. A text may hold several captions.
+    """
 
     file: str
     image: bytes
@@ -109,8 +111,10 @@ class Sample(NamedTuple):
         except ValueError:
             found = []
         if not found:
-            raise UserError(f"The {self.place} begins a list of captions but holds none; write one "
-                            "caption, one a line, or a list in JSON.")
+            raise UserError(
+                f"The {self.place} begins a list of captions but holds none; write one "
+                "caption, one a line, or a list in JSON."
+            )
         return found
 
 
@@ -123,8 +127,10 @@ def sample_of(parts: Mapping[str, bytes], key: str, shard: Path, notes: list[str
     image, caption, name = (_first(parts, kinds) for kinds in (IMAGE, CAPTION, (NAME,)))
     if not image or not caption:
         kind, kinds = ("caption", CAPTION) if image else ("image", IMAGE)
-        raise UserError(f"The {place} has no {kind} ({', '.join(kinds)}); write the shard again or "
-                        "remove the sample.")
+        raise UserError(
+            f"The {place} has no {kind} ({', '.join(kinds)}); write the shard again or "
+            "remove the sample."
+        )
     texts = [decode_text(parts[caption], f"the {caption} of {place}", notes)]
     if caption.endswith("json"):
         texts = _json_texts(texts[0], place)
@@ -140,9 +146,11 @@ def _json_texts(text: str, place: str) -> list[str]:
         content = content.get(first_field(content, CAPTION_FIELDS))
     texts = [sentence(one) for one in (content if isinstance(content, list) else [content])]
     if not texts or not all(isinstance(one, str) for one in texts):
-        raise UserError(f"The JSON of {place} has no text or list of texts called "
-                        f"{', '.join(CAPTION_FIELDS[:-1])} or {CAPTION_FIELDS[-1]}; write one "
-                        "there or as .txt.")
+        raise UserError(
+            f"The JSON of {place} has no text or list of texts called "
+            f"{', '.join(CAPTION_FIELDS[:-1])} or {CAPTION_FIELDS[-1]}; write one "
+            "there or as .txt."
+        )
     return texts
 
 
@@ -173,8 +181,10 @@ def shard_files(path: Path | str, split: str | None = None) -> list[Path]:
     files = [file for file in files if split in (None, _split(file))]
     if not files:
         of_split = f" of {split}" if split else ""
-        raise UserError(f"{path} holds no shard{of_split}; name a folder of tars, or write them "
-                        "with `python -m nbhelpers data shards`.")
+        raise UserError(
+            f"{path} holds no shard{of_split}; name a folder of tars, or write them "
+            "with `python -m nbhelpers data shards`."
+        )
     return files
 
 
@@ -187,8 +197,10 @@ def sizes(files: list[Path]) -> dict[Path, int]:
         except (OSError, ValueError, TypeError):
             listed[folder] = {}
     counts = {file: listed[file.parent].get(file.name) for file in files}
-    return {file: count if type(count) is int else len(_index(file, []))
-            for file, count in counts.items()}
+    return {
+        file: count if type(count) is int else len(_index(file, []))
+        for file, count in counts.items()
+    }
 
 
 def samples(shard: Path, notes: list[str]) -> Iterator[tuple[Sample, tarfile.TarInfo]]:
@@ -208,8 +220,10 @@ def samples(shard: Path, notes: list[str]) -> Iterator[tuple[Sample, tarfile.Tar
 def not_shards(folder: Path) -> str:
     """What a message adds about the tars in a folder without shards; "" if there are none."""
     for file in packed.files_in(folder, ".tar"):
-        return (f" {file.name} is no shard, since no key in it has both an image "
-                f"({', '.join(IMAGE)}) and a caption ({', '.join(CAPTION)}).")
+        return (
+            f" {file.name} is no shard, since no key in it has both an image "
+            f"({', '.join(IMAGE)}) and a caption ({', '.join(CAPTION)})."
+        )
     for file in packed.files_in(folder, ".gz") + packed.files_in(folder, ".tgz"):
         return f" If {file.name} is a shard, unpack it to {file.name.partition('.')[0]}.tar."
     return ""
@@ -260,8 +274,10 @@ def _index(shard: Path, notes: list[str]) -> list[tuple[str, dict[str, tarfile.T
             else:
                 found += _divided(key, parts, shard)
     if about:
-        notes.append(f"{len(about)} members of {shard.name} belong to no sample and were not read "
-                     f"(first: {about[0]}).")
+        notes.append(
+            f"{len(about)} members of {shard.name} belong to no sample and were not read "
+            f"(first: {about[0]})."
+        )
     return found
 
 
@@ -294,8 +310,9 @@ def _tells_of_the_set(key: str, parts: dict[str, tarfile.TarInfo], file) -> bool
     return isinstance(content, dict) and not set(CAPTION_FIELDS) & set(content)
 
 
-def _divided(key: str, parts: dict[str, tarfile.TarInfo],
-             shard: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _divided(
+    key: str, parts: dict[str, tarfile.TarInfo], shard: Path
+) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
     """The parts as one sample; as several, divided at the last dot, where names hold more dots.
 
     UserError if there are several images or captions, but not one of both in each.
@@ -308,9 +325,11 @@ def _divided(key: str, parts: dict[str, tarfile.TarInfo],
         middle, _, kind = part.rpartition(".")
         inner[f"{key}.{middle}" if middle else key][kind] = member
     if not all(_named(own, IMAGE) and _named(own, CAPTION) for own in inner.values()):
-        raise UserError(f"The sample {key} of {shard.name} has several images or captions "
-                        f"({', '.join(parts)}), since a key ends at the first dot; write one of "
-                        f"both under each key, as {key}_1.jpg and {key}_1.txt.")
+        raise UserError(
+            f"The sample {key} of {shard.name} has several images or captions "
+            f"({', '.join(parts)}), since a key ends at the first dot; write one of "
+            f"both under each key, as {key}_1.jpg and {key}_1.txt."
+        )
     return list(inner.items())
 
 
@@ -327,22 +346,30 @@ def _members(shard: Path) -> list[tarfile.TarInfo]:
             archive.fileobj.seek(archive.offset)
             end = archive.fileobj.read(tarfile.BLOCKSIZE)
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"The shard {shard} is damaged, cut off or compressed ({error}); fetch or write it again.") from error
+        raise UserError(
+            f"The shard {shard} is damaged, cut off or compressed ({error}); fetch or write it"
+            " again."
+        ) from error
     if end != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
         last = members[-1].name if members else "its beginning"
-        raise UserError(f"The shard {shard} is damaged or cut off after {last}; fetch or write it again.")
+        raise UserError(
+            f"The shard {shard} is damaged or cut off after {last}; fetch or write it again."
+        )
     large = next((member for member in members if member.size > MAX_BYTES), None)
     if large:
-        raise UserError(f"{large.name} in the shard {shard} has {large.size / 2**20:.0f} MB, more than the "
-                        f"{MAX_BYTES // 2**20} MB that an image may have; remove it.")
+        raise UserError(
+            f"{large.name} in the shard {shard} has {large.size / 2**20:.0f} MB, more than the "
+            f"{MAX_BYTES // 2**20} MB that an image may have; remove it."
+        )
     return members
 
 
 def _shard_entries(shard: Path, notes: list[str]) -> Iterator[Entry]:
     for sample, member in samples(shard, notes):
         read = partial(_read_image, shard, member)
-        yield Entry(sample.place, sample.file, _split(shard), sample.texts,
-                    checksum(sample.image), read)
+        yield Entry(
+            sample.place, sample.file, _split(shard), sample.texts, checksum(sample.image), read
+        )
 
 
 def _read_image(shard: Path, member: tarfile.TarInfo) -> bytes:
@@ -350,15 +377,24 @@ def _read_image(shard: Path, member: tarfile.TarInfo) -> bytes:
         return _content(file, member)
 
 
-# ---- shards: writing -------------------------------------------------------------------------------------------------
-def write(table: CaptionTable, store: ImageStore, folder: Path | str, splits: tuple[str, ...] = ("train",),
-          size: int = 1000, seed: int = 0) -> dict[str, int]:
-    """Writes `<set>-<split>-000000.tar`, ... and `sizes.json` into a new folder; returns shard name -> samples.
+# ---- shards: writing
+def write(
+    table: CaptionTable,
+    store: ImageStore,
+    folder: Path | str,
+    splits: tuple[str, ...] = ("train",),
+    size: int = 1000,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes `<set>-<split>-000000.tar`, ...
 
-    One sample for each caption, its image as the encoded file; at most `size` samples or about 1 GiB a shard. Equal
-    arguments give equal bytes. The captions of train stand in an order drawn from `seed`, since a reader shuffles only
-    within its buffer, those of val and test as in the table. Of a scene class only what the file name tells is kept.
-    UserError, and nothing written, if the folder is not empty or an image is missing, unreadable or without captions.
+    and `sizes.json` into a new folder; returns shard name -> samples.
+
+    One sample for each caption, its image as the encoded file; at most `size` samples or about 1
+    GiB a shard. Equal arguments give equal bytes. The captions of train stand in an order drawn
+    from `seed`, since a reader shuffles only within its buffer, those of val and test as in the
+    table. Of a scene class only what the file name tells is kept. UserError, and nothing written,
+    if the folder is not empty or an image is missing, unreadable or without captions.
     """
     import webdataset  # here, because it imports torch, which reading does without
 
@@ -372,7 +408,7 @@ def write(table: CaptionTable, store: ImageStore, folder: Path | str, splits: tu
     members = store.members(chosen.images.file, table.images.file)
     for member in tqdm(members, desc="look at images", disable=None):
         store.read(member)
-    member_of = dict(zip(chosen.images.file, members))
+    member_of = dict(zip(chosen.images.file, members, strict=True))
     if folder.exists():
         folder.rmdir()
     written: dict[str, int] = {}
@@ -380,19 +416,36 @@ def write(table: CaptionTable, store: ImageStore, folder: Path | str, splits: tu
         for split in splits:
             part = table.split(split)
             pattern = f"{str(temporary.resolve()).replace('%', '%%')}/{table.name}-{split}-%06d.tar"
-            order = np.random.default_rng(seed).permutation(len(part.captions)) if split == "train" else range(len(part.captions))
-            with webdataset.ShardWriter(pattern, maxcount=size, maxsize=MAX_SHARD, verbose=0, encoder=False, mtime=0,
-                                        post=lambda name: written.update({Path(name).name: shards.count})) as shards:
+            order = (
+                np.random.default_rng(seed).permutation(len(part.captions))
+                if split == "train"
+                else range(len(part.captions))
+            )
+            with webdataset.ShardWriter(
+                pattern,
+                maxcount=size,
+                maxsize=MAX_SHARD,
+                verbose=0,
+                encoder=False,
+                mtime=0,
+                post=lambda name: written.update({Path(name).name: shards.count}),
+            ) as shards:
                 order = tqdm(order, desc=split, disable=None)
                 for number, sample in enumerate(_pairs(part, store, member_of, order)):
                     shards.write({"__key__": f"{number:09d}", **sample})
-        (temporary / "sizes.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        (temporary / "sizes.json").write_text(
+            json.dumps(written, indent=1) + "\n", encoding="utf-8"
+        )
     return written
 
 
-def _pairs(table: CaptionTable, store: ImageStore, member_of: Mapping[str, str],
-           order: Iterable[int]) -> Iterator[dict[str, bytes]]:
+def _pairs(
+    table: CaptionTable, store: ImageStore, member_of: Mapping[str, str], order: Iterable[int]
+) -> Iterator[dict[str, bytes]]:
     files, texts = table.images.file.to_numpy()[table.owner()], table.captions.text.to_numpy()
     for row in order:
-        yield {IMAGE[0]: store.encoded(member_of[files[row]]), NAME: files[row].encode(),
-               CAPTION[0]: UNPRINTABLE.sub(" ", texts[row]).encode()}
+        yield {
+            IMAGE[0]: store.encoded(member_of[files[row]]),
+            NAME: files[row].encode(),
+            CAPTION[0]: UNPRINTABLE.sub(" ", texts[row]).encode(),
+        }

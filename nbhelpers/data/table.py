@@ -1,4 +1,5 @@
 """CaptionTable: the one form in which images and captions travel through the house."""
+
 from __future__ import annotations
 
 import hashlib
@@ -28,10 +29,12 @@ class CaptionTable:
     """Images and their captions as plain columns.
 
     name      of the data set, e.g. "ucm"
-    images    one row per image: image_id (str, unique), file (relative POSIX path as listed), split, scene
+    images    one row per image: image_id (str, unique), file (relative POSIX path as listed),
+              split, scene
     captions  one row per caption, in file order: image_id, text
 
-    Raises UserError on repeated or unknown ids, unknown splits and file names that leave their folder.
+    Raises UserError on repeated or unknown ids, unknown splits and file names that leave their
+    folder.
     """
 
     name: str
@@ -45,38 +48,54 @@ class CaptionTable:
         object.__setattr__(self, "captions", captions)
         repeated = images.image_id[images.image_id.duplicated()]
         if len(repeated):
-            raise UserError(f"{self.name}: {len(repeated)} image ids occur twice (first: {repeated.iloc[0]}); "
-                            "give every image an id of its own.")
+            raise UserError(
+                f"{self.name}: {len(repeated)} image ids occur twice (first: {repeated.iloc[0]}); "
+                "give every image an id of its own."
+            )
         unknown = set(captions.image_id) - set(images.image_id)
         if unknown:
-            raise UserError(f"{self.name}: {len(unknown)} captions name an image that is not listed "
-                            f"(first: {sorted(unknown)[0]}); list the image or drop the caption.")
+            raise UserError(
+                f"{self.name}: {len(unknown)} captions name an image that is not listed "
+                f"(first: {sorted(unknown)[0]}); list the image or drop the caption."
+            )
         wrong = sorted(set(images.split) - set(SPLITS))
         if wrong:
-            raise UserError(f"{self.name}: unknown split '{wrong[0]}'; the splits are {', '.join(SPLITS)}.")
+            raise UserError(
+                f"{self.name}: unknown split '{wrong[0]}'; the splits are {', '.join(SPLITS)}."
+            )
         unsafe = [name for name in images.file if not safe_file_name(name)]
         if unsafe:
-            raise UserError(f"{self.name}: {len(unsafe)} file names leave the image folder (first: {unsafe[0]!r}); "
-                            "list relative names without '..'.")
+            raise UserError(
+                f"{self.name}: {len(unsafe)} file names leave the image folder (first:"
+                f" {unsafe[0]!r}); list relative names without '..'."
+            )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def split(self, *names: str) -> CaptionTable:
-        """The images of the named splits with their captions, order kept. UserError if a split is empty."""
+        """The images of the named splits with their captions, order kept.
+
+        UserError if a split is empty.
+        """
         for name in names:
             if name not in set(self.images.split):
-                raise UserError(f"{self.name} has no image in split '{name}'; it has "
-                                f"{', '.join(sorted(set(self.images.split))) or 'none'}.")
+                raise UserError(
+                    f"{self.name} has no image in split '{name}'; it has "
+                    f"{', '.join(sorted(set(self.images.split))) or 'none'}."
+                )
         images = self.images[self.images.split.isin(names)]
-        return CaptionTable(self.name, images, self.captions[self.captions.image_id.isin(set(images.image_id))])
+        return CaptionTable(
+            self.name, images, self.captions[self.captions.image_id.isin(set(images.image_id))]
+        )
 
     def refuse_bare(self) -> None:
         """UserError if an image has no caption."""
         bare = self.images.image_id[~self.images.image_id.isin(self.captions.image_id)]
         if len(bare):
-            raise UserError(f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); "
-                            "drop them.")
+            raise UserError(
+                f"{len(bare)} of the images have no captions (first: {bare.iloc[0]}); drop them."
+            )
 
     def owner(self) -> np.ndarray:
         """(M,) int64: for each caption the row of its image in `images`."""
@@ -85,17 +104,27 @@ class CaptionTable:
     def counts(self) -> pd.DataFrame:
         """Images and captions per split, in the order train, val, test."""
         split_of = self.captions.image_id.map(self.images.set_index("image_id").split)
-        counts = pd.DataFrame({"images": self.images.split.value_counts(), "captions": split_of.value_counts()})
+        counts = pd.DataFrame(
+            {"images": self.images.split.value_counts(), "captions": split_of.value_counts()}
+        )
         return counts.reindex([s for s in SPLITS if s in counts.index]).fillna(0).astype(int)
 
     def content(self) -> str:
-        """sha256 hex over all images (id, file, split, scene) and all captions in their order: what a training sees of them."""
+        """sha256 hex over all images (id, file, split, scene) and all captions in their order: what
+        a training sees of them.
+        """
         rows = [part.astype(str).to_numpy().tolist() for part in (self.images, self.captions)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """sha256 hex over the sorted (id, split, captions), by which records name their data. Neither order nor scenes count."""
-        split_of = dict(zip(self.images.image_id, self.images.split))
-        rows = sorted(f"{i}\t{split_of[i]}\t{t}" for i, t in zip(self.captions.image_id, self.captions.text))
+        """sha256 hex over the sorted (id, split, captions), by which records name their data.
+
+        Neither order nor scenes count.
+        """
+        split_of = dict(zip(self.images.image_id, self.images.split, strict=True))
+        rows = sorted(
+            f"{i}\t{split_of[i]}\t{t}"
+            for i, t in zip(self.captions.image_id, self.captions.text, strict=True)
+        )
         rows += sorted(f"{i}\t{s}" for i, s in split_of.items())
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -60,7 +60,7 @@ def read_entries(path: Path, notes: list[str]) -> Iterator[Entry]:
         )
     splits = _splits(table, path)
     captions = table[_caption_column(table, path, notes)].to_pylist()
-    for row, (name, split, texts) in enumerate(zip(names, splits, captions)):
+    for row, (name, split, texts) in enumerate(zip(names, splits, captions, strict=True)):
         read, several = partial(_image, images, row), isinstance(texts, list)
         yield Entry(
             f"row {row} of {path.name}",

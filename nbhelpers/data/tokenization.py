@@ -1,4 +1,5 @@
 """Turn captions into padded token ids."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-# ---- captions ----------------------------------------------------------------------------------------------
+# ---- captions
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """Lower case without punctuation, '-' and '/' as spaces, runs of white space collapsed, the first
-    `max_words` words (PIR's released `pre_caption`)."""
+    """Lower case without punctuation, '-' and '/' as spaces, runs of white space collapsed, the
+    first `max_words` words (PIR's released `pre_caption`).
+    """
     text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
     text = re.sub(r"\s{2,}", " ", text).strip()
@@ -41,28 +43,37 @@ class Tokenizer:
 
     path        a Hugging Face tokenizer.json, or a folder that holds one
     max_length  most ids of a caption, special tokens included
-    fixed       True: every batch is padded to max_length, so that embeddings do not depend on the batch
+    fixed       True: every batch is padded to max_length, so that embeddings do not depend on the
+                batch
     vocab_size  number of ids;  sha256  hex over the file and the options
     clean       what a caption passes before it is encoded
     """
 
     clean = staticmethod(clean_caption)
 
-    def __init__(self, path: Path | str, max_length: int = 47, fixed: bool = False, sep: bool = False):
+    def __init__(
+        self, path: Path | str, max_length: int = 47, fixed: bool = False, sep: bool = False
+    ):
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
             content = path.read_bytes()
             self._model = tokenizers.Tokenizer.from_buffer(content)
         except OSError as error:
-            raise UserError(f"There is no tokenizer {path}; name a tokenizer.json or its folder.") from error
+            raise UserError(
+                f"There is no tokenizer {path}; name a tokenizer.json or its folder."
+            ) from error
         except ValueError as error:
             raise UserError(f"{path} is not a tokenizer.json ({error}).") from error
         self._model.no_truncation()
         self._model.no_padding()
         self._first, self._pad = self._id("[CLS]", path), self._id("[PAD]", path)
         self._last = [self._id("[SEP]", path)] if sep else []
-        self.max_length, self.fixed, self.vocab_size = max_length, fixed, self._model.get_vocab_size()
+        self.max_length, self.fixed, self.vocab_size = (
+            max_length,
+            fixed,
+            self._model.get_vocab_size(),
+        )
         self.sha256 = hashlib.sha256(content + repr((max_length, fixed, sep)).encode()).hexdigest()
 
     def _id(self, token: str, path: Path) -> int:
@@ -86,18 +97,19 @@ class Tokenizer:
 
 
 def padded(encoded: list[list[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
-    """Encoded texts -> ids and mask (B, length) int64, filled up with `pad` on the right; 1 where a token stands."""
+    """Encoded texts -> ids and mask (B, length) int64, filled up with `pad` on the right; 1 where a
+    token stands.
+    """
     ids = torch.full((len(encoded), length), pad)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(encoded):
-        ids[row, :len(text)] = torch.tensor(text)
-        mask[row, :len(text)] = 1
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, : len(text)] = 1
     return ids, mask
 
 
 class CLIPTokenizer(Tokenizer):
-    """CLIP's byte pairs, as open_clip reads them: start token, words, end token; the end token stays where a caption is
-    cut. The mask is 1 up to and with it. Captions are not cleaned but for what CLIP itself does.
+    """CLIP's byte pairs, as open_clip reads them: start token, words, end token; the end token stays where a caption is cut. The mask is 1 up to and with it. Captions are not cleaned but for what CLIP itself does.
 
     max_length  most ids of a caption, both special tokens included; batches are always padded to it
     """
@@ -106,13 +118,20 @@ class CLIPTokenizer(Tokenizer):
 
     def __init__(self, max_length: int = 77):
         self._model = open_clip.tokenizer.SimpleTokenizer(context_length=max_length)
-        self._pad, self.max_length, self.fixed, self.vocab_size = 0, max_length, True, self._model.vocab_size
-        self.sha256 = hashlib.sha256(repr((open_clip.__version__, max_length, sorted(self._model.encoder))).encode()).hexdigest()
+        self._pad, self.max_length, self.fixed, self.vocab_size = (
+            0,
+            max_length,
+            True,
+            self._model.vocab_size,
+        )
+        self.sha256 = hashlib.sha256(
+            repr((open_clip.__version__, max_length, sorted(self._model.encoder))).encode()
+        ).hexdigest()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, not padded."""
         first, last = self._model.sot_token_id, self._model.eot_token_id
-        return [[first, *self._model.encode(text)[:self.max_length - 2], last] for text in texts]
+        return [[first, *self._model.encode(text)[: self.max_length - 2], last] for text in texts]
 
 
 def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522) -> Path:
@@ -127,7 +146,9 @@ def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522)
     for text in texts:
         normal = model.normalizer.normalize_str(clean_caption(text))
         counts.update(word for word, _ in model.pre_tokenizer.pre_tokenize_str(normal))
-    words = sorted(counts, key=lambda word: (-counts[word], word))[:max(0, vocab_size - len(SPECIAL_TOKENS))]
+    words = sorted(counts, key=lambda word: (-counts[word], word))[
+        : max(0, vocab_size - len(SPECIAL_TOKENS))
+    ]
     ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + words)}
     model.model = tokenizers.models.WordLevel(ids, unk_token="[UNK]")
     model.add_special_tokens(SPECIAL_TOKENS)
@@ -136,13 +157,19 @@ def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522)
     return Path(path)
 
 
-def distinct_captions(table: CaptionTable, clean: Callable[[str], str] = clean_caption) -> tuple[list[str], np.ndarray]:
-    """The distinct cleaned captions by first appearance, and (M,) for each caption of the table its row among them."""
+def distinct_captions(
+    table: CaptionTable, clean: Callable[[str], str] = clean_caption
+) -> tuple[list[str], np.ndarray]:
+    """The distinct cleaned captions by first appearance, and (M,) for each caption of the table its
+    row among them.
+    """
     rows, texts = pd.factorize(table.captions.text.map(clean))
     return list(texts), rows
 
 
-def caption_batches(texts: list[str], tokenizer: Tokenizer, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
-    """ids (B, L), mask (B, L) of the cleaned captions `texts`, in their order."""
+def caption_batches(
+    texts: list[str], tokenizer: Tokenizer, batch_size: int = 128
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids (B, L), mask (B, L) of the cleaned captions `texts`, in their order."""
     for start in range(0, len(texts), batch_size):
-        yield tokenizer(texts[start:start + batch_size])
+        yield tokenizer(texts[start : start + batch_size])

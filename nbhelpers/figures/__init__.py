@@ -2,6 +2,7 @@
 
 Images are (H,W,3) uint8 throughout.
 """
+
 from nbhelpers.figures.captions import score_bars, score_table
 from nbhelpers.figures.data import (
     caption_length_histogram,

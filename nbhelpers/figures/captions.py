@@ -1,4 +1,5 @@
 """Scores of generated captions."""
+
 from __future__ import annotations
 
 import matplotlib
@@ -13,14 +14,15 @@ from nbhelpers.figures.style import COLOURS, SMALL, new, styled, whiskers, wrap
 def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
     """Caption scores times 100, one panel per metric and one bar per system.
 
-    table  one row per system and metric: system, metric, value, and the ends low and high of its interval, all fractions
+    table  one row per system and metric: system, metric, value, and the ends low and high of its
+           interval, all fractions
     line   the system that is drawn as a line with its interval as a band, such as the human one
     """
     systems = [name for name in dict.fromkeys(table.system) if name != line]
     metrics = list(dict.fromkeys(table.metric))
     figure = new(11, 1.7 + 0.42 * len(systems))
     panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True).ravel()
-    for axes, metric in zip(panels, metrics):
+    for axes, metric in zip(panels, metrics, strict=True):
         part = table[table.metric == metric].set_index("system")[["value", "low", "high"]] * 100
         bars, y = part.reindex(systems), np.arange(len(systems))
         axes.barh(y, bars.value, 0.65, color=[COLOURS[row % len(COLOURS)] for row in y])
@@ -41,12 +43,22 @@ def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
 
 @styled
 def score_table(values: pd.DataFrame, label: str) -> Figure:
-    """Numbers from 0 to 100 as a table whose cells are the darker the higher: rows and columns as the table names them."""
+    """Numbers from 0 to 100 as a table whose cells are the darker the higher: rows and columns as
+    the table names them.
+    """
     figure = new(3.6 + 0.95 * values.shape[1], 1.1 + 0.42 * len(values))
     axes = figure.subplots()
     drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values.to_numpy()):
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 60 else "black", fontsize=SMALL)
+        axes.text(
+            column,
+            row,
+            f"{value:.0f}",
+            ha="center",
+            va="center",
+            color="white" if value > 60 else "black",
+            fontsize=SMALL,
+        )
     axes.set_xticks(range(values.shape[1]), [name.replace("_", "-") for name in values])
     axes.set_yticks(range(len(values)), [wrap(name, 3.2, lines=1) for name in values.index])
     axes.tick_params(length=0, labeltop=True, labelbottom=False)

@@ -1,4 +1,7 @@
-"""What systems get wrong: classes, hubs, general captions, plausible misses, the worst queries; which differences are real."""
+"""What systems get wrong: classes, hubs, general captions, plausible misses, the worst queries;
+which differences are real.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +35,7 @@ def class_recalls(table: pd.DataFrame, label: str = "mR (%)") -> Figure:
     figure = new(8, 1.4 + 0.27 * len(table))
     axes, y = figure.subplots(), np.arange(len(table))
     axes.hlines(y, table.min(axis=1), table.max(axis=1), color="#BBBBBB", linewidth=1.5)
-    for (name, values), colour, marker in zip(table.items(), COLOURS, MARKERS):
+    for (name, values), colour, marker in zip(table.items(), COLOURS, MARKERS, strict=False):
         axes.plot(values, y, marker, color=colour, label=name, markersize=7)
     axes.set_yticks(y, [wrap(name, 2.2, lines=1) for name in table.index])
     axes.set(xlabel=label, ylim=(len(table) - 0.5, -0.5))
@@ -43,11 +46,13 @@ def class_recalls(table: pd.DataFrame, label: str = "mR (%)") -> Figure:
 
 @styled
 def confusion(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """Percent of the queries of a class (row) whose first item is of a class (column); one panel per title."""
+    """Percent of the queries of a class (row) whose first item is of a class (column); one panel
+    per title.
+    """
     size = max(len(table) for table in panels.values())
     figure = new(2.9 + 0.22 * size * len(panels), 2.5 + 0.22 * size)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
-    for axes, (title, table) in zip(grid, panels.items()):
+    for axes, (title, table) in zip(grid, panels.items(), strict=True):
         drawn = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=9)
         axes.set_yticks(range(len(table)), table.index, fontsize=9)
@@ -65,14 +70,21 @@ def hub_curves(panels: Mapping[str, Mapping[str, np.ndarray]], k: int = 10) -> F
     Items stand from the most frequent on the left to the rarest; 1 is the mean.
     """
     figure = new(5 * len(panels), 4)
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False).ravel(), panels.items()):
+    for axes, (title, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False).ravel(), panels.items(), strict=True
+    ):
         named = [name for name in curves if name != "chance"]
-        for (name, counts), style in zip(curves.items(), ["-", "--", "-.", ":"] * len(curves)):
+        for (name, counts), style in zip(
+            curves.items(), ["-", "--", "-.", ":"] * len(curves), strict=True
+        ):
             colour = GREY if name == "chance" else COLOURS[named.index(name) % len(COLOURS)]
             place = 100 * (np.arange(len(counts)) + 0.5) / len(counts)
             axes.plot(place, np.sort(counts)[::-1] / counts.mean(), style, color=colour, label=name)
-        axes.set(xlabel="items, the most frequent first (%)", ylabel=f"times among the first {k},\nas a multiple of the mean",
-                 ylim=(0, None))
+        axes.set(
+            xlabel="items, the most frequent first (%)",
+            ylabel=f"times among the first {k},\nas a multiple of the mean",
+            ylim=(0, None),
+        )
         axes.set_title(title, pad=42)
         legend_above(axes, 3)
     return figure
@@ -86,10 +98,14 @@ def generic_ranks(table: pd.DataFrame, counts: Sequence[int]) -> Figure:
     """
     figure = new(8, 4.2)
     axes, x = figure.subplots(), np.arange(len(table))
-    for (name, values), colour, marker in zip(table.items(), COLOURS, MARKERS):
+    for (name, values), colour, marker in zip(table.items(), COLOURS, MARKERS, strict=False):
         axes.plot(x, values, f"{marker}-", color=colour, label=name)
-    axes.set_xticks(x, [f"{name}\n({count} captions)" for name, count in zip(table.index, counts)])
-    axes.set(xlabel="images whose captions hold all telling words", ylabel="median place", ylim=(0, None))
+    axes.set_xticks(
+        x, [f"{name}\n({count} captions)" for name, count in zip(table.index, counts, strict=True)]
+    )
+    axes.set(
+        xlabel="images whose captions hold all telling words", ylabel="median place", ylim=(0, None)
+    )
     axes.margins(x=0.06)
     legend_above(axes, 4)
     return figure
@@ -97,53 +113,90 @@ def generic_ranks(table: pd.DataFrame, counts: Sequence[int]) -> Figure:
 
 @styled
 def first_place_bars(table: pd.DataFrame) -> Figure:
-    """What stands first, in percent of the queries: one stacked bar per row, one part per column, the first one being right."""
+    """What stands first, in percent of the queries: one stacked bar per row, one part per column,
+    the first one being right.
+    """
     figure = new(10, 1.8 + 0.42 * len(table))
     axes = figure.subplots()
-    shades = [GREEN, *matplotlib.colormaps["Blues_r"](np.linspace(0.15, 0.65, table.shape[1] - 2)), "#DDDDDD"]
+    shades = [
+        GREEN,
+        *matplotlib.colormaps["Blues_r"](np.linspace(0.15, 0.65, table.shape[1] - 2)),
+        "#DDDDDD",
+    ]
     stacked_bars(axes, table, shades, 0.72, edgecolor="white")
     axes.set(xlabel="% of the queries", xlim=(0, 100))
     legend_above(axes, 3)
-    figure.get_layout_engine().set(w_pad=0.1)  # wide labels grow a little from the layout's dpi to that of the file
+    # wide labels grow a little from the layout's dpi to that of the file
+    figure.get_layout_engine().set(w_pad=0.1)
     return figure
 
 
 @styled
 def paired_differences(table: pd.DataFrame, metric: str = "mR") -> Figure:
-    """Differences of pairs with their intervals: one row per pair, difference, low, high and real; hollow where not real."""
+    """Differences of pairs with their intervals: one row per pair, difference, low, high and real;
+    hollow where not real.
+    """
     figure = new(8.5, 1.5 + 0.36 * len(table))
     axes = figure.subplots()
     axes.axvline(0, color="black", linewidth=1)
-    for real, colour, face, name in ((True, BLUE, BLUE, "real"), (False, GREY, "white", "cannot be told apart")):
+    for real, colour, face, name in (
+        (True, BLUE, BLUE, "real"),
+        (False, GREY, "white", "cannot be told apart"),
+    ):
         rows = np.flatnonzero(table.real.to_numpy() == real)
         part = table.iloc[rows]
         spread = np.array([part.difference - part.low, part.high - part.difference])
-        axes.errorbar(part.difference, rows, xerr=spread, fmt="o", color=colour, markerfacecolor=face, markersize=8, capsize=4,
-                      linewidth=1.5, label=name)
+        axes.errorbar(
+            part.difference,
+            rows,
+            xerr=spread,
+            fmt="o",
+            color=colour,
+            markerfacecolor=face,
+            markersize=8,
+            capsize=4,
+            linewidth=1.5,
+            label=name,
+        )
     axes.set_yticks(range(len(table)), [wrap(name, 3.4, lines=1) for name in table.index])
-    axes.set(xlabel=f"difference in {metric} (points) with its 95 % interval", ylim=(len(table) - 0.5, -0.5))
+    axes.set(
+        xlabel=f"difference in {metric} (points) with its 95 % interval",
+        ylim=(len(table) - 0.5, -0.5),
+    )
     legend_above(axes, 2)
     figure.get_layout_engine().set(w_pad=0.1)  # as above
     return figure
 
 
 @styled
-def miss_sheet(sentences: Sequence[str], own: Sequence[np.ndarray], found: Sequence[np.ndarray], notes: Sequence[str],
-               columns: int = 5) -> Figure:
-    """Queries that went wrong: the sentence, below it its own image (green frame) and the one found first (dashed red frame)
-    with a note."""
+def miss_sheet(
+    sentences: Sequence[str],
+    own: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    notes: Sequence[str],
+    columns: int = 5,
+) -> Figure:
+    """Queries that went wrong: the sentence, below it its own image (green frame) and the one found
+    first (dashed red frame) with a note.
+    """
     rows = max(1, -(-len(sentences) // columns))
     figure = new(2.1 * columns, 1.75 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, sentence, right, wrong, note in zip(grid, sentences, own, found, notes):
+    for axes, sentence, right, wrong, note in zip(grid, sentences, own, found, notes, strict=True):
         draw_image(axes, right)
         axes.images[0].set_extent((0, 1, 0, 1))
-        axes.imshow(wrong, extent=(1.06, 2.06, 0, 1), interpolation=axes.images[0].get_interpolation())
+        axes.imshow(
+            wrong, extent=(1.06, 2.06, 0, 1), interpolation=axes.images[0].get_interpolation()
+        )
         for start, colour, style in ((0, GREEN, "-"), (1.06, RED, (0, (2, 1)))):
-            axes.add_patch(Rectangle((start, 0), 1, 1, fill=False, edgecolor=colour, linewidth=3, linestyle=style))
+            axes.add_patch(
+                Rectangle(
+                    (start, 0), 1, 1, fill=False, edgecolor=colour, linewidth=3, linestyle=style
+                )
+            )
         axes.set(xlim=(-0.02, 2.08), ylim=(-0.02, 1.02))
         axes.set_title(wrap(sentence.rstrip(" ."), 1.95, 8, 3), fontsize=8, pad=3)
         axes.set_xlabel(wrap(note, 1.95, 8, 1), fontsize=8, labelpad=2)
-    for axes in grid[len(sentences):]:
+    for axes in grid[len(sentences) :]:
         axes.set_visible(False)
     return figure

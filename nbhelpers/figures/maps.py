@@ -1,4 +1,5 @@
 """Maps over an image: beliefs, attention, what mixing does."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
 
     belief  (1 + grid*grid,) softmax weights: first the global token, then the local ones row by row
     kept    indices of the tokens that stay, into the same order
-    From left to right: the image, the belief over its local tokens, that in the global token, what is kept.
+    From left to right: the image, the belief over its local tokens, that in the global token, what
+    is kept.
     """
     belief, local = np.asarray(belief, float), np.asarray(belief, float)[1:].reshape(grid, grid)
     shown = matplotlib.colors.Normalize(0, belief.max())
@@ -37,17 +39,25 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     panels = figure.subplots(1, 4, width_ratios=[4, 4, 0.55, 4])
     box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
     titles = ["image", "belief", f"kept tokens: {len(kept)} of {len(belief)}"]
-    for axes, title in zip(panels[[0, 1, 3]], titles):
+    for axes, title in zip(panels[[0, 1, 3]], titles, strict=True):
         axes.imshow(image, extent=box, interpolation="lanczos")
         axes.set(title=title, xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set_visible(False)
-    heat = panels[1].imshow(local, extent=box, cmap="inferno", alpha=0.35 + 0.4 * shown(local), norm=shown)
-    figure.colorbar(heat, cax=panels[1].inset_axes((0.05, -0.09, 0.9, 0.05)), orientation="horizontal",
-                    ticks=matplotlib.ticker.MaxNLocator(3))
+    heat = panels[1].imshow(
+        local, extent=box, cmap="inferno", alpha=0.35 + 0.4 * shown(local), norm=shown
+    )
+    figure.colorbar(
+        heat,
+        cax=panels[1].inset_axes((0.05, -0.09, 0.9, 0.05)),
+        orientation="horizontal",
+        ticks=matplotlib.ticker.MaxNLocator(3),
+    )
     for index in range(grid * grid):
         _token(panels[3], index % grid, index // grid, index + 1 in set(kept))
-    _global_token(panels[2], matplotlib.colormaps["inferno"](shown(belief[0])), belief[0], 0 in set(kept))
+    _global_token(
+        panels[2], matplotlib.colormaps["inferno"](shown(belief[0])), belief[0], 0 in set(kept)
+    )
     return figure
 
 
@@ -55,59 +65,97 @@ def _token(axes, column: int, row: int, kept: bool) -> None:
     """A kept token outlined, a dropped one greyed out."""
     outlined = {"edgecolor": BLUE, "linewidth": 1.5, "fill": False}
     grey = {"facecolor": "#EEEEEE", "edgecolor": "none", "alpha": 0.8}
-    axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **(outlined if kept else grey)))
+    axes.add_patch(
+        Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **(outlined if kept else grey))
+    )
 
 
 def _global_token(axes, colour, value: float, kept: bool) -> None:
     axes.set(xlim=(-0.5, 0.5), ylim=(0.5, -0.5), aspect="equal")
     axes.set_axis_off()
-    axes.add_patch(Rectangle((-0.45, -0.45), 0.9, 0.9, facecolor=colour, edgecolor=BLUE if kept else GREY,
-                             linestyle="-" if kept else "--", linewidth=2))
+    axes.add_patch(
+        Rectangle(
+            (-0.45, -0.45),
+            0.9,
+            0.9,
+            facecolor=colour,
+            edgecolor=BLUE if kept else GREY,
+            linestyle="-" if kept else "--",
+            linewidth=2,
+        )
+    )
     axes.set_title("global", fontsize=SMALL)
-    axes.text(0, 0.6, f"{value:.3f}\n{'kept' if kept else 'dropped'}", ha="center", va="top", fontsize=SMALL)
+    axes.text(
+        0,
+        0.6,
+        f"{value:.3f}\n{'kept' if kept else 'dropped'}",
+        ha="center",
+        va="top",
+        fontsize=SMALL,
+    )
 
 
 @styled
 def soft_belief_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: int = 7) -> Figure:
     """The image, and beside it quantities of its tokens, such as belief and weight (PIR-CLIP), each on its own scale.
 
-    maps  title -> (1 + grid*grid,): first the class token, whose value stands above, then the local ones row by row
+    maps  title -> (1 + grid*grid,): first the class token, whose value stands above, then the local
+          ones row by row
     """
     figure = new(3.1 * (1 + len(maps)), 4)
     panels = figure.subplots(1, 1 + len(maps))
     box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
-    for axes, title in zip(panels, ["image", *maps]):
+    for axes, title in zip(panels, ["image", *maps], strict=True):
         axes.imshow(image, extent=box, interpolation="lanczos")
         axes.set(title=title, xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set_visible(False)
-    for axes, values in zip(panels[1:], maps.values()):
+    for axes, values in zip(panels[1:], maps.values(), strict=False):
         local = np.asarray(values, float)[1:].reshape(grid, grid)
         heat = axes.imshow(local, extent=box, cmap="inferno", alpha=0.75)
-        figure.colorbar(heat, cax=axes.inset_axes((0.1, -0.09, 0.8, 0.05)), orientation="horizontal",
-                        ticks=matplotlib.ticker.MaxNLocator(3))
+        figure.colorbar(
+            heat,
+            cax=axes.inset_axes((0.1, -0.09, 0.8, 0.05)),
+            orientation="horizontal",
+            ticks=matplotlib.ticker.MaxNLocator(3),
+        )
         axes.set_title(f"{axes.get_title()}\n(class token {values[0]:.2f})")
     return figure
 
 
 @styled
-def pooled_tokens(image: np.ndarray, change: np.ndarray, patches: np.ndarray, words: np.ndarray) -> Figure:
+def pooled_tokens(
+    image: np.ndarray, change: np.ndarray, patches: np.ndarray, words: np.ndarray
+) -> Figure:
     """What happens to tokens on their way to a code (CFITR).
 
-    change   (S,S) how far LFEM moves each patch;  patches (S,S), words (L,) the learned weights of the poolings
+    change   (S,S) how far LFEM moves each patch;  patches (S,S), words (L,) the learned weights of
+             the poolings
     """
     figure = new(11, 3.5)
     panels = figure.subplots(1, 4, width_ratios=[3, 3, 3, 4])
     limit = np.abs(patches).max()
     draw_image(panels[0], image)
-    heats = [panels[1].imshow(change, cmap="inferno", vmin=0), panels[2].imshow(patches, cmap="RdBu_r", vmin=-limit, vmax=limit)]
-    for axes, heat in zip(panels[1:3], heats):
+    heats = [
+        panels[1].imshow(change, cmap="inferno", vmin=0),
+        panels[2].imshow(patches, cmap="RdBu_r", vmin=-limit, vmax=limit),
+    ]
+    for axes, heat in zip(panels[1:3], heats, strict=False):
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        figure.colorbar(heat, cax=axes.inset_axes((0.2, -0.12, 0.6, 0.05)), orientation="horizontal",
-                        ticks=np.linspace(*heat.get_clim(), 3), format="%.2g")
-    for axes, title in zip(panels, ("image", "change by LFEM", "pooling weight: patch", "pooling weight: word")):
+        figure.colorbar(
+            heat,
+            cax=axes.inset_axes((0.2, -0.12, 0.6, 0.05)),
+            orientation="horizontal",
+            ticks=np.linspace(*heat.get_clim(), 3),
+            format="%.2g",
+        )
+    for axes, title in zip(
+        panels,
+        ("image", "change by LFEM", "pooling weight: patch", "pooling weight: word"),
+        strict=True,
+    ):
         axes.set_title(title)
     panels[3].bar(np.arange(len(words)), words, color=BLUE)
     panels[3].set(xlabel="position in the caption")
@@ -121,10 +169,19 @@ def mixing_maps(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str])
     rows  what is shown in a row -> its arrays (T,D), one for each of `titles`
     """
     figure = new(3.7 * len(titles), 2.75 * len(rows))
-    for panels, (name, arrays) in zip(figure.subplots(len(rows), len(titles), squeeze=False), rows.items()):
-        for axes, title, values in zip(panels, titles, arrays):
+    for panels, (name, arrays) in zip(
+        figure.subplots(len(rows), len(titles), squeeze=False), rows.items(), strict=True
+    ):
+        for axes, title, values in zip(panels, titles, arrays, strict=True):
             limit = max(float(np.abs(values).max()), 1e-9)
-            drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+            drawn = axes.imshow(
+                values,
+                cmap="RdBu_r",
+                vmin=-limit,
+                vmax=limit,
+                aspect="auto",
+                interpolation="nearest",
+            )
             figure.colorbar(drawn, ax=axes, ticks=[-limit, 0, limit], format="{x:.3g}", pad=0.02)
             axes.set_title(title, fontsize=SMALL)
             axes.set_xlabel("channel", fontsize=SMALL)
@@ -137,7 +194,8 @@ def mixing_maps(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str])
 def query_maps(image: np.ndarray, maps: np.ndarray) -> Figure:
     """What each query reads of an image in each layer.
 
-    maps  (layers, queries, S, S) attention weights; every panel has its own scale, and its largest weight stands above
+    maps  (layers, queries, S, S) attention weights; every panel has its own scale, and its largest
+          weight stands above
     """
     layers, queries = maps.shape[:2]
     figure = new(1.35 * (queries + 1), 0.3 + 1.6 * layers)
@@ -157,19 +215,32 @@ def query_maps(image: np.ndarray, maps: np.ndarray) -> Figure:
 
 
 @styled
-def map_rows(images: Sequence[np.ndarray], texts: Sequence[str], maps: Mapping[str, Sequence[np.ndarray]],
-             masks: Sequence[np.ndarray] | None = None) -> Figure:
+def map_rows(
+    images: Sequence[np.ndarray],
+    texts: Sequence[str],
+    maps: Mapping[str, Sequence[np.ndarray]],
+    masks: Sequence[np.ndarray] | None = None,
+) -> Figure:
     """One row per image: a text, the image, and a map (S,S) from each method, each panel on its own scale.
 
     masks  (H,W) bool of each image, outlined in green on every panel
     Red speaks for the text, blue against it; a map without negative values goes from white to red.
     """
     figure = new(2.2 + 1.75 * (1 + len(maps)), 0.4 + 1.85 * len(images))
-    grid = figure.subplots(len(images), 2 + len(maps), squeeze=False, width_ratios=[1.2] + [1] * (1 + len(maps)))
-    for number, (row, image, text) in enumerate(zip(grid, images, texts)):
+    grid = figure.subplots(
+        len(images), 2 + len(maps), squeeze=False, width_ratios=[1.2] + [1] * (1 + len(maps))
+    )
+    for number, (row, image, text) in enumerate(zip(grid, images, texts, strict=True)):
         row[0].set_axis_off()
-        row[0].text(0, 0.5, wrap(text, 2.0, lines=7), va="center", fontsize=SMALL, transform=row[0].transAxes)
-        for axes, name in zip(row[1:], ["image", *maps]):
+        row[0].text(
+            0,
+            0.5,
+            wrap(text, 2.0, lines=7),
+            va="center",
+            fontsize=SMALL,
+            transform=row[0].transAxes,
+        )
+        for axes, name in zip(row[1:], ["image", *maps], strict=False):
             if number == 0:
                 axes.set_title(wrap(name, 1.6, lines=2), fontsize=SMALL)
             _over(axes, image, None if name == "image" else np.asarray(maps[name][number], float))
@@ -188,7 +259,15 @@ def _over(axes, image: np.ndarray, values: np.ndarray | None) -> None:
     axes.spines[:].set_visible(False)
     if values is not None:
         limit = max(np.abs(values).max(), 1e-12)
-        axes.imshow(values, extent=(0, 1, 1, 0), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6, interpolation="nearest")
+        axes.imshow(
+            values,
+            extent=(0, 1, 1, 0),
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            alpha=0.6,
+            interpolation="nearest",
+        )
 
 
 @styled
@@ -200,7 +279,7 @@ def class_maps(maps: Mapping[str, np.ndarray], columns: int = 8) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, (name, values) in zip(panels, maps.items()):
+    for axes, (name, values) in zip(panels, maps.items(), strict=True):
         drawn = axes.imshow(values, cmap="inferno", vmin=0, vmax=top)
         axes.set_title(wrap(name, 1.3, 9, lines=2), fontsize=9)
     figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.01)
@@ -209,21 +288,39 @@ def class_maps(maps: Mapping[str, np.ndarray], columns: int = 8) -> Figure:
 
 @styled
 def word_weights(tables: Sequence[pd.DataFrame]) -> Figure:
-    """What is read of each word of some sentences: tables with a column for each word, darker where more is read."""
+    """What is read of each word of some sentences: tables with a column for each word, darker where
+    more is read.
+    """
     width = max(len(table.columns) for table in tables)
     figure = new(1.2 + 0.95 * width, sum(0.7 + 0.4 * len(table) for table in tables))
     heights = [1 + len(table) for table in tables]
-    for axes, table in zip(figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights).ravel(), tables):
+    for axes, table in zip(
+        figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights).ravel(),
+        tables,
+        strict=True,
+    ):
         axes.imshow(table.to_numpy(float), cmap="Blues", vmin=0, aspect="auto")
         axes.set(xlim=(-0.5, width - 0.5), yticks=range(len(table)), yticklabels=table.index)
-        axes.set_xticks(range(len(table.columns)), [wrap(word, 0.95, lines=1) for word in table.columns], fontsize=9)
+        axes.set_xticks(
+            range(len(table.columns)),
+            [wrap(word, 0.95, lines=1) for word in table.columns],
+            fontsize=9,
+        )
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         dark = 0.6 * table.to_numpy(float).max()
         for (y, x), value in np.ndenumerate(table.to_numpy(float)):
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9, color="white" if value > dark else "black")
+            axes.text(
+                x,
+                y,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if value > dark else "black",
+            )
     return figure
 
 
@@ -231,24 +328,43 @@ def word_weights(tables: Sequence[pd.DataFrame]) -> Figure:
 def hiding_curves(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Scores while patches are hidden (above) or shown (below) in the order of each map.
 
-    panels  system -> method -> (2,steps+1) deletion and insertion; "random" is drawn grey and dashed
+    panels  system -> method -> (2,steps+1) deletion and insertion; "random" is drawn grey and
+            dashed
     """
     figure = new(2.75 * len(panels), 5.6)
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True)
-    names = [name for name in dict.fromkeys(name for one in panels.values() for name in one) if name != "random"]
-    look = dict(zip(names, zip(COLOURS, "osD^vP*"))) | {"random": (GREY, None)}
-    for column, (title, curves) in zip(grid.T, panels.items()):
-        for axes, kind in zip(column, (0, 1)):
+    names = [
+        name
+        for name in dict.fromkeys(name for one in panels.values() for name in one)
+        if name != "random"
+    ]
+    look = dict(zip(names, zip(COLOURS, "osD^vP*", strict=False), strict=True)) | {
+        "random": (GREY, None)
+    }
+    for column, (title, curves) in zip(grid.T, panels.items(), strict=True):
+        for axes, kind in zip(column, (0, 1), strict=True):
             for name, both in curves.items():
                 colour, marker = look[name]
-                axes.plot(np.linspace(0, 100, len(both[kind])), both[kind], "--" if name == "random" else "-", color=colour,
-                          marker=marker, markersize=4, linewidth=1.5, label=name)
+                axes.plot(
+                    np.linspace(0, 100, len(both[kind])),
+                    both[kind],
+                    "--" if name == "random" else "-",
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.5,
+                    label=name,
+                )
             axes.locator_params(axis="y", nbins=4)
         column[0].set_title(title)
         column[1].set_xlabel("patches (%)")
     grid[0, 0].set_ylabel("score, hiding")
     grid[1, 0].set_ylabel("score, showing")
-    handles = {label: handle for axes in grid[0] for handle, label in zip(*axes.get_legend_handles_labels())}
+    handles = {
+        label: handle
+        for axes in grid[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
     return figure
 
@@ -261,7 +377,11 @@ def check_bars(tables: Mapping[str, pd.DataFrame], value: str, label: str) -> Fi
     """
     figure = new(2.75 * len(tables) + 1, 1.3 + 0.34 * max(len(table) for table in tables.values()))
     names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
-    for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False, sharey=True).ravel(), tables.items()):
+    for axes, (title, table) in zip(
+        figure.subplots(1, len(tables), squeeze=False, sharey=True).ravel(),
+        tables.items(),
+        strict=True,
+    ):
         part = table.rename(columns={value: "value"})
         y = np.array([names.index(name) for name in part.index])
         sure = (part.verdict == "yes").to_numpy()

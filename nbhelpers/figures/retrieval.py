@@ -1,4 +1,5 @@
 """Retrieved images and texts, ranks and recalls."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,12 @@ from nbhelpers.figures.style import (
 
 
 @styled
-def retrieved(query: str, images: Sequence[np.ndarray], scores: Sequence[float],
-              right: Sequence[bool]) -> Figure:
-    """The images ranked first for a text: right ones in a full green frame, others in a dashed red one."""
+def retrieved(
+    query: str, images: Sequence[np.ndarray], scores: Sequence[float], right: Sequence[bool]
+) -> Figure:
+    """The images ranked first for a text: right ones in a full green frame, others in a dashed red
+    one.
+    """
     columns = len(images)
     figure = new(max(1.75 * columns, 6), 2.7)
     figure.suptitle(wrap(f"“{query}”", max(1.75 * columns, 6), SIZE, 2), fontsize=SIZE)
@@ -46,11 +50,14 @@ def retrieved(query: str, images: Sequence[np.ndarray], scores: Sequence[float],
 
 
 @styled
-def retrieved_texts(image: np.ndarray, captions: Sequence[str], scores: Sequence[float],
-                    right: Sequence[bool]) -> Figure:
+def retrieved_texts(
+    image: np.ndarray, captions: Sequence[str], scores: Sequence[float], right: Sequence[bool]
+) -> Figure:
     """An image and the captions ranked first for it; its own ones green and ticked."""
-    texts = [wrap(f"{'✓' if hit else '✗'} {score:.2f}  {text}", 6.8, SMALL, 2)
-             for text, score, hit in zip(captions, scores, right)]
+    texts = [
+        wrap(f"{'✓' if hit else '✗'} {score:.2f}  {text}", 6.8, SMALL, 2)
+        for text, score, hit in zip(captions, scores, right, strict=True)
+    ]
     figure = new(10, max(2.9, LINE * line_count(texts)))
     left, beside = figure.subplots(1, 2, width_ratios=[2.8, 7.2])
     draw_image(left, image)
@@ -73,8 +80,17 @@ def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -
         width = min(2, 24 / rows)
         black = withStroke(linewidth=2 * width, foreground="black")  # white alone is lost on yellow
         for text, image in enumerate(owner):
-            axes.add_patch(Rectangle((text - 0.46, image - 0.46), 0.92, 0.92, fill=False, edgecolor="white",
-                                     linewidth=width, path_effects=[black]))
+            axes.add_patch(
+                Rectangle(
+                    (text - 0.46, image - 0.46),
+                    0.92,
+                    0.92,
+                    fill=False,
+                    edgecolor="white",
+                    linewidth=width,
+                    path_effects=[black],
+                )
+            )
     return figure
 
 
@@ -82,8 +98,9 @@ def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -
 def recall_bars(table: pd.DataFrame) -> Figure:
     """Recalls of several systems side by side.
 
-    table  one row per system and metric: system, metric (of METRICS), value, and where known low and high
-           (the confidence interval, a whisker) and claimed (the published value, a diamond), all in percent
+    table  one row per system and metric: system, metric (of METRICS), value, and where known low
+           and high (the confidence interval, a whisker) and claimed (the published value, a
+           diamond), all in percent
     """
     systems = list(dict.fromkeys(table.system))
     metrics = [metric for metric in METRICS if metric in set(table.metric)]
@@ -95,9 +112,18 @@ def recall_bars(table: pd.DataFrame) -> Figure:
         axes.bar(x, part.value, width * 0.92, label=system, color=COLOURS[row % len(COLOURS)])
         whiskers(axes, x, part)
         if "claimed" in part and part.claimed.notna().any():
-            axes.plot(x, part.claimed, "D", color="white", markeredgecolor="black", markersize=7,
-                      label="claimed by the paper" if row == 0 else None)
-    names = [metric.replace("i2t_", "image→text\n").replace("t2i_", "text→image\n") for metric in metrics]
+            axes.plot(
+                x,
+                part.claimed,
+                "D",
+                color="white",
+                markeredgecolor="black",
+                markersize=7,
+                label="claimed by the paper" if row == 0 else None,
+            )
+    names = [
+        metric.replace("i2t_", "image→text\n").replace("t2i_", "text→image\n") for metric in metrics
+    ]
     axes.set_xticks(range(len(metrics)), names)
     axes.set_ylabel("%")
     axes.margins(x=0.02)
@@ -111,7 +137,7 @@ def recall_curve(hits: Mapping[str, np.ndarray], chance: np.ndarray | None = Non
     """R@K over K for every named curve: value k-1 is R@k in percent; chance is drawn dotted."""
     figure = new(7.5, 4.4)
     axes = figure.subplots()
-    for (name, curve), style in zip(hits.items(), ["-", "--", "-.", ":"] * len(hits)):
+    for (name, curve), style in zip(hits.items(), ["-", "--", "-.", ":"] * len(hits), strict=True):
         marker = "o" if len(curve) == 1 else None  # one point is no line
         axes.plot(np.arange(1, len(curve) + 1), curve, style, marker=marker, label=name)
     if chance is not None:
@@ -126,27 +152,42 @@ def rank_histogram(ranks: Mapping[str, np.ndarray], bins: int = 20) -> Figure:
     """How many queries find their first right item at which rank (axis from 1, `ranks` from 0)."""
     figure = new(5 * len(ranks), 3.8)
     panels = figure.subplots(1, len(ranks), squeeze=False).ravel()
-    for axes, (name, values), colour in zip(panels, ranks.items(), COLOURS):
+    for axes, (name, values), colour in zip(panels, ranks.items(), COLOURS, strict=False):
         values = np.asarray(values, float) + 1
-        edges = np.unique(np.geomspace(1, max(values.max(), 2) + 1, bins + 1).round())  # ranks are whole
+        # ranks are whole
+        edges = np.unique(np.geomspace(1, max(values.max(), 2) + 1, bins + 1).round())
         axes.hist(values, edges, color=colour, edgecolor="white")
         axes.axvline(np.median(values), color="black", linestyle="--", linewidth=1.5)
-        axes.set(xscale="log", xlabel="rank of the first right item", ylabel="queries",
-                 title=f"{name}: median {np.median(values):.1f}")
+        axes.set(
+            xscale="log",
+            xlabel="rank of the first right item",
+            ylabel="queries",
+            title=f"{name}: median {np.median(values):.1f}",
+        )
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 @styled
-def bar_with_ceiling(values: Mapping[str, float], ceilings: Mapping[str, float],
-                     chance: Mapping[str, float] | None = None) -> Figure:
+def bar_with_ceiling(
+    values: Mapping[str, float],
+    ceilings: Mapping[str, float],
+    chance: Mapping[str, float] | None = None,
+) -> Figure:
     """Measured recalls (bars), the best that repeated captions allow (outlines) and chance (lines)."""
     names = list(values)
     figure = new(max(6.0, 1.3 * len(names)), 4.2)
     axes, x = figure.subplots(), np.arange(len(names))
-    axes.bar(x, [ceilings[name] for name in names], 0.7, color="#EEEEEE", edgecolor="black", linestyle="--",
-             label="ceiling")
+    axes.bar(
+        x,
+        [ceilings[name] for name in names],
+        0.7,
+        color="#EEEEEE",
+        edgecolor="black",
+        linestyle="--",
+        label="ceiling",
+    )
     bars = axes.bar(x, list(values.values()), 0.7, color=BLUE, label="measured")
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=SMALL)
     if chance is not None:
@@ -163,18 +204,36 @@ def bar_with_ceiling(values: Mapping[str, float], ceilings: Mapping[str, float],
 def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure:
     """Recall over the number of trained parameters, one point per row of a table indexed by system.
 
-    table  trainable, the metric, low and high (its interval) in percent; a row that trains nothing is a dashed line
+    table  trainable, the metric, low and high (its interval) in percent; a row that trains nothing
+           is a dashed line
     """
     figure = new(8, 4.6)
     axes = figure.subplots()
-    for (name, row), colour in zip(table.iterrows(), COLOURS):
+    for (name, row), colour in zip(table.iterrows(), COLOURS, strict=False):
         if row.trainable == 0:
             axes.axhline(row[metric], color=GREY, linestyle="--", linewidth=1.5)
-            axes.annotate(f"{name} {row[metric]:.1f}", (0.995, row[metric]), (0, 3), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", ha="right", color=GREY, fontsize=SMALL)
+            axes.annotate(
+                f"{name} {row[metric]:.1f}",
+                (0.995, row[metric]),
+                (0, 3),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                color=GREY,
+                fontsize=SMALL,
+            )
             continue
-        axes.errorbar(row.trainable, row[metric], [[row[metric] - row.low], [row.high - row[metric]]], fmt="o", markersize=8,
-                      capsize=4, linewidth=1.5, color=colour, label=f"{name} {row[metric]:.1f}")
+        axes.errorbar(
+            row.trainable,
+            row[metric],
+            [[row[metric] - row.low], [row.high - row[metric]]],
+            fmt="o",
+            markersize=8,
+            capsize=4,
+            linewidth=1.5,
+            color=colour,
+            label=f"{name} {row[metric]:.1f}",
+        )
     axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{metric} (%)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.15)
@@ -183,7 +242,12 @@ def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure
 
 
 @styled
-def ranking(table: pd.DataFrame, levels: Mapping[str, float], claimed: Mapping[str, float] | None = None, metric: str = "mR") -> Figure:
+def ranking(
+    table: pd.DataFrame,
+    levels: Mapping[str, float],
+    claimed: Mapping[str, float] | None = None,
+    metric: str = "mR",
+) -> Figure:
     """Systems below each other, best first, each a point with its interval and the letters of its group.
 
     table    indexed by system: value, low and high (its interval) in percent, group
@@ -194,17 +258,33 @@ def ranking(table: pd.DataFrame, levels: Mapping[str, float], claimed: Mapping[s
     names, y = [*table.index, *claimed], np.arange(len(table) + len(claimed))
     figure = new(9, 0.9 + 0.3 * len(names))
     axes = figure.subplots()
-    axes.plot(table.value, y[:len(table)], "o", color=BLUE, markersize=7, label="measured")
-    whiskers(axes, y[:len(table)], table, horizontal=True)
+    axes.plot(table.value, y[: len(table)], "o", color=BLUE, markersize=7, label="measured")
+    whiskers(axes, y[: len(table)], table, horizontal=True)
     if claimed:
-        axes.plot(list(claimed.values()), y[len(table):], "D", color="white", markeredgecolor="black", label="as published")
-    for (name, level), style in zip(levels.items(), (":", "--")):
+        axes.plot(
+            list(claimed.values()),
+            y[len(table) :],
+            "D",
+            color="white",
+            markeredgecolor="black",
+            label="as published",
+        )
+    for (name, level), style in zip(levels.items(), (":", "--"), strict=True):
         axes.axvline(level, color=GREY, linestyle=style, label=f"{name} {level:.1f}")
-    for height, group in zip(y, table.group):
-        axes.annotate(group, (1, height), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=SMALL)
+    for height, group in zip(y, table.group, strict=True):
+        axes.annotate(
+            group,
+            (1, height),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+        )
     axes.set_yticks(y, names)
     axes.set(xlabel=f"{metric} (%)", ylim=(len(names) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     legend_above(axes, 4)
-    figure.get_layout_engine().set(w_pad=0.15)  # labels on both sides, wider when saved than when laid out
+    # labels on both sides, wider when saved than when laid out
+    figure.get_layout_engine().set(w_pad=0.15)
     return figure

@@ -1,4 +1,5 @@
 """Search in two stages: lists, codes, trade-off, times."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -26,14 +27,21 @@ from nbhelpers.figures.style import (
 
 
 @styled
-def two_lists(query: str, lists: Mapping[str, tuple[Sequence[np.ndarray], Sequence[str], Sequence[bool]]]) -> Figure:
-    """Several rankings of images for one text, one row each: name -> (images, a note under each, whether it is right); right
-    ones in a full green frame, others in a dashed red one."""
+def two_lists(
+    query: str, lists: Mapping[str, tuple[Sequence[np.ndarray], Sequence[str], Sequence[bool]]]
+) -> Figure:
+    """Several rankings of images for one text, one row each: name -> (images, a note under each,
+    whether it is right); right ones in a full green frame, others in a dashed red one.
+    """
     columns = max(len(images) for images, _, _ in lists.values())
     figure = new(1.75 * columns, 0.6 + 2.05 * len(lists))
     figure.suptitle(wrap(f"“{query}”", 1.75 * columns, SIZE, 2), fontsize=SIZE)
-    for row, (name, (images, notes, right)) in zip(figure.subplots(len(lists), columns, squeeze=False), lists.items()):
-        for place, (axes, image, note, hit) in enumerate(zip(row, images, notes, right)):
+    for row, (name, (images, notes, right)) in zip(
+        figure.subplots(len(lists), columns, squeeze=False), lists.items(), strict=True
+    ):
+        for place, (axes, image, note, hit) in enumerate(
+            zip(row, images, notes, right, strict=True)
+        ):
             draw_image(axes, image, GREEN if hit else RED, dashed=not hit)
             axes.set_title(f"{place + 1}.  {note} {'✓' if hit else '✗'}", fontsize=SMALL, pad=4)
         row[0].set_ylabel(wrap(name, 1.9), fontsize=SMALL)
@@ -48,12 +56,25 @@ def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: in
     """
     figure = new(5 * len(panels), 3.8)
     edges = np.linspace(0, bits, min(bits, 32) + 1) - 0.5
-    for axes, (title, pairs) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel(), panels.items()):
-        for values, name, colour, style in zip(pairs, ("true", "false"), (GREEN, RED), ("-", "--")):
+    for axes, (title, pairs) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel(),
+        panels.items(),
+        strict=True,
+    ):
+        for values, name, colour, style in zip(
+            pairs, ("true", "false"), (GREEN, RED), ("-", "--"), strict=True
+        ):
             if not len(values):  # one image has no false pair
                 continue
             share = 100 * np.histogram(values, edges)[0] / len(values)
-            axes.stairs(share, edges, label=f"{name}: mean {np.mean(values):.1f}", color=colour, linestyle=style, linewidth=2)
+            axes.stairs(
+                share,
+                edges,
+                label=f"{name}: mean {np.mean(values):.1f}",
+                color=colour,
+                linestyle=style,
+                linewidth=2,
+            )
         axes.set(xlabel=f"bits that differ, of {bits}", ylabel="pairs (%)")
         axes.set_title(title, pad=24)
         legend_above(axes, 2)
@@ -64,17 +85,27 @@ def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: in
 def tradeoff(points: pd.DataFrame, levels: Mapping[str, float], metric: str = "mR") -> Figure:
     """What candidates buy and cost: a recall and the milliseconds of a query against their number.
 
-    points  one row for each number of candidates: k, the recall in percent, i2t_total_ms and t2i_total_ms
-    levels  name -> recall that has no number of candidates: the coarse stage alone, the exhaustive search
+    points  one row for each number of candidates: k, the recall in percent, i2t_total_ms and
+            t2i_total_ms
+    levels  name -> recall that has no number of candidates: the coarse stage alone, the exhaustive
+            search
     """
     figure = new(10, 4)
     left, right = figure.subplots(1, 2)
     left.plot(points.k, points[metric], "o-", label="two stages")
-    for (name, level), colour, style in zip(levels.items(), [ORANGE, GREEN, GREY], ["--", "-.", ":"]):
+    for (name, level), colour, style in zip(
+        levels.items(), [ORANGE, GREEN, GREY], ["--", "-.", ":"], strict=True
+    ):
         left.axhline(level, color=colour, linestyle=style, label=name)
     left.set(xlabel="candidates K", ylabel=f"{metric} (%)")
     for direction, style, colour in (("i2t", "o-", BLUE), ("t2i", "s--", RED)):
-        right.plot(points.k, points[f"{direction}_total_ms"], style, color=colour, label=DIRECTIONS[direction])
+        right.plot(
+            points.k,
+            points[f"{direction}_total_ms"],
+            style,
+            color=colour,
+            label=DIRECTIONS[direction],
+        )
     right.set(xlabel="candidates K", ylabel="ms for one query", ylim=(0, None))
     legend_above(left, 2)
     legend_above(right, 2)
@@ -90,14 +121,20 @@ def gallery_times(times: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     """
     figure = new(8, 4.4)
     axes = figure.subplots()
-    for name, colour, marker in zip(times, COLOURS, "osD^vP*"):
+    for name, colour, marker in zip(times, COLOURS, "osD^vP*", strict=False):
         known = measured[name].to_numpy()
         axes.plot(times.index[known], times[name][known], f"{marker}-", color=colour, label=name)
         if not known.all():
             beyond = np.flatnonzero(~known)
-            tail = times[name].iloc[max(beyond[0] - 1, 0):]
+            tail = times[name].iloc[max(beyond[0] - 1, 0) :]
             axes.plot(tail.index, tail, "--", color=colour, linewidth=1.3)
-            axes.plot(times.index[~known], times[name][~known], marker, color=colour, markerfacecolor="white")
+            axes.plot(
+                times.index[~known],
+                times[name][~known],
+                marker,
+                color=colour,
+                markerfacecolor="white",
+            )
     axes.set(xscale="log", yscale="log", xlabel="items in the gallery", ylabel="ms for one query")
     axes.set_xticks(times.index, [f"{size:,}" for size in times.index])
     axes.yaxis.set_major_formatter("{x:,g}")

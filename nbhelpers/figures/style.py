@@ -1,8 +1,10 @@
 """The one style of every plot, its file form, and the parts that several plots share.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), made for every common colour blindness;
-right and wrong, kept and dropped also differ in line style. Fonts stay readable at half size.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), made for every common colour
+blindness; right and wrong, kept and dropped also differ in line style. Fonts stay readable at half
+size.
 """
+
 from __future__ import annotations
 
 import functools
@@ -28,16 +30,31 @@ DPI, LIMIT = 150, 300_000
 SIZE, SMALL = 13, 11
 LINE = 0.19  # inches that a line of small text takes
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": SIZE, "axes.titlesize": SIZE, "axes.labelsize": SIZE,
-    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#DDDDDD", "lines.linewidth": 2,
-    "figure.facecolor": "white", "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": SIZE,
+    "axes.titlesize": SIZE,
+    "axes.labelsize": SIZE,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "lines.linewidth": 2,
+    "figure.facecolor": "white",
+    "text.parse_math": False,
 }
 
 
 def styled(plot):
-    """Draws with STYLE, the caller's own left alone, and fixes the layout, which creeps when redrawn."""
+    """Draws with STYLE, the caller's own left alone, and fixes the layout, which creeps when
+    redrawn.
+    """
+
     @functools.wraps(plot)
     def draw(*args, **options) -> Figure:
         with matplotlib.rc_context(STYLE):
@@ -45,12 +62,15 @@ def styled(plot):
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
         return figure
+
     return draw
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Writes a PNG, equal bytes for equal figures, at 150 dpi; where that exceeds 300 kB, as photographs do,
-    it is reduced to 256 colours and then to fewer dpi until the file is small enough."""
+    """Writes a PNG, equal bytes for equal figures, at 150 dpi; where that exceeds 300 kB, as
+    photographs do, it is reduced to 256 colours and then to fewer dpi until the file is small
+    enough.
+    """
     dpi, content = DPI, _png(figure, DPI)
     if len(content) >= LIMIT:
         content = _fewer_colours(content)
@@ -71,12 +91,16 @@ def _png(figure: Figure, dpi: int) -> bytes:
 
 def _fewer_colours(png: bytes) -> bytes:
     image, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
-    image.convert("RGB").quantize(256).save(buffer, format="PNG", optimize=True, dpi=image.info["dpi"])
+    image.convert("RGB").quantize(256).save(
+        buffer, format="PNG", optimize=True, dpi=image.info["dpi"]
+    )
     return buffer.getvalue()
 
 
 def wrap(text: str, inches: float, size: float = SMALL, lines: int = 3) -> str:
-    """Breaks `text` to the width of `inches` at a font size; an ellipsis stands for what exceeds `lines`."""
+    """Breaks `text` to the width of `inches` at a font size; an ellipsis stands for what exceeds
+    `lines`.
+    """
     width = max(6, int(inches * 72 / (0.53 * size)))
     return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …"))
 
@@ -96,7 +120,9 @@ def draw_image(axes, image: np.ndarray, colour: str | None = None, dashed: bool 
 
 
 def legend_above(axes, columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2
+    )
 
 
 def whiskers(axes, x: np.ndarray, part: pd.DataFrame, horizontal: bool = False) -> None:
@@ -104,13 +130,17 @@ def whiskers(axes, x: np.ndarray, part: pd.DataFrame, horizontal: bool = False) 
     if {"low", "high"} <= set(part):
         spread = np.abs(np.array([part.value - part.low, part.high - part.value], float))
         where, along = ((part.value, x), "xerr") if horizontal else ((x, part.value), "yerr")
-        axes.errorbar(*where, **{along: spread}, fmt="none", ecolor="black", capsize=3, elinewidth=1.3)
+        axes.errorbar(
+            *where, **{along: spread}, fmt="none", ecolor="black", capsize=3, elinewidth=1.3
+        )
 
 
 def stacked_bars(axes, table, colours: Sequence[str], thickness: float, **look) -> None:
-    """A horizontal bar for each row of a table, the first on top, stacked from its columns, which the legend names."""
+    """A horizontal bar for each row of a table, the first on top, stacked from its columns, which
+    the legend names.
+    """
     left, y = np.zeros(len(table)), np.arange(len(table))
-    for (name, values), colour in zip(table.items(), colours):
+    for (name, values), colour in zip(table.items(), colours, strict=True):
         axes.barh(y, values, thickness, left=left, color=colour, label=name, **look)
         left += values.to_numpy(float)
     axes.set_yticks(y, [wrap(name, 2.4, lines=1) for name in table.index])
@@ -129,6 +159,13 @@ def text_list(axes, texts: Sequence[str], colours: Sequence[str] | None = None) 
     step = 1 / max(line_count(texts), 8)
     top = 0.5 + 0.5 * step * line_count(texts)
     for row, text in enumerate(texts):
-        axes.text(0, top, text, va="top", fontsize=SMALL, color=colours[row] if colours else "black",
-                  transform=axes.transAxes)
+        axes.text(
+            0,
+            top,
+            text,
+            va="top",
+            fontsize=SMALL,
+            color=colours[row] if colours else "black",
+            transform=axes.transAxes,
+        )
         top -= step * line_count([text])

@@ -1,4 +1,5 @@
 """Curves of training, and what its parts bring."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,12 @@ from nbhelpers.figures.style import (
 
 
 @styled
-def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validation: str = "val_mR",
-                x: str = "epoch") -> Figure:
+def loss_curves(
+    history: pd.DataFrame,
+    terms: Sequence[str] = ("loss",),
+    validation: str = "val_mR",
+    x: str = "epoch",
+) -> Figure:
     """Loss terms over `x` and, where the column exists, beside them the validation figure with its best.
 
     history  as training writes it: epoch, loss, loss terms, val_mR
@@ -33,8 +38,11 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
     shown = validation in history and history[validation].notna().any()
     figure = new(10 if shown else 6.5, 4)
     panels = figure.subplots(1, 2 if shown else 1, squeeze=False).ravel()
-    for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms)):
-        panels[0].plot(history[x], history[term], style, marker="o" if len(history) == 1 else None, label=term)  # one point is no line
+    for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms), strict=True):
+        # one point is no line
+        panels[0].plot(
+            history[x], history[term], style, marker="o" if len(history) == 1 else None, label=term
+        )
     panels[0].set(xlabel=x, ylabel="training loss")
     _whole(panels[0])
     legend_above(panels[0], 3)
@@ -42,8 +50,14 @@ def loss_curves(history: pd.DataFrame, terms: Sequence[str] = ("loss",), validat
         scores = history[[x, validation]].dropna()
         best = scores.loc[scores[validation].idxmax()]
         panels[1].plot(scores[x], scores[validation], "o-", color=GREEN, markersize=5)
-        panels[1].plot(best[x], best[validation], "*", color=RED, markersize=15,
-                       label=f"best: {best[validation]:.1f}")
+        panels[1].plot(
+            best[x],
+            best[validation],
+            "*",
+            color=RED,
+            markersize=15,
+            label=f"best: {best[validation]:.1f}",
+        )
         panels[1].set(xlabel=x, ylabel=f"validation {validation.removeprefix('val_')} (%)")
         _whole(panels[1])
         legend_above(panels[1], 1)
@@ -57,13 +71,19 @@ def _whole(axes: Axes, most: int | str = "auto") -> None:
 
 @styled
 def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_CIDEr") -> Figure:
-    """The training loss of stages that follow each other, each on its own scale, and the validation figure of the last."""
+    """The training loss of stages that follow each other, each on its own scale, and the validation
+    figure of the last.
+    """
     shown = [(name, history, "loss", BLUE, "training loss") for name, history in histories.items()]
     name, last = list(histories.items())[-1]
     if validation in last:
-        shown.append((name, last, validation, GREEN, f"validation {validation.removeprefix('val_')} x 100"))
+        shown.append(
+            (name, last, validation, GREEN, f"validation {validation.removeprefix('val_')} x 100")
+        )
     figure = new(3.1 * len(shown), 3.4)
-    for axes, (name, history, column, colour, label) in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown):
+    for axes, (name, history, column, colour, label) in zip(
+        figure.subplots(1, len(shown), squeeze=False).ravel(), shown, strict=True
+    ):
         axes.plot(history.epoch, history[column], "o-", color=colour, markersize=5)
         axes.set(title=name, xlabel="epoch", ylabel=label)
         _whole(axes, 4)
@@ -72,15 +92,23 @@ def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_C
 
 @styled
 def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
-    """One bar per row, the first one being the reference: variant, value and, where known, low and high."""
+    """One bar per row, the first one being the reference: variant, value and, where known, low and
+    high.
+    """
     figure = new(8, 1.3 + 0.55 * len(table))
     axes, y = figure.subplots(), np.arange(len(table))
     axes.barh(y, table.value, 0.65, color=[GREY] + [BLUE] * (len(table) - 1))
     whiskers(axes, y, table, horizontal=True)
     ends = table.high if "high" in table else table.value
-    for row, (end, value) in enumerate(zip(ends, table.value)):
-        axes.annotate(f"{value:.1f}", (end, row), (5, 0), textcoords="offset points", va="center",
-                      fontsize=SMALL)
+    for row, (end, value) in enumerate(zip(ends, table.value, strict=True)):
+        axes.annotate(
+            f"{value:.1f}",
+            (end, row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+        )
     axes.axvline(table.value.iloc[0], color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(y, [wrap(name, 2.6, lines=2) for name in table.variant])
     axes.set(xlabel=f"{metric} (%)", xlim=(0, 1.12 * max(ends) or 1))

@@ -1,10 +1,11 @@
 """Recall: from a similarity matrix to R@K both ways, with the tie rule named, intervals and a paired test.
 
-Every number follows from a few counts per query. Its best own item is its own item with the highest score (an
-image owns several captions, a caption owns one image). Some items score strictly higher (`above`), some score
-the same (`tied`), and of those some are its own (`own`). No sorting is needed, only comparisons with one
-score per query.
+Every number follows from a few counts per query. Its best own item is its own item with the highest
+score (an image owns several captions, a caption owns one image). Some items score strictly higher
+(`above`), some score the same (`tied`), and of those some are its own (`own`). No sorting is
+needed, only comparisons with one score per query.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -17,14 +18,16 @@ from nbhelpers.metrics.resampling import counts, draws, interval
 
 TIES = ("expectation", "released", "optimistic")
 QUERY_ARRAYS = ("i2t_ranks", "t2i_ranks", "i2t_hits", "t2i_hits")
-ROWS_AT_ONCE = 64  # rows compared at once; at most 255, so that the sum of a column of booleans fits a byte
+# rows compared at once; at most 255, so that the sum of a column of booleans fits a byte
+ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Recall:
     """What `evaluate` found: N images as queries (i2t) and M captions as queries (t2i), K cut-offs.
 
-    i2t_ranks (N,), t2i_ranks (M,)    0-based rank of the best own item (expected value under "expectation")
+    i2t_ranks (N,), t2i_ranks (M,)    0-based rank of the best own item (expected value under
+                                      "expectation")
     i2t_hits (N, K), t2i_hits (M, K)  probability that an own item is among the first ks[k]
     """
 
@@ -39,21 +42,33 @@ class Recall:
     def metrics(self) -> dict[str, float]:
         """R@K both ways and their mean mR in percent, unrounded; median ranks, 0-based."""
         recalls = _with_mean(np.hstack([self.i2t_hits.mean(0), self.t2i_hits.mean(0)])[None])[0]
-        medians = {"i2t_median_rank": float(np.median(self.i2t_ranks)),
-                   "t2i_median_rank": float(np.median(self.t2i_ranks))}
-        return {key: float(100 * value) for key, value in zip(_keys(self.ks), recalls)} | medians
+        medians = {
+            "i2t_median_rank": float(np.median(self.i2t_ranks)),
+            "t2i_median_rank": float(np.median(self.t2i_ranks)),
+        }
+        return {
+            key: float(100 * value) for key, value in zip(_keys(self.ks), recalls, strict=True)
+        } | medians
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything but the tie rule as named arrays, ready for a record; `from_arrays` restores it."""
+        """Everything but the tie rule as named arrays, ready for a record; `from_arrays` restores
+        it.
+        """
         return {"ks": np.array(self.ks)} | {name: getattr(self, name) for name in QUERY_ARRAYS}
 
     @classmethod
     def from_arrays(cls, ties: str, arrays: Mapping[str, np.ndarray]) -> Recall:
-        return cls(ties, tuple(int(k) for k in arrays["ks"]), *(arrays[name] for name in QUERY_ARRAYS))
+        return cls(
+            ties, tuple(int(k) for k in arrays["ks"]), *(arrays[name] for name in QUERY_ARRAYS)
+        )
 
 
-def evaluate(similarity: np.ndarray, owner: np.ndarray, ks: tuple[int, ...] = (1, 5, 10),
-             ties: str = "expectation") -> Recall:
+def evaluate(
+    similarity: np.ndarray,
+    owner: np.ndarray,
+    ks: tuple[int, ...] = (1, 5, 10),
+    ties: str = "expectation",
+) -> Recall:
     """R@K of scores (N images, M captions), higher is better; owner (M,) is each caption's image row.
 
     ties  "expectation": the expected value over random orders of the tied items;
@@ -63,8 +78,10 @@ def evaluate(similarity: np.ndarray, owner: np.ndarray, ks: tuple[int, ...] = (1
     """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or not similarity.size or similarity.dtype.kind not in "fiu":
-        raise UserError(f"The similarity is {similarity.dtype} of shape {similarity.shape}; "
-                        "give numbers of shape (images, captions).")
+        raise UserError(
+            f"The similarity is {similarity.dtype} of shape {similarity.shape}; "
+            "give numbers of shape (images, captions)."
+        )
     if ties not in TIES:
         raise UserError(f"Unknown tie rule '{ties}'; choose one of {', '.join(TIES)}.")
     ks, owner = _cutoffs(ks), _checked_owner(owner, *similarity.shape)
@@ -73,17 +90,28 @@ def evaluate(similarity: np.ndarray, owner: np.ndarray, ks: tuple[int, ...] = (1
 
 
 def chance(owner: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """The metrics of scores that say nothing: every query's items all tied. owner (M,) as for `evaluate`."""
+    """The metrics of scores that say nothing: every query's items all tied.
+
+    owner (M,) as for `evaluate`.
+    """
     owner = _checked_owner(owner, int(np.max(owner, initial=-1)) + 1, len(owner))
     captions = np.bincount(owner)
-    i2t, t2i = (np.zeros_like(captions), len(owner), captions), (np.zeros_like(owner), len(captions), 1)
+    i2t, t2i = (
+        (np.zeros_like(captions), len(owner), captions),
+        (
+            np.zeros_like(owner),
+            len(captions),
+            1,
+        ),
+    )
     return _recall("expectation", _cutoffs(ks), i2t, t2i).metrics
 
 
 def hit_probability(above, tied, own, ks: tuple[int, ...]) -> np.ndarray:
     """(Q, K): P(an own item is among the first k) when `tied` items, `own` of them, follow `above` others.
 
-    1 - C(tied - own, k - above) / C(tied, k - above), drawn position by position. Counts: (Q,) or a number.
+    1 - C(tied - own, k - above) / C(tied, k - above), drawn position by position. Counts: (Q,) or a
+    number.
     """
     above, tied, own = np.broadcast_arrays(np.atleast_1d(above), tied, own)
     miss, hits = np.ones(len(above)), np.zeros((len(above), len(ks)))
@@ -95,24 +123,33 @@ def hit_probability(above, tied, own, ks: tuple[int, ...]) -> np.ndarray:
     return hits
 
 
-def bootstrap(recall: Recall, owner: np.ndarray, samples: int = 2000, seed: int = 0,
-              level: float = 0.95) -> dict[str, tuple[float, float]]:
+def bootstrap(
+    recall: Recall, owner: np.ndarray, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
     """Percentile interval (low, high) in percent of every R@K and mR, resampling images with their captions.
 
-    The gallery stays as it is: the interval speaks of other queries of the same kind, not of another gallery.
+    The gallery stays as it is: the interval speaks of other queries of the same kind, not of
+    another gallery.
     """
     tally = _Tally(recall, owner)
     drawn = map(counts, draws(tally.images, samples, seed))
     low, high = interval([_with_mean(tally.means(each)) for each in drawn], level)
-    return {key: (float(100 * a), float(100 * b)) for key, a, b in zip(_keys(recall.ks), low, high)}
+    return {
+        key: (float(100 * a), float(100 * b))
+        for key, a, b in zip(_keys(recall.ks), low, high, strict=True)
+    }
 
 
-def paired_test(a: Recall, b: Recall, owner: np.ndarray, samples: int = 5000, seed: int = 0,
-                level: float = 0.95) -> dict[str, dict[str, float]]:
-    """Is `a` better than `b` on the same queries? Per R@K and mR: difference (a - b, points), low, high, p.
+def paired_test(
+    a: Recall, b: Recall, owner: np.ndarray, samples: int = 5000, seed: int = 0, level: float = 0.95
+) -> dict[str, dict[str, float]]:
+    """Is `a` better than `b` on the same queries?
 
-    p is two-sided: whole images (the image query and its captions together) swap the two runs at random. The
-    interval is a paired bootstrap over images. UserError if the runs differ in queries, cut-offs or tie rule.
+    Per R@K and mR: difference (a - b, points), low, high, p.
+
+    p is two-sided: whole images (the image query and its captions together) swap the two runs at
+    random. The interval is a paired bootstrap over images. UserError if the runs differ in queries,
+    cut-offs or tie rule.
     """
     check_paired(a, b)
     first, second = _Tally(a, owner), _Tally(b, owner)
@@ -120,14 +157,21 @@ def paired_test(a: Recall, b: Recall, owner: np.ndarray, samples: int = 5000, se
     differences = [_with_mean(first.means(each) - second.means(each)) for each in drawn]
     low, high = interval(differences, level)
     shares = first.shares() - second.shares()
-    columns = zip(100 * shares.sum(0), 100 * low, 100 * high, swapped(shares, samples, seed))
+    columns = zip(
+        100 * shares.sum(0), 100 * low, 100 * high, swapped(shares, samples, seed), strict=True
+    )
     names = ("difference", "low", "high", "p")
-    return {key: dict(zip(names, map(float, column))) for key, column in zip(_keys(a.ks), columns)}
+    return {
+        key: dict(zip(names, map(float, column), strict=True))
+        for key, column in zip(_keys(a.ks), columns, strict=True)
+    }
 
 
 def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """shares (N, C), what each image adds to C differences -> (C,) two-sided p: how often random signs of the images give
-    a sum at least as large as the one observed, which counts as one of the draws."""
+    """Shares (N, C), what each image adds to C differences -> (C,) two-sided p: how often random
+    signs of the images give a sum at least as large as the one observed, which counts as one of the
+    draws.
+    """
     rng, as_extreme = np.random.default_rng([seed, 1]), np.ones(shares.shape[1])
     for start in range(0, samples, ROWS_AT_ONCE):
         signs = rng.choice((-1.0, 1.0), size=(min(ROWS_AT_ONCE, samples - start), len(shares)))
@@ -136,17 +180,28 @@ def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def image_shares(recall: Recall, owner: np.ndarray, metric: str = "mR") -> np.ndarray:
-    """(N,) what each image, as a query and with its captions as queries, adds to a metric: the sum is the metric in percent."""
+    """(N,) what each image, as a query and with its captions as queries, adds to a metric: the sum
+    is the metric in percent.
+    """
     if metric not in _keys(recall.ks):
-        raise UserError(f"There is no metric '{metric}' here; choose one of {', '.join(_keys(recall.ks))}.")
+        raise UserError(
+            f"There is no metric '{metric}' here; choose one of {', '.join(_keys(recall.ks))}."
+        )
     return 100 * _Tally(recall, owner).shares()[:, _keys(recall.ks).index(metric)]
 
 
 def check_paired(a: Recall, b: Recall) -> None:
     """UserError if two runs differ in cut-offs, tie rule or number of queries."""
-    if (a.ks, a.ties, len(a.i2t_hits), len(a.t2i_hits)) != (b.ks, b.ties, len(b.i2t_hits), len(b.t2i_hits)):
-        raise UserError("The two runs differ in cut-offs, tie rule or number of queries; "
-                        "compare runs evaluated on the same split by the same rule.")
+    if (a.ks, a.ties, len(a.i2t_hits), len(a.t2i_hits)) != (
+        b.ks,
+        b.ties,
+        len(b.i2t_hits),
+        len(b.t2i_hits),
+    ):
+        raise UserError(
+            "The two runs differ in cut-offs, tie rule or number of queries; "
+            "compare runs evaluated on the same split by the same rule."
+        )
 
 
 class _Tally:
@@ -160,11 +215,13 @@ class _Tally:
         self.t2i = np.stack([np.bincount(owner, hits) for hits in recall.t2i_hits.T], axis=1)
 
     def shares(self) -> np.ndarray:
-        """(N, 2K + 1): what each image adds to every R@K and to mR; the sums over images are the metrics, as fractions."""
+        """(N, 2K + 1): what each image adds to every R@K and to mR; the sums over images are the
+        metrics, as fractions.
+        """
         return _with_mean(np.hstack([self.i2t / self.images, self.t2i / self.captions.sum()]))
 
     def means(self, weights: np.ndarray) -> np.ndarray:
-        """weights (S, N), how often each image was drawn -> (S, 2K) mean hits, i2t then t2i."""
+        """Weights (S, N), how often each image was drawn -> (S, 2K) mean hits, i2t then t2i."""
         captions = weights @ self.captions
         return np.hstack([weights @ self.i2t / self.images, weights @ self.t2i / captions[:, None]])
 
@@ -186,7 +243,9 @@ def _by_rule(ties: str, above, tied, own, after) -> tuple:
 
 def _recall(ties: str, ks: tuple[int, ...], i2t: tuple, t2i: tuple) -> Recall:
     """i2t and t2i are (above, tied, own) counts per query."""
-    ranks = [np.asarray(above + (tied - own) / (own + 1), dtype=float) for above, tied, own in (i2t, t2i)]
+    ranks = [
+        np.asarray(above + (tied - own) / (own + 1), dtype=float) for above, tied, own in (i2t, t2i)
+    ]
     return Recall(ties, ks, *ranks, hit_probability(*i2t, ks), hit_probability(*t2i, ks))
 
 
@@ -199,29 +258,38 @@ def _cutoffs(ks) -> tuple[int, ...]:
 def _checked_owner(owner: np.ndarray, images: int, captions: int) -> np.ndarray:
     owner = np.asarray(owner)
     if owner.shape != (captions,) or owner.dtype.kind not in "iu":
-        raise UserError(f"owner is {owner.dtype} of shape {owner.shape}; "
-                        f"give one image row (a whole number) for each of the {captions} captions.")
+        raise UserError(
+            f"owner is {owner.dtype} of shape {owner.shape}; "
+            f"give one image row (a whole number) for each of the {captions} captions."
+        )
     if captions and not 0 <= owner.min() <= owner.max() < images:
-        raise UserError(f"owner names image rows {owner.min()} to {owner.max()}, "
-                        f"but there are {images} images; give rows of this similarity.")
+        raise UserError(
+            f"owner names image rows {owner.min()} to {owner.max()}, "
+            f"but there are {images} images; give rows of this similarity."
+        )
     owner = owner.astype(np.int64)
     lonely = np.flatnonzero(np.bincount(owner, minlength=images) == 0)
     if len(lonely):
-        raise UserError(f"{len(lonely)} images have no caption (first: row {lonely[0]}); "
-                        "leave them out of the evaluation.")
+        raise UserError(
+            f"{len(lonely)} images have no caption (first: row {lonely[0]}); "
+            "leave them out of the evaluation."
+        )
     return owner
 
 
 def _counts(similarity: np.ndarray, owner: np.ndarray, released: bool) -> tuple[tuple, tuple]:
     """((above, tied, own, after) per image, the same per caption), each integer arrays.
 
-    after: tied items with a later index than the last tied own one; counted for the released rule, else 0.
+    after: tied items with a later index than the last tied own one; counted for the released rule,
+    else 0.
     """
     images, captions = similarity.shape
     row, position = np.arange(images, dtype=np.int32)[:, None], np.arange(captions, dtype=np.int32)
     own = _comparable(similarity[owner, position])
     order = np.argsort(owner, kind="stable")
-    best = np.maximum.reduceat(own[order], np.searchsorted(owner[order], np.arange(images)))[:, None]
+    best = np.maximum.reduceat(own[order], np.searchsorted(owner[order], np.arange(images)))[
+        :, None
+    ]
     at_best = own == best[owner, 0]
     last = np.full((images, 1), -1, np.int32)
     np.maximum.at(last[:, 0], owner[at_best], position[at_best])
@@ -231,7 +299,9 @@ def _counts(similarity: np.ndarray, owner: np.ndarray, released: bool) -> tuple[
         rows = slice(start, start + ROWS_AT_ONCE)
         block = _comparable(similarity[rows])
         if np.isnan(block.min()):
-            raise UserError("The similarity holds NaN; look for a zero-length embedding or a diverged model.")
+            raise UserError(
+                "The similarity holds NaN; look for a zero-length embedding or a diverged model."
+            )
         tied_rows, tied_columns = block == best[rows], block == own
         i2t[0, rows], i2t[1, rows] = _row_sums(block > best[rows]), _row_sums(tied_rows)
         t2i[0] += _column_sums(block > own)
@@ -250,7 +320,8 @@ def _comparable(scores: np.ndarray) -> np.ndarray:
 
 
 def _row_sums(mask: np.ndarray) -> np.ndarray:
-    return np.add.reduce(mask.view(np.uint8), axis=1, dtype=np.uint32)  # twice as fast as np.count_nonzero
+    # twice as fast as np.count_nonzero
+    return np.add.reduce(mask.view(np.uint8), axis=1, dtype=np.uint32)
 
 
 def _column_sums(mask: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 """The bootstrap: units, such as images with their captions, are drawn again with replacement."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ def interval(blocks: Sequence[np.ndarray], level: float) -> np.ndarray:
     """
     samples = sum(map(len, blocks))
     if not samples or not 0 < level < 1:
-        raise UserError("An interval needs at least one resample and a level between 0 and 1, not "
-                        f"{samples} and {level}; give others.")
+        raise UserError(
+            "An interval needs at least one resample and a level between 0 and 1, not "
+            f"{samples} and {level}; give others."
+        )
     return np.quantile(np.concatenate(blocks), [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -1,9 +1,10 @@
-"""Which of several systems differ on the same queries: paired tests, corrected for their number, and groups that cannot be
-told apart.
+"""Which of several systems differ on the same queries: paired tests, corrected for their number, and groups that cannot be told apart.
 
-A run answers every query of a split; a system has one run for each seed. Two systems are paired by image, its captions
-included, and where both have several seeds also by seed. How a single pair of runs is tested stands in recall.py.
+A run answers every query of a split; a system has one run for each seed. Two systems are paired by
+image, its captions included, and where both have several seeds also by seed. How a single pair of
+runs is tested stands in recall.py.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -25,8 +26,8 @@ Runs = Mapping[str, Mapping[int, Recall]]  # system -> seed -> its run
 class Groups:
     """What `groups` found; systems stand from the best mean to the worst.
 
-    table        one row per system: seeds, mean and, over seeds, spread (standard deviation; NaN for one seed) of the metric
-                 in percent, and group, its letters
+    table        one row per system: seeds, mean and, over seeds, spread (standard deviation; NaN
+                 for one seed) of the metric in percent, and group, its letters
     differences  (systems, systems) row less column, in points, over the seeds that both have
     p            (systems, systems) two-sided, corrected by Holm for all pairs; 1 on the diagonal
     """
@@ -44,41 +45,71 @@ class Groups:
             points, p = self.differences.loc[one, other], self.p.loc[one, other]
             if p < self.level:
                 better, worse = (one, other) if points > 0 else (other, one)
-                said.append(f"{better} is better than {worse} by {abs(points):.1f} points of {self.metric} (p = {p:.2g}).")
+                said.append(
+                    f"{better} is better than {worse} by {abs(points):.1f} points of {self.metric}"
+                    f" (p = {p:.2g})."
+                )
             else:
-                said.append(f"{one} and {other} cannot be told apart ({points:+.1f} points of {self.metric}, p = {p:.2g}).")
+                said.append(
+                    f"{one} and {other} cannot be told apart ({points:+.1f} points of"
+                    f" {self.metric}, p = {p:.2g})."
+                )
         return said
 
 
-def groups(runs: Runs, owner: np.ndarray, metric: str = "mR", level: float = 0.05, samples: int = 10_000,
-           seed: int = 0) -> Groups:
+def groups(
+    runs: Runs,
+    owner: np.ndarray,
+    metric: str = "mR",
+    level: float = 0.05,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> Groups:
     """Tests every pair of systems on the same queries and groups those that cannot be told apart.
 
     runs     system -> {seed: Recall}; all of one split, by one tie rule, with the same cut-offs
     owner    (M,) the image row of each caption, as for `recall.evaluate`
-    samples  swaps of the permutation test; of P pairs, the smallest corrected p is P / (samples + 1)
-    Two systems share a letter exactly if their corrected p is not below `level`. UserError if runs cannot be paired.
+    samples  swaps of the permutation test; of P pairs, the smallest corrected p is P / (samples +
+             1)
+    Two systems share a letter exactly if their corrected p is not below `level`. UserError if runs
+    cannot be paired.
     """
     shares = _shares(runs, owner, metric)
     order = sorted(shares, key=lambda name: -_scores(shares[name]).mean())
     pairs = list(combinations(order, 2))
-    found = dict(zip(pairs, _tested([_differences(shares, *pair) for pair in pairs], samples, seed)))
+    found = dict(
+        zip(
+            pairs,
+            _tested([_differences(shares, *pair) for pair in pairs], samples, seed),
+            strict=True,
+        )
+    )
     corrected = holm([p for _, p in found.values()])
     points = pd.DataFrame(0.0, order, order)
     p_values = pd.DataFrame(1.0, order, order)
-    for (one, other), p in zip(pairs, corrected):
+    for (one, other), p in zip(pairs, corrected, strict=True):
         points.loc[one, other], points.loc[other, one] = found[one, other][0], -found[one, other][0]
         p_values.loc[one, other] = p_values.loc[other, one] = p
     scores = {name: _scores(shares[name]) for name in order}
-    table = pd.DataFrame({"seeds": [len(scores[name]) for name in order], "mean": [scores[name].mean() for name in order],
-                          "spread": [scores[name].std(ddof=1) if len(scores[name]) > 1 else np.nan for name in order],
-                          "group": letters(p_values.to_numpy() < level)}, index=order)
+    table = pd.DataFrame(
+        {
+            "seeds": [len(scores[name]) for name in order],
+            "mean": [scores[name].mean() for name in order],
+            "spread": [
+                scores[name].std(ddof=1) if len(scores[name]) > 1 else np.nan for name in order
+            ],
+            "group": letters(p_values.to_numpy() < level),
+        },
+        index=order,
+    )
     return Groups(metric, level, table, points, p_values)
 
 
 def holm(p: list[float]) -> np.ndarray:
-    """p-values corrected for their number by Holm's step-down rule (Scandinavian Journal of Statistics 6, 1979): of m, the
-    smallest is multiplied by m, the next by m - 1, and so on; none falls below the one before it, none exceeds 1."""
+    """p-values corrected for their number by Holm's step-down rule (Scandinavian Journal of
+    Statistics 6, 1979): of m, the smallest is multiplied by m, the next by m - 1, and so on; none
+    falls below the one before it, none exceeds 1.
+    """
     p = np.asarray(p, dtype=float)
     order, corrected = np.argsort(p, kind="stable"), np.empty_like(p)
     corrected[order] = np.maximum.accumulate(np.minimum(1, p[order] * (len(p) - np.arange(len(p)))))
@@ -86,16 +117,28 @@ def holm(p: list[float]) -> np.ndarray:
 
 
 def letters(different: np.ndarray) -> list[str]:
-    """(S, S) symmetric booleans, which systems differ -> a text of letters for each: two share a letter exactly if they do
-    not differ. Insert and absorb (Piepho, Journal of Computational and Graphical Statistics 13, 2004)."""
+    """(S, S) symmetric booleans, which systems differ -> a text of letters for each: two share a
+    letter exactly if they do not differ. Insert and absorb (Piepho, Journal of Computational and
+    Graphical Statistics 13, 2004).
+    """
     columns = [frozenset(range(len(different)))]
     for one, other in np.argwhere(np.triu(different, 1)).tolist():
-        split = [part for column in columns
-                 for part in ((column - {one}, column - {other}) if {one, other} <= column else (column,))]
-        columns = [part for part in dict.fromkeys(split) if not any(part < whole for whole in split)]
+        split = [
+            part
+            for column in columns
+            for part in (
+                (column - {one}, column - {other}) if {one, other} <= column else (column,)
+            )
+        ]
+        columns = [
+            part for part in dict.fromkeys(split) if not any(part < whole for whole in split)
+        ]
     named = enumerate(sorted(columns, key=sorted))
     names = {letter(number): column for number, column in named}
-    return ["".join(name for name, column in names.items() if system in column) for system in range(len(different))]
+    return [
+        "".join(name for name, column in names.items() if system in column)
+        for system in range(len(different))
+    ]
 
 
 def letter(number: int) -> str:
@@ -103,25 +146,35 @@ def letter(number: int) -> str:
     return chr(ord("a") + number % 26) + "'" * (number // 26)
 
 
-def paired_test(one: Mapping[int, Recall], other: Mapping[int, Recall], owner: np.ndarray, metric: str = "mR",
-                samples: int = 5000, seed: int = 0) -> dict[str, float]:
-    """One pair of systems, each as {seed: run}: seeds in common, difference in points, its 95 % interval low and high, and p,
-    uncorrected. With one seed in common `recall.paired_test`, with several `crossed_test`."""
+def paired_test(
+    one: Mapping[int, Recall],
+    other: Mapping[int, Recall],
+    owner: np.ndarray,
+    metric: str = "mR",
+    samples: int = 5000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """One pair of systems, each as {seed: run}: seeds in common, difference in points, its 95 %
+    interval low and high, and p, uncorrected. With one seed in common `recall.paired_test`, with
+    several `crossed_test`.
+    """
     shares = _shares({"the first": one, "the second": other}, owner, metric)
     differences = _differences(shares, "the first", "the second")
     if len(differences) > 1:
         return {"seeds": len(differences)} | crossed_test(differences * differences.shape[1])
-    common, = one.keys() & other.keys()
-    return {"seeds": 1} | recall.paired_test(one[common], other[common], owner, samples, seed)[metric]
+    (common,) = one.keys() & other.keys()
+    return {"seeds": 1} | recall.paired_test(one[common], other[common], owner, samples, seed)[
+        metric
+    ]
 
 
 def crossed_test(differences: np.ndarray, level: float = 0.95) -> dict[str, float]:
-    """differences (S, N) of two systems, seed by image, S at least 2 -> their mean as difference, its interval low and high, and
-    the two-sided p that it is zero.
+    """Differences (S, N) of two systems, seed by image, S at least 2 -> their mean as difference, its interval low and high, and the two-sided p that it is zero.
 
-    Seeds and images are both samples of many, and each has an effect of its own: the error of the mean adds both up. This is
-    Clark's min F' for crossed samples (Journal of Verbal Learning and Verbal Behavior 12, 1973), as a t-test. Where seeds
-    differ much, it errs in up to 11 % of the cases with two seeds, 9 % with three, 6 % with five, instead of 5 % (simulated).
+    Seeds and images are both samples of many, and each has an effect of its own: the error of the
+    mean adds both up. This is Clark's min F' for crossed samples (Journal of Verbal Learning and
+    Verbal Behavior 12, 1973), as a t-test. Where seeds differ much, it errs in up to 11 % of the
+    cases with two seeds, 9 % with three, 6 % with five, instead of 5 % (simulated).
     """
     (seeds, images), mean = differences.shape, float(differences.mean())
     of_seeds = images * differences.mean(1).var(ddof=1)
@@ -129,27 +182,40 @@ def crossed_test(differences: np.ndarray, level: float = 0.95) -> dict[str, floa
     if of_seeds + of_images == 0:
         return {"difference": mean, "low": mean, "high": mean, "p": float(mean == 0)}
     error = np.sqrt((of_seeds + of_images) / (seeds * images))
-    freedom = (of_seeds + of_images) ** 2 / (of_seeds ** 2 / (seeds - 1) + of_images ** 2 / (images - 1))
+    freedom = (of_seeds + of_images) ** 2 / (
+        of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)
+    )
     half = stats.t.ppf((1 + level) / 2, freedom) * error
-    return {"difference": mean, "low": float(mean - half), "high": float(mean + half),
-            "p": float(2 * stats.t.sf(abs(mean) / error, freedom))}
+    return {
+        "difference": mean,
+        "low": float(mean - half),
+        "high": float(mean + half),
+        "p": float(2 * stats.t.sf(abs(mean) / error, freedom)),
+    }
 
 
 def _shares(runs: Runs, owner: np.ndarray, metric: str) -> dict[str, dict[int, np.ndarray]]:
-    """The runs as what each image adds to the metric; UserError if there is no run or if two cannot be paired."""
+    """The runs as what each image adds to the metric; UserError if there is no run or if two cannot
+    be paired.
+    """
     every = [run for seeds in runs.values() for run in seeds.values()]
     if not every or not all(runs.values()):
         raise UserError("Every system needs at least one run to be compared.")
     for run in every[1:]:
         check_paired(every[0], run)
-    return {name: {seed: image_shares(run, owner, metric) for seed, run in seeds.items()} for name, seeds in runs.items()}
+    return {
+        name: {seed: image_shares(run, owner, metric) for seed, run in seeds.items()}
+        for name, seeds in runs.items()
+    }
 
 
 def _scores(seeds: Mapping[int, np.ndarray]) -> np.ndarray:
     return np.array([shares.sum() for shares in seeds.values()])
 
 
-def _differences(shares: Mapping[str, Mapping[int, np.ndarray]], one: str, other: str) -> np.ndarray:
+def _differences(
+    shares: Mapping[str, Mapping[int, np.ndarray]], one: str, other: str
+) -> np.ndarray:
     """(seeds that both have, images); UserError if there is none."""
     common = sorted(shares[one].keys() & shares[other].keys())
     if not common:
@@ -158,9 +224,24 @@ def _differences(shares: Mapping[str, Mapping[int, np.ndarray]], one: str, other
 
 
 def _tested(differences: list[np.ndarray], samples: int, seed: int) -> list[tuple[float, float]]:
-    """(points, p) of each pair: by swapped images for one seed in common, by `crossed_test` for several."""
+    """(points, p) of each pair: by swapped images for one seed in common, by `crossed_test` for
+    several.
+    """
     single = [number for number, pair in enumerate(differences) if len(pair) == 1]
     if single:
-        p_single = dict(zip(single, swapped(np.concatenate([differences[number] for number in single]).T, samples, seed)))
-    return [(float(pair.sum() / len(pair)), float(p_single[number] if len(pair) == 1 else crossed_test(pair)["p"]))
-            for number, pair in enumerate(differences)]
+        p_single = dict(
+            zip(
+                single,
+                swapped(
+                    np.concatenate([differences[number] for number in single]).T, samples, seed
+                ),
+                strict=True,
+            )
+        )
+    return [
+        (
+            float(pair.sum() / len(pair)),
+            float(p_single[number] if len(pair) == 1 else crossed_test(pair)["p"]),
+        )
+        for number, pair in enumerate(differences)
+    ]

@@ -1,4 +1,8 @@
-"""Not a paper: the floor under them all. Two frozen towers, pooled, and one small trained head for each."""
+"""Not a paper: the floor under them all.
+
+Two frozen towers, pooled, and one small trained head for each.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -21,15 +25,25 @@ class FrozenConfig:
     text: str = "minilm"
     vocab_size: int | None = None
     embed_dim: int = 512
-    hidden: int = 512           # width of the heads' hidden layer; 0: a linear projection
+    hidden: int = 512  # width of the heads' hidden layer; 0: a linear projection
     dropout: float = 0.2
     temperature: float = 0.07
-    use_mask: ClassVar[bool] = True       # sentences are averaged over their words, never over padding
+    # sentences are averaged over their words, never over padding
+    use_mask: ClassVar[bool] = True
     freeze_towers: ClassVar[bool] = True
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> FrozenConfig:
-        return replace(cls(vision="swin_standin", text="bert_standin", vocab_size=vocab_size, embed_dim=64, hidden=64), **changes)
+        return replace(
+            cls(
+                vision="swin_standin",
+                text="bert_standin",
+                vocab_size=vocab_size,
+                embed_dim=64,
+                hidden=64,
+            ),
+            **changes,
+        )
 
     @classmethod
     def compact(cls, **changes) -> FrozenConfig:
@@ -37,7 +51,9 @@ class FrozenConfig:
 
 
 class FrozenHeads(OnFrozenTowers):
-    """Pooled features -> heads -> unit vectors (B,D), trained with PIR's multi-positive contrastive loss."""
+    """Pooled features -> heads -> unit vectors (B,D), trained with PIR's multi-positive contrastive
+    loss.
+    """
 
     def __init__(self, config: FrozenConfig):
         super().__init__()
@@ -52,7 +68,12 @@ class FrozenHeads(OnFrozenTowers):
         c = self.config
         if not c.hidden:
             return nn.Linear(width, c.embed_dim)
-        return nn.Sequential(nn.Linear(width, c.hidden), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(c.hidden, c.embed_dim))
+        return nn.Sequential(
+            nn.Linear(width, c.hidden),
+            nn.GELU(),
+            nn.Dropout(c.dropout),
+            nn.Linear(c.hidden, c.embed_dim),
+        )
 
     def embed_images(self, vision: Tensor) -> Tensor:
         return F.normalize(self.image_head(vision[:, 0]), dim=1)
@@ -62,7 +83,9 @@ class FrozenHeads(OnFrozenTowers):
         return F.normalize(self.text_head((text * words).sum(1) / words.sum(1)), dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of cached features `vision`, `text`, or of pixels and ids, with mask and image_index (B,)."""
+        """Batch of cached features `vision`, `text`, or of pixels and ids, with mask and
+        image_index (B,).
+        """
         image, text = (gather(rows.float()) for rows in self.embed_batch(batch))
         with torch.autocast(image.device.type, enabled=False):  # as in PIR
             loss = contrastive_loss(image, text, self.temp, gather(batch["image_index"]))

@@ -1,12 +1,13 @@
-"""CFITR: Zhou, Wu, Deng, "Toward Efficient and Accurate Remote Sensing Image-Text Retrieval With a Coarse-to-Fine
-Approach", IEEE GRSL 22, 2024.
+"""CFITR: Zhou, Wu, Deng, "Toward Efficient and Accurate Remote Sensing Image-Text Retrieval With a Coarse-to-Fine Approach", IEEE GRSL 22, 2024.
 
-In this order: configuration, the modules on top of ViLT, the model (dual stream, hash codes, single stream), the captions
-that false texts are drawn from, the losses, files. B batch, N patches, L caption length, d width, F false texts of an image.
-The *states* of an image (B,1+N,d) or a text (B,L,d) are its tokens behind the lower layers, where ViLT is cut: not
-normalised, modality already added. They are what is cached, and what the upper layers read. Names of parameters are the
+In this order: configuration, the modules on top of ViLT, the model (dual stream, hash codes, single
+stream), the captions that false texts are drawn from, the losses, files. B batch, N patches, L
+caption length, d width, F false texts of an image. The *states* of an image (B,1+N,d) or a text
+(B,L,d) are its tokens behind the lower layers, where ViLT is cut: not normalised, modality already
+added. They are what is cached, and what the upper layers read. Names of parameters are the
 authors', those of the trunk `vilt` are transformers'.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,31 +33,47 @@ from nbhelpers.training.distributed import gather, rank
 
 @dataclass(frozen=True)
 class CFITRConfig:
-    """One CFITR. Sizes and weights are the release's; where it has an error, the default is mended and the error a choice."""
+    """One CFITR.
 
-    vilt: str = "vilt_b32"            # a name in backbones.VILT
-    vocab_size: int | None = None     # None: ViLT's published vocabulary
-    split: int = 6                    # lower layers, which read image and text apart; the others read both together
-    bits: int = 128                   # of a hash code
-    hidden: int = 4096                # width of the hash heads' hidden layer
-    lfem: bool = True                 # local feature enhancement; off in the release, which builds it and leaves it out
-    false_texts: int = 15             # F
-    false_from: str = "others"        # "all": also captions that do describe the image, as released
-    negatives_from: str = "all"       # of the triplet loss; "others": not those of a batch that match too (deviation, small sets)
-    bank: str = "intended"            # "released": a code bank that is never written and turns to zero
-    balance: str = "sample"           # sum over the bits of a sample, as released; "bit": over the samples of a bit
-    margin: float = 0.2               # of the triplet loss
-    beta: float = 0.001               # weight of the quantisation loss, a sum over the batch (8 pairs in the release)
-    gamma: float = 0.01               # weight of the balance loss, a sum like it
+    Sizes and weights are the release's; where it has an error, the default is mended and the error
+    a choice.
+    """
+
+    vilt: str = "vilt_b32"  # a name in backbones.VILT
+    vocab_size: int | None = None  # None: ViLT's published vocabulary
+    # lower layers, which read image and text apart; the others read both together
+    split: int = 6
+    bits: int = 128  # of a hash code
+    hidden: int = 4096  # width of the hash heads' hidden layer
+    # local feature enhancement; off in the release, which builds it and leaves it out
+    lfem: bool = True
+    false_texts: int = 15  # F
+    false_from: str = "others"  # "all": also captions that do describe the image, as released
+    # of the triplet loss; "others": not those of a batch that match too (deviation, small sets)
+    negatives_from: str = "all"
+    # "released": a code bank that is never written and turns to zero
+    bank: str = "intended"
+    # sum over the bits of a sample, as released; "bit": over the samples of a bit
+    balance: str = "sample"
+    margin: float = 0.2  # of the triplet loss
+    # weight of the quantisation loss, a sum over the batch (8 pairs in the release)
+    beta: float = 0.001
+    gamma: float = 0.01  # weight of the balance loss, a sum like it
     dropout: float = 0.1
-    use_mask: ClassVar[bool] = True   # padding is attended nowhere
+    use_mask: ClassVar[bool] = True  # padding is attended nowhere
 
     def __post_init__(self):
         layers = backbones.vilt_size(self.vilt).vilt["num_hidden_layers"]
         problems = {
-            f"split {self.split} must leave layers on both sides of the {layers} of {self.vilt}": not 1 <= self.split < layers,
-            "bits, hidden and false_texts must be at least 1": min(self.bits, self.hidden, self.false_texts) < 1,
-            "false_from and negatives_from must be 'others' or 'all'": {self.false_from, self.negatives_from} - {"others", "all"},
+            f"split {self.split} must leave layers on both sides of the {layers} of {self.vilt}": (
+                not 1 <= self.split < layers
+            ),
+            "bits, hidden and false_texts must be at least 1": (
+                min(self.bits, self.hidden, self.false_texts) < 1
+            ),
+            "false_from and negatives_from must be 'others' or 'all'": (
+                {self.false_from, self.negatives_from} - {"others", "all"}
+            ),
             "bank must be 'intended' or 'released'": self.bank not in ("intended", "released"),
             "balance must be 'sample' or 'bit'": self.balance not in ("sample", "bit"),
         }
@@ -66,19 +83,34 @@ class CFITRConfig:
 
     @property
     def freeze_towers(self) -> bool:
-        """Whether frozen package towers stand below this ViLT, so that their features can be cached."""
+        """Whether frozen package towers stand below this ViLT, so that their features can be
+        cached.
+        """
         return backbones.vilt_size(self.vilt).towers is not None
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> CFITRConfig:
         """Four layers at 112 px, seven by seven patches; trains on a CPU."""
-        return replace(cls(vilt="vilt_standin", vocab_size=vocab_size, split=2, bits=64, hidden=256, false_texts=3,
-                           negatives_from="others"), **changes)
+        return replace(
+            cls(
+                vilt="vilt_standin",
+                vocab_size=vocab_size,
+                split=2,
+                bits=64,
+                hidden=256,
+                false_texts=3,
+                negatives_from="others",
+            ),
+            **changes,
+        )
 
     @classmethod
     def compact(cls, **changes) -> CFITRConfig:
         """Four layers over the frozen map of EfficientNet-Lite0 and the frozen states of MiniLM."""
-        return replace(cls(vilt="vilt_compact", split=2, hidden=1024, false_texts=3, negatives_from="others"), **changes)
+        return replace(
+            cls(vilt="vilt_compact", split=2, hidden=1024, false_texts=3, negatives_from="others"),
+            **changes,
+        )
 
     @classmethod
     def paper(cls, **changes) -> CFITRConfig:
@@ -86,20 +118,38 @@ class CFITRConfig:
         return replace(cls(), **changes)
 
     def released(self) -> CFITRConfig:
-        """What the released code trains: no LFEM, a bank that turns to zero, false texts and negatives that may be true."""
-        return replace(self, lfem=False, bank="released", false_from="all", negatives_from="all", balance="sample")
+        """What the released code trains: no LFEM, a bank that turns to zero, false texts and
+        negatives that may be true.
+        """
+        return replace(
+            self,
+            lfem=False,
+            bank="released",
+            false_from="all",
+            negatives_from="all",
+            balance="sample",
+        )
 
 
-# ---- modules (spec 2.4 to 2.6) ------------------------------------------------------------------------------------------
+# ---- modules (spec 2.4 to 2.6)
 class LFEM(nn.Module):
-    """Local feature enhancement: a residual block of convolutions over the square patch grid, in raster order."""
+    """Local feature enhancement: a residual block of convolutions over the square patch grid, in
+    raster order.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         half = channels // 2
-        self.net = nn.Sequential(nn.Conv2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
-                                 nn.Conv2d(half, half, 5, padding=2), nn.BatchNorm2d(half), nn.ReLU(),
-                                 nn.Conv2d(half, channels, 3, padding=1), nn.BatchNorm2d(channels))
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, half, 3, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 5, padding=2),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,N,d) -> (B,N,d). In training the batch statistics are those of all processes."""
@@ -107,7 +157,7 @@ class LFEM(nn.Module):
         every = gather(x) if self.training else x
         grid = every.transpose(1, 2).unflatten(2, (side, side))
         out = F.relu(self.net(grid) + grid).flatten(2).transpose(1, 2)
-        return out[rank() * count:(rank() + 1) * count] if self.training else out
+        return out[rank() * count : (rank() + 1) * count] if self.training else out
 
 
 class PositionPool(nn.Module):
@@ -125,13 +175,20 @@ class PositionPool(nn.Module):
 
 def hash_head(width: int, hidden: int, bits: int) -> nn.Sequential:
     """(B,width) -> (B,bits) in (-1,1)."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, bits), nn.Tanh())
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, bits),
+        nn.Tanh(),
+    )
 
 
 class CFITR(OnFrozenTowers):
     """As a dual encoder it is the coarse stage: `encode_images` and `encode_texts` give the continuous codes as unit rows.
 
-    `trunk` may replace the configured ViLT, e.g. in tests. To train, the model needs the captions (`set_captions`).
+    `trunk` may replace the configured ViLT, e.g. in tests. To train, the model needs the captions
+    (`set_captions`).
     """
 
     def __init__(self, config: CFITRConfig, trunk: ViltModel | None = None):
@@ -154,14 +211,23 @@ class CFITR(OnFrozenTowers):
             self.stand_on(*towers)
         self.train()  # from the first batch on, frozen parts rest
 
-    # ---- dual stream: the lower layers read image and text apart (spec 2.1 to 2.4) -----------------------------------------
+    # ---- dual stream: the lower layers read image and text apart (spec 2.1 to 2.4)
     def image_states(self, vision: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """Tower features -> (B,1+N,d), with LFEM over the patches. UserError for LFEM out of raster order."""
-        states = vilt.through(self.vilt.encoder.layer[:self.config.split], vilt.image_tokens(self.vilt, vision, permutation))
+        """Tower features -> (B,1+N,d), with LFEM over the patches.
+
+        UserError for LFEM out of raster order.
+        """
+        states = vilt.through(
+            self.vilt.encoder.layer[: self.config.split],
+            vilt.image_tokens(self.vilt, vision, permutation),
+        )
         if not self.config.lfem:
             return states
         if permutation is not None:
-            raise UserError("LFEM convolves the patch grid, which a permutation destroys; leave the one or the other out.")
+            raise UserError(
+                "LFEM convolves the patch grid, which a permutation destroys; leave the one or the"
+                " other out."
+            )
         return torch.cat([states[:, :1], self.res(states[:, 1:])], dim=1)
 
     def text_states(self, text: Tensor, mask: Tensor) -> Tensor:
@@ -171,13 +237,19 @@ class CFITR(OnFrozenTowers):
         """
         length = self.vilt.config.max_position_embeddings
         if text.shape[1] != length:
-            raise UserError(f"This CFITR pools over {length} positions, padding included, and got captions of {text.shape[1]}; "
-                            f"give the tokenizer max_length={length} and fixed=True.")
-        return vilt.through(self.vilt.encoder.layer[:self.config.split], vilt.text_tokens(self.vilt, text), mask)
+            raise UserError(
+                f"This CFITR pools over {length} positions, padding included, and got captions of"
+                f" {text.shape[1]}; give the tokenizer max_length={length} and fixed=True."
+            )
+        return vilt.through(
+            self.vilt.encoder.layer[: self.config.split], vilt.text_tokens(self.vilt, text), mask
+        )
 
-    # ---- hash codes (spec 2.4, 2.5) ------------------------------------------------------------------------------------
+    # ---- hash codes (spec 2.4, 2.5)
     def pooled_images(self, states: Tensor) -> Tensor:
-        """(B,1+N,d) -> (B,d): the trunk's last norm, which both stages share, and the learned position pooling."""
+        """(B,1+N,d) -> (B,d): the trunk's last norm, which both stages share, and the learned
+        position pooling.
+        """
         return self.imagepooler_be(self.vilt.layernorm(states))
 
     def pooled_texts(self, states: Tensor) -> Tensor:
@@ -194,7 +266,10 @@ class CFITR(OnFrozenTowers):
 
     @staticmethod
     def binary(h: Tensor) -> Tensor:
-        """Continuous codes -> bool of the same shape: the sign, True for plus. A zero, which has none, counts as plus."""
+        """Continuous codes -> bool of the same shape: the sign, True for plus.
+
+        A zero, which has none, counts as plus.
+        """
         return h >= 0
 
     def embed_images(self, vision: Tensor) -> Tensor:
@@ -203,32 +278,56 @@ class CFITR(OnFrozenTowers):
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
         return F.normalize(self.text_codes(self.text_states(text, mask)), dim=1)
 
-    # ---- single stream: the upper layers read both together (spec 2.7) ------------------------------------------------------
-    def join(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
-             image_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N) -> (P,L+1+N,d) and its mask, the text first."""
+    # ---- single stream: the upper layers read both together (spec 2.7)
+    def join(
+        self,
+        image_states: Tensor,
+        text_states: Tensor,
+        text_mask: Tensor,
+        image_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N) -> (P,L+1+N,d) and
+        its mask, the text first.
+        """
         if image_mask is None:
             image_mask = text_mask.new_ones(image_states.shape[:2])
-        return torch.cat([text_states, image_states], dim=1), torch.cat([text_mask, image_mask], dim=1)
+        return torch.cat([text_states, image_states], dim=1), torch.cat(
+            [text_mask, image_mask], dim=1
+        )
 
-    def fuse_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
-                   image_mask: Tensor | None = None) -> Tensor:
-        """P pairs of states, as in `join` -> (P,d), ViLT's pooled first word: of the last layer nothing else is read, or made."""
+    def fuse_pairs(
+        self,
+        image_states: Tensor,
+        text_states: Tensor,
+        text_mask: Tensor,
+        image_mask: Tensor | None = None,
+    ) -> Tensor:
+        """P pairs of states, as in `join` -> (P,d), ViLT's pooled first word: of the last layer
+        nothing else is read, or made.
+        """
         x, mask = self.join(image_states, text_states, text_mask, image_mask)
-        *layers, last = self.vilt.encoder.layer[self.config.split:]
+        *layers, last = self.vilt.encoder.layer[self.config.split :]
         x = vilt.first_through(last, vilt.through(layers, x, mask), mask)
         return self.vilt.pooler(self.vilt.layernorm(x))
 
-    def score_pairs(self, image_states: Tensor, text_states: Tensor, text_mask: Tensor,
-                    image_mask: Tensor | None = None) -> Tensor:
+    def score_pairs(
+        self,
+        image_states: Tensor,
+        text_states: Tensor,
+        text_mask: Tensor,
+        image_mask: Tensor | None = None,
+    ) -> Tensor:
         """P pairs of states, as in `fuse_pairs` -> (P,) scores; the larger, the better they match."""
-        return self.rank_output(self.fuse_pairs(image_states, text_states, text_mask, image_mask)).squeeze(1)
+        return self.rank_output(
+            self.fuse_pairs(image_states, text_states, text_mask, image_mask)
+        ).squeeze(1)
 
-    # ---- training (spec 3) ---------------------------------------------------------------------------------------------
+    # ---- training (spec 3)
     def set_captions(self, captions: Captions, seed: int = 0) -> CFITR:
         """Gives the model what it trains with: the captions for false texts, and a bank of one random code for each.
 
-        The bank is a buffer of the state dict, since a resumed training needs it; models that are only read have none.
+        The bank is a buffer of the state dict, since a resumed training needs it; models that are
+        only read have none.
         """
         self.captions = captions
         generator = torch.Generator().manual_seed(seed)
@@ -237,38 +336,71 @@ class CFITR(OnFrozenTowers):
         return self
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with mask and row (B,), the row of each caption among those of
-        `set_captions` -> loss and its terms: triplet, quantisation and balance (not weighted), rerank.
+        """Batch of pixels and ids, or of cached features, with mask and row (B,), the row of each caption among those of `set_captions` -> loss and its terms: triplet, quantisation and balance (not weighted), rerank.
 
-        Batch statistics, negatives and sums are over the pairs of all processes: the inputs of the hash heads are gathered
-        before the heads. UserError without captions, and for a single pair in training.
+        Batch statistics, negatives and sums are over the pairs of all processes: the inputs of the
+        hash heads are gathered before the heads. UserError without captions, and for a single pair
+        in training.
         """
         if self.captions is None:
-            raise UserError("This CFITR has no captions to draw false texts from; call set_captions before training.")
+            raise UserError(
+                "This CFITR has no captions to draw false texts from; call set_captions before"
+                " training."
+            )
         row = batch["row"]
-        drawn = self.captions.draw(row.cpu(), self.config.false_texts, self.config.false_from == "all")
-        false = {name: value.to(row.device) for name, value in self.captions.texts(drawn.flatten()).items()}
-        image = self.image_states(**(self.image_features(batch["pixels"]) if "pixels" in batch else {"vision": batch["vision"]}))
+        drawn = self.captions.draw(
+            row.cpu(), self.config.false_texts, self.config.false_from == "all"
+        )
+        false = {
+            name: value.to(row.device)
+            for name, value in self.captions.texts(drawn.flatten()).items()
+        }
+        image = self.image_states(
+            **(
+                self.image_features(batch["pixels"])
+                if "pixels" in batch
+                else {"vision": batch["vision"]}
+            )
+        )
         mask = torch.cat([batch["mask"], false["mask"]])
         text = self.text_states(torch.cat([self._text(batch), self._text(false)]), mask)
-        pooled = [gather(rows.float()) for rows in (self.pooled_images(image), self.pooled_texts(text[:len(row)]))]
+        pooled = [
+            gather(rows.float())
+            for rows in (self.pooled_images(image), self.pooled_texts(text[: len(row)]))
+        ]
         if self.training and len(pooled[0]) < 2:
-            raise UserError("A single pair has no batch statistics and no negative; train CFITR on batches of two or more.")
+            raise UserError(
+                "A single pair has no batch statistics and no negative; train CFITR on batches of"
+                " two or more."
+            )
         h_image, h_text = self.image_module(pooled[0]).float(), self.text_module(pooled[1]).float()
         scores = gather(self._score_choices(image, text, mask).float())
         row = gather(row)
         with torch.autocast(row.device.type, enabled=False):  # 16-bit sums would be too coarse
-            return self._losses(h_image, h_text, self._matches(row), self._targets(row, h_image, h_text), scores)
+            return self._losses(
+                h_image, h_text, self._matches(row), self._targets(row, h_image, h_text), scores
+            )
 
     def _text(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.text_features(batch["ids"], batch["mask"])["text"] if "ids" in batch else batch["text"]
+        return (
+            self.text_features(batch["ids"], batch["mask"])["text"]
+            if "ids" in batch
+            else batch["text"]
+        )
 
     def _score_choices(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """image (B,1+N,d); text and mask of the B captions, then of F false texts of each image -> (B,1+F), the own first."""
+        """Image (B,1+N,d); text and mask of the B captions, then of F false texts of each image ->
+        (B,1+F), the own first.
+        """
         count = len(image)
-        choices = [torch.cat([x[:count, None], x[count:].unflatten(0, (count, -1))], dim=1) for x in (text, mask)]
+        choices = [
+            torch.cat([x[:count, None], x[count:].unflatten(0, (count, -1))], dim=1)
+            for x in (text, mask)
+        ]
         each = image.unsqueeze(1).expand(-1, choices[0].shape[1], -1, -1)
-        return self.score_pairs(each.flatten(0, 1), *(x.flatten(0, 1) for x in choices)).unflatten(0, (count, -1))
+        return self.score_pairs(each.flatten(0, 1), *(x.flatten(0, 1) for x in choices)).unflatten(
+            0, (count, -1)
+        )
 
     def _matches(self, row: Tensor) -> Tensor:
         """(B,B) bool: which images and texts of a batch are no negatives of each other."""
@@ -279,29 +411,51 @@ class CFITR(OnFrozenTowers):
     def _targets(self, row: Tensor, h_image: Tensor, h_text: Tensor) -> Tensor:
         """The codes (B,bits) that the bank holds of these rows; in training the next ones take their place.
 
-        The intended next code is that of the mean of h_image and h_text, the released one is zero. Both are due at the end
-        of the epoch; a row comes only once in an epoch, so that nothing reads them before.
+        The intended next code is that of the mean of h_image and h_text, the released one is zero.
+        Both are due at the end of the epoch; a row comes only once in an epoch, so that nothing
+        reads them before.
         """
         targets = self.bank[row].float()
         if self.training:
-            self.bank[row] = _signs(h_image + h_text) if self.config.bank == "intended" else torch.zeros_like(self.bank[row])
+            self.bank[row] = (
+                _signs(h_image + h_text)
+                if self.config.bank == "intended"
+                else torch.zeros_like(self.bank[row])
+            )
         return targets
 
-    def _losses(self, h_image: Tensor, h_text: Tensor, matches: Tensor, targets: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, h_image: Tensor, h_text: Tensor, matches: Tensor, targets: Tensor, scores: Tensor
+    ) -> dict[str, Tensor]:
         c = self.config
         triplet = triplet_loss(h_image, h_text, matches, c.margin)
         quantisation = quantisation_loss(h_image, h_text, targets)
         balance = balance_loss(h_image, h_text, c.balance)
         rerank = rerank_loss(scores)
-        return {"loss": triplet + c.beta * quantisation + c.gamma * balance + rerank, "triplet": triplet,
-                "quantisation": quantisation, "balance": balance, "rerank": rerank}
+        return {
+            "loss": triplet + c.beta * quantisation + c.gamma * balance + rerank,
+            "triplet": triplet,
+            "quantisation": quantisation,
+            "balance": balance,
+            "rerank": rerank,
+        }
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """Decay and no-decay groups by the release's names (spec 5): LayerNorms and biases are spared, BatchNorms are not."""
+        """Decay and no-decay groups by the release's names (spec 5): LayerNorms and biases are
+        spared, BatchNorms are not.
+        """
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         spared = [bool(re.search("bias|layernorm|LayerNorm", name)) for name, _ in trained]
-        return [{"params": [p for (_, p), free in zip(trained, spared) if not free], "weight_decay": weight_decay},
-                {"params": [p for (_, p), free in zip(trained, spared) if free], "weight_decay": 0.0}]
+        return [
+            {
+                "params": [p for (_, p), free in zip(trained, spared, strict=True) if not free],
+                "weight_decay": weight_decay,
+            },
+            {
+                "params": [p for (_, p), free in zip(trained, spared, strict=True) if free],
+                "weight_decay": 0.0,
+            },
+        ]
 
 
 def _signs(h: Tensor) -> Tensor:
@@ -312,20 +466,31 @@ class Captions:
     """The training captions, from which every step draws false texts anew with torch's generator of the CPU.
 
     owner   (M,) the image of each caption;  string (M,) which of T distinct texts it reads
-    tokens  of the T distinct texts: ids (T,L) or, of a frozen tower, text (T,L,C), with mask (T,L); stays on the CPU
+    tokens  of the T distinct texts: ids (T,L) or, of a frozen tower, text (T,L,C), with mask (T,L);
+            stays on the CPU
     UserError if an image has no false text, since all texts stand among its captions.
     """
 
     def __init__(self, owner: np.ndarray, string: np.ndarray, tokens: dict[str, np.ndarray]):
-        self.owner, self.string, self.tokens = torch.as_tensor(owner), torch.as_tensor(string), tokens
+        self.owner, self.string, self.tokens = (
+            torch.as_tensor(owner),
+            torch.as_tensor(string),
+            tokens,
+        )
         self.distinct = len(tokens["mask"])
-        self.described = torch.unique(self.owner * self.distinct + self.string)  # all (image, text) that belong together
+        # all (image, text) that belong together
+        self.described = torch.unique(self.owner * self.distinct + self.string)
         if (self.described // self.distinct).bincount().max() == self.distinct:
-            raise UserError("An image has all texts among its captions, which leaves no false one; take more images or captions.")
+            raise UserError(
+                "An image has all texts among its captions, which leaves no false one; take more"
+                " images or captions."
+            )
 
     @classmethod
     def of(cls, task) -> Captions:
-        """The training captions of a retrieval.RetrievalTask: as ids or, where it caches towers, as their features."""
+        """The training captions of a retrieval.RetrievalTask: as ids or, where it caches towers, as
+        their features.
+        """
         table = task.table("train")
         texts, string = distinct_captions(table, task.tokenizer.clean)
         if task.towers is not None:
@@ -337,8 +502,9 @@ class Captions:
         return len(self.owner)
 
     def draw(self, row: Tensor, count: int, also_true: bool = False) -> Tensor:
-        """Rows (B,) of captions -> (B,count) rows of texts, uniformly and with replacement, from those that no caption of
-        the own image reads like; `also_true` draws from all, as released."""
+        """Rows (B,) of captions -> (B,count) rows of texts, uniformly and with replacement, from
+        those that no caption of the own image reads like; `also_true` draws from all, as released.
+        """
         drawn = torch.randint(len(self), (len(row), count))
         while not also_true and (true := self.describe(row, drawn)).any():
             drawn[true] = torch.randint(len(self), (int(true.sum()),))
@@ -346,28 +512,39 @@ class Captions:
 
     def describe(self, row: Tensor, drawn: Tensor) -> Tensor:
         """(B,count) bool: whether the image of `row` has the drawn text among its captions."""
-        return torch.isin(self.owner[row].unsqueeze(1) * self.distinct + self.string[drawn], self.described)
+        return torch.isin(
+            self.owner[row].unsqueeze(1) * self.distinct + self.string[drawn], self.described
+        )
 
     def texts(self, row: Tensor) -> dict[str, Tensor]:
         """The tokens of these captions (n,), floats as float32."""
         wanted = self.string[row].numpy()
-        found = {name: torch.from_numpy(np.asarray(array[wanted])) for name, array in self.tokens.items()}
-        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+        found = {
+            name: torch.from_numpy(np.asarray(array[wanted])) for name, array in self.tokens.items()
+        }
+        return {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in found.items()
+        }
 
 
 def without_repeats(table: CaptionTable) -> CaptionTable:
-    """Each text once per image, the first kept: what the release trains on and tests with (spec 4), in the files' order."""
+    """Each text once per image, the first kept: what the release trains on and tests with (spec 4),
+    in the files' order.
+    """
     return replace(table, captions=table.captions.drop_duplicates())
 
 
-# ---- losses (spec 3): h (B,bits) continuous codes of pairs ----------------------------------------------------------------
+# ---- losses (spec 3): h (B,bits) continuous codes of pairs
 def cosine(h_image: Tensor, h_text: Tensor) -> Tensor:
     """(B,bits), (M,bits) -> (B,M), with the release's epsilon."""
     norms = h_image.norm(dim=1).unsqueeze(1) * h_text.norm(dim=1)
     return h_image @ h_text.t() / (norms + 1e-8)
 
 
-def triplet_loss(h_image: Tensor, h_text: Tensor, matches: Tensor, margin: float, hardest: bool = True) -> Tensor:
+def triplet_loss(
+    h_image: Tensor, h_text: Tensor, matches: Tensor, margin: float, hardest: bool = True
+) -> Tensor:
     """Hinge over the hardest in-batch negative of each query, or over all pairs; averaged, the two directions added.
 
     matches  (B,B) bool, images by texts: what is no negative, the pairs themselves among it
@@ -385,7 +562,9 @@ def quantisation_loss(h_image: Tensor, h_text: Tensor, targets: Tensor) -> Tenso
 
 
 def balance_loss(h_image: Tensor, h_text: Tensor, over: str = "sample") -> Tensor:
-    """Squared sums over the bits of each sample, as released, or over the samples of each "bit"; summed."""
+    """Squared sums over the bits of each sample, as released, or over the samples of each "bit";
+    summed.
+    """
     axis = 1 if over == "sample" else 0
     return h_image.sum(axis).square().sum() + h_text.sum(axis).square().sum()
 
@@ -395,7 +574,7 @@ def rerank_loss(scores: Tensor) -> Tensor:
     return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
-# ---- files (spec 7) --------------------------------------------------------------------------------------------------------
+# ---- files (spec 7)
 STARTS = ("image_module.",)  # of names, once no prefix stands before them
 DEAD = "transformer.SE_blocks."  # blocks in the authors' files that nothing calls
 
@@ -414,14 +593,21 @@ def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
 
 
 def release_state(model: CFITR) -> dict[str, Tensor]:
-    """The model's state dict with the authors' key names, without the bank, which they keep outside."""
+    """The model's state dict with the authors' key names, without the bank, which they keep
+    outside.
+    """
     return vilt_names.to_authors(checkpoints.rename(model.state_dict(), [("^bank$", None)]))
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
-    """Of a released checkpoint: what `write_release` noted, else ViLT-B/32 as released, with the sizes of its hash heads."""
+    """Of a released checkpoint: what `write_release` noted, else ViLT-B/32 as released, with the
+    sizes of its hash heads.
+    """
     if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:
-        raise UserError("This file holds no CFITR: image_module and textpooler_be are missing; give a checkpoint of CFITR.")
+        raise UserError(
+            "This file holds no CFITR: image_module and textpooler_be are missing; give a"
+            " checkpoint of CFITR."
+        )
     if "nbhelpers" in settings:
         return checkpoints.config_of(CFITRConfig, "CFITR", settings["nbhelpers"])
     bits, hidden = state["image_module.3.weight"].shape
@@ -429,17 +615,23 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
 
 
 def read(path) -> tuple[CFITR, dict]:
-    """A CFITR from our checkpoint or the authors', in eval mode and without bank, and what the file says of itself;
-    of the authors' also the keys that were `dropped`.
+    """A CFITR from our checkpoint or the authors', in eval mode and without bank, and what the file says of itself; of the authors' also the keys that were `dropped`.
 
     UserError on a file of another model, with the keys that do not fit.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
-        settings = rest.get("hyper_parameters") if isinstance(rest.get("hyper_parameters"), dict) else {}
+        settings = (
+            rest.get("hyper_parameters") if isinstance(rest.get("hyper_parameters"), dict) else {}
+        )
         model = CFITR(config_of_release(state, settings))
         dropped = load_release(model, state)
-        return model.eval(), {"system": "cfitr", "release": True, "config": settings, "dropped": dropped}
+        return model.eval(), {
+            "system": "cfitr",
+            "release": True,
+            "config": settings,
+            "dropped": dropped,
+        }
     meta = checkpoints.meta_of(rest, path, {"system": "cfitr"})
     model = CFITR(checkpoints.config_of(CFITRConfig, "CFITR", meta.get("model")))
     checkpoints.load_into(model, state, allow_unexpected=("bank",))
@@ -452,7 +644,13 @@ def write_release(model: CFITR, path) -> None:
     UserError in the compact size, whose frozen towers have no place there.
     """
     if model.config.freeze_towers:
-        raise UserError("The authors' layout has no place for frozen towers; use weights.save_checkpoint instead.")
+        raise UserError(
+            "The authors' layout has no place for frozen towers; use weights.save_checkpoint"
+            " instead."
+        )
     state = {name: value.detach().cpu() for name, value in release_state(model).items()}
     with atomic_write(path) as temporary:
-        torch.save({"state_dict": state, "hyper_parameters": {"nbhelpers": asdict(model.config)}}, temporary)
+        torch.save(
+            {"state_dict": state, "hyper_parameters": {"nbhelpers": asdict(model.config)}},
+            temporary,
+        )

@@ -1,8 +1,10 @@
 """What every dual encoder shares: towers make features, small parts above them make embeddings.
 
-Frozen towers need to see each image and caption only once. Their features can therefore be cached and travel in batches
-in the place of `pixels` and `ids`, under the names that `image_features` and `text_features` give them.
+Frozen towers need to see each image and caption only once. Their features can therefore be cached
+and travel in batches in the place of `pixels` and `ids`, under the names that `image_features` and
+`text_features` give them.
 """
+
 from __future__ import annotations
 
 import torch
@@ -21,7 +23,9 @@ def turned(pixels: Tensor, number: int) -> Tensor:
 
 
 def unpadded(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`text` (B,L,...) and `mask` (B,L), cut behind the longest caption of the batch: where padding is not attended it changes nothing."""
+    """`text` (B,L,...) and `mask` (B,L), cut behind the longest caption of the batch: where padding
+    is not attended it changes nothing.
+    """
     longest = 1 + int(mask.any(dim=0).nonzero().max())
     return text[:, :longest], mask[:, :longest]
 
@@ -43,8 +47,16 @@ class DualEncoder(nn.Module):
 
     def frozen_state(self) -> dict[str, Tensor]:
         """The tensors of the towers, by their names in the model."""
-        parts = [(name, part) for name, part in self.named_modules() if any(part is one for one in self.towers())]
-        return {f"{name}.{key}": value for name, part in parts for key, value in part.state_dict().items()}
+        parts = [
+            (name, part)
+            for name, part in self.named_modules()
+            if any(part is one for one in self.towers())
+        ]
+        return {
+            f"{name}.{key}": value
+            for name, part in parts
+            for key, value in part.state_dict().items()
+        }
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -53,12 +65,18 @@ class DualEncoder(nn.Module):
         return self
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B,3,S,S) normalised pixels -> (B,D) unit rows; with `config.turns`, in eval mode, from all turns of each image."""
+        """(B,3,S,S) normalised pixels -> (B,D) unit rows; with `config.turns`, in eval mode, from
+        all turns of each image.
+        """
         views = TURNS if getattr(self.config, "turns", False) and not self.training else 1
-        return self.embed_views([self.image_features(turned(pixels, number)) for number in range(views)])
+        return self.embed_views(
+            [self.image_features(turned(pixels, number)) for number in range(views)]
+        )
 
     def embed_views(self, views: list[dict[str, Tensor]]) -> Tensor:
-        """Features of views of the same images -> (B,D) unit rows, the direction of the mean over views."""
+        """Features of views of the same images -> (B,D) unit rows, the direction of the mean over
+        views.
+        """
         rows = [self.embed_images(**features) for features in views]
         return rows[0] if len(rows) == 1 else F.normalize(torch.stack(rows).mean(0), dim=1)
 
@@ -74,11 +92,15 @@ class DualEncoder(nn.Module):
             image = self.embed_images(**{name: batch[name] for name in self.IMAGE_FEATURES})
         if "ids" in batch:
             return image, self.encode_texts(batch["ids"], batch["mask"])
-        return image, self.embed_texts(**{name: batch[name] for name in self.TEXT_FEATURES}, mask=batch["mask"])
+        return image, self.embed_texts(
+            **{name: batch[name] for name in self.TEXT_FEATURES}, mask=batch["mask"]
+        )
 
 
 class OnFrozenTowers(DualEncoder):
-    """A dual encoder that with `config.freeze_towers` stands on two frozen towers; else it reads pixels and ids itself."""
+    """A dual encoder that with `config.freeze_towers` stands on two frozen towers; else it reads
+    pixels and ids itself.
+    """
 
     def stand_on(self, vision: str, text: str, vocab_size: int | None = None):
         """Builds the towers of these names in `backbones`."""
@@ -92,8 +114,16 @@ class OnFrozenTowers(DualEncoder):
         return self.towers()
 
     def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower, the global one first."""
-        return {"vision": backbones.image_tokens(self.vision_encoder, pixels) if self.config.freeze_towers else pixels}
+        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower, the
+        global one first.
+        """
+        return {
+            "vision": (
+                backbones.image_tokens(self.vision_encoder, pixels)
+                if self.config.freeze_towers
+                else pixels
+            )
+        }
 
     def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """(B,L) -> text: the same ids, or the states (B,L,C) of the frozen tower."""

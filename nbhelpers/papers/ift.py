@@ -1,9 +1,10 @@
-"""IFT, BITA's interactive Fourier transformer (bita.md 2.2): a BERT whose self-attention is a Fourier transform without
-weights, with queries that read an image in every layer.
+"""IFT, BITA's interactive Fourier transformer (bita.md 2.2): a BERT whose self-attention is a Fourier transform without weights, with queries that read an image in every layer.
 
-B batch, Nq queries, L caption length, T = tokens that are present (Nq, L or both), V image tokens, D width. Names of parameters
-are the authors'; embeddings, feed-forward networks and head are transformers' own.
+B batch, Nq queries, L caption length, T = tokens that are present (Nq, L or both), V image tokens,
+D width. Names of parameters are the authors'; embeddings, feed-forward networks and head are
+transformers' own.
 """
+
 from __future__ import annotations
 
 import math
@@ -26,9 +27,10 @@ MIXINGS = ("fourier", "attention", "none")
 
 
 def fourier_mix(x: Tensor) -> Tensor:
-    """x (B,T,D) -> the real part of its joint 2-D Fourier transform over tokens and channels, not scaled; at least float32.
+    """X (B,T,D) -> the real part of its joint 2-D Fourier transform over tokens and channels, not scaled; at least float32.
 
-    Not real after each axis, which is another transform. FFTs know no 16-bit floats, or only for some sizes.
+    Not real after each axis, which is another transform. FFTs know no 16-bit floats, or only for
+    some sizes.
     """
     wide = x if x.dtype == torch.float64 else x.float()
     return torch.fft.fft2(wide, dim=(1, 2)).real.contiguous()
@@ -41,14 +43,19 @@ class Residual(nn.Module):
 
 
 class Mixing(nn.Module):
-    """f = LN(x + m), where m is the Fourier transform of x ("fourier") or nothing ("none", an ablation)."""
+    """f = LN(x + m), where m is the Fourier transform of x ("fourier") or nothing ("none", an
+    ablation).
+    """
 
     def __init__(self, config: BertConfig, mixing: str):
         super().__init__()
         self.mixing, self.output = mixing, Residual(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B,T,D) -> (B,T,D). The mask is not used: padding changes every output, as in the release."""
+        """(B,T,D) -> (B,T,D).
+
+        The mask is not used: padding changes every output, as in the release.
+        """
         return self.output.LayerNorm(x + fourier_mix(x) if self.mixing == "fourier" else x)
 
 
@@ -59,18 +66,27 @@ class Attention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.self = nn.ModuleDict({"query": nn.Linear(width, width), "key": nn.Linear(context_width, width),
-                                   "value": nn.Linear(context_width, width)})
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(width, width),
+                "key": nn.Linear(context_width, width),
+                "value": nn.Linear(context_width, width),
+            }
+        )
         self.output = BertSelfOutput(config)
 
     def _split(self, name: str, x: Tensor) -> Tensor:
         return self.self[name](x).unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B,T,D) asks context (B,V,C), of which mask (B,V) says what may be read (1) -> (B,T,D)."""
+        """X (B,T,D) asks context (B,V,C), of which mask (B,V) says what may be read (1) -> (B,T,D)."""
         seen = None if mask is None else mask[:, None, None].bool()
-        query, key, value = (self._split(*part) for part in (("query", x), ("key", context), ("value", context)))
-        answer = F.scaled_dot_product_attention(query, key, value, seen, self.dropout if self.training else 0.0)
+        query, key, value = (
+            self._split(*part) for part in (("query", x), ("key", context), ("value", context))
+        )
+        answer = F.scaled_dot_product_attention(
+            query, key, value, seen, self.dropout if self.training else 0.0
+        )
         return self.output(answer.transpose(1, 2).flatten(2), x)
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
@@ -80,7 +96,10 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """In the place of `Mixing` (an ablation): what BLIP-2's Q-Former has. Padding is not attended."""
+    """In the place of `Mixing` (an ablation): what BLIP-2's Q-Former has.
+
+    Padding is not attended.
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__(config, config.hidden_size)
@@ -90,9 +109,13 @@ class SelfAttention(Attention):
 
 
 class Layer(nn.Module):
-    """Mixing of all tokens; then the queries read the image; then a feed-forward network for queries and one for text."""
+    """Mixing of all tokens; then the queries read the image; then a feed-forward network for
+    queries and one for text.
+    """
 
-    def __init__(self, config: BertConfig, context_width: int, mixing: str, cross: bool, text: bool):
+    def __init__(
+        self, config: BertConfig, context_width: int, mixing: str, cross: bool, text: bool
+    ):
         super().__init__()
         self.fourier = SelfAttention(config) if mixing == "attention" else Mixing(config, mixing)
         self.crossattention = Attention(config, context_width) if cross else None
@@ -100,8 +123,12 @@ class Layer(nn.Module):
             self.intermediate, self.output = BertIntermediate(config), BertOutput(config)
         self.intermediate_query, self.output_query = BertIntermediate(config), BertOutput(config)
 
-    def forward(self, x: Tensor, queries: int, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x (B,T,D), of which the first `queries` are queries; context (B,V,C) image tokens; mask (B,T) -> (B,T,D)."""
+    def forward(
+        self, x: Tensor, queries: int, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """X (B,T,D), of which the first `queries` are queries; context (B,V,C) image tokens; mask
+        (B,T) -> (B,T,D).
+        """
         x = self.fourier(x, mask)
         seeing, text = x[:, :queries], x[:, queries:]
         parts = []
@@ -114,7 +141,9 @@ class Layer(nn.Module):
 
 
 class Embeddings(BertEmbeddings):
-    """BERT's without token types: words and their positions behind the queries, which have none; then one norm over all."""
+    """BERT's without token types: words and their positions behind the queries, which have none;
+    then one norm over all.
+    """
 
     def __init__(self, config: BertConfig, text: bool):
         super().__init__(config)
@@ -123,10 +152,13 @@ class Embeddings(BertEmbeddings):
             del self.word_embeddings, self.position_embeddings
 
     def forward(self, queries: Tensor | None, ids: Tensor | None) -> Tensor:
-        """queries (B,Nq,D) and / or ids (B,L) -> (B,T,D)."""
+        """Queries (B,Nq,D) and / or ids (B,L) -> (B,T,D)."""
         parts = [] if queries is None else [queries]
         if ids is not None:
-            parts.append(self.word_embeddings(ids) + self.position_embeddings(self.position_ids[:, :ids.shape[1]]))
+            parts.append(
+                self.word_embeddings(ids)
+                + self.position_embeddings(self.position_ids[:, : ids.shape[1]])
+            )
         return self.dropout(self.LayerNorm(torch.cat(parts, dim=1)))
 
 
@@ -153,12 +185,21 @@ class IFT(nn.Module):
     Weights start as N(0, 0.02), norms as the identity, biases at 0.
     """
 
-    def __init__(self, config: BertConfig, context_width: int, mixing: str = "fourier", cross_every: int = 1, text: bool = True):
+    def __init__(
+        self,
+        config: BertConfig,
+        context_width: int,
+        mixing: str = "fourier",
+        cross_every: int = 1,
+        text: bool = True,
+    ):
         super().__init__()
         if mixing not in MIXINGS:
             raise UserError(f"There is no mixing '{mixing}'; choose one of {', '.join(MIXINGS)}.")
-        layers = [Layer(config, context_width, mixing, number % cross_every == 0, text)
-                  for number in range(config.num_hidden_layers)]
+        layers = [
+            Layer(config, context_width, mixing, number % cross_every == 0, text)
+            for number in range(config.num_hidden_layers)
+        ]
         self.bert = Trunk(Embeddings(config, text), Encoder(layers))
         if text:
             self.cls = BertOnlyMLMHead(config)
@@ -166,12 +207,18 @@ class IFT(nn.Module):
             self.cls.predictions.decoder.bias = self.cls.predictions.bias
         self.apply(_initialise)
 
-    def forward(self, queries: Tensor | None = None, ids: Tensor | None = None, context: Tensor | None = None,
-                mask: Tensor | None = None) -> Tensor:
-        """queries (B,Nq,D) that read context (B,V,C), and / or ids (B,L) -> (B,T,D), the queries first.
+    def forward(
+        self,
+        queries: Tensor | None = None,
+        ids: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Queries (B,Nq,D) that read context (B,V,C), and / or ids (B,L) -> (B,T,D), the queries first.
 
         mask  (B,L), 1 = word; only the self-attention of an ablation heeds it
-        Captions must be padded to one and the same length: under Fourier mixing padding changes every output.
+        Captions must be padded to one and the same length: under Fourier mixing padding changes
+        every output.
         """
         x, count = self.bert.embeddings(queries, ids), 0 if queries is None else queries.shape[1]
         if mask is not None and count:
@@ -183,8 +230,13 @@ class IFT(nn.Module):
     def attention_maps(self, queries: Tensor, context: Tensor) -> list[Tensor]:
         """Of each layer with cross-attention: (B,heads,Nq,V), what each query reads of the image."""
         found: list[Tensor] = []
-        reading = [layer.crossattention for layer in self.bert.encoder.layer if layer.crossattention]
-        hooks = [one.register_forward_hook(lambda module, args, out: found.append(module.weights(*args))) for one in reading]
+        reading = [
+            layer.crossattention for layer in self.bert.encoder.layer if layer.crossattention
+        ]
+        hooks = [
+            one.register_forward_hook(lambda module, args, out: found.append(module.weights(*args)))
+            for one in reading
+        ]
         try:
             self(queries, context=context)
         finally:
@@ -198,5 +250,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-

@@ -1,8 +1,12 @@
-"""PIR-CLIP: Pan, Ma, Ma, Bai, Chen, arXiv 2405.10160 (v3: PriorCLIP). A CLIP whose image tower is told what to look at.
+"""PIR-CLIP: Pan, Ma, Ma, Bai, Chen, arXiv 2405.10160 (v3: PriorCLIP).
 
-In the paper's order: configuration, the model (instruction token, soft belief), the losses, the authors' file format.
-B batch, N patches, W width of the image tower, D embedding width. Parameter names are the authors', below `clip`.
+A CLIP whose image tower is told what to look at.
+
+In the paper's order: configuration, the model (instruction token, soft belief), the losses, the
+authors' file format. B batch, N patches, W width of the image tower, D embedding width. Parameter
+names are the authors', below `clip`.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
@@ -21,25 +25,39 @@ from nbhelpers.training.distributed import gather, rank, world_size
 
 @dataclass(frozen=True)
 class PIRCLIPConfig(CLIPConfig):
-    """One PIR-CLIP on the CLIP `clip`. The defaults are the paper's; each deviation from it is a field of its own."""
+    """One PIR-CLIP on the CLIP `clip`.
 
-    instruction_token: bool = True    # off: a plain CLIP, pooled at its class token
-    belief: str = "soft"              # "soft": it weighs the tokens; "hard": it drops all but `filter_size`, as in PIR; "none"
-    belief_rule: str = "official"     # "pre_fix": the release before October 2024; "rank": weights by the rank of a token
-    filter_size: int = 40             # tokens that a hard belief keeps
-    affiliation: bool = True          # affiliation loss beside the contrastive one
-    multi_positive: bool = False      # True: captions of one image share the target, as in PIR (deviation)
-    local_classes: bool = False       # True: class centres over the pairs of each process alone, as released
-    one_sided_gather: bool = False    # True: gathered negatives carry no gradient to other processes, as released
-    freeze_instruction: bool = True   # False: it trains, its batch norms over each process's own images, as released
-    freeze_text: bool = False         # True: as in the figure of v1 and v2; v3 and the release train it
+    The defaults are the paper's; each deviation from it is a field of its own.
+    """
+
+    instruction_token: bool = True  # off: a plain CLIP, pooled at its class token
+    # "soft": it weighs the tokens; "hard": it drops all but `filter_size`, as in PIR; "none"
+    belief: str = "soft"
+    # "pre_fix": the release before October 2024; "rank": weights by the rank of a token
+    belief_rule: str = "official"
+    filter_size: int = 40  # tokens that a hard belief keeps
+    affiliation: bool = True  # affiliation loss beside the contrastive one
+    # True: captions of one image share the target, as in PIR (deviation)
+    multi_positive: bool = False
+    # True: class centres over the pairs of each process alone, as released
+    local_classes: bool = False
+    # True: gathered negatives carry no gradient to other processes, as released
+    one_sided_gather: bool = False
+    # False: it trains, its batch norms over each process's own images, as released
+    freeze_instruction: bool = True
+    # True: as in the figure of v1 and v2; v3 and the release train it
+    freeze_text: bool = False
 
     def __post_init__(self):
         problems = {
             "belief must be 'soft', 'hard' or 'none'": self.belief not in ("soft", "hard", "none"),
-            "belief_rule must be 'official', 'pre_fix' or 'rank'": self.belief_rule not in ("official", "pre_fix", "rank"),
+            "belief_rule must be 'official', 'pre_fix' or 'rank'": (
+                self.belief_rule not in ("official", "pre_fix", "rank")
+            ),
             f"filter_size {self.filter_size} must be at least 1": self.filter_size < 1,
-            "a belief needs the instruction token; set belief='none' too": self.belief != "none" and not self.instruction_token,
+            "a belief needs the instruction token; set belief='none' too": (
+                self.belief != "none" and not self.instruction_token
+            ),
         }
         wrong = [text for text, is_wrong in problems.items() if is_wrong]
         if wrong:
@@ -47,7 +65,9 @@ class PIRCLIPConfig(CLIPConfig):
 
     @classmethod
     def compact(cls, **changes) -> PIRCLIPConfig:
-        """The instruction encoder is a head on the frozen global token; nobody publishes one, so it trains."""
+        """The instruction encoder is a head on the frozen global token; nobody publishes one, so it
+        trains.
+        """
         return replace(cls(clip="clip_compact", freeze_instruction=False), **changes)
 
     def baseline(self) -> PIRCLIPConfig:
@@ -56,15 +76,25 @@ class PIRCLIPConfig(CLIPConfig):
 
 
 class PIRCLIP(CLIP):
-    """A CLIP with the instruction encoder `res_visual` beside it, whose answer `vision_proj_res` makes a token of."""
+    """A CLIP with the instruction encoder `res_visual` beside it, whose answer `vision_proj_res`
+    makes a token of.
+    """
 
     def __init__(self, config: PIRCLIPConfig):
         super().__init__(config)
         if config.instruction_token:
-            self.res_visual = backbones.instruction_encoder(config.clip).requires_grad_(not config.freeze_instruction)
-            self.vision_proj_res = nn.Linear(backbones.clip_size(config.clip).embed_dim, len(self.clip.visual.class_embedding))
+            self.res_visual = backbones.instruction_encoder(config.clip).requires_grad_(
+                not config.freeze_instruction
+            )
+            self.vision_proj_res = nn.Linear(
+                backbones.clip_size(config.clip).embed_dim, len(self.clip.visual.class_embedding)
+            )
         if config.freeze_text:
-            for part in (*self._text_modules(), self.clip.positional_embedding, self.clip.text_projection):
+            for part in (
+                *self._text_modules(),
+                self.clip.positional_embedding,
+                self.clip.text_projection,
+            ):
                 part.requires_grad_(False)
         self.train()  # from the first batch on, frozen parts rest
 
@@ -72,25 +102,31 @@ class PIRCLIP(CLIP):
         return [self.clip.token_embedding, self.clip.transformer, self.clip.ln_final]
 
     def frozen(self) -> list[nn.Module]:
-        """Frozen package towers, instruction encoder and text tower stay in eval mode, batch norms included."""
+        """Frozen package towers, instruction encoder and text tower stay in eval mode, batch norms
+        included.
+        """
         parts = super().frozen()
         if self.config.freeze_instruction and hasattr(self, "res_visual"):
             parts = [*parts, self.res_visual]
         return [*parts, *self._text_modules()] if self.config.freeze_text else parts
 
-    # ---- the image tower (spec 2.1, 2.2) -------------------------------------------------------------------------------
+    # ---- the image tower (spec 2.1, 2.2)
     def instruct(self, vision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `image_features` gives -> tokens X (B,1+N,W), instruction y (B,1,W), belief logits X.y (B,1+N).
 
-        The logits are float32 also under mixed precision: y is not normalised, and float16 ends at 65504.
-        UserError without instruction token.
+        The logits are float32 also under mixed precision: y is not normalised, and float16 ends at
+        65504. UserError without instruction token.
         """
         if not self.config.instruction_token:
-            raise UserError("This PIR-CLIP was built without instruction token, so it holds no belief; build it with one.")
+            raise UserError(
+                "This PIR-CLIP was built without instruction token, so it holds no belief; build it"
+                " with one."
+            )
         tokens = image_tokens(self.clip, vision)
         seen = vision[:, 0] if self.config.freeze_towers else vision
         instruction = self.vision_proj_res(self.res_visual(seen)).unsqueeze(1)
-        logits = (tokens.float() * instruction.float()).sum(2)  # autocast would take a matrix product in 16 bits
+        # autocast would take a matrix product in 16 bits
+        logits = (tokens.float() * instruction.float()).sum(2)
         return tokens, instruction, logits
 
     def apply_belief(self, tokens: Tensor, logits: Tensor) -> Tensor:
@@ -101,12 +137,17 @@ class PIRCLIP(CLIP):
             return soft_belief(tokens.float(), logits.softmax(1), self.config.belief_rule)
         k = self.config.filter_size
         if logits.shape[1] < k:
-            raise UserError(f"filter_size is {k} but the image tower has {logits.shape[1]} tokens; lower filter_size.")
+            raise UserError(
+                f"filter_size is {k} but the image tower has {logits.shape[1]} tokens; lower"
+                " filter_size."
+            )
         kept = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
         return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
     def pooled(self, vision: Tensor) -> Tensor:
-        """-> (B,D), not normalised: the instruction token after the blocks, or, without one, the class token."""
+        """-> (B,D), not normalised: the instruction token after the blocks, or, without one, the
+        class token.
+        """
         if self.config.instruction_token:
             tokens, instruction, logits = self.instruct(vision)
             tokens = torch.cat([instruction, self.apply_belief(tokens, logits)], dim=1)
@@ -128,16 +169,19 @@ class PIRCLIP(CLIP):
 
     @torch.no_grad()
     def instruction_figures(self, vision: Tensor) -> dict[str, float]:
-        """Means over a batch that show an instruction which rules all or vanishes (spec 8.9): the norm of y, and the
-        entropy of the belief in nats, log(1 + N) where it knows nothing."""
+        """Means over a batch that show an instruction which rules all or vanishes (spec 8.9): the
+        norm of y, and the entropy of the belief in nats, log(1 + N) where it knows nothing.
+        """
         _, instruction, logits = self.instruct(vision)
         entropy = torch.distributions.Categorical(logits=logits).entropy()
-        return {"instruction_norm": instruction.float().norm(dim=2).mean().item(), "belief_entropy": entropy.mean().item()}
+        return {
+            "instruction_norm": instruction.float().norm(dim=2).mean().item(),
+            "belief_entropy": entropy.mean().item(),
+        }
 
-    # ---- training (spec 3) ---------------------------------------------------------------------------------------------
+    # ---- training (spec 3)
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with mask and, where the options want them, scene and image_index
-        (B,) -> loss, terms, scale.
+        """Batch of pixels and ids, or of cached features, with mask and, where the options want them, scene and image_index (B,) -> loss, terms, scale.
 
         Both terms share one scale; it multiplies, so it is the inverse of PIR's temperature.
         """
@@ -149,17 +193,22 @@ class PIRCLIP(CLIP):
             loss = contrastive = contrastive_loss(image, text, 1 / scale, image_index)
             terms = {"contrastive": contrastive, "scale": scale.detach()}
             if c.affiliation:
-                scene = batch["scene"] * world_size() + rank() if c.local_classes else batch["scene"]
-                terms["affiliation"] = affiliation_loss(image, text, gather(scene), 1 / scale, symmetric=True)
+                scene = (
+                    batch["scene"] * world_size() + rank() if c.local_classes else batch["scene"]
+                )
+                terms["affiliation"] = affiliation_loss(
+                    image, text, gather(scene), 1 / scale, symmetric=True
+                )
                 loss = contrastive + terms["affiliation"]
         return {"loss": loss, **terms}
 
 
-# ---- soft belief (spec 2.2): belief (B,1+N), rows that sum to one --------------------------------------------------------
+# ---- soft belief (spec 2.2): belief (B,1+N), rows that sum to one
 def added_weights(belief: Tensor, rule: str) -> Tensor:
     """(B,1+N) what joins the belief of a token in its weight; no gradient flows through ranks.
 
-    "official"  1/sqrt(1 + o_i), o_i the token that holds rank i: as released, the inverse of the order that was meant
+    "official"  1/sqrt(1 + o_i), o_i the token that holds rank i: as released, the inverse of the
+                order that was meant
     "rank"      1/sqrt(1 + r_i), r_i the rank of token i, 0 for the highest belief
     "pre_fix"   the belief once more, as released until October 2024
     """
@@ -185,17 +234,23 @@ def labels_from_names(names: list[str]) -> Tensor:
     As released, a name without '_' is a class of its own, extension included.
     """
     labels: dict[str, int] = {}
-    return torch.tensor([labels.setdefault(name.split("_")[0], len(labels)) for name in names], dtype=torch.int64)
+    return torch.tensor(
+        [labels.setdefault(name.split("_")[0], len(labels)) for name in names], dtype=torch.int64
+    )
 
 
-# ---- the authors' files (spec 7, 10) -------------------------------------------------------------------------------------
-STARTS = ("vision_proj_res.", "res_visual.", "clip.visual.")  # of names, once no prefix stands before them
+# ---- the authors' files (spec 7, 10)
+# of names, once no prefix stands before them
+STARTS = ("vision_proj_res.", "res_visual.", "clip.visual.")
 FROM_RELEASE = [(r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
 TO_RELEASE = [(r"^clip\.", "")]
 
 
 def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
-    """Fills `model` from the authors' state dict. Every key must find its place, else UserError and nothing is loaded."""
+    """Fills `model` from the authors' state dict.
+
+    Every key must find its place, else UserError and nothing is loaded.
+    """
     checkpoints.load_into(model, checkpoints.rename(checkpoints.bare(state, *STARTS), FROM_RELEASE))
 
 
@@ -207,8 +262,8 @@ def release_state(model: PIRCLIP) -> dict[str, Tensor]:
 def read(path) -> tuple[PIRCLIP, dict]:
     """A PIR-CLIP from our checkpoint or the authors', in eval mode, and what the file says of itself.
 
-    The authors' published file is older than their fix of the belief rule (spec 8.1): evaluate it under both, with
-    `model.config = replace(model.config, belief_rule="pre_fix")` for the other.
+    The authors' published file is older than their fix of the belief rule (spec 8.1): evaluate it
+    under both, with `model.config = replace(model.config, belief_rule="pre_fix")` for the other.
     UserError on a file of another model, with the keys that do not fit.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
@@ -218,7 +273,11 @@ def read(path) -> tuple[PIRCLIP, dict]:
                 "This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of "
                 "PIR-CLIP, or name a plain CLIP in 12_starting_weights to start from."
             )
-        model = PIRCLIP(checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"]) if "nbhelpers" in rest else PIRCLIPConfig.paper())
+        model = PIRCLIP(
+            checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"])
+            if "nbhelpers" in rest
+            else PIRCLIPConfig.paper()
+        )
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}
     meta = checkpoints.meta_of(rest, path, {"system": "pir_clip"})
@@ -228,10 +287,18 @@ def read(path) -> tuple[PIRCLIP, dict]:
 
 
 def write_release(model: PIRCLIP, path) -> None:
-    """Writes the authors' layout, {'state_dict': ..., 'epoch': ..., 'name': ...}. UserError in the compact size."""
+    """Writes the authors' layout, {'state_dict': ..., 'epoch': ..., 'name': ...}.
+
+    UserError in the compact size.
+    """
     if model.config.freeze_towers:
-        raise UserError("The authors' layout has no place for the frozen towers of the compact size; use "
-                        "weights.save_checkpoint instead.")
+        raise UserError(
+            "The authors' layout has no place for the frozen towers of the compact size; use "
+            "weights.save_checkpoint instead."
+        )
     state = {name: value.detach().cpu() for name, value in release_state(model).items()}
     with atomic_write(path) as temporary:
-        torch.save({"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": asdict(model.config)}, temporary)
+        torch.save(
+            {"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": asdict(model.config)},
+            temporary,
+        )

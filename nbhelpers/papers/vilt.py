@@ -1,8 +1,9 @@
 """Not one of the five: ViLT, on which CFITR stands, as transformers' ViltModel opened where CFITR reaches in, and its files.
 
-Kim, Son, Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", ICML 2021. B batch,
-N patches, L caption length, d width.
+Kim, Son, Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision",
+ICML 2021. B batch, N patches, L caption length, d width.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -16,19 +17,24 @@ from nbhelpers.errors import UserError
 
 
 def image_tokens(vilt: ViltModel, vision: Tensor, permutation: Tensor | None = None) -> Tensor:
-    """(B,3,S,S) pixels, or the (B,1+N,C) tokens of a frozen tower, -> (B,1+N,d) with position and modality, the class
-    token first.
+    """(B,3,S,S) pixels, or the (B,1+N,C) tokens of a frozen tower, -> (B,1+N,d) with position and modality, the class token first.
 
-    The patches stand in raster order, or in that of `permutation` (B,N), as the released ViLT draws one at each call.
-    UserError if the image is not as large as this ViLT takes it.
+    The patches stand in raster order, or in that of `permutation` (B,N), as the released ViLT draws
+    one at each call. UserError if the image is not as large as this ViLT takes it.
     """
     trunk, size = vilt.embeddings, vilt.config.image_size
-    if vision.ndim == 3:  # compact size: the map of the frozen tower is the image, its global token stays behind
+    # compact size: the map of the frozen tower is the image, its global token stays behind
+    if vision.ndim == 3:
         vision = vision[:, 1:].transpose(1, 2).unflatten(2, (size, size))
     if tuple(vision.shape[2:]) != (size, size):
         height, width = vision.shape[2:]
-        raise UserError(f"This ViLT takes images of {size}x{size}, not {height}x{width}; resize them first.")
-    patches = trunk.patch_embeddings.projection(vision).flatten(2).transpose(1, 2) + trunk.position_embeddings[:, 1:]
+        raise UserError(
+            f"This ViLT takes images of {size}x{size}, not {height}x{width}; resize them first."
+        )
+    patches = (
+        trunk.patch_embeddings.projection(vision).flatten(2).transpose(1, 2)
+        + trunk.position_embeddings[:, 1:]
+    )
     if permutation is not None:
         patches = patches.gather(1, permutation.unsqueeze(2).expand_as(patches))
     first = (trunk.cls_token + trunk.position_embeddings[:, :1]).expand(len(patches), -1, -1)
@@ -43,19 +49,36 @@ def text_tokens(vilt: ViltModel, text: Tensor) -> Tensor:
 
 
 def through(layers: Iterable[nn.Module], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """x (B,n,d) through some of `vilt.encoder.layer`; mask (B,n), 1 = attended. What is masked has outputs all the same."""
-    added = None if mask is None else (1 - mask.float())[:, None, None] * torch.finfo(torch.float32).min
+    """X (B,n,d) through some of `vilt.encoder.layer`; mask (B,n), 1 = attended.
+
+    What is masked has outputs all the same.
+    """
+    added = (
+        None if mask is None else (1 - mask.float())[:, None, None] * torch.finfo(torch.float32).min
+    )
     for layer in layers:
         out = layer(x, added)
-        x = out[0] if isinstance(out, tuple) else out  # which of the two depends on transformers' version
+        # which of the two depends on transformers' version
+        x = out[0] if isinstance(out, tuple) else out
     return x
 
 
 def first_through(layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """`through` of one layer for its first token alone: (B,1,d). All tokens are attended, but no other one is made."""
+    """`through` of one layer for its first token alone: (B,1,d).
+
+    All tokens are attended, but no other one is made.
+    """
     attention, normed = layer.attention.attention, layer.layernorm_before(x)
     parts = attention.query(normed[:, :1]), attention.key(normed), attention.value(normed)
-    query, key, value = (part.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2) for part in parts)
-    read = F.scaled_dot_product_attention(query, key, value, mask[:, None, None].bool(), attention.dropout.p if layer.training else 0.0)
+    query, key, value = (
+        part.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2) for part in parts
+    )
+    read = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        mask[:, None, None].bool(),
+        attention.dropout.p if layer.training else 0.0,
+    )
     read = layer.attention.output(read.transpose(1, 2).flatten(2), x) + x[:, :1]
     return layer.output(layer.intermediate(layer.layernorm_after(read)), read)

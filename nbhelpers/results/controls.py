@@ -2,6 +2,7 @@
 
 A run is known by (notebook, variant), as in its record; the variant of a notebook's main run is "".
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +44,8 @@ NAMES: dict[Key, str] = {
     ("50_score_captions", "most_frequent"): "most frequent caption",
 }
 
-# Run -> its control: the same data, towers and settings without the part that the run adds. For a part that is taken
+# Run -> its control: the same data, towers and settings without the part that the run adds. For a
+# part that is taken
 # away the control is the whole system. A run that is not here has no control.
 CONTROLS: dict[Key, Key] = {
     ("20_pir", ""): ("20_pir", "frozen"),
@@ -73,10 +75,20 @@ CONTROLS: dict[Key, Key] = {
     ("50_score_captions", "bita-two-queries"): ("50_score_captions", "bita"),
 }
 
-SYSTEMS: tuple[Key, ...] = (("20_pir", ""), ("21_pir_clip", ""), ("22_pe_rsitr", ""), ("23_cfitr", ""))
+SYSTEMS: tuple[Key, ...] = (
+    ("20_pir", ""),
+    ("21_pir_clip", ""),
+    ("22_pe_rsitr", ""),
+    ("23_cfitr", ""),
+)
 PIR_STEPS: tuple[Key, ...] = (  # from two frozen towers to PIR, one part at a time
-    ("20_pir", "frozen"), ("20_pir", "baseline"), ("20_pir", "vir"), ("20_pir", "vir_lca"),
-    ("20_pir", "frozen_towers"), ("20_pir", ""))
+    ("20_pir", "frozen"),
+    ("20_pir", "baseline"),
+    ("20_pir", "vir"),
+    ("20_pir", "vir_lca"),
+    ("20_pir", "frozen_towers"),
+    ("20_pir", ""),
+)
 
 
 def key_of(record: Mapping) -> Key:
@@ -84,7 +96,9 @@ def key_of(record: Mapping) -> Key:
 
 
 def name_of(record: Mapping) -> str:
-    """The name of a record's run: its system for a main run, else as in NAMES, else system and variant."""
+    """The name of a record's run: its system for a main run, else as in NAMES, else system and
+    variant.
+    """
     system, variant = record["system"], record["variant"]
     return NAMES.get(key_of(record), f"{system}, {variant}") if variant else system
 

@@ -1,8 +1,11 @@
-"""The leaderboard: from records alone to tables of what may stand side by side. exports.py makes files of them.
+"""The leaderboard: from records alone to tables of what may stand side by side.
 
-Each table is of one profile and one split of one set of one fingerprint. Its R@K, mR, interval and letters are by
-expectation over ties; another tie rule has a column of its own, named after it.
+exports.py makes files of them.
+
+Each table is of one profile and one split of one set of one fingerprint. Its R@K, mR, interval and
+letters are by expectation over ties; another tie rule has a column of its own, named after it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -21,6 +24,8 @@ from nbhelpers.results.records import CAPTION_METRICS, Record, kind_of, read_rec
 
 RULE = "expectation"
 RECALLS = tuple(f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
+
+
 @dataclass(frozen=True, eq=False)
 class Board:
     """One table of what may stand side by side.
@@ -49,10 +54,15 @@ def boards(records: Iterable[Record]) -> list[Board]:
     blocks: dict[tuple, list[Record]] = {}
     for record in sorted(records, key=lambda record: kind_of(record) == "captions"):
         split, data = record["protocol"]["split"], record["data_fingerprint"][:12]
-        blocks.setdefault((kind_of(record), record["profile"], record["set"], split, data), []).append(record)
+        blocks.setdefault(
+            (kind_of(record), record["profile"], record["set"], split, data), []
+        ).append(record)
     if not blocks:
         raise UserError("There is no record yet; run a notebook that trains or evaluates first.")
-    found = [(_captions if block[0] == "captions" else _retrieval)(block[1:], some) for block, some in blocks.items()]
+    found = [
+        (_captions if block[0] == "captions" else _retrieval)(block[1:], some)
+        for block, some in blocks.items()
+    ]
     for name in sorted({block[2] for block in blocks}):
         kinds = {block[0] for block in blocks if block[2] == name}
         claims = [claim for claim in CLAIMS if claim.set == name and "retrieval" in kinds]
@@ -67,57 +77,101 @@ def table(records: Iterable[Record]) -> str:
     for board in boards(records):
         shown = board.shown.drop(columns="started from", errors="ignore")
         widths = [max(map(len, (title, *shown[title]))) for title in shown]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-                 for row in [list(shown.columns), *shown.values.tolist()]]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in [list(shown.columns), *shown.values.tolist()]
+        ]
         parts += [board.heading, "\n".join(lines), "\n".join(f"- {note}" for note in board.notes)]
     return "\n\n".join(parts) + "\n"
 
 
-# one table ------------------------------------------------------------------------------------------------
+# one table
 def _retrieval(block: tuple, records: list[Record]) -> Board:
     profile, name, split, data = block
     runs = _runs(records)
     ranks = {label: _ranks(seeds) for label, seeds in runs.items()}
-    rows = pd.DataFrame([_recalls(seeds, ranks[label]) | _cost(seeds) for label, seeds in runs.items()],
-                        index=pd.Index(runs, name="name"))
+    rows = pd.DataFrame(
+        [_recalls(seeds, ranks[label]) | _cost(seeds) for label, seeds in runs.items()],
+        index=pd.Index(runs, name="name"),
+    )
     rows["alike"], untold = _groups(ranks)
     rows = rows.join(_over_controls(runs, ranks)).rename_axis("name")
     rows = rows.sort_values("mR", ascending=False, kind="stable")
-    bounds = {f"{bound} of the split" if bound == "ceiling" else bound:
-              next((record[bound] for record in records if record[bound]), {}) for bound in ("ceiling", "chance")}
-    rows = pd.concat([rows, pd.DataFrame.from_dict({bound: known for bound, known in bounds.items() if known}, "index")
-                      .reindex(columns=rows.columns)])
-    notes = [*_generated(name), "Best mR first, by expectation over ties; in brackets the 95 % interval over test images."]
+    bounds = {
+        f"{bound} of the split" if bound == "ceiling" else bound: next(
+            (record[bound] for record in records if record[bound]), {}
+        )
+        for bound in ("ceiling", "chance")
+    }
+    rows = pd.concat(
+        [
+            rows,
+            pd.DataFrame.from_dict(
+                {bound: known for bound, known in bounds.items() if known}, "index"
+            ).reindex(columns=rows.columns),
+        ]
+    )
+    notes = [
+        *_generated(name),
+        "Best mR first, by expectation over ties; in brackets the 95 % interval over test images.",
+    ]
     if (rows.seeds.fillna("").str.contains(" ")).any():
-        notes.append("± is the standard deviation over the seeds; recalls and interval are then of the mean over seeds.")
-    notes += [untold or "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds where rows "
-              "have several in common, at 5 %, corrected for their number by Holm."] * (len(runs) > 1)
+        notes.append(
+            "± is the standard deviation over the seeds; recalls and interval are then of the mean"
+            " over seeds."
+        )
+    notes += [
+        untold
+        or "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds where rows have several in common, at 5 %, corrected for their number by Holm."
+    ] * (len(runs) > 1)
     if rows.control.notna().any():
-        notes.append("Over its control: the difference of mR to the run that the column control names, over the same test images "
-                     "and seeds, with the 95 % interval of this one comparison. The control has the same data and settings "
-                     "without the part that the row is about.")
+        notes.append(
+            "Over its control: the difference of mR to the run that the column control names, over"
+            " the same test images and seeds, with the 95 % interval of this one comparison. The"
+            " control has the same data and settings without the part that the row is about."
+        )
     notes += _provenance(records)
     files = tuple(tuple(record.path for record in runs.get(label, ())) for label in rows.index)
-    return Board(f"{name}-{split}-{profile}-{data[:6]}", f"{name}, {split} split, profile {profile}, data {data}",
-                 _located(rows, block), _show_recalls(rows), tuple(notes), files)
+    return Board(
+        f"{name}-{split}-{profile}-{data[:6]}",
+        f"{name}, {split} split, profile {profile}, data {data}",
+        _located(rows, block),
+        _show_recalls(rows),
+        tuple(notes),
+        files,
+    )
 
 
 def _captions(block: tuple, records: list[Record]) -> Board:
     profile, name, split, data = block
     runs = _runs(records)
-    rows = pd.DataFrame([_scores(seeds) | _cost(seeds) for seeds in runs.values()], index=pd.Index(runs, name="name"))
+    rows = pd.DataFrame(
+        [_scores(seeds) | _cost(seeds) for seeds in runs.values()],
+        index=pd.Index(runs, name="name"),
+    )
     if "CIDEr" in rows:
         rows = rows.sort_values("CIDEr", ascending=False, kind="stable")
     shown = pd.DataFrame({"system": rows.index}, rows.index)
     for metric in (metric for metric in CAPTION_METRICS if metric in rows):
-        ends = [_ends(row.get(f"{metric} low"), row.get(f"{metric} high"), " [{}, {}]") for _, row in rows.iterrows()]
+        ends = [
+            _ends(row.get(f"{metric} low"), row.get(f"{metric} high"), " [{}, {}]")
+            for _, row in rows.iterrows()
+        ]
         shown[_title(metric)] = [*map(str.__add__, map(_number, rows[metric]), ends)]
     shown["tokens by"] = rows.tokenizer
-    notes = [*_generated(name), "Scores times 100, in brackets the 95 % interval over test images.", *_provenance(records)]
-    return Board(f"{name}-{split}-{profile}-{data[:6]}-captions",
-                 f"{name}, {split} split, captions, profile {profile}, data {data}", _located(rows, block),
-                 _show_cost(shown, rows), tuple(notes),
-                 tuple(tuple(record.path for record in runs[label]) for label in rows.index))
+    notes = [
+        *_generated(name),
+        "Scores times 100, in brackets the 95 % interval over test images.",
+        *_provenance(records),
+    ]
+    return Board(
+        f"{name}-{split}-{profile}-{data[:6]}-captions",
+        f"{name}, {split} split, captions, profile {profile}, data {data}",
+        _located(rows, block),
+        _show_cost(shown, rows),
+        tuple(notes),
+        tuple(tuple(record.path for record in runs[label]) for label in rows.index),
+    )
 
 
 def claimed(system: str) -> list[Board]:
@@ -128,65 +182,132 @@ def claimed(system: str) -> list[Board]:
 
 
 def _claims(claims: list[Claim], captions: list[CaptionClaim], label: str) -> list[Board]:
-    return ([_claimed(claims, label)] if claims else []) + ([_claimed_captions(captions, label)] if captions else [])
+    return ([_claimed(claims, label)] if claims else []) + (
+        [_claimed_captions(captions, label)] if captions else []
+    )
 
 
 def _claimed(claims: list[Claim], label: str) -> Board:
     """label: "system" of the claims on one set, "set" of the claims of one system."""
-    shown = {title: [" / ".join(f"{claim.metrics[key]:.2f}" for key in keys) for claim in claims]
-             for title, keys in _directions()}
-    trained = ", ".join(f"{TRAINED_ON[name]} of {name}" for name in dict.fromkeys(claim.set for claim in claims))
-    return _published(claims, label, "as published", pd.DataFrame([claim.metrics for claim in claims]),
-                      pd.DataFrame(shown | {"mR": [f"{claim.mR:.2f}" for claim in claims]}),
-                      [f"The test images are the same as here, the training images need not be: here they are {trained}."])
+    shown = {
+        title: [" / ".join(f"{claim.metrics[key]:.2f}" for key in keys) for claim in claims]
+        for title, keys in _directions()
+    }
+    trained = ", ".join(
+        f"{TRAINED_ON[name]} of {name}" for name in dict.fromkeys(claim.set for claim in claims)
+    )
+    return _published(
+        claims,
+        label,
+        "as published",
+        pd.DataFrame([claim.metrics for claim in claims]),
+        pd.DataFrame(shown | {"mR": [f"{claim.mR:.2f}" for claim in claims]}),
+        [
+            "The test images are the same as here, the training images need not be: here they are"
+            f" {trained}."
+        ],
+    )
 
 
 def _claimed_captions(claims: list[CaptionClaim], label: str) -> Board:
     rows = pd.DataFrame([claim.scores for claim in claims], columns=CAPTION_METRICS)
-    return _published(claims, label, "captions, as published", rows, rows.map("{:.2f}".format).rename(columns=_title), [])
+    return _published(
+        claims,
+        label,
+        "captions, as published",
+        rows,
+        rows.map("{:.2f}".format).rename(columns=_title),
+        [],
+    )
 
 
-def _published(claims: list, label: str, heading: str, rows: pd.DataFrame, shown: pd.DataFrame, notes: list[str]) -> Board:
-    name, labels = claims[0].set if label == "system" else claims[0].system, [getattr(claim, label) for claim in claims]
+def _published(
+    claims: list,
+    label: str,
+    heading: str,
+    rows: pd.DataFrame,
+    shown: pd.DataFrame,
+    notes: list[str],
+) -> Board:
+    name, labels = (
+        claims[0].set if label == "system" else claims[0].system,
+        [getattr(claim, label) for claim in claims],
+    )
     about = {"system": [claim.system for claim in claims], "set": [claim.set for claim in claims]}
-    rows = rows.assign(**about, source=[claim.source for claim in claims], caveat=[claim.caveat for claim in claims])
+    rows = rows.assign(
+        **about,
+        source=[claim.source for claim in claims],
+        caveat=[claim.caveat for claim in claims],
+    )
     shown.insert(0, label, labels)
     told = list(dict.fromkeys((claim.source, claim.caveat) for claim in claims))
     whose = ["All"] if len(told) == 1 < len(claims) else labels
-    notes = notes + [f"{each}: {claim.source}; {claim.caveat}." for each, claim in zip(whose, claims)]
+    notes = notes + [
+        f"{each}: {claim.source}; {claim.caveat}."
+        for each, claim in zip(whose, claims, strict=True)
+    ]
     index = pd.Index(labels, name="name")
-    return Board(f"{name}-{heading.replace(', as ', '-').replace('as ', '')}", f"{name}, {heading}", rows.set_index(index),
-                 shown.set_index(index), tuple(notes), ((),) * len(claims))
+    return Board(
+        f"{name}-{heading.replace(', as ', '-').replace('as ', '')}",
+        f"{name}, {heading}",
+        rows.set_index(index),
+        shown.set_index(index),
+        tuple(notes),
+        ((),) * len(claims),
+    )
 
 
-# its rows ---------------------------------------------------------------------------------------------------
+# its rows
 def _runs(records: list[Record]) -> dict[str, list[Record]]:
-    """Name of a row -> its records, one for each seed. Runs of different configurations are different rows."""
+    """Name of a row -> its records, one for each seed.
+
+    Runs of different configurations are different rows.
+    """
     runs: dict[tuple, dict[int, Record]] = {}
     for record in records:
         row = (name_of(record), record["notebook"], record["config_sha256"][:10])
         if record["seed"] in runs.setdefault(row, {}):
-            raise UserError(f"Two records tell of {row[0]}, seed {record['seed']}, in one profile; "
-                            "read only one of their folders.")
+            raise UserError(
+                f"Two records tell of {row[0]}, seed {record['seed']}, in one profile; "
+                "read only one of their folders."
+            )
         runs[row][record["seed"]] = record
     names = [name for name, _, _ in runs]
-    labels = [name if names.count(name) == 1 else f"{name} ({notebook}, config {config})" for name, notebook, config in runs]
-    return {label: [seeds[seed] for seed in sorted(seeds)] for label, seeds in zip(labels, runs.values())}
+    labels = [
+        name if names.count(name) == 1 else f"{name} ({notebook}, config {config})"
+        for name, notebook, config in runs
+    ]
+    return {
+        label: [seeds[seed] for seed in sorted(seeds)]
+        for label, seeds in zip(labels, runs.values(), strict=True)
+    }
 
 
 def _ranks(seeds: list[Record]) -> tuple[dict[int, Recall], np.ndarray] | None:
-    """({seed: recall}, owner) by expectation; None where a record counts otherwise or its ranks are not at hand."""
-    if any(record["protocol"]["ties"] != RULE or not record.path.with_suffix(".npz").is_file() for record in seeds):
+    """({seed: recall}, owner) by expectation; None where a record counts otherwise or its ranks are
+    not at hand.
+    """
+    if any(
+        record["protocol"]["ties"] != RULE or not record.path.with_suffix(".npz").is_file()
+        for record in seeds
+    ):
         return None
     found = [read_recall(record.path) for record in seeds]
-    return {record["seed"]: one for record, (one, _) in zip(seeds, found)}, found[0][1]
+    return {record["seed"]: one for record, (one, _) in zip(seeds, found, strict=True)}, found[0][1]
 
 
 def _recalls(seeds: list[Record], ranks: tuple | None) -> dict:
-    """R@K and mR by expectation, the mean over seeds, with interval and spread; mR by the other rules."""
+    """R@K and mR by expectation, the mean over seeds, with interval and spread; mR by the other
+    rules.
+    """
     counted = [record["metrics"][RULE] for record in seeds if RULE in record["metrics"]]
-    row = {key: np.mean([numbers.get(key, np.nan) for numbers in counted or [{}]]) for key in (*RECALLS, "mR")}
-    row["mR spread"] = np.std([numbers["mR"] for numbers in counted], ddof=1) if len(counted) > 1 else np.nan
+    row = {
+        key: np.mean([numbers.get(key, np.nan) for numbers in counted or [{}]])
+        for key in (*RECALLS, "mR")
+    }
+    row["mR spread"] = (
+        np.std([numbers["mR"] for numbers in counted], ddof=1) if len(counted) > 1 else np.nan
+    )
     row["mR low"], row["mR high"] = _interval(seeds, ranks)
     for rule in recall.TIES:
         if rule != RULE:
@@ -196,7 +317,9 @@ def _recalls(seeds: list[Record], ranks: tuple | None) -> dict:
 
 
 def _interval(seeds: list[Record], ranks: tuple | None) -> tuple[float, float]:
-    """Of mR: as recorded for one seed, else of the mean over seeds, whose hits are the mean hits of every query."""
+    """Of mR: as recorded for one seed, else of the mean over seeds, whose hits are the mean hits of
+    every query.
+    """
     if len(seeds) == 1 and seeds[0]["protocol"]["ties"] == RULE:
         return tuple(seeds[0]["intervals"].get("mR", (np.nan, np.nan)))
     if len(seeds) == 1 or ranks is None:
@@ -211,19 +334,27 @@ def _groups(ranks: dict[str, tuple | None]) -> tuple[list[str], str]:
     """(letters of each row, "" for one without ranks; why there are none at all, or "")."""
     known = {label: found for label, found in ranks.items() if found}
     if len(known) < 2:
-        return [""] * len(ranks), "No row can be compared with another query by query: ranks of two are needed."
+        return [""] * len(
+            ranks
+        ), "No row can be compared with another query by query: ranks of two are needed."
     try:
         owners = [owner for _, owner in known.values()]
         if any(not np.array_equal(owner, owners[0]) for owner in owners):
-            raise UserError("The ranks of these records are not of the same queries in the same order.")
-        table = significance.groups({label: found for label, (found, _) in known.items()}, owners[0]).table
+            raise UserError(
+                "The ranks of these records are not of the same queries in the same order."
+            )
+        table = significance.groups(
+            {label: found for label, (found, _) in known.items()}, owners[0]
+        ).table
     except UserError as error:
         return [""] * len(ranks), f"No groups were formed: {error}"
     return [table.group.get(label, "") for label in ranks], ""
 
 
 def _over_controls(runs: dict[str, list[Record]], ranks: dict[str, tuple | None]) -> pd.DataFrame:
-    """For each row with a control among these runs: the control, and the difference of mR in points with its interval."""
+    """For each row with a control among these runs: the control, and the difference of mR in points
+    with its interval.
+    """
     label_of = {key_of(seeds[0]): label for label, seeds in runs.items() if ranks[label]}
     found = {}
     for key, label in label_of.items():
@@ -248,7 +379,9 @@ def _scores(seeds: list[Record]) -> dict:
         if len(found) == len(seeds):
             row[metric] = np.mean(found)
         if len(seeds) == 1 and metric in seeds[0]["intervals"]:
-            row[f"{metric} low"], row[f"{metric} high"] = (100 * end for end in seeds[0]["intervals"][metric])
+            row[f"{metric} low"], row[f"{metric} high"] = (
+                100 * end for end in seeds[0]["intervals"][metric]
+            )
     return row | {"tokenizer": _said(record["protocol"]["tokenizer"] for record in seeds)}
 
 
@@ -256,15 +389,22 @@ def _cost(seeds: list[Record]) -> dict:
     """What a row cost and where it comes from."""
     first, seconds = seeds[0], [record["seconds"] for record in seeds if "seconds" in record]
     sizes = first.get("parameters", {})
-    return {"system": first["system"], "variant": first["variant"], "notebook": first["notebook"],
-            "seeds": " ".join(str(record["seed"]) for record in seeds), "trained": sizes.get("trainable"),
-            "parameters": sizes.get("all"), "seconds": np.mean(seconds) if seconds else np.nan,
-            "started from": started_from(first),
-            "selected on": _said(record["protocol"]["selected_on"] for record in seeds),
-            "device": _said(record["device"] for record in seeds), "config": first["config_sha256"][:10],
-            "revision": _said(_revision(record) for record in seeds),
-            "checkpoint": " ".join(record["checkpoint"] for record in seeds if "checkpoint" in record),
-            "notes": _said(record["notes"] for record in seeds)}
+    return {
+        "system": first["system"],
+        "variant": first["variant"],
+        "notebook": first["notebook"],
+        "seeds": " ".join(str(record["seed"]) for record in seeds),
+        "trained": sizes.get("trainable"),
+        "parameters": sizes.get("all"),
+        "seconds": np.mean(seconds) if seconds else np.nan,
+        "started from": started_from(first),
+        "selected on": _said(record["protocol"]["selected_on"] for record in seeds),
+        "device": _said(record["device"] for record in seeds),
+        "config": first["config_sha256"][:10],
+        "revision": _said(_revision(record) for record in seeds),
+        "checkpoint": " ".join(record["checkpoint"] for record in seeds if "checkpoint" in record),
+        "notes": _said(record["notes"] for record in seeds),
+    }
 
 
 def started_from(record: dict) -> str:
@@ -286,15 +426,29 @@ def _said(values: Iterable[str]) -> str:
 
 def _provenance(records: list[Record]) -> list[str]:
     revisions = pd.Series([_revision(record) for record in records]).value_counts(sort=False)
-    chosen = _said(on for record in records if (on := record["protocol"]["selected_on"]) != "nothing")
-    tested = [name_of(record) for record in records if record["protocol"]["selected_on"] == record["protocol"]["split"]]
+    chosen = _said(
+        on for record in records if (on := record["protocol"]["selected_on"]) != "nothing"
+    )
+    tested = [
+        name_of(record)
+        for record in records
+        if record["protocol"]["selected_on"] == record["protocol"]["split"]
+    ]
     notes = [f"Epochs were chosen on {chosen}."] * bool(chosen)
-    notes.append("Code at " + ", ".join(f"{name} ({count} records)" for name, count in revisions.items()) + ".")
-    return notes + [f"Chosen on the very split it is measured on, and so too good: {_said(tested)}."] * bool(tested)
+    notes.append(
+        "Code at "
+        + ", ".join(f"{name} ({count} records)" for name, count in revisions.items())
+        + "."
+    )
+    return notes + [
+        f"Chosen on the very split it is measured on, and so too good: {_said(tested)}."
+    ] * bool(tested)
 
 
 def _generated(name: str) -> list[str]:
-    return ["The set is generated: its numbers compare with each other, never with a paper's."] * (name == "scenes")
+    return ["The set is generated: its numbers compare with each other, never with a paper's."] * (
+        name == "scenes"
+    )
 
 
 def _located(rows: pd.DataFrame, block: tuple) -> pd.DataFrame:
@@ -303,27 +457,39 @@ def _located(rows: pd.DataFrame, block: tuple) -> pd.DataFrame:
     return rows.assign(profile=profile, set=name, split=split, data=data)
 
 
-# to read ----------------------------------------------------------------------------------------------------
+# to read
 def _directions() -> list[tuple[str, tuple[str, ...]]]:
     return [("image to text R@1/5/10", RECALLS[:3]), ("text to image R@1/5/10", RECALLS[3:])]
 
 
 def _show_recalls(rows: pd.DataFrame) -> pd.DataFrame:
-    shown = pd.DataFrame({"system": rows.index} | {title: _triple(rows, keys) for title, keys in _directions()}, rows.index)
-    shown["mR"] = [_number(mR) + ("" if pd.isna(spread) else f" ± {spread:.1f}")
-                   for mR, spread in rows[["mR", "mR spread"]].values]
-    shown["95 % interval"] = [_ends(low, high, "[{}, {}]") for low, high in rows[["mR low", "mR high"]].values]
+    shown = pd.DataFrame(
+        {"system": rows.index} | {title: _triple(rows, keys) for title, keys in _directions()},
+        rows.index,
+    )
+    shown["mR"] = [
+        _number(mR) + ("" if pd.isna(spread) else f" ± {spread:.1f}")
+        for mR, spread in rows[["mR", "mR spread"]].values
+    ]
+    shown["95 % interval"] = [
+        _ends(low, high, "[{}, {}]") for low, high in rows[["mR low", "mR high"]].values
+    ]
     shown["alike"] = rows.alike.fillna("")
     if rows.control.notna().any():
-        shown["over its control"] = [_over(*row) for row in rows[["over control", "over control low", "over control high"]].values]
+        shown["over its control"] = [
+            _over(*row)
+            for row in rows[["over control", "over control low", "over control high"]].values
+        ]
         shown["control"] = rows.control.fillna("")
     shown["mR, released rule"] = rows["mR released"].map(_number)
     return _show_cost(shown, rows)
 
 
 def _show_cost(shown: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    shown["trained / all parameters"] = ["" if pd.isna(size) else f"{int(trained):,} / {int(size):,}"
-                                         for trained, size in zip(rows.trained, rows.parameters)]
+    shown["trained / all parameters"] = [
+        "" if pd.isna(size) else f"{int(trained):,} / {int(size):,}"
+        for trained, size in zip(rows.trained, rows.parameters, strict=True)
+    ]
     shown["seconds"] = ["" if pd.isna(seconds) else f"{seconds:,.0f}" for seconds in rows.seconds]
     shown["seeds"] = rows.seeds.fillna("")
     shown["started from"] = rows["started from"].fillna("")

@@ -1,4 +1,8 @@
-"""Result records: one JSON per run with its ranks beside it; written, read, checked and merged. leaderboard.py makes the tables."""
+"""Result records: one JSON per run with its ranks beside it; written, read, checked and merged.
+
+leaderboard.py makes the tables.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -24,8 +28,16 @@ from nbhelpers.metrics.caption_scores import METRICS as CAPTION_METRICS
 from nbhelpers.metrics.recall import QUERY_ARRAYS, TIES, Recall
 
 VERSION = 1
-PACKAGES = ("nbhelpers", "numpy", "torch", "torchvision", "transformers", "timm", "accelerate",
-            "pycocoevalcap")
+PACKAGES = (
+    "nbhelpers",
+    "numpy",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "accelerate",
+    "pycocoevalcap",
+)
 
 _TEXT = {"type": "string", "minLength": 1}
 _NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"}
@@ -33,49 +45,108 @@ _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _COUNT = {"type": "integer", "minimum": 0}
 _RULE = {"enum": list(TIES)}
 _RECALL = {"type": "number", "minimum": 0, "maximum": 100}
-_NUMBERS = {"type": "object", "patternProperties": {r"^(mR|.*_R@\d+)$": _RECALL},
-            "additionalProperties": {"type": "number", "minimum": 0}}
+_NUMBERS = {
+    "type": "object",
+    "patternProperties": {r"^(mR|.*_R@\d+)$": _RECALL},
+    "additionalProperties": {"type": "number", "minimum": 0},
+}
 
 
 def _fields(required: dict, **optional: dict) -> dict:
-    return {"type": "object", "properties": required | optional, "required": list(required),
-            "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": required | optional,
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 _SHARED = {
     "schema": {"const": VERSION},
-    "notebook": _NAME, "system": _TEXT, "variant": {"type": "string", "pattern": r"^[A-Za-z0-9_.+-]*$"},
-    "profile": _NAME, "set": _NAME, "data_fingerprint": _SHA256,
-    "config": {"type": "object"}, "config_sha256": _SHA256,
-    "weights": {"type": "array", "items": _fields({
-        "name": _TEXT, "source": _TEXT, "sha256": {"type": "string", "pattern": "^([0-9a-f]{64})?$"},
-        "kind": {"enum": ["package", "hub", "file", "stand-in", "random"]}})},
+    "notebook": _NAME,
+    "system": _TEXT,
+    "variant": {"type": "string", "pattern": r"^[A-Za-z0-9_.+-]*$"},
+    "profile": _NAME,
+    "set": _NAME,
+    "data_fingerprint": _SHA256,
+    "config": {"type": "object"},
+    "config_sha256": _SHA256,
+    "weights": {
+        "type": "array",
+        "items": _fields(
+            {
+                "name": _TEXT,
+                "source": _TEXT,
+                "sha256": {"type": "string", "pattern": "^([0-9a-f]{64})?$"},
+                "kind": {"enum": ["package", "hub", "file", "stand-in", "random"]},
+            }
+        ),
+    },
     "seed": _COUNT,
-    "git": _fields({"revision": {"type": ["string", "null"]}, "dirty": {"type": ["boolean", "null"]}}),
+    "git": _fields(
+        {"revision": {"type": ["string", "null"]}, "dirty": {"type": ["boolean", "null"]}}
+    ),
     "versions": {"type": "object", "additionalProperties": _TEXT},
     "device": _TEXT,
-    "intervals": {"type": "object", "additionalProperties": {
-        "type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}},
+    "intervals": {
+        "type": "object",
+        "additionalProperties": {
+            "type": "array",
+            "items": {"type": "number"},
+            "minItems": 2,
+            "maxItems": 2,
+        },
+    },
     "notes": {"type": "string"},
 }
 _SETTINGS = {"type": "object"}
-_COST = {"seconds": {"type": "number", "minimum": 0}, "parameters": _fields({"all": _COUNT, "trainable": _COUNT})}
-SCHEMA = _fields(_SHARED | _COST | {
-    "protocol": _fields({"split": {"enum": list(SPLITS)}, "ties": _RULE, "selected_on": _TEXT}),
-    "metrics": {"type": "object", "propertyNames": _RULE, "minProperties": 1,
-                "additionalProperties": _NUMBERS},
-    "ceiling": _NUMBERS, "chance": _NUMBERS,
-}, ranks=_fields({"file": _TEXT, "sha256": _SHA256}), checkpoint=_TEXT, settings=_SETTINGS)
-CAPTION_SCHEMA = _fields(_SHARED | {
-    "kind": {"const": "captions"},
-    "protocol": _fields({"split": {"enum": list(SPLITS)}, "images": {"type": "integer", "minimum": 1},
-                         "tokenizer": {"enum": ["PTB", "rules"]}, "selected_on": _TEXT}),
-    "metrics": {"type": "object", "propertyNames": {"enum": list(CAPTION_METRICS)}, "minProperties": 1,
-                "additionalProperties": {"type": "number", "minimum": 0}},
-}, **_COST, settings=_SETTINGS)
+_COST = {
+    "seconds": {"type": "number", "minimum": 0},
+    "parameters": _fields({"all": _COUNT, "trainable": _COUNT}),
+}
+SCHEMA = _fields(
+    _SHARED
+    | _COST
+    | {
+        "protocol": _fields({"split": {"enum": list(SPLITS)}, "ties": _RULE, "selected_on": _TEXT}),
+        "metrics": {
+            "type": "object",
+            "propertyNames": _RULE,
+            "minProperties": 1,
+            "additionalProperties": _NUMBERS,
+        },
+        "ceiling": _NUMBERS,
+        "chance": _NUMBERS,
+    },
+    ranks=_fields({"file": _TEXT, "sha256": _SHA256}),
+    checkpoint=_TEXT,
+    settings=_SETTINGS,
+)
+CAPTION_SCHEMA = _fields(
+    _SHARED
+    | {
+        "kind": {"const": "captions"},
+        "protocol": _fields(
+            {
+                "split": {"enum": list(SPLITS)},
+                "images": {"type": "integer", "minimum": 1},
+                "tokenizer": {"enum": ["PTB", "rules"]},
+                "selected_on": _TEXT,
+            }
+        ),
+        "metrics": {
+            "type": "object",
+            "propertyNames": {"enum": list(CAPTION_METRICS)},
+            "minProperties": 1,
+            "additionalProperties": {"type": "number", "minimum": 0},
+        },
+    },
+    **_COST,
+    settings=_SETTINGS,
+)
 
 
-# writing ------------------------------------------------------------------------------------------
+# writing
 def new(config, **fields) -> dict:
     """Return a record with what every run shares filled in: schema, git state, versions, hash.
 
@@ -111,9 +182,7 @@ def new(config, **fields) -> dict:
     return shared | fields
 
 
-def write(
-    folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray] | None = None
-) -> Path:
+def write(folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write `<notebook>-seed<seed>[-<variant>].json`, with its ranks as `.npz`; return its path.
 
     ranks  of a retrieval record: `Recall.arrays()` under the rule in `protocol`, and `owner` (M,)
@@ -154,7 +223,7 @@ def config_sha256(config: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# reading ------------------------------------------------------------------------------------------
+# reading
 class Record(dict):
     """A record as it was read. `path` is its file, which is no part of it."""
 
@@ -167,16 +236,21 @@ def paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
     found = []
     for place in map(Path, places):
         if not place.exists():
-            raise UserError(f"{place} does not exist; a run writes its records to runs/<profile>/records.")
+            raise UserError(
+                f"{place} does not exist; a run writes its records to runs/<profile>/records."
+            )
         found += sorted(place.rglob("*-seed*.json")) if place.is_dir() else [place]
     if not found:
-        raise UserError(f"There is no record in {', '.join(map(str, places))}; run a notebook first.")
+        raise UserError(
+            f"There is no record in {', '.join(map(str, places))}; run a notebook first."
+        )
     return found
 
 
 def read(where: Path | str | Iterable[Path | str], kind: str = "retrieval") -> list[Record]:
-    """The records of a kind ("retrieval" or "captions") in a folder or in a list of folders and files; UserError on any
-    record that does not fit."""
+    """The records of a kind ("retrieval" or "captions") in a folder or in a list of folders and
+    files; UserError on any record that does not fit.
+    """
     return [record for record in map(read_one, paths(where)) if kind_of(record) == kind]
 
 
@@ -186,7 +260,9 @@ def read_one(path: Path | str) -> Record:
     try:
         record = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and run its notebook again.") from error
+        raise UserError(
+            f"{path} is not JSON ({error}); delete it and run its notebook again."
+        ) from error
     _validate(record, str(path))
     record = Record(record)
     record.path = path
@@ -198,8 +274,10 @@ def kind_of(record: dict) -> str:
 
 
 def read_checked(path: Path | str) -> Record:
-    """The record in the file `path`. UserError also where its ranks are not as `read_recall`
-    wants them."""
+    """The record in the file `path`.
+
+    UserError also where its ranks are not as `read_recall` wants them.
+    """
     record = read_one(path)
     if kind_of(record) == "retrieval":
         read_recall(path)
@@ -214,7 +292,9 @@ def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
     path = Path(path)
     record, ranks = read_one(path), path.with_suffix(".npz")
     if not ranks.is_file():
-        raise UserError(f"{path} lacks its ranks {ranks.name}; copy them too, or run the notebook again.")
+        raise UserError(
+            f"{path} lacks its ranks {ranks.name}; copy them too, or run the notebook again."
+        )
     if _sha256(ranks) != record.get("ranks", {}).get("sha256"):
         raise UserError(f"{ranks} does not hold the ranks of {path.name}; run the notebook again.")
     with np.load(ranks, allow_pickle=False) as file:
@@ -223,16 +303,19 @@ def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
     return Recall.from_arrays(record["protocol"]["ties"], arrays), arrays["owner"]
 
 
-# merging ------------------------------------------------------------------------------------------
+# merging
 def merge(folders: Iterable[Path | str], out: Path | str) -> int:
     """Copies the records in `folders`, with their ranks, into the new folder `out`, whole or not at all; returns how many.
 
-    A record keeps its place below its folder. It may lie in several folders if it is the same in all. UserError if two
-    records tell differently of one run, if two runs would share a file, or if ranks are missing or are not the record's.
+    A record keeps its place below its folder. It may lie in several folders if it is the same in
+    all. UserError if two records tell differently of one run, if two runs would share a file, or if
+    ranks are missing or are not the record's.
     """
     out, runs, places = Path(out), {}, {}
     if out.exists():
-        raise UserError(f"{out} exists already; name a new folder, and the old one among those to merge.")
+        raise UserError(
+            f"{out} exists already; name a new folder, and the old one among those to merge."
+        )
     for folder in map(Path, folders):
         for path in paths(folder):
             record = read_checked(path)
@@ -240,8 +323,10 @@ def merge(folders: Iterable[Path | str], out: Path | str) -> int:
                 continue
             place = path.relative_to(folder) if folder.is_dir() else Path(path.name)
             if place in places:
-                raise UserError(f"{places[place].path} and {path} are of different runs and would share {out / place}; "
-                                "merge them into folders of their own.")
+                raise UserError(
+                    f"{places[place].path} and {path} are of different runs and would share"
+                    f" {out / place}; merge them into folders of their own."
+                )
             places[place] = record
     with atomic_folder(out) as whole:
         for place, record in places.items():
@@ -260,28 +345,42 @@ def _known(record: Record, runs: dict[tuple, Record]) -> bool:
     first = runs.setdefault(run, record)
     if first != record:
         fields = [name for name in {**first, **record} if first.get(name) != record.get(name)]
-        raise UserError(f"{first.path} and {record.path} are of one run, but differ in {', '.join(fields)}; "
-                        "leave out the one that does not count.")
+        raise UserError(
+            f"{first.path} and {record.path} are of one run, but differ in {', '.join(fields)}; "
+            "leave out the one that does not count."
+        )
     return first is not record
 
 
-# what a record must be ----------------------------------------------------------------------------
+# what a record must be
 def _validate(record: dict, where: str) -> None:
     version = record.get("schema") if isinstance(record, dict) else None
     if version != VERSION:
-        raise UserError(f"{where} has schema {version}; this version of nbhelpers knows schema {VERSION}.")
+        raise UserError(
+            f"{where} has schema {version}; this version of nbhelpers knows schema {VERSION}."
+        )
     schema = CAPTION_SCHEMA if kind_of(record) == "captions" else SCHEMA
     if error := best_match(Draft202012Validator(schema).iter_errors(record)):
-        field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path).lstrip(".")
-        raise UserError(f"{where} does not fit the schema{f' at {field}' if field else ''}: {error.message}.")
+        field = "".join(
+            f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path
+        ).lstrip(".")
+        raise UserError(
+            f"{where} does not fit the schema{f' at {field}' if field else ''}: {error.message}."
+        )
     problems = {
-        "config_sha256 is not the hash of config": config_sha256(record["config"]) != record["config_sha256"],
-        "more parameters are trainable than there are":
-            "parameters" in record and record["parameters"]["trainable"] > record["parameters"]["all"],
-        "its metrics lack the tie rule of its protocol":
-            schema is SCHEMA and record["protocol"]["ties"] not in record["metrics"],
-        "an interval's low end lies above its high end":
-            any(low > high for low, high in record["intervals"].values()),
+        "config_sha256 is not the hash of config": (
+            config_sha256(record["config"]) != record["config_sha256"]
+        ),
+        "more parameters are trainable than there are": (
+            "parameters" in record
+            and record["parameters"]["trainable"] > record["parameters"]["all"]
+        ),
+        "its metrics lack the tie rule of its protocol": (
+            schema is SCHEMA and record["protocol"]["ties"] not in record["metrics"]
+        ),
+        "an interval's low end lies above its high end": any(
+            low > high for low, high in record["intervals"].values()
+        ),
     }
     for problem, present in problems.items():
         if present:
@@ -292,13 +391,17 @@ def _agree(record: dict, ranks: Mapping[str, np.ndarray], where: str) -> None:
     """UserError unless the ranks give the metrics that the record states."""
     missing = [name for name in ("ks", "owner", *QUERY_ARRAYS) if name not in ranks]
     if missing:
-        raise UserError(f"The ranks of {where[0].lower() + where[1:]} lack {', '.join(missing)}; "
-                        "give Recall.arrays() and owner.")
+        raise UserError(
+            f"The ranks of {where[0].lower() + where[1:]} lack {', '.join(missing)}; "
+            "give Recall.arrays() and owner."
+        )
     ties = record["protocol"]["ties"]
     for key, value in Recall.from_arrays(ties, ranks).metrics.items():
         stated = record["metrics"][ties].get(key)
         if stated is None or not math.isclose(stated, value, abs_tol=1e-6):
-            raise UserError(f"{where} states {key} {stated} by the {ties} rule, but its ranks give {value}.")
+            raise UserError(
+                f"{where} states {key} {stated} by the {ties} rule, but its ranks give {value}."
+            )
 
 
 def _keep_others(path: Path, record: dict) -> None:
@@ -311,8 +414,10 @@ def _keep_others(path: Path, record: dict) -> None:
     except (ValueError, TypeError, KeyError):
         return
     if others:
-        raise UserError(f"{path} holds a record of {others[0]} '{before[others[0]]}', and this one is of "
-                        f"'{record[others[0]]}'; give it another variant or folder.")
+        raise UserError(
+            f"{path} holds a record of {others[0]} '{before[others[0]]}', and this one is of "
+            f"'{record[others[0]]}'; give it another variant or folder."
+        )
 
 
 def _plain(value, where: str = "record"):
@@ -325,15 +430,23 @@ def _plain(value, where: str = "record"):
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where} is {value}; a record holds finite numbers only.")
     if value is not None and not isinstance(value, (str, int, float)):
-        raise UserError(f"{where} is a {type(value).__name__}; a record holds plain numbers and text only.")
+        raise UserError(
+            f"{where} is a {type(value).__name__}; a record holds plain numbers and text only."
+        )
     return value
 
 
 def _git_state() -> dict:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=20, check=True)
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return {"revision": None, "dirty": None}
     revision, _, dirty = done.stdout.strip().partition("-")

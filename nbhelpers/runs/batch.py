@@ -1,4 +1,7 @@
-"""The chain of notebooks without a browser: profiles checked, notebooks executed, finished ones kept."""
+"""The chain of notebooks without a browser: profiles checked, notebooks executed, finished ones
+kept.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -64,36 +67,51 @@ CHAIN = (
     Step("40_attention_and_belief", 110, reads=(*PREPARED, *SYSTEMS, "24_bita"), starts=("pir",)),
     Step("50_score_captions", 60, reads=(*PREPARED, "24_bita"), starts=("pir",), record=True),
     Step("60_search", 60, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
-    Step("90_leaderboard", 20, reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions")),
+    Step(
+        "90_leaderboard",
+        20,
+        reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions"),
+    ),
 )
-PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}  # parameter of 12_starting_weights: who reads it
+# parameter of 12_starting_weights: who reads it
+PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}
 NOTEBOOKS = repository_root() / "notebooks"
-# For glibc: memory that was freed stays with the process. Large tensors would else come anew from the system, page by page, which on
+# For glibc: memory that was freed stays with the process. Large tensors would else come anew from
+# the system, page by page, which on
 # a CPU is up to a third of a pass (bench_towers).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
 def select(upto: str = "") -> tuple[Step, ...]:
-    """The chain up to and with the one notebook whose name starts with `upto`; the whole chain for ""."""
+    """The chain up to and with the one notebook whose name starts with `upto`; the whole chain for
+    "".
+    """
     if not upto:
         return CHAIN
     found = [position for position, step in enumerate(CHAIN) if step.name.startswith(upto)]
     if len(found) != 1:
-        raise UserError(f"UPTO is '{upto}', which names {len(found) or 'no'} notebooks of the chain, not "
-                        f"one; choose among {', '.join(step.name for step in CHAIN)}.")
-    return CHAIN[:found[0] + 1]
+        raise UserError(
+            f"UPTO is '{upto}', which names {len(found) or 'no'} notebooks of the chain, not "
+            f"one; choose among {', '.join(step.name for step in CHAIN)}."
+        )
+    return CHAIN[: found[0] + 1]
 
 
-# profiles ---------------------------------------------------------------------------------------------------
+# profiles
+
 
 def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
-    """The values of notebooks/profiles/<name>.yaml; none for "default", which is what the notebooks say."""
+    """The values of notebooks/profiles/<name>.yaml; none for "default", which is what the notebooks
+    say.
+    """
     if name == "default":
         return {}
     path = notebooks / "profiles" / f"{name}.yaml"
     if not path.is_file():
         known = ["default", *sorted(other.stem for other in path.parent.glob("*.yaml"))]
-        raise UserError(f"There is no profile '{name}' in {path.parent}; choose one of {', '.join(known)}.")
+        raise UserError(
+            f"There is no profile '{name}' in {path.parent}; choose one of {', '.join(known)}."
+        )
     try:
         text = path.read_bytes()
         lines, values = yaml.compose(text), yaml.safe_load(text)
@@ -107,15 +125,21 @@ def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
     return values
 
 
-def check_profile(profile: str, overrides: dict[str, Any], notebooks: Path = NOTEBOOKS,
-                  steps: Sequence[Step] = CHAIN) -> dict[str, dict]:
+def check_profile(
+    profile: str,
+    overrides: dict[str, Any],
+    notebooks: Path = NOTEBOOKS,
+    steps: Sequence[Step] = CHAIN,
+) -> dict[str, dict]:
     """What each notebook of the chain is given: the profile's values, then `overrides`, as far as known.
 
     steps  that will run: there also the files that are named must be there
 
     Raises one UserError that lists every unknown name and every wrong value.
     """
-    missing = [f"{step.name}.ipynb" for step in CHAIN if not (notebooks / f"{step.name}.ipynb").is_file()]
+    missing = [
+        f"{step.name}.ipynb" for step in CHAIN if not (notebooks / f"{step.name}.ipynb").is_file()
+    ]
     if missing:
         raise UserError(f"{notebooks} lacks {', '.join(missing)}.")
     defaults = {step.name: declared(notebooks / f"{step.name}.ipynb") for step in CHAIN}
@@ -126,8 +150,10 @@ def check_profile(profile: str, overrides: dict[str, Any], notebooks: Path = NOT
     values |= overrides
     known = set().union(*defaults.values())
     wrong += [unknown(name, known) for name in values if name not in known]
-    given = {notebook: {name: value for name, value in values.items() if name in own}
-             for notebook, own in defaults.items()}
+    given = {
+        notebook: {name: value for name, value in values.items() if name in own}
+        for notebook, own in defaults.items()
+    }
     wrong += wrong_values({name: value for name, value in values.items() if name in known})
     for step in steps if not wrong else ():
         wrong += problems(defaults[step.name] | given[step.name], notebooks)
@@ -156,7 +182,8 @@ def values_of(profile: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
     return values | (read_profile(profile, notebooks) if there else {})
 
 
-# running ----------------------------------------------------------------------------------------------------
+# running
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -186,13 +213,21 @@ class Plan:
         return path
 
     def steps(self) -> tuple[Step, ...]:
-        """Its part of the chain. BITA shares stand-ins with the other systems; its real towers need not wait for theirs."""
+        """Its part of the chain.
+
+        BITA shares stand-ins with the other systems; its real towers need not wait for theirs.
+        """
         if self.parameters["24_bita"].get("SIZE", "tiny") == "tiny":
             return select(self.upto)
-        return tuple(replace(step, reads=("10_prepare_data",)) if step.name == "24_bita" else step for step in select(self.upto))
+        return tuple(
+            replace(step, reads=("10_prepare_data",)) if step.name == "24_bita" else step
+            for step in select(self.upto)
+        )
 
     def gates(self) -> list[str]:
-        """Notebooks that every system waits for, so that they may have all cores also where JOBS share these."""
+        """Notebooks that every system waits for, so that they may have all cores also where JOBS
+        share these.
+        """
         systems = [step for step in self.steps() if step.name in (*SYSTEMS, "24_bita")]
         return [name for name in PREPARED if all(name in step.reads for step in systems)]
 
@@ -265,16 +300,25 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float
     Raises UserError, one line with notebook, cell and exception, where a cell fails.
     """
     import papermill
+
     executed.parent.mkdir(parents=True, exist_ok=True)
     unfinished = executed.with_suffix(".unfinished.ipynb")
     kept = f"(executed copy: {unfinished})"
     began = time.monotonic()
     try:
-        papermill.execute_notebook(str(notebook), str(unfinished), parameters, progress_bar=False,
-                                   kernel_name="python3", cwd=str(notebook.parent))
+        papermill.execute_notebook(
+            str(notebook),
+            str(unfinished),
+            parameters,
+            progress_bar=False,
+            kernel_name="python3",
+            cwd=str(notebook.parent),
+        )
     except papermill.PapermillExecutionError as error:
         said = f"{error.ename}: {error.evalue}".splitlines()[0]
-        raise UserError(f"{notebook.stem} failed in cell [{error.exec_count}]: {said} {kept}") from error
+        raise UserError(
+            f"{notebook.stem} failed in cell [{error.exec_count}]: {said} {kept}"
+        ) from error
     except RuntimeError as error:
         raise UserError(f"{notebook.stem} stopped: {error} (too little memory?) {kept}") from error
     os.replace(unfinished, executed)
@@ -296,8 +340,15 @@ def run_step(plan: Plan, name: str) -> None:
     seconds = execute(Path(plan.notebooks) / f"{name}.ipynb", folder / plan.executed(name), values)
     if step.record and _written(record) == before:
         raise UserError(f"{name} ran to its end, but did not write its record {record}.")
-    note = {"notebook": name, "seconds": round(seconds, 1), "run": uuid.uuid4().hex, "reads": reads,
-            "wrote": plan.wrote(step), "made_of": plan.made_of[name], "left_out": left_out(values)}
+    note = {
+        "notebook": name,
+        "seconds": round(seconds, 1),
+        "run": uuid.uuid4().hex,
+        "reads": reads,
+        "wrote": plan.wrote(step),
+        "made_of": plan.made_of[name],
+        "left_out": left_out(values),
+    }
     with atomic_write(folder / plan.finished(name)) as temporary:
         temporary.write_text(json.dumps(note, indent=1))
     print(f"{name} finished in {seconds:.0f} s", flush=True)
@@ -308,8 +359,14 @@ def _written(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] | None = None,
-              upto: str = "", jobs: int | None = None, notebooks: Path = NOTEBOOKS) -> int:
+def run_chain(
+    profile: str = "default",
+    data: str = "",
+    seeds: Sequence[int] | None = None,
+    upto: str = "",
+    jobs: int | None = None,
+    notebooks: Path = NOTEBOOKS,
+) -> int:
     """Checks the profile, then runs through Snakemake what is not finished, seed after seed; the exit code.
 
     data   folder of the data sets, "" for what the profile says
@@ -329,16 +386,26 @@ def run_chain(profile: str = "default", data: str = "", seeds: Sequence[int] | N
     given = [check_profile(profile, _overrides(data, seed), notebooks, steps) for seed in seeds]
     folder = runs_root() / profile
     with locked(folder):
-        plans = [Plan(str(folder), str(notebooks), seed, upto, spared(values, steps),
-                      ingredients(values, steps, notebooks)) for seed, values in zip(seeds, given)]
+        plans = [
+            Plan(
+                str(folder),
+                str(notebooks),
+                seed,
+                upto,
+                spared(values, steps),
+                ingredients(values, steps, notebooks),
+            )
+            for seed, values in zip(seeds, given, strict=True)
+        ]
         code = next((1 for plan in plans if _snakemake(plan.with_due(), jobs)), 0)
         if code == 0:
             _print_summary(plans, steps)
     return code
 
 
-def ingredients(given: dict[str, dict], steps: Sequence[Step],
-                notebooks: Path) -> dict[str, dict[str, str]]:
+def ingredients(
+    given: dict[str, dict], steps: Sequence[Step], notebooks: Path
+) -> dict[str, dict[str, str]]:
     """What decides the results of each notebook: its cells, values, the package, and given files.
 
     Values are those before `spared`: what 12_starting_weights leaves out is noted apart.
@@ -350,8 +417,12 @@ def ingredients(given: dict[str, dict], steps: Sequence[Step],
         files = freshness.files(declared(path) | values, notebooks, step.data)
         known |= {file: freshness.digest(file) for file in files if file not in known}
         contents = freshness.digest_of([(file.name, known[file]) for file in files])
-        found[step.name] = {"cells": freshness.cells(path), "values": freshness.digest_of(values),
-                            "package": package, "files": contents}
+        found[step.name] = {
+            "cells": freshness.cells(path),
+            "values": freshness.digest_of(values),
+            "package": package,
+            "files": contents,
+        }
     return found
 
 
@@ -361,7 +432,11 @@ def spared(parameters: dict[str, dict], steps: Sequence[Step]) -> dict[str, dict
     A call that ends before the first system prepares for all of them.
     """
     names = {step.name for step in steps}
-    unread = {name: "" for name, readers in PRETRAINED.items() if names.intersection(SYSTEMS) and not names.intersection(readers)}
+    unread = {
+        name: ""
+        for name, readers in PRETRAINED.items()
+        if names.intersection(SYSTEMS) and not names.intersection(readers)
+    }
     return parameters | {WEIGHTS: parameters[WEIGHTS] | unread}
 
 
@@ -373,35 +448,48 @@ def left_out(values: dict[str, Any]) -> list[str]:
 def _overrides(data: str, seed: Any) -> dict[str, Any]:
     """What a call says over the profile."""
     if data and not Path(data).expanduser().is_dir():
-        raise UserError(f"DATA is '{data}', which is not a folder; give the folder of images and captions.")
+        raise UserError(
+            f"DATA is '{data}', which is not a folder; give the folder of images and captions."
+        )
     return {"SEED": seed} | ({"DATA": str(Path(data).expanduser().resolve())} if data else {})
 
 
-def train(system: str, profile: str = "default", data: str = "", seed: int | None = None,
-          notebooks: Path = NOTEBOOKS) -> list[Path]:
+def train(
+    system: str,
+    profile: str = "default",
+    data: str = "",
+    seed: int | None = None,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Path]:
     """Trains a system outside Jupyter, or goes on with it; the files of its models.
 
-    The cells of its notebook that are tagged `train` run as plain Python, in each of the processes that `accelerate launch`
-    starts, so that the notebook finds the model under its own key. Process 0 alone prints.
-    Without `seed` the profile's counts.
-    UserError for an unknown system, a profile that is refused, and one whose CHECKPOINT leaves nothing to train.
+    The cells of its notebook that are tagged `train` run as plain Python, in each of the processes
+    that `accelerate launch` starts, so that the notebook finds the model under its own key. Process
+    0 alone prints. Without `seed` the profile's counts. UserError for an unknown system, a profile
+    that is refused, and one whose CHECKPOINT leaves nothing to train.
     """
     import nbformat
 
     from nbhelpers.systems.trained_systems import NOTEBOOKS as names
     from nbhelpers.training import device
     from nbhelpers.training.distributed import process_state
+
     if system not in names:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(names)}.")
     if read_profile(profile, notebooks).get("CHECKPOINT"):
-        raise UserError(f"Profile '{profile}' gives CHECKPOINT, so there is nothing to train; take that line out.")
+        raise UserError(
+            f"Profile '{profile}' gives CHECKPOINT, so there is nothing to train; take that line"
+            " out."
+        )
     seed = profile_seed(profile, notebooks) if seed is None else seed
     steps = [step for step in CHAIN if step.name == names[system]]
     values = check_profile(profile, _overrides(data, seed), notebooks, steps)[names[system]]
     cells: dict[str, Any] = {"__name__": "__main__"}
     device.use(values.get("DEVICE", "auto"))
     with redirect_stdout(sys.stdout if process_state().is_main_process else io.StringIO()):
-        for number, cell in enumerate(nbformat.read(notebooks / f"{names[system]}.ipynb", as_version=4).cells):
+        for number, cell in enumerate(
+            nbformat.read(notebooks / f"{names[system]}.ipynb", as_version=4).cells
+        ):
             tags = cell.metadata.get("tags", [])
             if "parameters" in tags or "train" in tags:
                 exec(compile(cell.source, f"{names[system]}[{number}]", "exec"), cells)
@@ -415,7 +503,8 @@ def train(system: str, profile: str = "default", data: str = "", seed: int | Non
 def _snakemake(plan: Plan, jobs: int) -> int:
     """Runs what is due, `jobs` notebooks at a time; 0, or 1 with one line on stderr on what failed.
 
-    Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for it.
+    Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for
+    it.
     """
     if not plan.due:
         return 0
@@ -423,10 +512,25 @@ def _snakemake(plan: Plan, jobs: int) -> int:
     shutil.rmtree(path.with_name("due"), ignore_errors=True)
     log, failure = path.with_name("snakemake.log"), path.with_name("failure.txt")
     failure.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(NOTEBOOKS / "Snakefile"),
-               "--directory", plan.folder, "--config", f"plan={path}", f"jobs={jobs}", "--cores", "all", "--nolock",
-               "--rerun-incomplete"]
-    environment = KEEP_MEMORY | os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(NOTEBOOKS / "Snakefile"),
+        "--directory",
+        plan.folder,
+        "--config",
+        f"plan={path}",
+        f"jobs={jobs}",
+        "--cores",
+        "all",
+        "--nolock",
+        "--rerun-incomplete",
+    ]
+    environment = (
+        KEEP_MEMORY | os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
+    )
     with open(log, "w") as messages:
         code = subprocess.run(command, stderr=messages, env=environment).returncode
     if code:
@@ -437,7 +541,9 @@ def _snakemake(plan: Plan, jobs: int) -> int:
 
 @contextmanager
 def locked(folder: Path):
-    """Holds the profile's folder for this process; the system frees it even when the process is killed."""
+    """Holds the profile's folder for this process; the system frees it even when the process is
+    killed.
+    """
     lock = FileLock(folder / ".lock")
     if not take(lock, 0):
         raise UserError(f"Another run is busy in {folder}; wait for it or change PROFILE.")
@@ -448,10 +554,13 @@ def locked(folder: Path):
 
 
 def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
-    """Leaderboard, seconds of each notebook against its budget (warns, never fails), and where things lie."""
+    """Leaderboard, seconds of each notebook against its budget (warns, never fails), and where
+    things lie.
+    """
     folder = Path(plans[0].folder)
     if list((folder / "records").glob("*.json")):
         from nbhelpers.results import exports, leaderboard
+
         print(f"\n{leaderboard.table(exports.read([folder / 'records']))}")
     budgeted = folder.name == "default"
     for plan in plans:
@@ -459,17 +568,24 @@ def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
         print(f"\n{of:24}{'seconds':>9}{'budget' if budgeted else '':>9}")
         for step in steps:
             seconds = plan.seconds(step.name)
-            note = f"{step.budget:9}{'   over budget' if seconds > step.budget else ''}" if budgeted else ""
+            note = (
+                f"{step.budget:9}{'   over budget' if seconds > step.budget else ''}"
+                if budgeted
+                else ""
+            )
             print(f"{step.name:24}{seconds:9.0f}{note}")
         print(f"{'together':24}{sum(plan.seconds(step.name) for step in steps):9.0f}")
     print(f"\nfigures             {folder / 'figures'}\nexecuted notebooks  {folder / 'notebooks'}")
 
 
-# the command line -------------------------------------------------------------------------------------------
+# the command line
+
 
 def main(arguments: argparse.Namespace) -> int:
     """`python -m nbhelpers run`: arguments profile, data, seeds, upto, jobs."""
-    return run_chain(arguments.profile, arguments.data, arguments.seeds, arguments.upto, arguments.jobs)
+    return run_chain(
+        arguments.profile, arguments.data, arguments.seeds, arguments.upto, arguments.jobs
+    )
 
 
 def train_main(arguments: argparse.Namespace) -> int:
@@ -479,8 +595,11 @@ def train_main(arguments: argparse.Namespace) -> int:
 
 
 def notebooks_main(arguments: argparse.Namespace) -> int:
-    """`python -m nbhelpers notebooks store|verify`: arguments action and names; 1 where a form differs."""
+    """`python -m nbhelpers notebooks store|verify`: arguments action and names; 1 where a form
+    differs.
+    """
     from nbhelpers.runs import stored_notebooks
+
     if arguments.action == "store":
         stored_notebooks.store(arguments.names)
     problems = stored_notebooks.verify(arguments.names)

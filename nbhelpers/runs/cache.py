@@ -1,7 +1,10 @@
-"""What runs keep in `runs/cache` to be faster: shown by kind, and cleared. All of it can be made again.
+"""What runs keep in `runs/cache` to be faster: shown by kind, and cleared.
+
+All of it can be made again.
 
 Nothing is cleared while a run is busy. Other entries of that folder, and links, are left alone.
 """
+
 from __future__ import annotations
 
 import fnmatch
@@ -30,7 +33,9 @@ DAY = 24 * 3600
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the cache: its kind, bytes on disk, and when a file of it was last read or written (seconds)."""
+    """One folder of the cache: its kind, bytes on disk, and when a file of it was last read or
+    written (seconds).
+    """
 
     path: Path
     kind: str
@@ -39,37 +44,61 @@ class Entry:
 
 
 def entries(runs: Path) -> list[Entry]:
-    """What lies in the cache of the folder of runs; reading is noted at most once a day by most file systems."""
+    """What lies in the cache of the folder of runs; reading is noted at most once a day by most
+    file systems.
+    """
     folder = runs / "cache"
     return [_entry(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
 def _entry(path: Path) -> Entry:
     cached = path.is_dir() and not path.is_symlink()
-    kind = next((kind for kind, (name, _) in KINDS.items() if cached and fnmatch.fnmatchcase(path.name, name)), OTHER)
+    kind = next(
+        (
+            kind
+            for kind, (name, _) in KINDS.items()
+            if cached and fnmatch.fnmatchcase(path.name, name)
+        ),
+        OTHER,
+    )
     if cached and path.with_name(f".{path.name}.lock").exists():
         kind = "unfinished"
-    found = [file for file in path.rglob("*") if not file.is_dir()] if cached else []  # to list a folder counts as reading it
+    # to list a folder counts as reading it
+    found = [file for file in path.rglob("*") if not file.is_dir()] if cached else []
     files = [file.lstat() for file in found or [path]]
-    return Entry(path, kind, sum(512 * file.st_blocks for file in files), max(max(f.st_atime, f.st_mtime) for f in files))
+    return Entry(
+        path,
+        kind,
+        sum(512 * file.st_blocks for file in files),
+        max(max(f.st_atime, f.st_mtime) for f in files),
+    )
 
 
 def table(found: Iterable[Entry]) -> str:
     """Kind, number, megabytes and last use, to be read."""
     found = list(found)
     lines = [f"{'kind':12}{'folders':>8}{'MB':>10}  last used"]
-    for kind, what in [*((kind, what) for kind, (_, what) in KINDS.items()), (OTHER, "no cache, never cleared")]:
+    for kind, what in [
+        *((kind, what) for kind, (_, what) in KINDS.items()),
+        (OTHER, "no cache, never cleared"),
+    ]:
         if own := [entry for entry in found if entry.kind == kind]:
             used = datetime.fromtimestamp(max(entry.used for entry in own))
-            lines.append(f"{kind:12}{len(own):8}{sum(entry.size for entry in own) / 1e6:10.1f}  {used:%Y-%m-%d %H:%M}  {what}")
-    return "\n".join([*lines, f"{'together':12}{len(found):8}{sum(entry.size for entry in found) / 1e6:10.1f}"])
+            lines.append(
+                f"{kind:12}{len(own):8}{sum(entry.size for entry in own) / 1e6:10.1f} "
+                f" {used:%Y-%m-%d %H:%M}  {what}"
+            )
+    return "\n".join(
+        [*lines, f"{'together':12}{len(found):8}{sum(entry.size for entry in found) / 1e6:10.1f}"]
+    )
 
 
 def clear(runs: Path, kinds: Iterable[str] | None = None, days: float = 0.0) -> list[Entry]:
     """Removes the cached folders of some kinds, or of all, that were not used for so many days; gives what it removed.
 
-    What looks unfinished may be in the making by a notebook that holds no lock, and stays for a day.
-    UserError for an unknown kind, negative days, and while a run is busy; then nothing is removed.
+    What looks unfinished may be in the making by a notebook that holds no lock, and stays for a
+    day. UserError for an unknown kind, negative days, and while a run is busy; then nothing is
+    removed.
     """
     chosen = set(kinds or KINDS)
     if unknown := chosen - KINDS.keys():
@@ -80,8 +109,12 @@ def clear(runs: Path, kinds: Iterable[str] | None = None, days: float = 0.0) -> 
         for lock in sorted(runs.glob("*/.lock")):
             stack.enter_context(locked(lock.parent))
         now = time.time()
-        old = [entry for entry in entries(runs) if entry.kind in chosen
-               and now - entry.used >= DAY * max(days, entry.kind == "unfinished")]
+        old = [
+            entry
+            for entry in entries(runs)
+            if entry.kind in chosen
+            and now - entry.used >= DAY * max(days, entry.kind == "unfinished")
+        ]
         for entry in old:
             _remove(entry.path)
     return old
@@ -94,7 +127,9 @@ def _remove(path: Path) -> None:
         path.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:
-        raise UserError(f"{path} was not removed ({error.strerror}); make sure that you own it.") from error
+        raise UserError(
+            f"{path} was not removed ({error.strerror}); make sure that you own it."
+        ) from error
 
 
 def cleared(removed: list[Entry]) -> str:

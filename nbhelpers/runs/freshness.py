@@ -2,6 +2,7 @@
 
 Names, sizes and times do not stand for content: all bytes are read, about a second for a gigabyte.
 """
+
 from __future__ import annotations
 
 import hashlib

@@ -3,6 +3,7 @@
 Which of them a notebook has, and their defaults, stands in its cell of parameters. `run.start` and
 `make run` check values here.
 """
+
 from __future__ import annotations
 
 import ast
@@ -27,7 +28,8 @@ SHORT.maxstring = SHORT.maxother = 80
 SHORT.maxlevel = 2
 
 
-# what a value may be ------------------------------------------------------------------------------
+# what a value may be
+
 
 def _profile(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "cache":
@@ -134,7 +136,8 @@ class Parameters(BaseModel):
     IMAGES: Annotated[int, Field(ge=2)]
 
 
-# what a notebook has ------------------------------------------------------------------------------
+# what a notebook has
+
 
 def declared(notebook: Path) -> dict[str, Any]:
     """Name and default of each line in a notebook's cell of parameters.
@@ -161,8 +164,9 @@ def _literal(expression: ast.expr) -> Any:
         return None
 
 
-def of_notebook(notebook: Path, namespace: Mapping[str, Any],
-                overrides: Mapping[str, Any]) -> dict[str, Any]:
+def of_notebook(
+    notebook: Path, namespace: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
     """The values of a notebook's parameters, in the order of its cell.
 
     namespace  global variables of the notebook; what is not among them has the default of the cell
@@ -186,7 +190,8 @@ def _injected(namespace: Mapping[str, Any]) -> list[str]:
     return re.findall(r"^(\w+) = ", "\n".join(cells), re.M)
 
 
-# what is wrong ------------------------------------------------------------------------------------
+# what is wrong
+
 
 def problems(values: Mapping[str, Any], here: Path = Path()) -> list[str]:
     """One sentence for each value that is wrong; if none is, for what does not go together.
@@ -256,12 +261,15 @@ def _advice(name: str, value: Any) -> str:
             continue
         if not _errors({name: meant}):
             text = yaml.safe_dump(meant, default_flow_style=True, width=1000).splitlines()[0]
-            return (f" (write `{name} = {meant!r}` in a cell, `{name}: {text}` in a profile or "
-                    "after papermill's -y)")
+            return (
+                f" (write `{name} = {meant!r}` in a cell, `{name}: {text}` in a profile or "
+                "after papermill's -y)"
+            )
     return ""
 
 
-# what does not go together ------------------------------------------------------------------------
+# what does not go together
+
 
 def _wrong_data(values: Mapping[str, Any], here: Path) -> Iterator[str]:
     """On SET and DATA."""
@@ -269,8 +277,10 @@ def _wrong_data(values: Mapping[str, Any], here: Path) -> Iterator[str]:
     if data and not os.path.isdir(here / Path(data).expanduser()):
         yield f"DATA is {SHORT.repr(data)}, not a folder; give that of images and captions."
     elif not data and name not in known:
-        yield (f"SET is '{name}'; choose one of {', '.join(known)}, or name with DATA the folder "
-               "of a set of your own.")
+        yield (
+            f"SET is '{name}'; choose one of {', '.join(known)}, or name with DATA the folder "
+            "of a set of your own."
+        )
     elif not data and name != "scenes":
         yield f"SET {name} needs DATA, the folder that holds its images and captions."
 
@@ -295,12 +305,14 @@ def _wrong_sets(values: Mapping[str, Any], here: Path) -> Iterator[str]:
 
 def _known_sets() -> list[str]:
     from nbhelpers.data import catalog  # imports pandas
+
     return ["scenes", *catalog.KNOWN]
 
 
 def _not_found(name: str, values: Mapping[str, Any], here: Path) -> str:
     """Why the folder DATA has no set of this name; "" if it has."""
     from nbhelpers.data import catalog
+
     if not values.get("DATA"):
         return "give DATA, the folder that holds it."
     try:

@@ -1,4 +1,5 @@
 """`python -m nbhelpers records`: what can be done with result records from the command line."""
+
 from __future__ import annotations
 
 import argparse
@@ -11,15 +12,27 @@ from nbhelpers.results import exports, leaderboard, pages, records
 def main(argv: list[str] | None = None) -> int:
     """Looks at result records, checks, merges and tables them."""
     parser = argparse.ArgumentParser(prog="python -m nbhelpers records", description=main.__doc__)
-    commands = parser.add_subparsers(required=True, metavar="show|check|table|export|merge|readme", dest="command")
-    parsers = {name: commands.add_parser(name, help=said, description=said) for name, said in {
-        "show": "what each record says", "check": "whether they and their ranks are whole; 1 if one is at fault",
-        "table": "the leaderboard", "export": "the leaderboard as Markdown, LaTeX and CSV, and a card for each paper, as files",
-        "merge": "copies records of several machines, with their ranks, into one new folder",
-        "readme": "renews the tables of records in README.md"}.items()}
+    commands = parser.add_subparsers(
+        required=True, metavar="show|check|table|export|merge|readme", dest="command"
+    )
+    parsers = {
+        name: commands.add_parser(name, help=said, description=said)
+        for name, said in {
+            "show": "what each record says",
+            "check": "whether they and their ranks are whole; 1 if one is at fault",
+            "table": "the leaderboard",
+            "export": (
+                "the leaderboard as Markdown, LaTeX and CSV, and a card for each paper, as files"
+            ),
+            "merge": "copies records of several machines, with their ranks, into one new folder",
+            "readme": "renews the tables of records in README.md",
+        }.items()
+    }
     for name, command in parsers.items():
         if name != "readme":
-            command.add_argument("folder", nargs="+", help="e.g. runs/default/records or data/results")
+            command.add_argument(
+                "folder", nargs="+", help="e.g. runs/default/records or data/results"
+            )
     parsers["table"].add_argument("--format", choices=("text", "markdown", "latex"), default="text")
     for name in ("export", "merge"):
         parsers[name].add_argument("--out", required=True, help="folder to write")
@@ -36,7 +49,12 @@ def _table(arguments: argparse.Namespace) -> None:
     if arguments.format == "text":
         print(leaderboard.table(found), end="")
     else:
-        print((exports.markdown if arguments.format == "markdown" else exports.latex)(leaderboard.boards(found)), end="")
+        print(
+            (exports.markdown if arguments.format == "markdown" else exports.latex)(
+                leaderboard.boards(found)
+            ),
+            end="",
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -63,26 +81,48 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-COMMANDS = {"show": _show, "check": _check, "table": _table, "export": _export, "merge": _merge, "readme": _readme}
+COMMANDS = {
+    "show": _show,
+    "check": _check,
+    "table": _table,
+    "export": _export,
+    "merge": _merge,
+    "readme": _readme,
+}
 
 
 def _shown(record: dict) -> str:
     git, protocol = record["git"], record["protocol"]
-    lines = [f"{records.file_stem(record)}: {record['system']} {record['variant']}".rstrip(),
-             f"profile {record['profile']}, set {record['set']}, data {record['data_fingerprint'][:12]}",
-             f"{protocol['split']} split, selected on {protocol['selected_on']}"]
+    lines = [
+        f"{records.file_stem(record)}: {record['system']} {record['variant']}".rstrip(),
+        f"profile {record['profile']}, set {record['set']}, data {record['data_fingerprint'][:12]}",
+        f"{protocol['split']} split, selected on {protocol['selected_on']}",
+    ]
     if "parameters" in record:
         lines.append("{all:,} parameters, {trainable:,} trainable".format(**record["parameters"]))
     took = f"{record['seconds']:.0f} s " if "seconds" in record else ""
-    lines += [f"{took}on {record['device']}",
-              f"revision {(git['revision'] or 'unknown')[:12]}{' with local changes' if git['dirty'] else ''}"]
-    lines += [f"weights {w['name']} ({w['kind']}): {w['source']} {w['sha256'][:12]}".rstrip()
-              for w in record["weights"]]
+    lines += [
+        f"{took}on {record['device']}",
+        (
+            "revision"
+            f" {(git['revision'] or 'unknown')[:12]}{' with local changes' if git['dirty'] else ''}"
+        ),
+    ]
+    lines += [
+        f"weights {w['name']} ({w['kind']}): {w['source']} {w['sha256'][:12]}".rstrip()
+        for w in record["weights"]
+    ]
     if records.kind_of(record) == "captions":
-        named = {f"captions of {protocol['images']} images, x 100": {k: 100 * v for k, v in record["metrics"].items()}}
+        named = {
+            f"captions of {protocol['images']} images, x 100": {
+                k: 100 * v for k, v in record["metrics"].items()
+            }
+        }
     else:
         named = {f"ties by {ties} rule": numbers for ties, numbers in record["metrics"].items()}
         named |= {bound: record[bound] for bound in ("ceiling", "chance")}
     for name, numbers in named.items():
-        lines.append(f"{name}: " + (", ".join(f"{key} {value:.2f}" for key, value in numbers.items()) or "-"))
+        lines.append(
+            f"{name}: " + (", ".join(f"{key} {value:.2f}" for key, value in numbers.items()) or "-")
+        )
     return "\n  ".join(lines + [record["notes"]] * bool(record["notes"]))

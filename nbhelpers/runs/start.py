@@ -1,4 +1,7 @@
-"""The first call of every notebook: checks its parameters, sets seeds and device, says where things go."""
+"""The first call of every notebook: checks its parameters, sets seeds and device, says where things
+go.
+"""
+
 from __future__ import annotations
 
 import os
@@ -19,7 +22,8 @@ from nbhelpers.runs import parameters
 
 # Where a notebook has no such parameter.
 COMMON = {"PROFILE": "default", "SET": "scenes", "DATA": "", "SEED": 0, "DEVICE": "auto"}
-ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint")  # not among a record's settings
+# not among a record's settings
+ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Run:
     notebook    its name, e.g. "20_pir"
     parameters  the notebook's parameters as attributes in lower case: run.parameters.seed
     device      torch's name of the one device of this run: "cpu", "cuda" or "mps"
-    runs        the folder of all runs; `cache` is shared by all profiles, the other folders are the profile's
+    runs        the folder of all runs; `cache` is shared by all profiles, the other folders are the
+                profile's
     """
 
     notebook: str
@@ -58,13 +63,21 @@ class Run:
         return self.folder / "figures" / self.notebook
 
     def checkpoint(self, name: str, key: str) -> str:
-        """Where `training.load_or_train` keeps the model of this name and key, below `folder`; records say it."""
+        """Where `training.load_or_train` keeps the model of this name and key, below `folder`;
+        records say it.
+        """
         return f"{self.checkpoints.name}/{name}-{key[:16]}/model.safetensors"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The notebook's parameters that a record keeps: all but its own fields, and what names this machine."""
-        return {name.upper(): value for name, value in vars(self.parameters).items() if name not in ELSEWHERE}
+        """The notebook's parameters that a record keeps: all but its own fields, and what names
+        this machine.
+        """
+        return {
+            name.upper(): value
+            for name, value in vars(self.parameters).items()
+            if name not in ELSEWHERE
+        }
 
     def expect(self, holds: bool, result: str) -> None:
         """Says where a result that models usually reach is not reached.
@@ -78,13 +91,19 @@ class Run:
             print(f"Expected, but not so on this set: {result}.")
 
     def show(self, figure, name: str) -> None:
-        """Writes a matplotlib figure to `figures/<name>.png` and displays that very file, at half size."""
+        """Writes a matplotlib figure to `figures/<name>.png` and displays that very file, at half
+        size.
+        """
         from nbhelpers import figures
+
         path = figures.save(figure, self.figures / f"{name}.png")
         if "IPython" in sys.modules:
             from IPython import display, get_ipython
+
             if get_ipython() is not None:
-                display.display(display.Image(path.read_bytes(), width=round(72 * figure.get_figwidth())))
+                display.display(
+                    display.Image(path.read_bytes(), width=round(72 * figure.get_figwidth()))
+                )
 
     def write_record(
         self, config, ranks: dict[str, np.ndarray] | None = None, **fields: Any
@@ -96,8 +115,16 @@ class Run:
         from nbhelpers.results import records
 
         values = self.parameters
-        record = records.new(config, notebook=self.notebook, profile=values.profile, set=values.set,
-                             seed=values.seed, device=self.device, settings=self.settings, **fields)
+        record = records.new(
+            config,
+            notebook=self.notebook,
+            profile=values.profile,
+            set=values.set,
+            seed=values.seed,
+            device=self.device,
+            settings=self.settings,
+            **fields,
+        )
         return records.read_one(records.write(self.records, record, ranks))
 
 
@@ -111,7 +138,8 @@ def start(notebook: str, **overrides: Any) -> Run:
     """
     path = repository_root() / "notebooks" / f"{notebook}.ipynb"
     caller = sys._getframe(1).f_globals
-    is_notebook = caller.get("__name__", "__main__") == "__main__"  # a module has other things by such names
+    # a module has other things by such names
+    is_notebook = caller.get("__name__", "__main__") == "__main__"
     given = COMMON | parameters.of_notebook(path, caller if is_notebook else {}, overrides)
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     _check_precision(given.get("PRECISION", "fp32"), device)
@@ -120,14 +148,22 @@ def start(notebook: str, **overrides: Any) -> Run:
     values = SimpleNamespace(**{name.lower(): value for name, value in given.items()})
     print(f"{notebook} · profile {values.profile} · seed {values.seed}")
     print(f"data set: {values.set} ({_origin(values.set)})")
-    print(f"device: {device}, {threads} thread{'s' * (threads > 1)}, {platform.system()} {platform.machine()}")
-    print(f"python {platform.python_version()}, "
-          + ", ".join(f"{name} {version(name)}" for name in ("nbhelpers", "torch", "transformers", "timm")))
+    print(
+        f"device: {device}, {threads} thread{'s' * (threads > 1)}, {platform.system()}"
+        f" {platform.machine()}"
+    )
+    print(
+        f"python {platform.python_version()}, "
+        + ", ".join(
+            f"{name} {version(name)}" for name in ("nbhelpers", "torch", "transformers", "timm")
+        )
+    )
     return Run(notebook, values, device, runs_root())
 
 
 def _origin(name: str) -> str:
     from nbhelpers.data import catalog
+
     if name == "scenes":
         return "generated by this project, not comparable with a paper"
     return "real" if name in catalog.KNOWN else "your own"
@@ -135,6 +171,7 @@ def _origin(name: str) -> str:
 
 def _check_precision(precision: str, device: str) -> None:
     from nbhelpers.training import device as devices
+
     devices.check_precision(precision, devices.resolve(device))
 
 
@@ -144,6 +181,7 @@ def _prepare_torch(seed: int, device: str) -> tuple[str, int]:
     import torch
 
     from nbhelpers.training import device as devices
+
     wish = os.environ.get("NBHELPERS_THREADS") or str(torch.get_num_threads())
     if not wish.isdecimal() or int(wish) < 1:
         raise UserError(f"NBHELPERS_THREADS is '{wish}'; it must be a whole number of at least 1.")

@@ -1,4 +1,7 @@
-"""The form in which notebooks are committed: executed, with text, without images, widgets and timings."""
+"""The form in which notebooks are committed: executed, with text, without images, widgets and
+timings.
+"""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +20,14 @@ from nbhelpers.paths import repository_root
 NOTEBOOKS = repository_root() / "notebooks"
 SIZE_LIMIT = 100_000
 DROPPED = ("image/", "application/vnd.jupyter.widget", "application/javascript")
-EXTRA_KEYS = ["metadata.widgets", "metadata.papermill", "metadata.language_info.version",
-              "cell.metadata.execution", "cell.metadata.papermill", "cell.metadata.ExecuteTime"]
+EXTRA_KEYS = [
+    "metadata.widgets",
+    "metadata.papermill",
+    "metadata.language_info.version",
+    "cell.metadata.execution",
+    "cell.metadata.papermill",
+    "cell.metadata.ExecuteTime",
+]
 TIME = re.compile(r"\d+(\.\d+)?(?= ?(s|ms|min|seconds|it/s|images/s)\b)")
 
 
@@ -39,11 +48,15 @@ def store(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> None:
 
 def verify(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> list[str]:
     """One sentence for each way in which a notebook is not in its stored form; [] if all are."""
-    return [f"{path.name} {problem}" for path in chosen(names, notebooks) for problem in _problems(path)]
+    return [
+        f"{path.name} {problem}" for path in chosen(names, notebooks) for problem in _problems(path)
+    ]
 
 
 def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:
-    """Notebooks whose names start with one of `names` (all for none), sorted; UserError where none does."""
+    """Notebooks whose names start with one of `names` (all for none), sorted; UserError where none
+    does.
+    """
     paths = sorted(notebooks.glob("*.ipynb"))
     for name in names or [""]:
         if not any(path.name.startswith(name) for path in paths):
@@ -52,21 +65,33 @@ def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:
 
 
 def stored_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy as it is committed: text and counts stay, images, widgets and timings go, ids are numbers."""
+    """A copy as it is committed: text and counts stay, images, widgets and timings go, ids are
+    numbers.
+    """
     from nbstripout import strip_output
+
     notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             unchecked = "nbval-ignore-output" in cell.metadata.get("tags", [])
-            cell.outputs = [_stored_output(output, unchecked) for output in cell.outputs
-                            if not (unchecked and output.get("name") == "stderr")]
-    return strip_output(notebook, keep_output=True, keep_count=True, keep_id=False, extra_keys=EXTRA_KEYS)
+            cell.outputs = [
+                _stored_output(output, unchecked)
+                for output in cell.outputs
+                if not (unchecked and output.get("name") == "stderr")
+            ]
+    return strip_output(
+        notebook, keep_output=True, keep_count=True, keep_id=False, extra_keys=EXTRA_KEYS
+    )
 
 
 def _stored_output(output: nbformat.NotebookNode, unchecked: bool) -> nbformat.NotebookNode:
-    """Its text; in cells that nbval does not compare without times, which would differ in every diff."""
+    """Its text; in cells that nbval does not compare without times, which would differ in every
+    diff.
+    """
     if "data" in output:
-        output.data = {kind: value for kind, value in output.data.items() if not kind.startswith(DROPPED)}
+        output.data = {
+            kind: value for kind, value in output.data.items() if not kind.startswith(DROPPED)
+        }
         output.metadata = {}
     if unchecked:
         if "text" in output:
@@ -79,15 +104,24 @@ def _stored_output(output: nbformat.NotebookNode, unchecked: bool) -> nbformat.N
 def _executed(path: Path) -> nbformat.NotebookNode:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
+
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
-                            coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     try:
         return client.execute(env=os.environ | {"TQDM_DISABLE": "1"})
     except CellExecutionError as error:
         raise UserError(f"{path.name} was not stored: {error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
-        raise UserError(f"{path.name} was not stored, as its kernel died (too little memory?).") from error
+        raise UserError(
+            f"{path.name} was not stored, as its kernel died (too little memory?)."
+        ) from error
 
 
 def _problems(path: Path) -> list[str]:
@@ -101,8 +135,11 @@ def _problems(path: Path) -> list[str]:
         "was not executed from top to bottom": counts != list(range(1, len(code) + 1)),
         "holds an error": any(output.output_type == "error" for output in outputs),
         "holds output to stderr": any(output.get("name") == "stderr" for output in outputs),
-        "names a folder of the machine that executed it": str(repository_root()) in json.dumps(outputs),
-        "is not stripped (run `python -m nbhelpers notebooks store`)":
-            nbformat.writes(stored_form(notebook)) + "\n" != text,
+        "names a folder of the machine that executed it": (
+            str(repository_root()) in json.dumps(outputs)
+        ),
+        "is not stripped (run `python -m nbhelpers notebooks store`)": (
+            nbformat.writes(stored_form(notebook)) + "\n" != text
+        ),
     }
     return [problem for problem, found in checks.items() if found]

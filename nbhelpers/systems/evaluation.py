@@ -1,4 +1,5 @@
 """Evaluate a trained retrieval system on a data set."""
+
 from __future__ import annotations
 
 import platform
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 from nbhelpers.systems.trained_systems import NOTEBOOKS, System, _run_of
 
 
-# ---- the evaluation ----------------------------------------------------------------------------------------------------
+# ---- the evaluation
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What `evaluate` found of one split.
 
     table    every image and every caption of it;  notes: what was decided when they were read
-    results  tie rule -> {name: Recall}: the system under its own name, and with two stages also its first one alone
+    results  tie rule -> {name: Recall}: the system under its own name, and with two stages also its
+             first one alone
     how      its two stages, where it has them
     """
 
@@ -49,8 +51,9 @@ class Evaluation:
     how: str = ""
 
     def recalls(self, ties: str = "expectation") -> pd.DataFrame:
-        """Percent; a row for each result, chance and, by expectation, the ceiling of the captions; columns R@K both ways, mR and
-        the bounds of its 95 % interval over images."""
+        """Percent; a row for each result, chance and, by expectation, the ceiling of the captions;
+        columns R@K both ways, mR and the bounds of its 95 % interval over images.
+        """
         owner, rows = self.table.owner(), {}
         for name, found in self.results(ties).items():
             low, high = recall.bootstrap(found, owner)["mR"]
@@ -62,32 +65,51 @@ class Evaluation:
         return frame[[name for name in frame if "median" not in name]]
 
     def write_record(self, folder: Path | str, ties: str = "expectation") -> Path:
-        """Writes a result record and its ranks to `folder`, in the form of the notebooks; returns the record's path."""
+        """Writes a result record and its ranks to `folder`, in the form of the notebooks; returns
+        the record's path.
+        """
         name, file = self.system.name, self.system.checkpoint
         found = {rule: self.results(rule)[name] for rule in recall.TIES}
         start = {"name": file.name, "source": "file", "kind": "file"}
         start["sha256"] = checkpoints.sha256(file)
         record = records.new(
-            self.system.model.config, notebook="eval", profile="eval", set=self.table.name,
-            system=name, variant=name, seed=0, seconds=self.seconds, weights=[start],
-            notes=self.how, device=f"{self.system.device.type} ({platform.machine()})",
-            **result_fields(self.system.model, self.table, found, ties, "unknown", 0))
+            self.system.model.config,
+            notebook="eval",
+            profile="eval",
+            set=self.table.name,
+            system=name,
+            variant=name,
+            seed=0,
+            seconds=self.seconds,
+            weights=[start],
+            notes=self.how,
+            device=f"{self.system.device.type} ({platform.machine()})",
+            **result_fields(self.system.model, self.table, found, ties, "unknown", 0),
+        )
         ranks = found[ties].arrays() | {"owner": self.table.owner()}
         return records.write(folder, record, ranks)
 
 
-def evaluate(system: System, captions: Path | str, pictures: Path | str, split: str = "test", cache: Path | None = None,
-             workers: int = 1, two_stages: TwoStages | None = None) -> Evaluation:
-    """Evaluate a system on a caption file of any layout and a folder or archive of images, as its
-    notebook does (PIR-CLIP, spec 6).
+def evaluate(
+    system: System,
+    captions: Path | str,
+    pictures: Path | str,
+    split: str = "test",
+    cache: Path | None = None,
+    workers: int = 1,
+    two_stages: TwoStages | None = None,
+) -> Evaluation:
+    """Evaluate a system on a caption file of any layout and a folder or archive of images, as its notebook does (PIR-CLIP, spec 6).
 
-    An image that is listed twice counts once, with the captions of both entries; every image and every caption of the split
-    is a query and stands in the gallery, however many captions an image has. Decoded images are kept in `cache` (default:
-    `cache/` under the run folder).
+    An image that is listed twice counts once, with the captions of both entries; every image and
+    every caption of the split is a query and stands in the gallery, however many captions an image
+    has. Decoded images are kept in `cache` (default: `cache/` under the run folder).
     two_stages  of CFITR; left away, `two_stages_of` the system
     UserError for captions, images or a split that cannot be used.
     """
-    system._must_have("encode_images", "writes captions: `caption` writes them and `score` evaluates them")
+    system._must_have(
+        "encode_images", "writes captions: `caption` writes them and `score` evaluates them"
+    )
     began, cache = time.perf_counter(), cache or runs_root() / "cache"
     reading = layouts.scan(captions, joined=True)
     whole = reading.usable()
@@ -106,26 +128,42 @@ def evaluate(system: System, captions: Path | str, pictures: Path | str, split: 
     return Evaluation(system, task.table(split), reading.notes, results, seconds, how)
 
 
-def _task(system: System, whole: CaptionTable, split: str, pictures: Path | str, cache: Path,
-          workers: int) -> RetrievalTask:
+def _task(
+    system: System, whole: CaptionTable, split: str, pictures: Path | str, cache: Path, workers: int
+) -> RetrievalTask:
     """One split of a table; which file of `pictures` an image is depends on all that it lists."""
     table = whole.split(split)
-    pixels = DecodedCache.build(open_images(pictures), list(table.images.file), cache,
-                                whole.images.file)
+    pixels = DecodedCache.build(
+        open_images(pictures), list(table.images.file), cache, whole.images.file
+    )
     towers = system.model if system.model.config.freeze_towers else None
-    return RetrievalTask(DataSet(table, pixels, None, []), system.tokenizer, system.image,
-                         workers=workers, towers=towers, cache=cache)
+    return RetrievalTask(
+        DataSet(table, pixels, None, []),
+        system.tokenizer,
+        system.image,
+        workers=workers,
+        towers=towers,
+        cache=cache,
+    )
 
 
-def _one_stage(system: System, task: RetrievalTask, split: str) -> Callable[[str], dict[str, Recall]]:
+def _one_stage(
+    system: System, task: RetrievalTask, split: str
+) -> Callable[[str], dict[str, Recall]]:
     embeddings = task.embeddings(system.model, split)
     return lambda ties: {system.name: embeddings.recall(ties)}
 
 
-def _two_stages(system: System, task: RetrievalTask, split: str, two_stages: TwoStages,
-                banks: tuple[ArrayStore, ArrayStore] | None) -> Callable[[str], dict[str, Recall]]:
+def _two_stages(
+    system: System,
+    task: RetrievalTask,
+    split: str,
+    two_stages: TwoStages,
+    banks: tuple[ArrayStore, ArrayStore] | None,
+) -> Callable[[str], dict[str, Recall]]:
     """As CFITR is evaluated (its spec, 6): coarse scores of the whole split choose candidates, the
-    single stream ranks them."""
+    single stream ranks them.
+    """
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     k, way = two_stages.k, two_stages.way
@@ -140,10 +178,9 @@ def _two_stages(system: System, task: RetrievalTask, split: str, two_stages: Two
     return results
 
 
-# ---- what a run knows of its search in two stages ------------------------------------------------
+# ---- what a run knows of its search in two stages
 def two_stages_of(system: System) -> TwoStages:
-    """As the notebook evaluated this checkpoint, by its record; as published where there is
-    none."""
+    """As the notebook evaluated this checkpoint, by its record; as published where there is none."""
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     settings = (_record_of(system) or {}).get("settings", {})
@@ -162,34 +199,42 @@ def _record_of(system: System) -> records.Record | None:
 
 def _banks_of_run(system: System) -> tuple[ArrayStore, ArrayStore] | None:
     """Codes of the training images and texts that the notebook stored in the run of this
-    checkpoint."""
+    checkpoint.
+    """
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     folder = engine.store_folder(_run_of(system.checkpoint), system.model) / "train"
     if not folder.is_dir() or _record_of(system) is None:
         return None
-    images, texts = (ArrayStore.open(folder / kind, engine.store_key(system.model, kind))
-                     for kind in ("images", "texts"))
+    images, texts = (
+        ArrayStore.open(folder / kind, engine.store_key(system.model, kind))
+        for kind in ("images", "texts")
+    )
     return images, texts
 
 
-def _banks(system: System, whole: CaptionTable, pictures: Path | str, cache: Path,
-           workers: int) -> tuple[ArrayStore, ArrayStore]:
+def _banks(
+    system: System, whole: CaptionTable, pictures: Path | str, cache: Path, workers: int
+) -> tuple[ArrayStore, ArrayStore]:
     """Codes of training images and texts: those of the run, else of the training split of the
-    captions that are evaluated. UserError if there is neither."""
+    captions that are evaluated. UserError if there is neither.
+    """
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     if (banks := _banks_of_run(system)) is not None:
         return banks
     if "train" not in set(whole.images.split):
-        raise UserError(f"PPSR takes column means from training queries, but {system.checkpoint} lies "
-                        "in no run that has them, and the captions have no train split; give --ppsr "
-                        "transductive, as released, or --ppsr none.")
+        raise UserError(
+            f"PPSR takes column means from training queries, but {system.checkpoint} lies "
+            "in no run that has them, and the captions have no train split; give --ppsr "
+            "transductive, as released, or --ppsr none."
+        )
     task = _task(system, whole, "train", pictures, cache, workers)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         written = engine.write_stores(system.model, task, "train", folder, states=False)
-        images, texts = (ArrayStore(bank.key, {"codes": np.array(bank["codes"])})
-                         for bank in written)
+        images, texts = (
+            ArrayStore(bank.key, {"codes": np.array(bank["codes"])}) for bank in written
+        )
     return images, texts

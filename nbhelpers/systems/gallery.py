@@ -1,8 +1,9 @@
 """One trained system over the images of a split, for a person who asks: a sentence or a picture in, ranked items out.
 
-This is the logic of the interactive search, without widgets (those are in widgets.py). N images, S distinct sentences of a
-split, K items of a list.
+This is the logic of the interactive search, without widgets (those are in widgets.py). N images, S
+distinct sentences of a split, K items of a list.
 """
+
 from __future__ import annotations
 
 import json
@@ -28,8 +29,10 @@ LONGEST = 20_000  # characters of a sentence; far more than any system reads
 
 
 class Stage(NamedTuple):
-    """A list that a search arrived at, best first: rows (K,), their scores (K,), and the milliseconds of each part of the
-    search so far. The last stage of a search is its answer. Of equal scores the first row leads."""
+    """A list that a search arrived at, best first: rows (K,), their scores (K,), and the
+    milliseconds of each part of the search so far. The last stage of a search is its answer. Of
+    equal scores the first row leads.
+    """
 
     name: str
     rows: np.ndarray
@@ -42,23 +45,41 @@ class Stage(NamedTuple):
         return int(found[0]) + 1 if len(found) else None
 
 
-# ---- what a system reads of a sentence -------------------------------------------------------------------------------------
+# ---- what a system reads of a sentence
 def reading(sentence: str, tokenizer: Tokenizer) -> list[str]:
     """Notes on what is lost when `tokenizer` reads the sentence: words it does not know, words behind its longest input.
 
     UserError if nothing is left to search with.
     """
     if len(sentence) > LONGEST:
-        raise UserError(f"The sentence has {len(sentence):,} characters; give at most {LONGEST:,}, a dozen words are plenty.")
-    words = [word for word in sentence.split() if tokenizer.clean(word).strip() and any(map(str.isalnum, word))]
+        raise UserError(
+            f"The sentence has {len(sentence):,} characters; give at most {LONGEST:,}, a dozen"
+            " words are plenty."
+        )
+    words = [
+        word
+        for word in sentence.split()
+        if tokenizer.clean(word).strip() and any(map(str.isalnum, word))
+    ]
     if not words:
-        raise UserError("There is nothing to search for; type a sentence, for example: many boats in a harbor.")
+        raise UserError(
+            "There is nothing to search for; type a sentence, for example: many boats in a harbor."
+        )
     unknown = [word for word in dict.fromkeys(words) if _unknown(word, tokenizer)]
     if len(unknown) == len(set(words)):
-        raise UserError(f"The system knows none of the words ({', '.join(unknown[:5])}); describe what is seen from above.")
-    notes = [f"unknown here: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"] if unknown else []
+        raise UserError(
+            f"The system knows none of the words ({', '.join(unknown[:5])}); describe what is seen"
+            " from above."
+        )
+    notes = (
+        [f"unknown here: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"]
+        if unknown
+        else []
+    )
     read = _words_read(words, tokenizer)
-    return notes + ([f"only the first {read} of {len(words)} words were read"] if read < len(words) else [])
+    return notes + (
+        [f"only the first {read} of {len(words)} words were read"] if read < len(words) else []
+    )
 
 
 def _unknown(word: str, tokenizer: Tokenizer) -> bool:
@@ -70,6 +91,7 @@ def _unknown(word: str, tokenizer: Tokenizer) -> bool:
 
 def _words_read(words: list[str], tokenizer: Tokenizer) -> int:
     """How many words count: the fewest from the front that are encoded as all of them are."""
+
     def encoded(count: int) -> list[int]:
         return tokenizer.encode([tokenizer.clean(" ".join(words[:count]))])[0]
 
@@ -80,7 +102,7 @@ def _words_read(words: list[str], tokenizer: Tokenizer) -> int:
     return low
 
 
-# ---- galleries -------------------------------------------------------------------------------------------------------------
+# ---- galleries
 class Gallery:
     """Images and distinct sentences of a split, encoded once by one system that compares unit vectors.
 
@@ -89,10 +111,14 @@ class Gallery:
     cache      folder of cached tower features, as training and evaluation use it
     """
 
-    def __init__(self, system: System, data: DataSet, split: str = "test", cache: Path | None = None):
+    def __init__(
+        self, system: System, data: DataSet, split: str = "test", cache: Path | None = None
+    ):
         self.system, self.table, self.pixels = system, data.table.split(split), data.pixels
         towers = system.model if system.model.config.freeze_towers else None
-        task = RetrievalTask(data, system.tokenizer, system.image, workers=1, towers=towers, cache=cache)
+        task = RetrievalTask(
+            data, system.tokenizer, system.image, workers=1, towers=towers, cache=cache
+        )
         found = task.embeddings(system.model, split)
         first = ~self.table.captions.text.duplicated().to_numpy()
         self.sentences = self.table.captions.text.to_numpy()[first]
@@ -123,13 +149,16 @@ class Gallery:
         return np.unique(self.table.owner()[same])
 
     def find_images(self, sentence: str) -> Iterator[Stage]:
-        """The images of the split in the order in which they fit a sentence; each stage as soon as it is known, here one
-        alone. UserError as `reading`, before anything is encoded."""
+        """The images of the split in the order in which they fit a sentence; each stage as soon as
+        it is known, here one alone. UserError as `reading`, before anything is encoded.
+        """
         reading(sentence, self.system.tokenizer)
         yield self._nearest(self._image_rows, lambda: self.system.text_rows([sentence]))
 
     def find_sentences(self, picture: np.ndarray) -> Stage:
-        """The distinct sentences of the split in the order in which they fit a picture (H,W,3) uint8."""
+        """The distinct sentences of the split in the order in which they fit a picture (H,W,3)
+        uint8.
+        """
         return self._nearest(self._text_rows, lambda: self.system.image_rows([picture]))
 
     def similar(self, picture: np.ndarray) -> Stage:
@@ -150,29 +179,52 @@ class Gallery:
 class TwoStageGallery(Gallery):
     """As Gallery, for CFITR: hash codes choose candidates, the upper layers read each beside the query and rank them.
 
-    folder      what 23_cfitr stored of this model: test/images, test/texts with states and codes, train/* with codes
+    folder      what 23_cfitr stored of this model: test/images, test/texts with states and codes,
+                train/* with codes
     candidates  that are read, in both directions
-    UserError if the stores are missing or another model's. `similar` compares the continuous vectors before the codes.
+    UserError if the stores are missing or another model's. `similar` compares the continuous
+    vectors before the codes.
     """
 
-    def __init__(self, system: System, data: DataSet, folder: Path, candidates: int, split: str = "test",
-                 cache: Path | None = None):
+    def __init__(
+        self,
+        system: System,
+        data: DataSet,
+        folder: Path,
+        candidates: int,
+        split: str = "test",
+        cache: Path | None = None,
+    ):
         from nbhelpers.tasks import two_stage  # which needs faiss
 
         super().__init__(system, data, split, cache)
-        stores = {f"{part}/{kind}": ArrayStore.open(folder / part / kind)
-                  for part in (split, "train") for kind in ("images", "texts")}
+        stores = {
+            f"{part}/{kind}": ArrayStore.open(folder / part / kind)
+            for part in (split, "train")
+            for kind in ("images", "texts")
+        }
         counts = len(stores[f"{split}/images"]), len(stores[f"{split}/texts"])
         if counts != (len(self.table), len(self.table.captions)):
-            raise UserError(f"The stores in {folder / split} hold {counts[0]} images and {counts[1]} captions, the {split} "
-                            f"split has {len(self.table)} and {len(self.table.captions)}; run 23_cfitr again.")
+            raise UserError(
+                f"The stores in {folder / split} hold {counts[0]} images and {counts[1]} captions,"
+                f" the {split} split has {len(self.table)} and {len(self.table.captions)}; run"
+                " 23_cfitr again."
+            )
         self._search = two_stage
-        self._images = two_stage.Search(system.model, stores[f"{split}/images"], stores["train/texts"], candidates)
-        self._texts = two_stage.Search(system.model, stores[f"{split}/texts"], stores["train/images"], candidates)
-        self._sentence_of = self.table.captions.text.map({text: row for row, text in enumerate(self.sentences)}).to_numpy()
+        self._images = two_stage.Search(
+            system.model, stores[f"{split}/images"], stores["train/texts"], candidates
+        )
+        self._texts = two_stage.Search(
+            system.model, stores[f"{split}/texts"], stores["train/images"], candidates
+        )
+        self._sentence_of = self.table.captions.text.map(
+            {text: row for row, text in enumerate(self.sentences)}
+        ).to_numpy()
 
     def find_images(self, sentence: str) -> Iterator[Stage]:
-        """Two stages: "coarse", the candidates by code, and "reranked", the same ones after reading."""
+        """Two stages: "coarse", the candidates by code, and "reranked", the same ones after
+        reading.
+        """
         reading(sentence, self.system.tokenizer)
         yield from self._stages(self._images, lambda: self._text(sentence))
 
@@ -207,16 +259,22 @@ class TwoStageGallery(Gallery):
 
 
 def of_run(run, data: DataSet, system: System, candidates: int) -> Gallery:
-    """The gallery of a system that a run trained, over the test split of its data; `candidates` is of CFITR alone."""
+    """The gallery of a system that a run trained, over the test split of its data; `candidates` is
+    of CFITR alone.
+    """
     if not hasattr(system.model, "score_pairs"):
         return Gallery(system, data, cache=run.cache)
     from nbhelpers.tasks.two_stage import store_folder
 
-    return TwoStageGallery(system, data, store_folder(run.folder, system.model), candidates, cache=run.cache)
+    return TwoStageGallery(
+        system, data, store_folder(run.folder, system.model), candidates, cache=run.cache
+    )
 
 
 class _Clock:
-    """Milliseconds of the parts of a search, each from the end of the one before; waits for the GPU where there is one."""
+    """Milliseconds of the parts of a search, each from the end of the one before; waits for the GPU
+    where there is one.
+    """
 
     def __init__(self):
         self.milliseconds: dict[str, float] = {}
@@ -231,9 +289,13 @@ class _Clock:
         self.go_on()
 
 
-# ---- what a query costs -----------------------------------------------------------------------------------------------------
+# ---- what a query costs
 def write_times(path: Path, systems: Mapping[str, Mapping[str, float]], **about: object) -> Path:
-    """Writes a JSON file: `about` (profile, set, device, images, ...) and, for each system, milliseconds of each part."""
+    """Writes a JSON file: `about` (profile, set, device, images, ...) and, for each system,
+    milliseconds of each part.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(about | {"milliseconds": systems}, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(
+            json.dumps(about | {"milliseconds": systems}, indent=1, allow_nan=False) + "\n"
+        )
     return Path(path)

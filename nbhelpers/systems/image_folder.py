@@ -1,4 +1,5 @@
 """Search or describe the images of a folder with a trained system."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,7 +23,7 @@ from nbhelpers.systems.evaluation import _banks_of_run, two_stages_of
 from nbhelpers.systems.trained_systems import System, _digest
 
 
-# ---- a folder of images ----------------------------------------------------------------------------------------------
+# ---- a folder of images
 def search(system: System, pictures: Path | str, query: str | Path, top: int = 10) -> pd.DataFrame:
     """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
 
@@ -57,8 +58,9 @@ def searched(system: System, top: int = 10) -> str:
 
 
 @torch.inference_mode()
-def _read_together(system: System, store: ImageStore, sentence: str,
-                   top: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_together(
+    system: System, store: ImageStore, sentence: str, top: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scores of the candidates among the images of a store, best first.
 
     They are chosen as in the evaluation: as many as the record of the checkpoint says, or `top`,
@@ -69,8 +71,10 @@ def _read_together(system: System, store: ImageStore, sentence: str,
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     model, once = system.model, Once(_digest)
-    encoded = [engine.encode(model, model.image_features(pixels))["codes"]
-               for pixels in system.batches((store.read(name) for name in store.names), once)]
+    encoded = [
+        engine.encode(model, model.image_features(pixels))["codes"]
+        for pixels in system.batches((store.read(name) for name in store.names), once)
+    ]
     first, row = once.distinct
 
     def states_of(rows: np.ndarray) -> np.ndarray:
@@ -88,11 +92,17 @@ def _read_together(system: System, store: ImageStore, sentence: str,
     return found.rows[0], found.scores[0]
 
 
-def caption_folder(system: System, pictures: Path | str, listed: Path | str | None = None, split: str = "test",
-                   **options) -> dict[str, str]:
+def caption_folder(
+    system: System,
+    pictures: Path | str,
+    listed: Path | str | None = None,
+    split: str = "test",
+    **options,
+) -> dict[str, str]:
     """Image id -> caption of the images of a folder, zip or tar; options as `System.caption`.
 
-    listed  a file of captions of any layout: only the images of its `split`, by its ids. Without it all, by their file names
+    listed  a file of captions of any layout: only the images of its `split`, by its ids. Without it
+            all, by their file names
     """
     store = open_images(pictures)
     if listed is None:
@@ -101,4 +111,6 @@ def caption_folder(system: System, pictures: Path | str, listed: Path | str | No
         whole = layouts.read(listed)
         part = whole.split(split).images
         ids, members = list(part.image_id), store.members(part.file, whole.images.file)
-    return dict(zip(ids, system.caption((store.read(member) for member in members), **options)))
+    return dict(
+        zip(ids, system.caption((store.read(member) for member in members), **options), strict=True)
+    )

@@ -1,8 +1,10 @@
 """Whether a map says anything: does the score hang on what it marks, and does it mark what the sentence names?
 
-N images, n patches (or words), K pictures of which parts are hidden. An order of patches is as good as the score falls early
-when they are hidden in that order, and rises early when they alone are shown (Petsiuk, Das, Saenko, "RISE", BMVC 2018).
+N images, n patches (or words), K pictures of which parts are hidden. An order of patches is as good
+as the score falls early when they are hidden in that order, and rises early when they alone are
+shown (Petsiuk, Das, Saenko, "RISE", BMVC 2018).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +23,23 @@ from nbhelpers.systems.region_maps import Match, blurred, words_of
 if TYPE_CHECKING:
     from nbhelpers.systems.trained_systems import System
 
-STEPS = 7    # into which an order is cut
-ORDERS = 2   # random ones of each image; each counts backwards, too
+STEPS = 7  # into which an order is cut
+ORDERS = 2  # random ones of each image; each counts backwards, too
 RESAMPLES = 2000
 
 
-# ---- deletion and insertion -----------------------------------------------------------------------------------------------
+# ---- deletion and insertion
 def order_of(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The flat positions of a map from the largest to the smallest value; equal ones in random order."""
+    """The flat positions of a map from the largest to the smallest value; equal ones in random
+    order.
+    """
     flat = np.asarray(relevance, float).ravel()
     return np.lexsort((rng.random(flat.size), -flat))
 
 
-def curves(score_of: Callable[[np.ndarray], np.ndarray], orders: Sequence[np.ndarray], steps: int = STEPS) -> np.ndarray:
+def curves(
+    score_of: Callable[[np.ndarray], np.ndarray], orders: Sequence[np.ndarray], steps: int = STEPS
+) -> np.ndarray:
     """(R,2,steps+1) scores of R orders: while more and more is hidden, and while more and more alone is shown.
 
     score_of  (K,n) bool of what is shown -> (K,)
@@ -41,26 +47,33 @@ def curves(score_of: Callable[[np.ndarray], np.ndarray], orders: Sequence[np.nda
     place = np.argsort(orders, axis=1)[:, None]  # of each patch in its order
     hidden = place < np.linspace(0, place.shape[2], steps + 1).round()[:, None]
     shown = np.stack([~hidden, hidden], axis=1)
-    distinct, where = np.unique(shown.reshape(-1, shown.shape[-1]), axis=0, return_inverse=True)  # all begin or end alike
+    # all begin or end alike
+    distinct, where = np.unique(shown.reshape(-1, shown.shape[-1]), axis=0, return_inverse=True)
     return score_of(distinct)[where].reshape(shown.shape[:-1])
 
 
-def compare(score_of: Callable, maps: Mapping[str, np.ndarray], seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
+def compare(
+    score_of: Callable, maps: Mapping[str, np.ndarray], seed: int = 0, steps: int = STEPS
+) -> dict[str, np.ndarray]:
     """Curves (2,steps+1) of each map of one image, and "random", the mean over random orders and the same backwards.
 
-    To show the last patches of an order alone is to hide the first ones of it: so the random insertion curve is the deletion
-    curve backwards, and has the same area.
+    To show the last patches of an order alone is to hide the first ones of it: so the random
+    insertion curve is the deletion curve backwards, and has the same area.
     """
     rng = np.random.default_rng(seed)
     some = next(iter(maps.values()))
-    orders = [order_of(values, rng) for values in maps.values()] + [rng.permutation(np.size(some)) for _ in range(ORDERS)]
+    orders = [order_of(values, rng) for values in maps.values()] + [
+        rng.permutation(np.size(some)) for _ in range(ORDERS)
+    ]
     found = curves(score_of, orders, steps)
-    deletion = (found[len(maps):, 0] + found[len(maps):, 1, ::-1]).mean(0) / 2
-    return dict(zip(maps, found)) | {"random": np.stack([deletion, deletion[::-1]])}
+    deletion = (found[len(maps) :, 0] + found[len(maps) :, 1, ::-1]).mean(0) / 2
+    return dict(zip(maps, found, strict=True)) | {"random": np.stack([deletion, deletion[::-1]])}
 
 
 def hidden_score(match: Match, picture: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The score of a picture of which only some patches are shown, the others blurred: (K,S*S) bool -> (K,)."""
+    """The score of a picture of which only some patches are shown, the others blurred: (K,S*S) bool
+    -> (K,).
+    """
     pixels = match.system.pixels([picture])
     side, veil = match.side(pixels), blurred(pixels)
 
@@ -72,12 +85,18 @@ def hidden_score(match: Match, picture: np.ndarray) -> Callable[[np.ndarray], np
 
 
 def gains(found: Sequence[Mapping[str, np.ndarray]], seed: int = 0) -> pd.DataFrame:
-    """What `compare` gave for each image -> a row for each map: areas by which its curves are better than the random ones
-    (deletion below, insertion above), in units of the score; their mean `gain` with its 95 % interval over images; and the
-    `verdict` that it allows."""
+    """What `compare` gave for each image -> a row for each map: areas by which its curves are
+    better than the random ones (deletion below, insertion above), in units of the score; their mean
+    `gain` with its 95 % interval over images; and the `verdict` that it allows.
+    """
     rows = {}
     for name in (name for name in found[0] if name != "random"):
-        more = np.array([[_area(one[name][kind]) - _area(one["random"][kind]) for kind in (0, 1)] for one in found])
+        more = np.array(
+            [
+                [_area(one[name][kind]) - _area(one["random"][kind]) for kind in (0, 1)]
+                for one in found
+            ]
+        )
         rows[name] = {"deletion": -more[:, 0].mean(), "insertion": more[:, 1].mean()}
         rows[name] |= against_zero((more[:, 1] - more[:, 0]) / 2, seed, "gain")
     return pd.DataFrame(rows.values(), index=list(rows))
@@ -88,42 +107,63 @@ def _area(curve: np.ndarray) -> float:
 
 
 def against_zero(values: np.ndarray, seed: int = 0, name: str = "mean") -> dict[str, object]:
-    """Mean of one number per image, the bounds of its 95 % bootstrap interval, and "yes" if the interval lies above zero,
-    "worse" below, "no" otherwise. One image has no interval: its bounds are NaN. UserError for no image."""
+    """Mean of one number per image, the bounds of its 95 % bootstrap interval, and "yes" if the
+    interval lies above zero, "worse" below, "no" otherwise. One image has no interval: its bounds
+    are NaN. UserError for no image.
+    """
     values = np.asarray(values, float)
     if not len(values):
         raise UserError("A mean over images needs one or more, not 0; raise IMAGES.")
     low, high = (values.min(), values.max()) if len(values) > 1 else (np.nan, np.nan)
     if low < high:
-        found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed))
+        found = stats.bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
         low, high = found.confidence_interval
-    return {name: values.mean(), "low": low, "high": high, "verdict": "yes" if low > 0 else "worse" if high < 0 else "no"}
+    return {
+        name: values.mean(),
+        "low": low,
+        "high": high,
+        "verdict": "yes" if low > 0 else "worse" if high < 0 else "no",
+    }
 
 
 @torch.no_grad()
-def hidden_words(system: System, picture: np.ndarray, sentence: str) -> Callable[[np.ndarray], np.ndarray]:
+def hidden_words(
+    system: System, picture: np.ndarray, sentence: str
+) -> Callable[[np.ndarray], np.ndarray]:
     """The cosine of a picture and a sentence of which some words are left out: (K,words) bool -> (K,). Of a dual encoder.
 
-    Sentences pass one by one, since padding, which some systems read, would tell how many words were left out.
+    Sentences pass one by one, since padding, which some systems read, would tell how many words
+    were left out.
     """
     words, image = words_of(system, sentence)[0], system.encode_images([picture])[0]
 
     def score_of(kept: np.ndarray) -> np.ndarray:
-        texts = [" ".join(word for word, stays in zip(words, row) if stays) for row in kept]
+        texts = [
+            " ".join(word for word, stays in zip(words, row, strict=True) if stays) for row in kept
+        ]
         return np.concatenate([system.encode_texts([text]) for text in texts]) @ image
 
     return score_of
 
 
-# ---- on the object --------------------------------------------------------------------------------------------------------
+# ---- on the object
 def named(scene: Scene, sentence: str) -> dict[str, np.ndarray]:
     """What a sentence names among the things told of a generated scene: "three white planes" -> (224,224) bool.
 
     What is named without the words of its fact, as in "near the terminal", does not count.
     """
     said = f" {sentence.lower().strip(' .')} "
-    return {told.noun: np.any([thing.mask for thing in told.objects], axis=0)
-            for told in scene.told if told.objects and f" {told.noun} " in said}
+    return {
+        told.noun: np.any([thing.mask for thing in told.objects], axis=0)
+        for told in scene.told
+        if told.objects and f" {told.noun} " in said
+    }
 
 
 def covered(mask: np.ndarray, side: int) -> np.ndarray:
@@ -132,16 +172,22 @@ def covered(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def on_object(relevance: np.ndarray, mask: np.ndarray) -> float:
-    """The share of the positive values of a map (S,S) that lies on a mask (H,W); a map without any counts as even."""
+    """The share of the positive values of a map (S,S) that lies on a mask (H,W); a map without any
+    counts as even.
+    """
     weight = np.clip(relevance, 0, None)
     weight = weight if weight.sum() > 0 else np.ones_like(weight)
     return float((weight * covered(mask, len(weight))).sum() / weight.sum())
 
 
-def objects_found(maps: Mapping[str, Sequence[np.ndarray]], masks: Sequence[np.ndarray], seed: int = 0) -> pd.DataFrame:
-    """A row for each method, its maps being those of N images with masks: mean `share` on the object, the `area` that the
-    object takes, the share that the maps of the other images have there (`elsewhere`: what habits of place alone reach),
-    and the `excess` of share over the larger of the two with its interval and verdict."""
+def objects_found(
+    maps: Mapping[str, Sequence[np.ndarray]], masks: Sequence[np.ndarray], seed: int = 0
+) -> pd.DataFrame:
+    """A row for each method, its maps being those of N images with masks: mean `share` on the
+    object, the `area` that the object takes, the share that the maps of the other images have there
+    (`elsewhere`: what habits of place alone reach), and the `excess` of share over the larger of
+    the two with its interval and verdict.
+    """
     rows = {}
     for name, some in maps.items():
         share = np.array([[on_object(one, mask) for one in some] for mask in masks])

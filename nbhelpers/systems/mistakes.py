@@ -1,7 +1,9 @@
 """What a retrieval system gets wrong, and what its mistakes have in common.
 
-N images, M captions; owner (M,) the image row of each caption. Where items tie for the first place, each counts in part.
+N images, M captions; owner (M,) the image row of each caption. Where items tie for the first place,
+each counts in part.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -34,7 +36,7 @@ RANKED_BY = "PPSR online"  # the first of two stages, as in the main record of 2
 KINDS = ("own", "same sentence", "same picture", "all its words", "same class", "other class")
 
 
-# ---- one interface to every system ---------------------------------------------------------------------------------------
+# ---- one interface to every system
 @dataclass(frozen=True, eq=False)
 class Scores:
     """How a system ranks one split: scores (N,M), higher is better, where images ask (i2t) and where captions ask (t2i).
@@ -50,12 +52,17 @@ class Scores:
     k: int = 0
 
     def directions(self, by_pair: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """(scores, values) with a row for each query, i2t first, for an array (N,M) that says something of each pair."""
+        """(scores, values) with a row for each query, i2t first, for an array (N,M) that says
+        something of each pair.
+        """
         return (self.i2t, by_pair), (self.t2i.T, by_pair.T)
 
     def recall(self, relevant: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> Recall:
-        """Recalls by expectation where relevant (N,M) says which items are right. A query none of whose right items is
-        ranked at all misses, as in `search.two_stage`. UserError if a query has no right item."""
+        """Recalls by expectation where relevant (N,M) says which items are right.
+
+        A query none of whose right items is ranked at all misses, as in `search.two_stage`.
+        UserError if a query has no right item.
+        """
         if not (relevant.any(0).all() and relevant.any(1).all()):
             raise UserError("Some query has no right item; leave it out.")
         found = [_ranked(scores, right, ks) for scores, right in self.directions(relevant)]
@@ -66,24 +73,42 @@ class Scores:
 
     def _over_orders(self, found: list, relevant: np.ndarray, ks: tuple[int, ...]) -> list:
         """Ranks and hits of both directions, on average over the orders of items that tie for the
-        last candidate."""
+        last candidate.
+        """
         from nbhelpers.tasks import two_stage  # which needs faiss
 
         (i2t, t2i), fine = self.ranking.coarse[RANKED_BY], self.ranking.fine
-        return [two_stage.over_orders(*found[0], i2t, fine, relevant, self.k, ks),
-                two_stage.over_orders(*found[1], t2i.T, fine.T, relevant.T, self.k, ks)]
+        return [
+            two_stage.over_orders(*found[0], i2t, fine, relevant, self.k, ks),
+            two_stage.over_orders(*found[1], t2i.T, fine.T, relevant.T, self.k, ks),
+        ]
 
 
-def scores(system: System, data: DataSet, cache: Path, folder: Path, k: int, split: str = "test", workers: int = 2) -> Scores:
+def scores(
+    system: System,
+    data: DataSet,
+    cache: Path,
+    folder: Path,
+    k: int,
+    split: str = "test",
+    workers: int = 2,
+) -> Scores:
     """How a trained system of any kind ranks a split, as its own notebook evaluates it.
 
     cache   folder of decoded images and cached features
-    folder, k   of a search in two stages (CFITR): the run's folder, where 23_cfitr wrote its stores, and the number of
+    folder, k   of a search in two stages (CFITR): the run's folder, where 23_cfitr wrote its
+                stores, and the number of
             candidates; they are chosen by PPSR with the column means of the training queries
     """
     model = system.model
-    task = RetrievalTask(data, system.tokenizer, system.image, workers=workers,
-                         towers=model if model.config.freeze_towers else None, cache=cache)
+    task = RetrievalTask(
+        data,
+        system.tokenizer,
+        system.image,
+        workers=workers,
+        towers=model if model.config.freeze_towers else None,
+        cache=cache,
+    )
     if hasattr(model, "score_pairs"):
         return _two_stages(system, task, folder, k, split)
     similarity = task.embeddings(model, split).similarity()
@@ -103,8 +128,13 @@ def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split
     return Scores(*(np.where(mask, ranking.fine, -np.inf) for mask in masks), ranking, k)
 
 
-def _ranked(scores: np.ndarray, right: np.ndarray, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and right items (Q,G) -> expected rank (Q,) of the first right item and hits (Q,K). UserError on NaN."""
+def _ranked(
+    scores: np.ndarray, right: np.ndarray, ks: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and right items (Q,G) -> expected rank (Q,) of the first right item and hits (Q,K).
+
+    UserError on NaN.
+    """
     if np.isnan(scores).any():
         raise UserError("The scores hold NaN, so nothing can be ranked; look for a diverged model.")
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
@@ -114,14 +144,16 @@ def _ranked(scores: np.ndarray, right: np.ndarray, ks: tuple[int, ...]) -> tuple
     return above + (tied - own) / (own + 1), hits
 
 
-# ---- which items are right -----------------------------------------------------------------------------------------------
+# ---- which items are right
 def own_pairs(owner: np.ndarray) -> np.ndarray:
     """(N,M) booleans: the pairs that the protocol calls right."""
     return owner[None, :] == np.arange(owner.max() + 1)[:, None]
 
 
 def same_sentence(table: CaptionTable, how: str = "spaces") -> np.ndarray:
-    """(N,M) booleans: the image has this very sentence among its own captions, normalised by `how` (audit.NORMALISE)."""
+    """(N,M) booleans: the image has this very sentence among its own captions, normalised by `how`
+    (audit.NORMALISE).
+    """
     sentence = pd.factorize(table.captions.text.map(audit.NORMALISE[how]))[0]
     has = np.zeros((len(table), sentence.max() + 1), bool)
     has[table.owner(), sentence] = True
@@ -131,11 +163,13 @@ def same_sentence(table: CaptionTable, how: str = "spaces") -> np.ndarray:
 def all_words(table: CaptionTable) -> np.ndarray:
     """(N,M) booleans: the captions of the image, taken together, hold every telling word of the caption.
 
-    A word tells something if the captions of at most half of the images use it. A rough judge: it knows neither order nor
-    number of a word, and "plane" is not "planes".
+    A word tells something if the captions of at most half of the images use it. A rough judge: it
+    knows neither order nor number of a word, and "plane" is not "planes".
     """
     texts = table.captions.text.map(audit.NORMALISE["words"])
-    by_caption = CountVectorizer(analyzer=str.split, binary=True, dtype=np.int32).fit_transform(texts)
+    by_caption = CountVectorizer(analyzer=str.split, binary=True, dtype=np.int32).fit_transform(
+        texts
+    )
     of_image = pd.get_dummies(pd.Series(table.owner()), dtype=np.int32).to_numpy().T
     by_image = (of_image @ by_caption > 0).astype(np.int32)
     telling = by_image.mean(axis=0) <= 0.5
@@ -144,7 +178,9 @@ def all_words(table: CaptionTable) -> np.ndarray:
 
 
 def same_picture(table: CaptionTable, hashes: np.ndarray, within: int = 6) -> np.ndarray:
-    """(N,M) booleans: the image and that of the caption are near-duplicates (`audit.near_duplicates`), or one and the same."""
+    """(N,M) booleans: the image and that of the caption are near-duplicates
+    (`audit.near_duplicates`), or one and the same.
+    """
     row = pd.Series(np.arange(len(table)), table.images.image_id)
     alike, pairs = np.eye(len(table), dtype=bool), audit.near_duplicates(table, hashes, within)
     alike[row[pairs.image], row[pairs.other]] = alike[row[pairs.other], row[pairs.image]] = True
@@ -157,8 +193,13 @@ def kinds(table: CaptionTable, hashes: np.ndarray, how: str = "spaces") -> np.nd
     hashes (N,) are `audit.image_hashes` of the images of the table, one split.
     """
     owner, scene = table.owner(), pd.factorize(classes(table))[0]
-    holds = (own_pairs(owner), same_sentence(table, how), same_picture(table, hashes), all_words(table),
-             scene[:, None] == scene[owner])
+    holds = (
+        own_pairs(owner),
+        same_sentence(table, how),
+        same_picture(table, hashes),
+        all_words(table),
+        scene[:, None] == scene[owner],
+    )
     return np.select(holds, range(len(holds)), len(holds)).astype(np.int8)
 
 
@@ -168,7 +209,9 @@ def classes(table: CaptionTable) -> np.ndarray:
 
 
 def truths(table: CaptionTable, images: Iterable[str]) -> dict[str, set[str]]:
-    """For images of the whole generated set `table`, by id: every sentence that its drawing program could say of them."""
+    """For images of the whole generated set `table`, by id: every sentence that its drawing program
+    could say of them.
+    """
     specs = {spec.name: spec for spec in generate.specs(len(table))}
     return {image: _sayable(generate.draw(specs[image])) for image in images}
 
@@ -186,16 +229,27 @@ class _Always:
 def _sayable(scene: generate.Scene) -> set[str]:
     said = set()
     for answer in (0, 1):
-        *pools, write = GRAMMARS[scene.spec.world](scene.spec.scene, scene.told, scene.around, _Always(answer))
+        *pools, write = GRAMMARS[scene.spec.world](
+            scene.spec.scene, scene.told, scene.around, _Always(answer)
+        )
         said |= {write(sentence) for pool in pools for sentence in pool}
     return said
 
 
-# ---- what mistakes have in common ----------------------------------------------------------------------------------------
+# ---- what mistakes have in common
 def by_class(recall: Recall, owner: np.ndarray, scene: np.ndarray) -> pd.DataFrame:
-    """One row per scene class, the worst mR first: images, every R@K both ways and mR in percent; scene (N,)."""
-    parts = [pd.DataFrame(100 * hits, columns=[f"{direction}_R@{k}" for k in recall.ks]).groupby(of).mean()
-             for direction, hits, of in (("i2t", recall.i2t_hits, scene), ("t2i", recall.t2i_hits, scene[owner]))]
+    """One row per scene class, the worst mR first: images, every R@K both ways and mR in percent;
+    scene (N,).
+    """
+    parts = [
+        pd.DataFrame(100 * hits, columns=[f"{direction}_R@{k}" for k in recall.ks])
+        .groupby(of)
+        .mean()
+        for direction, hits, of in (
+            ("i2t", recall.i2t_hits, scene),
+            ("t2i", recall.t2i_hits, scene[owner]),
+        )
+    ]
     table = pd.concat(parts, axis=1)
     table["mR"] = table.mean(axis=1)
     table.insert(0, "images", pd.Series(scene).value_counts())
@@ -204,12 +258,22 @@ def by_class(recall: Recall, owner: np.ndarray, scene: np.ndarray) -> pd.DataFra
 
 def misplaced(table: pd.DataFrame, most: int = 8) -> list[str]:
     """The largest entries of a `confusion` off its diagonal, as text."""
-    off = table.where(~np.eye(len(table), dtype=bool)).stack().sort_values(ascending=False, kind="stable")
-    return [f"{asked} taken for {found}: {share:.0f} %" for (asked, found), share in off.head(most).items() if share > 0]
+    off = (
+        table.where(~np.eye(len(table), dtype=bool))
+        .stack()
+        .sort_values(ascending=False, kind="stable")
+    )
+    return [
+        f"{asked} taken for {found}: {share:.0f} %"
+        for (asked, found), share in off.head(most).items()
+        if share > 0
+    ]
 
 
 def first_places(scores: np.ndarray) -> np.ndarray:
-    """(Q,G) -> (Q,G) the part of the first place that each item holds: 1, or a share of it where items tie."""
+    """(Q,G) -> (Q,G) the part of the first place that each item holds: 1, or a share of it where
+    items tie.
+    """
     first = scores == scores.max(axis=1, keepdims=True)
     return first / first.sum(axis=1, keepdims=True)
 
@@ -217,14 +281,27 @@ def first_places(scores: np.ndarray) -> np.ndarray:
 def shares(scores: np.ndarray, kind: np.ndarray) -> pd.Series:
     """Percent of the queries whose first place is of each of KINDS; scores and kind (Q,G)."""
     first = first_places(scores)
-    return pd.Series({name: 100 * float(first[kind == number].sum()) / len(first) for number, name in enumerate(KINDS)})
+    return pd.Series(
+        {
+            name: 100 * float(first[kind == number].sum()) / len(first)
+            for number, name in enumerate(KINDS)
+        }
+    )
 
 
 def confusion(scores: np.ndarray, asked: np.ndarray, found: np.ndarray) -> pd.DataFrame:
-    """Percent of the queries of a class (row) whose first item is of a class (column); asked (Q,), found (G,) class names."""
+    """Percent of the queries of a class (row) whose first item is of a class (column); asked (Q,),
+    found (G,) class names.
+    """
     names = sorted({*asked, *found})
     of_items = found[:, None] == np.array(names)
-    return pd.DataFrame(100 * first_places(scores) @ of_items, columns=names).groupby(asked).mean().reindex(names).fillna(0.0)
+    return (
+        pd.DataFrame(100 * first_places(scores) @ of_items, columns=names)
+        .groupby(asked)
+        .mean()
+        .reindex(names)
+        .fillna(0.0)
+    )
 
 
 def appearances(scores: np.ndarray, k: int = 10) -> np.ndarray:
@@ -236,26 +313,41 @@ def appearances(scores: np.ndarray, k: int = 10) -> np.ndarray:
 
 
 def hubness(counts: np.ndarray) -> dict[str, float]:
-    """How unequal appearances (G,) are: skewness (Radovanovic et al., JMLR 11, 2010; 0 is symmetric), how often the most
-    frequent item appears as a multiple of the mean, and the percentage of items that appear for less than one query."""
+    """How unequal appearances (G,) are: skewness (Radovanovic et al., JMLR 11, 2010; 0 is
+    symmetric), how often the most frequent item appears as a multiple of the mean, and the
+    percentage of items that appear for less than one query.
+    """
     skewness = 0.0 if np.ptp(counts) < 1e-9 else float(stats.skew(counts))  # equal ones have none
-    return {"skewness": skewness, "largest / mean": float(counts.max() / counts.mean()),
-            "hardly ever %": 100 * float((counts < 1).mean())}
+    return {
+        "skewness": skewness,
+        "largest / mean": float(counts.max() / counts.mean()),
+        "hardly ever %": 100 * float((counts < 1).mean()),
+    }
 
 
-def rank_correlation(generic: np.ndarray, ranks: np.ndarray, owner: np.ndarray, samples: int = 300, seed: int = 0,
-                     level: float = 0.95) -> tuple[float, float, float]:
+def rank_correlation(
+    generic: np.ndarray,
+    ranks: np.ndarray,
+    owner: np.ndarray,
+    samples: int = 300,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
     """Spearman's correlation of two numbers per caption, and its interval: images are drawn with their captions.
 
-    NaN where one of the numbers is the same for all captions; such draws do not count for the interval.
+    NaN where one of the numbers is the same for all captions; such draws do not count for the
+    interval.
     """
     captions = pd.Series(np.arange(len(owner))).groupby(owner).apply(np.array).to_list()
     images = chain.from_iterable(draws(len(captions), samples, seed))
     drawn = (np.concatenate([captions[image] for image in row]) for row in images)
     if _constant(generic, ranks):
         return np.nan, np.nan, np.nan
-    found = [stats.spearmanr(generic[rows], ranks[rows]).statistic for rows in drawn
-             if not _constant(generic[rows], ranks[rows])]
+    found = [
+        stats.spearmanr(generic[rows], ranks[rows]).statistic
+        for rows in drawn
+        if not _constant(generic[rows], ranks[rows])
+    ]
     low, high = interval([found or [np.nan]], level)
     return float(stats.spearmanr(generic, ranks).statistic), float(low), float(high)
 

@@ -4,8 +4,10 @@
     display(panel)                       # in JupyterLab, Notebook and Voilà
     panel.ask("many boats in a harbor")  # or without hands
 
-A mistake becomes a sentence below the query, never a traceback. Every part keeps its place and size, whatever is shown.
+A mistake becomes a sentence below the query, never a traceback. Every part keeps its place and
+size, whatever is shown.
 """
+
 from __future__ import annotations
 
 import html
@@ -26,33 +28,54 @@ from nbhelpers.systems import region_maps
 from nbhelpers.systems.gallery import Gallery, Stage, reading
 
 COLUMNS, ROWS = 4, 3
-TILE, LARGE = 148, 292   # pixels of a screen that a picture takes, in the grid and beside it
-SHARPNESS = 2            # pixels of a picture for one of these, for screens that have more
+TILE, LARGE = 148, 292  # pixels of a screen that a picture takes, in the grid and beside it
+SHARPNESS = 2  # pixels of a picture for one of these, for screens that have more
 STYLE = Path(__file__).with_name("search_panel.css")
 
 
 class SearchPanel(ipywidgets.VBox):
     """A query, a grid of pictures, and beside it what one of them says.
 
-    galleries  name of a system -> function that gives its Gallery, called when the system is first chosen
+    galleries  name of a system -> function that gives its Gallery, called when the system is first
+               chosen
     write      picture (H,W,3) uint8 -> a caption for it, where there is a model that writes
     method     map that a click shows, as explain.Match.map knows it; "" for none
     """
 
-    def __init__(self, galleries: Mapping[str, Callable[[], Gallery]], write: Callable[[np.ndarray], str] | None = None,
-                 method: str = "relevance"):
+    def __init__(
+        self,
+        galleries: Mapping[str, Callable[[], Gallery]],
+        write: Callable[[np.ndarray], str] | None = None,
+        method: str = "relevance",
+    ):
         self._make, self._made, self._write, self._method = dict(galleries), {}, write, method
-        self.query: str | np.ndarray | None = None   # what was asked last
+        self.query: str | np.ndarray | None = None  # what was asked last
         self.stages: list[Stage] = []
         self._draw = np.random.default_rng(0)
-        self.text = ipywidgets.Text(placeholder="What is to be seen? Type a sentence and press Enter", continuous_update=False)
+        self.text = ipywidgets.Text(
+            placeholder="What is to be seen? Type a sentence and press Enter",
+            continuous_update=False,
+        )
         self.go = ipywidgets.Button(description="Search", icon="search", button_style="primary")
-        self.sample = ipywidgets.Button(description="A caption of the set", icon="random",
-                                        tooltip="Ask with one of the set's own captions: then the right image is known")
-        self.system = ipywidgets.Dropdown(options=list(galleries), description="System", layout={"width": "220px"})
-        self.upload = ipywidgets.FileUpload(accept="image/*,.tif,.tiff", description="Search with an image")
-        self.stage = ipywidgets.ToggleButtons(options=[("by code", 0), ("reranked", 1)], value=1, tooltips=[
-            "CFITR's first stage: hash codes compared", "CFITR's second stage: both read together"])
+        self.sample = ipywidgets.Button(
+            description="A caption of the set",
+            icon="random",
+            tooltip="Ask with one of the set's own captions: then the right image is known",
+        )
+        self.system = ipywidgets.Dropdown(
+            options=list(galleries), description="System", layout={"width": "220px"}
+        )
+        self.upload = ipywidgets.FileUpload(
+            accept="image/*,.tif,.tiff", description="Search with an image"
+        )
+        self.stage = ipywidgets.ToggleButtons(
+            options=[("by code", 0), ("reranked", 1)],
+            value=1,
+            tooltips=[
+                "CFITR's first stage: hash codes compared",
+                "CFITR's second stage: both read together",
+            ],
+        )
         self.status = ipywidgets.HTML()
         self.tiles = [_Tile(self._clicked) for _ in range(COLUMNS * ROWS)]
         self.detail = _Detail(self._ask_with_shown)
@@ -63,30 +86,50 @@ class SearchPanel(ipywidgets.VBox):
         self._show_list()
 
     def _arranged(self) -> list[ipywidgets.Widget]:
-        rows = {"top": [self.text, self.go, self.sample], "controls": [self.system, self.upload, self.stage],
-                "body": [ipywidgets.GridBox(self.tiles), self.detail]}
+        rows = {
+            "top": [self.text, self.go, self.sample],
+            "controls": [self.system, self.upload, self.stage],
+            "body": [ipywidgets.GridBox(self.tiles), self.detail],
+        }
         boxes = {name: ipywidgets.HBox(parts) for name, parts in rows.items()}
-        for name, part in (boxes | {"query": self.text, "sample": self.sample, "upload": self.upload, "stages": self.stage,
-                                    "status": self.status, "grid": rows["body"][0]}).items():
+        for name, part in (
+            boxes
+            | {
+                "query": self.text,
+                "sample": self.sample,
+                "upload": self.upload,
+                "stages": self.stage,
+                "status": self.status,
+                "grid": rows["body"][0],
+            }
+        ).items():
             part.add_class(f"nbh-{name}")
-        return [ipywidgets.HTML(f"<style>{_css()}</style>"), boxes["top"], boxes["controls"], self.status, boxes["body"]]
+        return [
+            ipywidgets.HTML(f"<style>{_css()}</style>"),
+            boxes["top"],
+            boxes["controls"],
+            self.status,
+            boxes["body"],
+        ]
 
     def _listen(self) -> None:
         self.text.observe(lambda change: self._ask(change.new), "value")
         self.go.on_click(lambda _: self._ask(self.text.value))
         self.sample.on_click(lambda _: self._ask_sample())
-        self.system.observe(lambda _: None if self.query is None else self._ask(self.query), "value")
+        self.system.observe(
+            lambda _: None if self.query is None else self._ask(self.query), "value"
+        )
         self.upload.observe(self._uploaded, "value")
         self.stage.observe(lambda _: self._show_list(), "value")
 
     def __repr__(self) -> str:
         return f"SearchPanel({', '.join(self._make)})"
 
-    # ---- asking ------------------------------------------------------------------------------------------------------------
+    # ---- asking
     def ask(self, query: str | np.ndarray) -> None:
         """Searches with a sentence or a picture (H,W,3) uint8, as if it had been typed or given."""
         if isinstance(query, str) and query != self.text.value:
-            self.text.value = query   # which asks
+            self.text.value = query  # which asks
         else:
             self._ask(query)
 
@@ -108,19 +151,29 @@ class SearchPanel(ipywidgets.VBox):
             self._show_list(last=True)
         if len(own):
             place = stage.place(own)
-            notes.append(f"the caption's own image is at place {place} of {len(gallery)}" if place else
-                         f"the caption's own image is not among the {len(stage.rows)} candidates")
+            notes.append(
+                f"the caption's own image is at place {place} of {len(gallery)}"
+                if place
+                else f"the caption's own image is not among the {len(stage.rows)} candidates"
+            )
         self._say(_spent(stage), *notes)
 
     def _ask_picture(self, gallery: Gallery, picture: np.ndarray) -> None:
         self.stages = [gallery.similar(picture)]
         self._show_list(last=True)
         found = gallery.find_sentences(picture)
-        texts = [f"{score:.2f}&ensp;{html.escape(gallery.sentences[row])}" for row, score in zip(found.rows[:5], found.scores)]
+        texts = [
+            f"{score:.2f}&ensp;{html.escape(gallery.sentences[row])}"
+            for row, score in zip(found.rows[:5], found.scores, strict=False)
+        ]
         says = _spent(self.stages[0]), "images most similar to the one on the right"
 
         def show(*written: str) -> None:
-            self.detail.show(picture, "Asked with this image", [*written, f"<b>{self.system.value} finds</b>", *texts])
+            self.detail.show(
+                picture,
+                "Asked with this image",
+                [*written, f"<b>{self.system.value} finds</b>", *texts],
+            )
 
         if self._write:
             show("<b>BITA writes</b>", "…")
@@ -144,7 +197,7 @@ class SearchPanel(ipywidgets.VBox):
             return
         with self._busy("Reading the image"):
             file = change.new[0]
-            self.upload.value = ()   # so that the same file can be given again
+            self.upload.value = ()  # so that the same file can be given again
             self._clear()
             picture = decoding.decode(bytes(file["content"]), file["name"])
             self._ask(picture)
@@ -152,19 +205,23 @@ class SearchPanel(ipywidgets.VBox):
     def _gallery(self) -> Gallery:
         name = self.system.value
         if name is None:
-            raise UserError("There is no trained system yet; run one of the notebooks 20_pir to 23_cfitr first.")
+            raise UserError(
+                "There is no trained system yet; run one of the notebooks 20_pir to 23_cfitr first."
+            )
         if name not in self._made:
             self._say(f"Loading {name} and encoding its gallery …")
             self._made[name] = self._make[name]()
         return self._made[name]
 
-    # ---- showing -----------------------------------------------------------------------------------------------------------
+    # ---- showing
     def _show_list(self, last: bool = False) -> None:
-        """The list of the chosen stage; with `last` of the latest one, which then is the chosen one."""
+        """The list of the chosen stage; with `last` of the latest one, which then is the chosen
+        one.
+        """
         two = len(self.stages) > 1 or (self.stages and self.stages[0].name == "coarse")
         self.stage.layout.visibility = "visible" if two else "hidden"
         if last and two and self.stage.value != len(self.stages) - 1:
-            self.stage.value = len(self.stages) - 1   # which shows
+            self.stage.value = len(self.stages) - 1  # which shows
             return
         if not self.stages:
             for tile in self.tiles:
@@ -179,8 +236,13 @@ class SearchPanel(ipywidgets.VBox):
                 continue
             row = stage.rows[place]
             came = f" (was {before.place(row)})" if before else ""
-            tile.show(row, gallery.picture(row), f"{place + 1}{came} · {stage.scores[place]:.2f}",
-                      gallery.table.images.scene[row], right=row in own)
+            tile.show(
+                row,
+                gallery.picture(row),
+                f"{place + 1}{came} · {stage.scores[place]:.2f}",
+                gallery.table.images.scene[row],
+                right=row in own,
+            )
 
     def _clicked(self, tile: _Tile) -> None:
         with self._busy("Looking"):
@@ -188,19 +250,25 @@ class SearchPanel(ipywidgets.VBox):
             for other in self.tiles:
                 other.mark(other is tile)
             lines = ["<b>Its captions</b>", *map(html.escape, gallery.captions(tile.row))]
-            title = f"{html.escape(tile.title)} · {html.escape(gallery.table.images.scene[tile.row])}"
+            title = (
+                f"{html.escape(tile.title)} · {html.escape(gallery.table.images.scene[tile.row])}"
+            )
             self.detail.show(picture, title, lines)
             if not isinstance(self.query, str) or not self._method:
                 self._say("Where words look is shown when a sentence asks.")
                 return
             try:
                 looked = region_maps.match(gallery.system, self.query).map(self._method, picture)
-            except UserError as error:  # not every configuration has maps; picture and captions stay
+            # not every configuration has maps; picture and captions stay
+            except UserError as error:
                 self._say(str(error), kind="nbh-wrong")
                 return
             self.detail.show(picture, title, lines, overlay(picture, looked))
-            self._say(f"Bright: patches that speak for the sentence ({self._method}, {self.system.value})",
-                      "40_attention_and_belief tests whether such maps can be believed")
+            self._say(
+                f"Bright: patches that speak for the sentence ({self._method},"
+                f" {self.system.value})",
+                "40_attention_and_belief tests whether such maps can be believed",
+            )
 
     def _clear(self) -> None:
         self.stages = []
@@ -208,7 +276,9 @@ class SearchPanel(ipywidgets.VBox):
         self.detail.clear("")
 
     def _say(self, *parts: str, kind: str = "") -> None:
-        self.status.value = f'<div class="{kind}">{" · ".join(html.escape(part) for part in parts if part)}</div>'
+        self.status.value = (
+            f'<div class="{kind}">{" · ".join(html.escape(part) for part in parts if part)}</div>'
+        )
 
     @contextmanager
     def _busy(self, doing: str) -> Iterator[None]:
@@ -221,7 +291,11 @@ class SearchPanel(ipywidgets.VBox):
             self._say(str(error), kind="nbh-wrong")
         except Exception as error:  # the last door before the reader's screen
             self._clear()
-            self._say(f"Something unforeseen happened ({type(error).__name__}: {error}); the search goes on.", kind="nbh-wrong")
+            self._say(
+                f"Something unforeseen happened ({type(error).__name__}: {error}); the search"
+                " goes on.",
+                kind="nbh-wrong",
+            )
 
 
 class _Tile(ipywidgets.VBox):
@@ -229,7 +303,9 @@ class _Tile(ipywidgets.VBox):
 
     def __init__(self, clicked: Callable[[_Tile], None]):
         self.row, self.title = -1, ""
-        self.image = ipywidgets.Image(format="jpeg", value=jpeg(np.full((2, 2, 3), 238, np.uint8), 2))
+        self.image = ipywidgets.Image(
+            format="jpeg", value=jpeg(np.full((2, 2, 3), 238, np.uint8), 2)
+        )
         self.button, self.note = ipywidgets.Button(), ipywidgets.HTML()
         super().__init__([self.image, self.button, self.note])
         self.add_class("nbh-tile")
@@ -248,7 +324,7 @@ class _Tile(ipywidgets.VBox):
         (self.add_class if chosen else self.remove_class)("nbh-chosen")
 
     def clear(self) -> None:
-        self.add_class("nbh-empty")   # keeps its place
+        self.add_class("nbh-empty")  # keeps its place
         self.mark(False)
 
 
@@ -257,18 +333,27 @@ class _Detail(ipywidgets.VBox):
 
     def __init__(self, ask: Callable[[], None]):
         self.picture: np.ndarray | None = None
-        self.title, self.image, self.lines = ipywidgets.HTML(), ipywidgets.Image(format="jpeg"), ipywidgets.HTML()
+        self.title, self.image, self.lines = (
+            ipywidgets.HTML(),
+            ipywidgets.Image(format="jpeg"),
+            ipywidgets.HTML(),
+        )
         self.button = ipywidgets.Button(description="Search with this image", icon="picture-o")
         super().__init__([self.title, self.image, self.button, self.lines])
         self.add_class("nbh-detail")
         self.button.on_click(lambda _: ask())
         self.clear("")
 
-    def show(self, picture: np.ndarray, title: str, lines: list[str], drawn: np.ndarray | None = None) -> None:
+    def show(
+        self, picture: np.ndarray, title: str, lines: list[str], drawn: np.ndarray | None = None
+    ) -> None:
         """Title and lines are HTML. `drawn` is shown in the place of the picture."""
         self.picture = picture
         self.image.value = jpeg(picture if drawn is None else drawn, LARGE)
-        self.title.value, self.lines.value = f"<b>{title}</b>", "".join(f"<p>{line}</p>" for line in lines)
+        self.title.value, self.lines.value = (
+            f"<b>{title}</b>",
+            "".join(f"<p>{line}</p>" for line in lines),
+        )
         self.button.layout.visibility = self.image.layout.visibility = "visible"
 
     def clear(self, say: str) -> None:
@@ -277,10 +362,14 @@ class _Detail(ipywidgets.VBox):
 
 
 def overlay(picture: np.ndarray, looked: np.ndarray) -> np.ndarray:
-    """A map (S,S) over a picture (H,W,3) uint8 -> (H,W,3) uint8: what is above zero, bright where it is largest."""
+    """A map (S,S) over a picture (H,W,3) uint8 -> (H,W,3) uint8: what is above zero, bright where
+    it is largest.
+    """
     height, width = picture.shape[:2]
     shown = np.maximum(looked, 0) / max(float(looked.max()), 1e-12)
-    large = np.asarray(Image.fromarray(shown.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+    large = np.asarray(
+        Image.fromarray(shown.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    ).clip(0, 1)
     colours = 255 * matplotlib.colormaps["inferno"](large)[..., :3]
     strength = 0.35 + 0.4 * large[..., None]
     return np.uint8((1 - strength) * picture + strength * colours)
@@ -288,7 +377,11 @@ def overlay(picture: np.ndarray, looked: np.ndarray) -> np.ndarray:
 
 def _spent(stage: Stage) -> str:
     total = sum(stage.milliseconds.values())
-    return f"{total:.0f} ms (" + ", ".join(f"{part} {value:.1f}" for part, value in stage.milliseconds.items()) + ")"
+    return (
+        f"{total:.0f} ms ("
+        + ", ".join(f"{part} {value:.1f}" for part, value in stage.milliseconds.items())
+        + ")"
+    )
 
 
 def jpeg(picture: np.ndarray, size: int) -> bytes:
@@ -300,5 +393,10 @@ def jpeg(picture: np.ndarray, size: int) -> bytes:
 
 
 def _css() -> str:
-    return STYLE.read_text(encoding="utf-8").replace("{green}", GREEN).replace("{tile}", f"{TILE}px").replace(
-        "{large}", f"{LARGE}px").replace("{columns}", str(COLUMNS))
+    return (
+        STYLE.read_text(encoding="utf-8")
+        .replace("{green}", GREEN)
+        .replace("{tile}", f"{TILE}px")
+        .replace("{large}", f"{LARGE}px")
+        .replace("{columns}", str(COLUMNS))
+    )

@@ -1,10 +1,11 @@
 """A trained system in use: load a checkpoint, encode images and sentences or write captions, evaluate on a folder of images.
 
-    pir = nbhelpers.load("pir", "model.safetensors")
-    scores = pir.encode_images(["harbor.png"]) @ pir.encode_texts(["Many boats.", "A bare hill."]).T
-    bita = systems.trained("runs/default", "bita")
-    captions = bita.caption(["harbor.png"])
+pir = nbhelpers.load("pir", "model.safetensors")
+scores = pir.encode_images(["harbor.png"]) @ pir.encode_texts(["Many boats.", "A bare hill."]).T
+bita = systems.trained("runs/default", "bita")
+captions = bita.caption(["harbor.png"])
 """
+
 from __future__ import annotations
 
 import json
@@ -37,17 +38,22 @@ if TYPE_CHECKING:
 
 RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
 SYSTEMS = (*RETRIEVAL, "bita")
-NOTEBOOKS = dict(zip(SYSTEMS, ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita")))
-NAMES = dict(zip(SYSTEMS, ("PIR", "PIR-CLIP", "PE-RSITR", "CFITR", "BITA")))  # as records and figures call them
+NOTEBOOKS = dict(
+    zip(SYSTEMS, ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita"), strict=False)
+)
+# as records and figures call them
+NAMES = dict(zip(SYSTEMS, ("PIR", "PIR-CLIP", "PE-RSITR", "CFITR", "BITA"), strict=False))
 ENCODES_NOTHING = f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}"
-WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")  # towers whose tokenizer was made from the captions of one set
+# towers whose tokenizer was made from the captions of one set
+WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")
 
 
 @dataclass(frozen=True, eq=False)
 class System:
     """What `load` gives: name, model (eval mode), what it is fed, what the checkpoint says of itself, and its file.
 
-    The retrieval systems encode, BITA captions; UserError where a system is asked for what it does not do.
+    The retrieval systems encode, BITA captions; UserError where a system is asked for what it does
+    not do.
     """
 
     name: str
@@ -59,7 +65,10 @@ class System:
 
     @torch.inference_mode()
     def encode_images(self, pictures: Iterable[Path | str | np.ndarray]) -> np.ndarray:
-        """Files of images, or (H,W,3) uint8 arrays, -> (N,D) float32 unit rows. UserError on a file that is no image."""
+        """Files of images, or (H,W,3) uint8 arrays, -> (N,D) float32 unit rows.
+
+        UserError on a file that is no image.
+        """
         return self.image_rows(pictures).all()
 
     @torch.inference_mode()
@@ -83,15 +92,21 @@ class System:
         texts = list(texts)
         first, row = distinct(text_keys(texts, self.tokenizer))
         cleaned = [self.tokenizer.clean(texts[number]) for number in first]
-        vectors = self._joined(self.model.encode_texts(ids.to(self.device), mask.to(self.device))
-                               for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH))
+        vectors = self._joined(
+            self.model.encode_texts(ids.to(self.device), mask.to(self.device))
+            for ids, mask in caption_batches(cleaned, self.tokenizer, BATCH)
+        )
         return Rows(vectors, row)
 
     @torch.inference_mode()
-    def caption(self, pictures: Iterable[Path | str | np.ndarray], beams: int = 5, longest: int = 21,
-                shortest: int = 4) -> list[str]:
-        """Images as for `encode_images` -> one caption each, by beam search; equal images get equal
-        captions.
+    def caption(
+        self,
+        pictures: Iterable[Path | str | np.ndarray],
+        beams: int = 5,
+        longest: int = 21,
+        shortest: int = 4,
+    ) -> list[str]:
+        """Images as for `encode_images` -> one caption each, by beam search; equal images get equal captions.
 
         beams               sentences that the search keeps at each step
         longest, shortest   byte pairs of a caption
@@ -100,8 +115,10 @@ class System:
         from nbhelpers.tasks import captioning  # which needs pycocoevalcap
 
         if min(beams, shortest) < 1 or longest < shortest:
-            raise UserError(f"beams is {beams}, longest {longest} and shortest {shortest}; all must be at least 1, and longest at "
-                            "least shortest.")
+            raise UserError(
+                f"beams is {beams}, longest {longest} and shortest {shortest}; all must be at least"
+                " 1, and longest at least shortest."
+            )
         once, texts = Once(_digest), []
         options = {"beams": beams, "longest": longest, "shortest": shortest}
         for pixels in self.batches(pictures, once, captioning.BATCH):
@@ -109,8 +126,9 @@ class System:
             texts += captioning.say(self.model, vision, self.tokenizer, **options)
         return [texts[number] for number in once.distinct.row]
 
-    def batches(self, pictures: Iterable[Path | str | np.ndarray], once: Once,
-                size: int = 0) -> Iterator[Tensor]:
+    def batches(
+        self, pictures: Iterable[Path | str | np.ndarray], once: Once, size: int = 0
+    ) -> Iterator[Tensor]:
         """Batches of the pixels that the model is fed; of equal images only the first.
 
         once  tells afterwards which are equal;  size: images of a batch; 0: BATCH
@@ -126,7 +144,9 @@ class System:
             some = list(islice(resized, size))
 
     def pixels(self, pictures: Iterable[Path | str | np.ndarray]) -> Tensor:
-        """Images as for `encode_images` -> normalised pixels (B,3,S,S) on the model's device, as the model is fed."""
+        """Images as for `encode_images` -> normalised pixels (B,3,S,S) on the model's device, as
+        the model is fed.
+        """
         resized = [images.resize(_pixels(picture), self.image.size) for picture in pictures]
         _must_be_something(resized)
         return self._normalized(resized)
@@ -148,10 +168,15 @@ class System:
             raise UserError(f"{self.name} {what}.")
 
     def _joined(self, parts: Iterable[Tensor]) -> np.ndarray:
-        """Batches of vectors as one float32 array. UserError if there is none, and on NaN or infinity."""
+        """Batches of vectors as one float32 array.
+
+        UserError if there is none, and on NaN or infinity.
+        """
         found = [part.float().cpu() for part in parts]
         _must_be_something(found)
-        return finite(torch.cat(found), f"The embeddings by {self.name} of {self.checkpoint}").numpy()
+        return finite(
+            torch.cat(found), f"The embeddings by {self.name} of {self.checkpoint}"
+        ).numpy()
 
 
 def _must_be_something(found: list) -> None:
@@ -172,15 +197,22 @@ def _pixels(picture: Path | str | np.ndarray) -> np.ndarray:
         raise UserError(f"{picture} cannot be read ({error.strerror}); check the path.") from error
 
 
-def load(system: str, checkpoint: Path | str, start: Path | str | None = None,
-         device: str | torch.device = "auto") -> System:
+def load(
+    system: str,
+    checkpoint: Path | str,
+    start: Path | str | None = None,
+    device: str | torch.device = "auto",
+) -> System:
     """A trained system from our checkpoint or the authors', in eval mode.
 
-    start   the file in which 12_starting_weights, for BITA 24_bita, noted what the checkpoint started from; needed for its
-            tokenizer on stand-in towers, for the CLIP below an adapter, and for what BITA keeps frozen. Left away, it is looked
-            for in `starting/` of the checkpoint's run
-    device  auto (that of the run; without one a GPU, where there is one), cpu, cuda or mps, or a torch.device
-    UserError on an unknown system, a file of another one, and a tokenizer or CLIP that cannot be found.
+    start   the file in which 12_starting_weights, for BITA 24_bita, noted what the checkpoint
+            started from; needed for its tokenizer on stand-in towers, for the CLIP below an
+            adapter, and for what BITA keeps frozen. Left away, it is looked for in `starting/` of
+            the checkpoint's run
+    device  auto (that of the run; without one a GPU, where there is one), cpu, cuda or mps, or a
+            torch.device
+    UserError on an unknown system, a file of another one, and a tokenizer or CLIP that cannot be
+    found.
     """
     if system not in SYSTEMS:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(SYSTEMS)}.")
@@ -190,30 +222,41 @@ def load(system: str, checkpoint: Path | str, start: Path | str | None = None,
         return _load_captioner(path, Start.read(start or _start_of(system, path)), place)
     read = import_module(f"nbhelpers.papers.{system}").read
     if system == "pe_rsitr":  # its checkpoints of ours hold the adapter alone
-        read = partial(read, fill=lambda model: Start.read(start or _start_of(system, path)).fill(model))
+        read = partial(
+            read, fill=lambda model: Start.read(start or _start_of(system, path)).fill(model)
+        )
     model, about = read(path)
     tokenizer, image = _fed(system, model.config, about, path, start)
     return System(system, model.to(place).eval(), tokenizer, image, about, path)
 
 
 def _load_captioner(path: Path, start: Start, place: torch.device) -> System:
-    """BITA after stage 2 or fine-tuning; a prompt is known only to the latter. UserError for stage 1, which says nothing."""
+    """BITA after stage 2 or fine-tuning; a prompt is known only to the latter.
+
+    UserError for stage 1, which says nothing.
+    """
     from nbhelpers.papers import bita
     from nbhelpers.tasks import captioning  # which needs pycocoevalcap
 
     model, about = bita.read(path, partial(captioning.fill_frozen, start))
     if isinstance(model, bita.Aligner):
-        raise UserError(f"{path} is stage 1 of BITA, which aligns and writes nothing; give that of stage 2 or fine-tuning.")
+        raise UserError(
+            f"{path} is stage 1 of BITA, which aligns and writes nothing; give that of stage 2 or"
+            " fine-tuning."
+        )
     config, words = model.config, captioning.decoder_tokenizer(start, model.config)
     if about.get("stage") != "stage2":
         words = words.prompted(config.prompt, config.prompt_space)
     return System("bita", model.to(place), words, captioning.image_input(config.image), about, path)
 
 
-def trained(folder: Path | str, system: str, seed: int = 0, device: str | torch.device = "auto") -> System:
+def trained(
+    folder: Path | str, system: str, seed: int = 0, device: str | torch.device = "auto"
+) -> System:
     """The model that the training notebook of a system trained in the run `folder`, such as runs/default.
 
-    UserError if that notebook has not run there, trained nothing (it was given a CHECKPOINT), or its file is gone.
+    UserError if that notebook has not run there, trained nothing (it was given a CHECKPOINT), or
+    its file is gone.
     """
     if system not in SYSTEMS:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(SYSTEMS)}.")
@@ -222,15 +265,22 @@ def trained(folder: Path | str, system: str, seed: int = 0, device: str | torch.
     try:
         file = json.loads(note.read_text(encoding="utf-8")).get("checkpoint", "")
     except FileNotFoundError:
-        raise UserError(f"{folder} has no trained {system} of seed {seed} yet; run {notebook} first.") from None
+        raise UserError(
+            f"{folder} has no trained {system} of seed {seed} yet; run {notebook} first."
+        ) from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{note} cannot be read ({error}); run {notebook} again.") from error
     if not file or not (folder / file).is_file():
-        raise UserError(f"{note} names no checkpoint that is there{file and f' ({file})'}; run {notebook} again, without CHECKPOINT.")
+        raise UserError(
+            f"{note} names no checkpoint that is there{file and f' ({file})'}; run {notebook}"
+            " again, without CHECKPOINT."
+        )
     return load(system, folder / file, folder / "starting" / f"{system}-seed{seed}.json", device)
 
 
-def _fed(system: str, config, about: dict, checkpoint: Path, start: Path | str | None) -> tuple[Tokenizer, ImageInput]:
+def _fed(
+    system: str, config, about: dict, checkpoint: Path, start: Path | str | None
+) -> tuple[Tokenizer, ImageInput]:
     """The tokenizer and the image input of a model with this configuration."""
     if hasattr(config, "clip"):
         name, image = config.clip, backbones.clip_size(config.clip).image
@@ -243,19 +293,30 @@ def _fed(system: str, config, about: dict, checkpoint: Path, start: Path | str |
     start = start or _start_of(system, checkpoint, about.get("tokenizer"))
     tokenizer = Start.for_checkpoint(name, start).read_tokenizer()
     if about.get("tokenizer", tokenizer.sha256) != tokenizer.sha256:
-        raise UserError(f"{checkpoint} was trained with another tokenizer than that of {start}; name the start of its own run.")
+        raise UserError(
+            f"{checkpoint} was trained with another tokenizer than that of {start}; name the start"
+            " of its own run."
+        )
     return tokenizer, image
 
 
 def _start_of(system: str, checkpoint: Path, tokenizer: str | None = None) -> Path:
-    """<run>/starting/<system>-seed*.json of a checkpoint <run>/checkpoints/<name>/model.safetensors: the one with the tokenizer
-    of that sha256. UserError if there is none, and without a sha256 if there are several."""
+    """<run>/starting/<system>-seed*.json of a checkpoint
+    <run>/checkpoints/<name>/model.safetensors: the one with the tokenizer of that sha256. UserError
+    if there is none, and without a sha256 if there are several.
+    """
     folder = _run_of(checkpoint) / "starting"
-    found = [path for path in sorted(folder.glob(f"{system}-seed*.json"))
-             if tokenizer in (None, Start.read(path).read_tokenizer().sha256)]
+    found = [
+        path
+        for path in sorted(folder.glob(f"{system}-seed*.json"))
+        if tokenizer in (None, Start.read(path).read_tokenizer().sha256)
+    ]
     if not found or (tokenizer is None and len(found) > 1):
-        raise UserError(f"{checkpoint} does not hold all that it needs, and {folder} has {len(found)} starts that may be its "
-                        f"own; name the file that 12_starting_weights wrote for it, {system}-seed0.json or the like.")
+        raise UserError(
+            f"{checkpoint} does not hold all that it needs, and {folder} has {len(found)} starts"
+            " that may be its own; name the file that 12_starting_weights wrote for it,"
+            f" {system}-seed0.json or the like."
+        )
     return found[0]
 
 

@@ -1,4 +1,7 @@
-"""From a data set and a captioning model to batches, trained stages and captions; the counterpart of retrieval.py."""
+"""From a data set and a captioning model to batches, trained stages and captions; the counterpart
+of retrieval.py.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -44,12 +47,15 @@ from nbhelpers.towers.starting_weights import Start, seeded
 from nbhelpers.training import loop
 
 BATCH = 64  # images that pass the image tower, or are described, at once
-END = "Ċ"   # a line break, as byte pairs write it: what ends a caption
+END = "Ċ"  # a line break, as byte pairs write it: what ends a caption
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------------
+# ---- words
 class AlignmentTokenizer(Tokenizer):
-    """BERT's words for stage 1: [CLS] ... [SEP], every caption padded to exactly 32, as Fourier mixing needs it."""
+    """BERT's words for stage 1: [CLS] ...
+
+    [SEP], every caption padded to exactly 32, as Fourier mixing needs it.
+    """
 
     clean = staticmethod(bita.clean_caption)
 
@@ -62,16 +68,29 @@ class DecoderTokenizer:
 
     path           a tokenizer.json, or the folder that holds one, or vocab.json and merges.txt
     name           in backbones.LANGUAGE, which knows the first token and that of padding
-    prompt, space  what stands before each caption, and whether a space stands between; the release forgot the space
+    prompt, space  what stands before each caption, and whether a space stands between; the release
+                   forgot the space
     prompt_length  ids that are the same in all captions: the first token and those of the prompt
     A caption that is cut loses its line break, as in the release.
     """
 
     clean = staticmethod(bita.clean_caption)
 
-    def __init__(self, path: Path | str, name: str, prompt: str = "", space: bool = True,
-                 max_length: int = BITAConfig.text_length):
-        self.path, self.name, self.prompt, self.space, self.max_length = Path(path), name, prompt, space, max_length
+    def __init__(
+        self,
+        path: Path | str,
+        name: str,
+        prompt: str = "",
+        space: bool = True,
+        max_length: int = BITAConfig.text_length,
+    ):
+        self.path, self.name, self.prompt, self.space, self.max_length = (
+            Path(path),
+            name,
+            prompt,
+            space,
+            max_length,
+        )
         self._model = _byte_pairs(self.path)
         _, first, pad = backbones.LANGUAGE[name]
         self.first, self.pad_id, self.end = (self._id(token) for token in (first, pad, END))
@@ -81,7 +100,9 @@ class DecoderTokenizer:
 
     def _id(self, token: str) -> int:
         if (found := self._model.token_to_id(token)) is None:
-            raise UserError(f"The tokenizer in {self.path} has no {token!r}; take that of '{self.name}'.")
+            raise UserError(
+                f"The tokenizer in {self.path} has no {token!r}; take that of '{self.name}'."
+            )
         return found
 
     def prompted(self, prompt: str, space: bool = True) -> DecoderTokenizer:
@@ -93,8 +114,10 @@ class DecoderTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, not padded."""
         start = self.prompt + (" " if self.prompt and self.space else "")
-        encoded = self._model.encode_batch([f"{start}{text}\n" for text in texts], add_special_tokens=False)
-        return [[self.first, *text.ids][:self.max_length] for text in encoded]
+        encoded = self._model.encode_batch(
+            [f"{start}{text}\n" for text in texts], add_special_tokens=False
+        )
+        return [[self.first, *text.ids][: self.max_length] for text in encoded]
 
     def pad(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Encoded texts -> ids and mask (B,max_length) int64, 1 where a token stands."""
@@ -105,9 +128,14 @@ class DecoderTokenizer:
 
     def decode(self, ids: Tensor) -> list[str]:
         """Generated ids (B,n) -> captions, without what follows the line break."""
-        rows = [row[:row.index(self.end)] if self.end in row else row for row in ids.tolist()]
+        rows = [row[: row.index(self.end)] if self.end in row else row for row in ids.tolist()]
         special = {self.first, self.pad_id}
-        return [text.strip() for text in self._model.decode_batch([[i for i in row if i not in special] for row in rows])]
+        return [
+            text.strip()
+            for text in self._model.decode_batch(
+                [[i for i in row if i not in special] for row in rows]
+            )
+        ]
 
 
 def _byte_pairs(path: Path) -> tokenizers.Tokenizer:
@@ -115,10 +143,15 @@ def _byte_pairs(path: Path) -> tokenizers.Tokenizer:
     try:
         if single.is_file():
             return tokenizers.Tokenizer.from_file(str(single))
-        model = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt")))
-    except Exception as error:  # the library raises bare exceptions for what is missing and for what is broken
-        raise UserError(f"{path} holds no tokenizer of byte pairs ({error}); it needs tokenizer.json, or vocab.json and "
-                        "merges.txt.") from error
+        model = tokenizers.Tokenizer(
+            tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
+        )
+    # the library raises bare exceptions for what is missing and for what is broken
+    except Exception as error:
+        raise UserError(
+            f"{path} holds no tokenizer of byte pairs ({error}); it needs tokenizer.json, or"
+            " vocab.json and merges.txt."
+        ) from error
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     return model
@@ -130,23 +163,44 @@ def decoder_tokenizer(start: Start, config: BITAConfig) -> DecoderTokenizer:
     return DecoderTokenizer(path if path.is_dir() else path.parent, config.decoder)
 
 
-# ---- the task --------------------------------------------------------------------------------------------------------------
+# ---- the task
 class CaptionTask:
     """One data set as the three stages of BITA see it.
 
-    words    reads captions in stage 1;  decoder  in stage 2; with the configuration's prompt in fine-tuning
-    reader   a model whose frozen image tower every image passes once; its tokens are cached in `cache`. Without it, images are cropped and mirrored as in the release, and pass the tower in every epoch
-    views    of each training image that are cached: draws of the training transform; 0: the image under the test transform
-    others   further sets whose training pairs join in stages 1 and 2; the authors pre-train on three sets together
+    words    reads captions in stage 1;  decoder  in stage 2; with the configuration's prompt in
+             fine-tuning
+    reader   a model whose frozen image tower every image passes once; its tokens are cached in
+             `cache`. Without it, images are cropped and mirrored as in the release, and pass the
+             tower in every epoch
+    views    of each training image that are cached: draws of the training transform; 0: the image
+             under the test transform
+    others   further sets whose training pairs join in stages 1 and 2; the authors pre-train on
+             three sets together
     """
 
-    def __init__(self, data: DataSet, config: BITAConfig, words: Tokenizer, decoder: DecoderTokenizer, seed: int = 0,
-                 workers: int = 2, reader: ImageReader | None = None, cache: Path | None = None, views: int = 0,
-                 others: Iterable[DataSet] = ()):
+    def __init__(
+        self,
+        data: DataSet,
+        config: BITAConfig,
+        words: Tokenizer,
+        decoder: DecoderTokenizer,
+        seed: int = 0,
+        workers: int = 2,
+        reader: ImageReader | None = None,
+        cache: Path | None = None,
+        views: int = 0,
+        others: Iterable[DataSet] = (),
+    ):
         self.data, self.config, self.words, self.decoder = data, config, words, decoder
         self.prompted = decoder.prompted(config.prompt, config.prompt_space)
         self.image = image_input(config.image)
-        self.seed, self.workers, self.reader, self.cache, self.views = seed, workers, reader, cache, views
+        self.seed, self.workers, self.reader, self.cache, self.views = (
+            seed,
+            workers,
+            reader,
+            cache,
+            views,
+        )
         self.tower_sha256 = modules_digest(reader.towers()) if reader else ""
         self.others = list(others)
 
@@ -154,11 +208,20 @@ class CaptionTask:
         return self.data.table.split(split)
 
     def content(self, stage: str) -> dict[str, object]:
-        """All that decides what a stage is fed and how it is validated, for `training.checkpoint_key`."""
+        """All that decides what a stage is fed and how it is validated, for
+        `training.checkpoint_key`.
+        """
         tokenizer = self._tokenizer(stage)
         code = code_digest(type(self), type(tokenizer), PairsOfAll)
-        return {"data": [data.content() for data in self._sets(stage)], "tokenizer": tokenizer.sha256, "image": self.image,
-                "seed": self.seed, "views": self.views, "tower": self.tower_sha256, "code": code}
+        return {
+            "data": [data.content() for data in self._sets(stage)],
+            "tokenizer": tokenizer.sha256,
+            "image": self.image,
+            "seed": self.seed,
+            "views": self.views,
+            "tower": self.tower_sha256,
+            "code": code,
+        }
 
     def _tokenizer(self, stage: str) -> Tokenizer | DecoderTokenizer:
         return {"stage1": self.words, "stage2": self.decoder, "finetune": self.prompted}[stage]
@@ -167,52 +230,80 @@ class CaptionTask:
         return [self.data] if stage == "finetune" else [self.data, *self.others]
 
     def loader(self, stage: str, batch_size: int) -> DataLoader:
-        """Shuffled full batches of the training pairs of a stage: `vision` or `pixels`, ids and mask."""
+        """Shuffled full batches of the training pairs of a stage: `vision` or `pixels`, ids and
+        mask.
+        """
         parts = [self._pairs(data, self._tokenizer(stage)) for data in self._sets(stage)]
-        return train_loader(parts[0] if len(parts) == 1 else PairsOfAll(parts), batch_size, self.workers)
+        return train_loader(
+            parts[0] if len(parts) == 1 else PairsOfAll(parts), batch_size, self.workers
+        )
 
     def _pairs(self, data: DataSet, tokenizer) -> Dataset:
         table = data.table.split("train")
         if self.reader is None:
             transform = TrainTransform(self.image.size, randaugment=None)
-            return PairDataset(table, data.pixels, transform, tokenizer, self.seed, self.image.mean, self.image.std)
+            return PairDataset(
+                table, data.pixels, transform, tokenizer, self.seed, self.image.mean, self.image.std
+            )
         texts, rows = distinct_captions(table, tokenizer.clean)
         ids, mask = (part.numpy() for part in tokenizer(texts))
         seen = self.vision("train", data, self.views)
         read = ArrayStore({}, {"ids": ids, "mask": mask})
         return FeatureDataset(table, seen, read, self.seed, rows, self.views)
 
-    # ---- what the frozen tower sees ----------------------------------------------------------------------------------------
+    # ---- what the frozen tower sees
     def vision(self, split: str, data: DataSet | None = None, views: int = 0) -> ArrayStore:
         """`vision` (N,V,C), or (N,views,V,C) with views, computed once."""
         data = data or self.data
         table = data.table.split(split)
-        code = code_digest(backbones, (type(self.reader), "image_features"), (type(self), "_seen"),
-                           ArrayStore, *PIXEL_CODE)
-        key = {"kind": "vision", "dtype": self.config.frozen_dtype, "tower": self.tower_sha256,
-               "image": repr(self.image), "views": views, "seed": self.seed if views else 0,
-               "pixels": data.pixels.key, "code": code}
+        code = code_digest(
+            backbones,
+            (type(self.reader), "image_features"),
+            (type(self), "_seen"),
+            ArrayStore,
+            *PIXEL_CODE,
+        )
+        key = {
+            "kind": "vision",
+            "dtype": self.config.frozen_dtype,
+            "tower": self.tower_sha256,
+            "image": repr(self.image),
+            "views": views,
+            "seed": self.seed if views else 0,
+            "pixels": data.pixels.key,
+            "code": code,
+        }
         compute = partial(self._seen, data, table, views)
         return ArrayStore.cached(self.cache, key, list(table.images.file), compute, BATCH)
 
     @torch.inference_mode()
-    def _seen(self, data: DataSet, table: CaptionTable, views: int,
-              rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _seen(
+        self, data: DataSet, table: CaptionTable, views: int, rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
         draws = [TrainTransform(self.image.size, randaugment=None)] * views or [None]
         parts = (self._pixels(data, table, rows, draw, view) for view, draw in enumerate(draws))
         seen = [vision_of(self.reader, pixels).cpu().numpy() for pixels in parts]
         return {"vision": np.stack(seen, axis=1) if views else seen[0]}
 
-    def _pixels(self, data: DataSet, table: CaptionTable, rows: np.ndarray,
-                draw: TrainTransform | None = None, view: int = 0) -> Tensor:
-        return image_batch(data.pixels, table, rows, self.image, self.workers, draw,
-                           (self.seed, view))
+    def _pixels(
+        self,
+        data: DataSet,
+        table: CaptionTable,
+        rows: np.ndarray,
+        draw: TrainTransform | None = None,
+        view: int = 0,
+    ) -> Tensor:
+        return image_batch(
+            data.pixels, table, rows, self.image, self.workers, draw, (self.seed, view)
+        )
 
-    def seen(self, model: ImageReader, split: str,
-             rows: np.ndarray | None = None) -> Iterator[Tensor]:
+    def seen(
+        self, model: ImageReader, split: str, rows: np.ndarray | None = None
+    ) -> Iterator[Tensor]:
         """Batches (B,V,C) float32 of a split on the model's device, in its order, or of the images
         in these rows alone; under the test transform (D5: the release evaluates under the training
-        transform)."""
+        transform).
+        """
         device = next(model.parameters()).device
         table = self.table(split)
         rows = np.arange(len(table)) if rows is None else rows
@@ -223,11 +314,12 @@ class CaptionTask:
             else:
                 yield torch.from_numpy(np.array(cached[some])).float().to(device)
 
-    # ---- captions -----------------------------------------------------------------------------------------------------------
+    # ---- captions
     @torch.inference_mode()
-    def describe(self, model: Captioner, split: str, progress: bool = True, prompt: bool = True, **options) -> Described:
-        """One caption for every image of a split, by beam search; the same in every run on one
-        machine, and for equal images.
+    def describe(
+        self, model: Captioner, split: str, progress: bool = True, prompt: bool = True, **options
+    ) -> Described:
+        """One caption for every image of a split, by beam search; the same in every run on one machine, and for equal images.
 
         prompt   False: no prompt, for a model that has not been fine-tuned
         options  beams, longest, shortest, as Captioner.generate has them
@@ -243,7 +335,7 @@ class CaptionTask:
                 texts += say(model, vision, words, **options)
                 bar.update(len(vision))
         model.train(training_mode)
-        captions = dict(zip(table.images.image_id, (texts[number] for number in row)))
+        captions = dict(zip(table.images.image_id, (texts[number] for number in row), strict=True))
         return Described(captions, self.references(split), time.perf_counter() - began)
 
     def references(self, split: str) -> dict[str, list[str]]:
@@ -254,31 +346,42 @@ class CaptionTask:
         return found
 
     def validate(self, model: Captioner) -> dict[str, float]:
-        """What selects the best epoch of fine-tuning: CIDEr + BLEU-4 on the validation split, of quickly split words."""
+        """What selects the best epoch of fine-tuning: CIDEr + BLEU-4 on the validation split, of
+        quickly split words.
+        """
         return self.describe(model, "val", progress=False).scores()
 
 
 def say(model: Captioner, vision: Tensor, words: DecoderTokenizer, **options) -> list[str]:
-    """vision (B,V,C) -> a caption for each, after the prompt of `words`; options as Captioner.generate has them."""
+    """Vision (B,V,C) -> a caption for each, after the prompt of `words`; options as
+    Captioner.generate has them.
+    """
     start = torch.tensor(words.prompt_ids(), device=vision.device)
     return words.decode(model.generate(vision, start, words.end, words.pad_id, **options))
 
 
 def image_input(name: str) -> ImageInput:
     """What the image tower `name` is fed."""
-    return backbones.CLIP_VISION[name][1] if name in backbones.CLIP_VISION else backbones.image_input(name)
+    return (
+        backbones.CLIP_VISION[name][1]
+        if name in backbones.CLIP_VISION
+        else backbones.image_input(name)
+    )
 
 
 def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
     """Pixels (B,3,S,S) -> (B,V,C) float32 on the model's device, rounded to 16 bits as the cache of
-    a task keeps them."""
+    a task keeps them.
+    """
     device = next(model.parameters()).device
     vision = model.image_features(pixels.to(device))["vision"].float()
     return torch.from_numpy(as_stored({"vision": vision})["vision"]).float().to(device)
 
 
 class PairsOfAll(Dataset):
-    """The pairs of several data sets as one, one after the other; `image_index`, `scene` and `row` count within each."""
+    """The pairs of several data sets as one, one after the other; `image_index`, `scene` and `row`
+    count within each.
+    """
 
     def __init__(self, parts: list):
         self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
@@ -305,12 +408,15 @@ class PairsOfAll(Dataset):
         """A whole batch, in the order of `rows`."""
         rows = np.asarray(rows)
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
-        found = [self.parts[n].__getitems__(rows[part_of == n] - self.starts[n]) for n in np.unique(part_of)]
+        found = [
+            self.parts[n].__getitems__(rows[part_of == n] - self.starts[n])
+            for n in np.unique(part_of)
+        ]
         place = torch.from_numpy(np.argsort(np.argsort(part_of, kind="stable")))
         return {name: torch.cat([batch[name] for batch in found])[place] for name in found[0]}
 
 
-# ---- three stages, each from the checkpoint of the one before -------------------------------------------------------------
+# ---- three stages, each from the checkpoint of the one before
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A stage: its model in eval mode, its history, and the key of its checkpoint."""
@@ -323,11 +429,17 @@ class Trained:
 
 def fill_frozen(start: Start, model: ImageReader) -> ImageReader:
     """Gives the frozen towers of a model their weights, and nothing else."""
-    return replace(start, towers={name: start.towers[name] for name in ("visual_encoder", "opt_model")}).fill(model)
+    return replace(
+        start, towers={name: start.towers[name] for name in ("visual_encoder", "opt_model")}
+    ).fill(model)
 
 
-def build_captioner(start: Start, config: BITAConfig, seed: int, before: ImageReader | None = None) -> Captioner:
-    """A Captioner that goes on from a model of an earlier stage; without one, from what BERT gives a transformer."""
+def build_captioner(
+    start: Start, config: BITAConfig, seed: int, before: ImageReader | None = None
+) -> Captioner:
+    """A Captioner that goes on from a model of an earlier stage; without one, from what BERT gives
+    a transformer.
+    """
     if isinstance(before, Captioner):  # the largest part need not be read twice
         model = seeded(lambda: Captioner(config, decoder=before.opt_model), seed)
         replace(start, towers={"visual_encoder": start.towers["visual_encoder"]}).fill(model)
@@ -336,39 +448,77 @@ def build_captioner(start: Start, config: BITAConfig, seed: int, before: ImageRe
     return model.take((before or start.build(lambda: Aligner(config), seed)).state_dict())
 
 
-def begin_stage(stage: str, start: Start, config: BITAConfig, seed: int, before: Trained | None) -> ImageReader:
+def begin_stage(
+    stage: str, start: Start, config: BITAConfig, seed: int, before: Trained | None
+) -> ImageReader:
     """The model of a stage before it is trained."""
     if stage == "stage1":
         return start.build(lambda: Aligner(config), seed)
     return build_captioner(start, config, seed, before.model if before else None)
 
 
-def train_stage(stage: str, task: CaptionTask, start: Start, settings: loop.TrainConfig, folder: Path, seed: int,
-                before: Trained | None = None, name: str = "") -> Trained:
+def train_stage(
+    stage: str,
+    task: CaptionTask,
+    start: Start,
+    settings: loop.TrainConfig,
+    folder: Path,
+    seed: int,
+    before: Trained | None = None,
+    name: str = "",
+) -> Trained:
     """Trains a stage of bita.STAGES, or loads it; a stopped one goes on.
 
-    before  the stage that it begins from: none for stage 1. Without one, stage 2 begins with BERT's weights (an ablation)
+    before  the stage that it begins from: none for stage 1. Without one, stage 2 begins with BERT's
+            weights (an ablation)
     UserError for a stage that cannot begin there.
     """
-    if stage not in bita.STAGES or (stage == "stage1" and before) or (stage == "finetune" and not before):
-        raise UserError(f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages are "
-                        f"{', '.join(bita.STAGES)}, each from the one before.")
+    if (
+        stage not in bita.STAGES
+        or (stage == "stage1" and before)
+        or (stage == "finetune" and not before)
+    ):
+        raise UserError(
+            f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages"
+            f" are {', '.join(bita.STAGES)}, each from the one before."
+        )
     config, loader = task.config, task.loader(stage, settings.batch_size)
     finetune = stage == "finetune"
     options = {"prompt_length": task.prompted.prompt_length} if finetune else None
     began = [start.content(), before.key if before else ""]
-    key = loop.checkpoint_key([config, settings, stage, options], task.content(stage), began, seed, begin_stage, fill_frozen)
+    key = loop.checkpoint_key(
+        [config, settings, stage, options],
+        task.content(stage),
+        began,
+        seed,
+        begin_stage,
+        fill_frozen,
+    )
     model, history, _ = loop.load_or_train(
-        name or f"bita-{stage}", lambda: begin_stage(stage, start, config, seed, before), loader, settings, folder, key,
-        task.validate if finetune else None, loss_options=options,
-        meta={"system": "bita", "stage": stage, "model": asdict(config), "before": before.key if before else ""})
+        name or f"bita-{stage}",
+        lambda: begin_stage(stage, start, config, seed, before),
+        loader,
+        settings,
+        folder,
+        key,
+        task.validate if finetune else None,
+        loss_options=options,
+        meta={
+            "system": "bita",
+            "stage": stage,
+            "model": asdict(config),
+            "before": before.key if before else "",
+        },
+    )
     return Trained(stage, model, history, key)
 
 
-# ---- what was said, and a quick score ----------------------------------------------------------------------------------
+# ---- what was said, and a quick score
 @dataclass(frozen=True)
 class Described:
-    """captions: image id -> caption;  references: image id -> raw sentences;  seconds that generation took."""
+    """captions: image id -> caption;  references: image id -> raw sentences;  seconds that
+    generation took.
+    """
 
     captions: dict[str, str]
     references: dict[str, list[str]]
@@ -379,28 +529,54 @@ class Described:
         return len(self.captions) / self.seconds
 
     def scores(self) -> dict[str, float]:
-        """CIDEr, BLEU4 and their sum, times 100, of tokens by `captioning.tokenize_by_rules`: for selection and curves. No
-        Java is needed; 50_score_captions computes what tables show."""
+        """CIDEr, BLEU4 and their sum, times 100, of tokens by `captioning.tokenize_by_rules`: for
+        selection and curves. No Java is needed; 50_score_captions computes what tables show.
+        """
         cider, bleu = self._score(Cider())[0], self._score(Bleu(4), verbose=0)[0][3]
-        return {"CIDEr": 100 * float(cider), "BLEU4": 100 * bleu, "CIDEr_BLEU4": 100 * float(cider + bleu)}
+        return {
+            "CIDEr": 100 * float(cider),
+            "BLEU4": 100 * bleu,
+            "CIDEr_BLEU4": 100 * float(cider + bleu),
+        }
 
     def cider_of_each(self) -> dict[str, float]:
         """Image id -> CIDEr, times 100, as in `scores`."""
-        return dict(zip(self.captions, 100 * np.asarray(self._score(Cider())[1])))
+        return dict(zip(self.captions, 100 * np.asarray(self._score(Cider())[1]), strict=True))
 
     def _score(self, scorer, **options):
         found = {image: [_tokens(text)] for image, text in self.captions.items()}
-        wanted = {image: [_tokens(text) for text in texts] for image, texts in self.references.items()}
+        wanted = {
+            image: [_tokens(text) for text in texts] for image, texts in self.references.items()
+        }
         return scorer.compute_score(wanted, found, **options)
 
-    def write(self, path: Path, system: str, variant: str, split: str, data: str, checkpoint: str = "",
-              about: Mapping[str, object] | None = None) -> Path:
-        """The file that 50_score_captions reads; `checkpoint` as in a record, `about` what else its record says: config,
-        weights, seconds, parameters."""
-        content = {"system": system, "variant": variant, "split": split, "data": data, "checkpoint": checkpoint,
-                   "about": dict(about or {}), "captions": self.captions, "references": self.references}
+    def write(
+        self,
+        path: Path,
+        system: str,
+        variant: str,
+        split: str,
+        data: str,
+        checkpoint: str = "",
+        about: Mapping[str, object] | None = None,
+    ) -> Path:
+        """The file that 50_score_captions reads; `checkpoint` as in a record, `about` what else its
+        record says: config, weights, seconds, parameters.
+        """
+        content = {
+            "system": system,
+            "variant": variant,
+            "split": split,
+            "data": data,
+            "checkpoint": checkpoint,
+            "about": dict(about or {}),
+            "captions": self.captions,
+            "references": self.references,
+        }
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         return Path(path)
 
 

@@ -1,4 +1,5 @@
 """From a data set and a dual encoder to batches, embeddings and recalls."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +44,8 @@ BATCH = 128  # as in the papers; where padding is attended, embeddings depend on
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     """Unit rows of N images and M texts, float32, equal ones computed once; owner (M,) is the image
-    row of each text."""
+    row of each text.
+    """
 
     image_rows: Rows
     text_rows: Rows
@@ -70,24 +72,45 @@ class Embeddings:
 class RetrievalTask:
     """One data set as one dual encoder sees it.
 
-    With `towers`, a model whose towers are frozen, every image and caption passes its towers once; the features are
-    cached in `cache` under a key of everything they depend on, so that systems on the same towers share them, and training
-    and evaluation read those; the tokenizer must pad to a fixed length. Without it, images are augmented and pass the
-    towers in every epoch.
+    With `towers`, a model whose towers are frozen, every image and caption passes its towers once;
+    the features are cached in `cache` under a key of everything they depend on, so that systems on
+    the same towers share them, and training and evaluation read those; the tokenizer must pad to a
+    fixed length. Without it, images are augmented and pass the towers in every epoch.
 
-    views      of each training image that are cached: draws of the training transform; 0: the image under the test transform. If
-               the configuration of `towers` has `turns`, these are turned at random, and what is evaluated is cached in all turns
-    precision  fp32, bf16 or fp16, in which the frozen towers see the images of the training split: EfficientNet-Lite0 is twice as
-               fast in bf16 on a CPU that has instructions for it; what is evaluated is always seen in fp32
+    views      of each training image that are cached: draws of the training transform; 0: the image
+               under the test transform. If the configuration of `towers` has `turns`, these are
+               turned at random, and what is evaluated is cached in all turns
+    precision  fp32, bf16 or fp16, in which the frozen towers see the images of the training split:
+               EfficientNet-Lite0 is twice as fast in bf16 on a CPU that has instructions for it;
+               what is evaluated is always seen in fp32
 
     UserError if `towers` are not frozen, or if a model with others is evaluated on their features.
     """
 
-    def __init__(self, data: DataSet, tokenizer: Tokenizer, image: ImageInput, seed: int = 0, workers: int = 2,
-                 towers: nn.Module | None = None, cache: Path | None = None, views: int = 0, precision: str = "fp32"):
-        self.data, self.tokenizer, self.image, self.seed, self.workers = data, tokenizer, image, seed, workers
+    def __init__(
+        self,
+        data: DataSet,
+        tokenizer: Tokenizer,
+        image: ImageInput,
+        seed: int = 0,
+        workers: int = 2,
+        towers: nn.Module | None = None,
+        cache: Path | None = None,
+        views: int = 0,
+        precision: str = "fp32",
+    ):
+        self.data, self.tokenizer, self.image, self.seed, self.workers = (
+            data,
+            tokenizer,
+            image,
+            seed,
+            workers,
+        )
         if towers is not None and not towers.config.freeze_towers:
-            raise UserError("Only frozen towers can be cached; build the model with freeze_towers=True or give no towers.")
+            raise UserError(
+                "Only frozen towers can be cached; build the model with freeze_towers=True or give"
+                " no towers."
+            )
         if towers is not None:
             check_precision(precision, next(towers.parameters()).device)
         self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
@@ -96,28 +119,57 @@ class RetrievalTask:
         self._known: dict[tuple[str, str], Distinct] = {}
 
     def content(self) -> dict[str, object]:
-        """All that decides what a model is fed and how it is validated, for `training.checkpoint_key`; not its `train_loader`'s
-        transform."""
+        """All that decides what a model is fed and how it is validated, for
+        `training.checkpoint_key`; not its `train_loader`'s transform.
+        """
         code = code_digest(type(self), type(self.tokenizer))
-        return {"data": self.data.content(), "tokenizer": self.tokenizer.sha256, "image": self.image, "seed": self.seed,
-                "views": self.views, "turns": self.turns, "precision": self.precision, "towers": self.towers_sha256, "code": code}
+        return {
+            "data": self.data.content(),
+            "tokenizer": self.tokenizer.sha256,
+            "image": self.image,
+            "seed": self.seed,
+            "views": self.views,
+            "turns": self.turns,
+            "precision": self.precision,
+            "towers": self.towers_sha256,
+            "code": code,
+        }
 
     def table(self, split: str) -> CaptionTable:
         return self.data.table.split(split)
 
-    def train_loader(self, batch_size: int, transform: TrainTransform | TestTransform | None = None) -> DataLoader:
-        """Shuffled full batches of the training pairs, under `transform` (default: PIR's TrainTransform); unused with `towers`."""
+    def train_loader(
+        self, batch_size: int, transform: TrainTransform | TestTransform | None = None
+    ) -> DataLoader:
+        """Shuffled full batches of the training pairs, under `transform` (default: PIR's
+        TrainTransform); unused with `towers`.
+        """
         table = self.table("train")
         if self.towers is not None:
-            dataset = FeatureDataset(table, *self.features("train"), self.seed,
-                                     self.distinct_texts("train").row, self.views)
+            dataset = FeatureDataset(
+                table,
+                *self.features("train"),
+                self.seed,
+                self.distinct_texts("train").row,
+                self.views,
+            )
         else:
             transform = transform or TrainTransform(self.image.size)
-            dataset = PairDataset(table, self.data.pixels, transform, self.tokenizer, self.seed, self.image.mean, self.image.std)
+            dataset = PairDataset(
+                table,
+                self.data.pixels,
+                transform,
+                self.tokenizer,
+                self.seed,
+                self.image.mean,
+                self.image.std,
+            )
         return train_loader(dataset, batch_size, self.workers)
 
     def distinct_pairs(self, batch: dict[str, Tensor], count: int = 16) -> np.ndarray:
-        """Rows of a training batch, at most `count`, whose images and sentences all differ: what a model can learn by heart."""
+        """Rows of a training batch, at most `count`, whose images and sentences all differ: what a
+        model can learn by heart.
+        """
         string = self.distinct_texts("train").row[batch["row"]]
         rows = np.unique(string, return_index=True)[1]
         return rows[np.unique(batch["image_index"].numpy()[rows], return_index=True)[1]][:count]
@@ -130,14 +182,21 @@ class RetrievalTask:
         table = self.table(split)
         if split == "train":
             kind = f"images, {self.views} views, seed {self.seed}" if self.views else "images"
-            kind += ("" if self.precision == "fp32" else f", {self.precision}") + (", turned" if self.views and self.turns else "")
+            kind += ("" if self.precision == "fp32" else f", {self.precision}") + (
+                ", turned" if self.views and self.turns else ""
+            )
         else:
             kind = f"images, {self.turns} turns" if self.turns else "images"
-        images = self._cached(kind, self.towers.IMAGE_FEATURES, list(table.images.file),
-                              partial(self._image_features, table, split == "train"))
+        images = self._cached(
+            kind,
+            self.towers.IMAGE_FEATURES,
+            list(table.images.file),
+            partial(self._image_features, table, split == "train"),
+        )
         distinct = self._cleaned(split)
-        texts = self._cached("texts", self.towers.TEXT_FEATURES, distinct,
-                             partial(self._text_features, distinct))
+        texts = self._cached(
+            "texts", self.towers.TEXT_FEATURES, distinct, partial(self._text_features, distinct)
+        )
         return images, texts
 
     def distinct_images(self, split: str) -> Distinct:
@@ -168,32 +227,57 @@ class RetrievalTask:
         texts = self.table(split).captions.text.to_numpy()[self.distinct_texts(split).first]
         return [self.tokenizer.clean(text) for text in texts]
 
-    def _cached(self, kind: str, names: tuple[str, ...], items: list[str],
-                compute: Compute) -> ArrayStore:
-        """A row for each of the items, files of images or texts: tables that hold the same ones share them."""
+    def _cached(
+        self, kind: str, names: tuple[str, ...], items: list[str], compute: Compute
+    ) -> ArrayStore:
+        """A row for each of the items, files of images or texts: tables that hold the same ones
+        share them.
+        """
         code = code_digest(  # of all systems, since those on the same towers share the features
-            *((kind, "image_features", "text_features") for kind in (OnFrozenTowers, PIR, type(self.towers))), backbones,
-            (type(self), "_image_features", "_text_features"), (type(self.tokenizer), "__call__"),
-            ArrayStore, *PIXEL_CODE)
-        key = {"kind": kind, "names": list(names), "pixels": self.data.pixels.key,
-               "tokenizer": self.tokenizer.sha256, "image": repr(self.image),
-               "towers": self.towers_sha256, "mask": self.towers.config.use_mask, "code": code}
+            *(
+                (kind, "image_features", "text_features")
+                for kind in (OnFrozenTowers, PIR, type(self.towers))
+            ),
+            backbones,
+            (type(self), "_image_features", "_text_features"),
+            (type(self.tokenizer), "__call__"),
+            ArrayStore,
+            *PIXEL_CODE,
+        )
+        key = {
+            "kind": kind,
+            "names": list(names),
+            "pixels": self.data.pixels.key,
+            "tokenizer": self.tokenizer.sha256,
+            "image": repr(self.image),
+            "towers": self.towers_sha256,
+            "mask": self.towers.config.use_mask,
+            "code": code,
+        }
         return ArrayStore.cached(self.cache, key, items, compute, BATCH)
 
     @torch.inference_mode()
-    def _image_features(self, table: CaptionTable, training: bool,
-                        rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _image_features(
+        self, table: CaptionTable, training: bool, rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Name -> (B,...) of these rows of a table, or (B,V,...) of V views or turns."""
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        augmented = [TrainTransform(self.image.size, turn=bool(self.turns))] * self.views if training else []
+        augmented = (
+            [TrainTransform(self.image.size, turn=bool(self.turns))] * self.views
+            if training
+            else []
+        )
         precision, turns = (self.precision, 0) if training else ("fp32", self.turns)
-        drawn = [self.pixels_of(table, rows, transform, view).to(device)
-                 for view, transform in enumerate(augmented or [None])]
+        drawn = [
+            self.pixels_of(table, rows, transform, view).to(device)
+            for view, transform in enumerate(augmented or [None])
+        ]
         views = [turned(pixels, turn) for pixels, turn in product(drawn, range(max(turns, 1)))]
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             seen = [model.image_features(pixels) for pixels in views]
-        arrays = [{name: value.float().cpu().numpy() for name, value in one.items()}
-                  for one in seen]
+        arrays = [
+            {name: value.float().cpu().numpy() for name, value in one.items()} for one in seen
+        ]
         if not (augmented or turns):
             return arrays[0]
         return {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]}
@@ -207,27 +291,37 @@ class RetrievalTask:
 
     def pixels(self, table: CaptionTable) -> Iterator[Tensor]:
         """Batches (B,3,S,S) of the normalised pixels of every image of the table, in its order,
-        under the test transform."""
+        under the test transform.
+        """
         return map(partial(self.pixels_of, table), in_batches(np.arange(len(table)), BATCH))
 
-    def pixels_of(self, table: CaptionTable, rows: np.ndarray,
-                  augmented: TrainTransform | None = None, view: int = 0) -> Tensor:
+    def pixels_of(
+        self,
+        table: CaptionTable,
+        rows: np.ndarray,
+        augmented: TrainTransform | None = None,
+        view: int = 0,
+    ) -> Tensor:
         """(B,3,S,S) of these rows of a table, under the test transform or in one draw of
-        `augmented` for this view."""
-        return image_batch(self.data.pixels, table, rows, self.image, self.workers, augmented,
-                           (self.seed, view))
+        `augmented` for this view.
+        """
+        return image_batch(
+            self.data.pixels, table, rows, self.image, self.workers, augmented, (self.seed, view)
+        )
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
-        """All images and captions of a split through `model`, in file order; equal ones pass it
-        once.
+        """All images and captions of a split through `model`, in file order; equal ones pass it once.
 
         The distinct captions pass in batches of BATCH, each padded to its longest one unless the
         tokenizer pads to a fixed length. UserError for the training split where its images are
         cached as augmented views.
         """
         if split == "train" and self.towers is not None and self.views:
-            raise UserError("The images of the training split are cached as augmented views; embed them with a RetrievalTask of views=0.")
+            raise UserError(
+                "The images of the training split are cached as augmented views; embed them with a"
+                " RetrievalTask of views=0."
+            )
         if self.towers is not None:
             self._check_towers(model)
         training = model.training
@@ -235,8 +329,11 @@ class RetrievalTask:
         encode = self._encoded if self.towers is None else self._from_features
         images, texts = encode(model, split)
         model.train(training)
-        return Embeddings(Rows(images, self.distinct_images(split).row),
-                          Rows(texts, self.distinct_texts(split).row), self.table(split).owner())
+        return Embeddings(
+            Rows(images, self.distinct_images(split).row),
+            Rows(texts, self.distinct_texts(split).row),
+            self.table(split).owner(),
+        )
 
     def _encoded(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of the distinct images and texts of a split, from pixels and ids."""
@@ -255,20 +352,33 @@ class RetrievalTask:
         pictures = _parts(seen, model.IMAGE_FEATURES, self.distinct_images(split).first, device)
         every = np.arange(len(self.distinct_texts(split).first))
         texts = _parts(read, (*model.TEXT_FEATURES, "mask"), every, device)
-        return (_rows([model.embed_views(self._views(part)) for part in pictures]),
-                _rows([model.embed_texts(**part) for part in texts]))
+        return (
+            _rows([model.embed_views(self._views(part)) for part in pictures]),
+            _rows([model.embed_texts(**part) for part in texts]),
+        )
 
     def _views(self, part: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Cached features of the images of a split, one dict for each turn."""
-        return [{name: value[:, number] for name, value in part.items()} for number in range(self.turns)] if self.turns else [part]
+        return (
+            [
+                {name: value[:, number] for name, value in part.items()}
+                for number in range(self.turns)
+            ]
+            if self.turns
+            else [part]
+        )
 
     def _check_towers(self, model: nn.Module) -> None:
         ours, theirs = self.towers.frozen_state(), model.frozen_state()
-        same = theirs.keys() <= ours.keys() and all(torch.equal(value, ours[name].to(value)) for name, value in theirs.items())
+        same = theirs.keys() <= ours.keys() and all(
+            torch.equal(value, ours[name].to(value)) for name, value in theirs.items()
+        )
         same = same and bool(self.turns) == getattr(model.config, "turns", False)
         if not same or model.config.use_mask != self.towers.config.use_mask:
-            raise UserError(f"The towers of this {type(model).__name__} are not those whose features are cached; "
-                            "evaluate it with a RetrievalTask of its own.")
+            raise UserError(
+                f"The towers of this {type(model).__name__} are not those whose features are"
+                " cached; evaluate it with a RetrievalTask of its own."
+            )
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Recalls on the validation split, ties by expectation: what selects the best epoch."""
@@ -276,21 +386,43 @@ class RetrievalTask:
 
 
 def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """One row per system and metric: system, metric, value, low, high (95 % bootstrap over images), in percent."""
-    rows = [{"system": name, "metric": metric, "value": result.metrics[metric], "low": low, "high": high}
-            for name, result in results.items() for metric, (low, high) in recall.bootstrap(result, owner, seed=seed).items()]
+    """One row per system and metric: system, metric, value, low, high (95 % bootstrap over images),
+    in percent.
+    """
+    rows = [
+        {
+            "system": name,
+            "metric": metric,
+            "value": result.metrics[metric],
+            "low": low,
+            "high": high,
+        }
+        for name, result in results.items()
+        for metric, (low, high) in recall.bootstrap(result, owner, seed=seed).items()
+    ]
     return pd.DataFrame(rows)
 
 
-def write_record(run, system: str, variant: str, model: nn.Module, task: RetrievalTask, weights: list[dict], seconds: float,
-                 notes: str = "", selected_on: str = "val", rules: dict[str, recall.Recall] | None = None,
-                 checkpoint: str = "") -> dict:
+def write_record(
+    run,
+    system: str,
+    variant: str,
+    model: nn.Module,
+    task: RetrievalTask,
+    weights: list[dict],
+    seconds: float,
+    notes: str = "",
+    selected_on: str = "val",
+    rules: dict[str, recall.Recall] | None = None,
+    checkpoint: str = "",
+) -> dict:
     """Evaluates `model` on the test split, writes its record and per-query ranks, and returns the record.
 
     variant      "" for the notebook's main run
     weights      what the model started from, as `Start.record` tells it
     selected_on  split that chose the epoch; "test" for the authors' checkpoints
-    rules        what each tie rule gives, where the ranking is not that of the embeddings, as in a two-stage search
+    rules        what each tie rule gives, where the ranking is not that of the embeddings, as in a
+                 two-stage search
     checkpoint   the model's file, as `Run.checkpoint` names it; "" if the run trained none
     """
     table = task.table("test")
@@ -302,12 +434,26 @@ def write_record(run, system: str, variant: str, model: nn.Module, task: Retriev
     if checkpoint:
         fields["checkpoint"] = checkpoint
     ranks = rules["expectation"].arrays() | {"owner": table.owner()}
-    return run.write_record(model.config, ranks, system=system, variant=variant, weights=weights,
-                            seconds=seconds, notes=notes, **fields)
+    return run.write_record(
+        model.config,
+        ranks,
+        system=system,
+        variant=variant,
+        weights=weights,
+        seconds=seconds,
+        notes=notes,
+        **fields,
+    )
 
 
-def result_fields(model: nn.Module, table: CaptionTable, rules: dict[str, recall.Recall],
-                  ties: str, selected_on: str, seed: int) -> dict:
+def result_fields(
+    model: nn.Module,
+    table: CaptionTable,
+    rules: dict[str, recall.Recall],
+    ties: str,
+    selected_on: str,
+    seed: int,
+) -> dict:
     """Return what a record says of the model, the split in the table, and the results.
 
     rules        tie rule -> result; the intervals, drawn from `seed`, are those of the rule `ties`
@@ -332,12 +478,15 @@ def _parts(cache: ArrayStore, names: tuple[str, ...], rows: np.ndarray, device):
     return (taken(cache, names, some, device) for some in in_batches(rows, BATCH))
 
 
-def taken(cache: ArrayStore, names: Iterable[str], at: np.ndarray | tuple,
-          device: torch.device) -> dict[str, Tensor]:
+def taken(
+    cache: ArrayStore, names: Iterable[str], at: np.ndarray | tuple, device: torch.device
+) -> dict[str, Tensor]:
     """What lies in a store `at` these rows, floats as float32, on the device."""
     part = {name: torch.from_numpy(np.array(cache[name][at])) for name in names}
-    return {name: (value.float() if value.is_floating_point() else value).to(device)
-            for name, value in part.items()}
+    return {
+        name: (value.float() if value.is_floating_point() else value).to(device)
+        for name, value in part.items()
+    }
 
 
 def _rows(parts: list[Tensor]) -> np.ndarray:
@@ -347,7 +496,9 @@ def _rows(parts: list[Tensor]) -> np.ndarray:
 def finite(values: Tensor, what: str) -> Tensor:
     """The same values. UserError on NaN and infinity, of which no ranking can be made."""
     if not values.isfinite().all():
-        raise UserError(f"{what} hold NaN or infinity, so nothing can be ranked; the weights or the pixels are broken, or "
-                        "16 bits are too few: give another checkpoint, or compute in fp32, outside "
-                        "torch.autocast.")
+        raise UserError(
+            f"{what} hold NaN or infinity, so nothing can be ranked; the weights or the pixels are"
+            " broken, or 16 bits are too few: give another checkpoint, or compute in fp32, outside"
+            " torch.autocast."
+        )
     return values

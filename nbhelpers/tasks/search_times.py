@@ -1,4 +1,7 @@
-"""What a query of the two-stage search costs (CFITR's spec, 6): times of its parts, larger galleries, the file of the trade-off."""
+"""What a query of the two-stage search costs (CFITR's spec, 6): times of its parts, larger
+galleries, the file of the trade-off.
+"""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +24,8 @@ from nbhelpers.training import device
 
 def tiled(gallery: ArrayStore, count: int) -> ArrayStore:
     """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the
-    codes are copied, and each of which is read as if it were different from all others."""
+    codes are copied, and each of which is read as if it were different from all others.
+    """
     arrays = {name: Computed(partial(_repeated, array)) for name, array in gallery.arrays.items()}
     codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
     return ArrayStore(gallery.key, arrays | {"codes": codes})
@@ -44,34 +48,47 @@ def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 
 def query_times(search: Search, inputs: Mapping[str, Tensor], repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of one query: `encode` it, `coarse` (distance, post-processing, best K), `fine` (K pairs), and `total`, all
-    three in one go. The encoding of the gallery, which is done offline, is in none of them.
+    """Milliseconds of one query: `encode` it, `coarse` (distance, post-processing, best K), `fine` (K pairs), and `total`, all three in one go. The encoding of the gallery, which is done offline, is in none of them.
 
     inputs  of the query alone, as `split_inputs` gives them for one row
     """
     query = encode(search.model, inputs)
     candidates = search.coarse(query["codes"]).rows
-    return {"encode": milliseconds(lambda: encode(search.model, inputs), repeats),
-            "coarse": milliseconds(lambda: search.coarse(query["codes"]), repeats),
-            "fine": milliseconds(lambda: search.rerank(query, candidates), repeats),
-            "total": milliseconds(lambda: search(encode(search.model, inputs)), repeats)}
+    return {
+        "encode": milliseconds(lambda: encode(search.model, inputs), repeats),
+        "coarse": milliseconds(lambda: search.coarse(query["codes"]), repeats),
+        "fine": milliseconds(lambda: search.rerank(query, candidates), repeats),
+        "total": milliseconds(lambda: search(encode(search.model, inputs)), repeats),
+    }
 
 
-def exhaustive_times(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable | None = None,
-                     repeats: int = 1) -> dict[str, float]:
-    """Milliseconds of the same query against every item: `cached` encodes it and passes the remaining layers with all stored
-    states; with `gallery_inputs` (row numbers (B,) -> inputs) `scratch` passes all layers with each item, as a single-stream
-    model must that stores nothing.
+def exhaustive_times(
+    search: Search,
+    inputs: Mapping[str, Tensor],
+    gallery_inputs: Callable | None = None,
+    repeats: int = 1,
+) -> dict[str, float]:
+    """Milliseconds of the same query against every item: `cached` encodes it and passes the
+    remaining layers with all stored states; with `gallery_inputs` (row numbers (B,) -> inputs)
+    `scratch` passes all layers with each item, as a single-stream model must that stores nothing.
     """
     everything = np.arange(len(search.gallery))[None]
-    times = {"cached": milliseconds(lambda: search.rerank(encode(search.model, inputs), everything), repeats)}
+    times = {
+        "cached": milliseconds(
+            lambda: search.rerank(encode(search.model, inputs), everything), repeats
+        )
+    }
     if gallery_inputs is not None:
-        times["scratch"] = milliseconds(lambda: from_scratch(search, inputs, gallery_inputs), repeats)
+        times["scratch"] = milliseconds(
+            lambda: from_scratch(search, inputs, gallery_inputs), repeats
+        )
     return times
 
 
 @torch.inference_mode()
-def from_scratch(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable) -> np.ndarray:
+def from_scratch(
+    search: Search, inputs: Mapping[str, Tensor], gallery_inputs: Callable
+) -> np.ndarray:
     """(G,) fine scores of one query without any store."""
     model, scores = search.model, []
     for start in range(0, len(search.gallery), search.batch):
@@ -79,26 +96,35 @@ def from_scratch(search: Search, inputs: Mapping[str, Tensor], gallery_inputs: C
         count = len(next(iter(item.values())))
         query = {name: part.expand(count, *part.shape[1:]) for name, part in inputs.items()}
         image, text = (item, query) if search.images else (query, item)
-        pairs = model.score_pairs(model.image_states(**image), model.text_states(**text), text["mask"])
+        pairs = model.score_pairs(
+            model.image_states(**image), model.text_states(**text), text["mask"]
+        )
         scores.append(pairs.float().cpu().numpy())
     return np.concatenate(scores)
 
 
-# ---- the trade-off, for who compares systems --------------------------------------------------------------------------------
+# ---- the trade-off, for who compares systems
 def write_tradeoff(path: Path, points: list[dict[str, float]], **about: object) -> Path:
-    """Writes a JSON file: `about` (profile, set, seed, device, ...) and `points`, one for each number of candidates: "k", the
-    recalls in percent and milliseconds of a query "<direction>_<part>_ms". UserError on NaN and infinity."""
+    """Writes a JSON file: `about` (profile, set, seed, device, ...) and `points`, one for each
+    number of candidates: "k", the recalls in percent and milliseconds of a query
+    "<direction>_<part>_ms". UserError on NaN and infinity.
+    """
     try:
         text = json.dumps(about | {"points": points}, indent=1, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"The trade-off for {path} holds NaN or infinity; look for a diverged model.") from error
+        raise UserError(
+            f"The trade-off for {path} holds NaN or infinity; look for a diverged model."
+        ) from error
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n")
     return Path(path)
 
 
 def read_tradeoff(path: Path) -> tuple[pd.DataFrame, dict]:
-    """(points, one row each; what they are about) as `write_tradeoff` wrote them. UserError if there is no such file."""
+    """(points, one row each; what they are about) as `write_tradeoff` wrote them.
+
+    UserError if there is no such file.
+    """
     try:
         about = json.loads(Path(path).read_text())
         return pd.DataFrame(about.pop("points")), about

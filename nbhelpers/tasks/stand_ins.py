@@ -1,5 +1,7 @@
-"""Scene recognition, fitted here where nobody publishes the weights: PIR's prior, PIR-CLIP's instruction encoder, and the
-image towers of the tiny size."""
+"""Scene recognition, fitted here where nobody publishes the weights: PIR's prior, PIR-CLIP's
+instruction encoder, and the image towers of the tiny size.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -33,11 +35,25 @@ STAND_IN = "fitted to the scene classes of another generated world"
 class SceneBatches:
     """Shuffled batches of images or feature rows with their scene classes; images are turned by random quarters.
 
-    inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from (seed, epoch).
+    inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from
+            (seed, epoch).
     """
 
-    def __init__(self, inputs: np.ndarray, scene: np.ndarray, batch_size: int, seed: int, image: ImageInput | None = None):
-        self.inputs, self.scene, self.batch_size, self.seed, self.image = inputs, scene, batch_size, seed, image
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        scene: np.ndarray,
+        batch_size: int,
+        seed: int,
+        image: ImageInput | None = None,
+    ):
+        self.inputs, self.scene, self.batch_size, self.seed, self.image = (
+            inputs,
+            scene,
+            batch_size,
+            seed,
+            image,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -50,10 +66,15 @@ class SceneBatches:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self.inputs))
         for step in range(len(self)):
-            rows = np.sort(order[step * self.batch_size:(step + 1) * self.batch_size])
+            rows = np.sort(order[step * self.batch_size : (step + 1) * self.batch_size])
             inputs = np.array(self.inputs[rows])
             if self.image is not None:
-                turned = np.stack([np.rot90(x, turns) for x, turns in zip(inputs, rng.integers(4, size=len(rows)))])
+                turned = np.stack(
+                    [
+                        np.rot90(x, turns)
+                        for x, turns in zip(inputs, rng.integers(4, size=len(rows)), strict=True)
+                    ]
+                )
                 inputs = normalize(turned, self.image.mean, self.image.std)
             yield {"inputs": torch.as_tensor(inputs), "scene": torch.from_numpy(self.scene[rows])}
 
@@ -66,7 +87,13 @@ class SceneClassifier(nn.Module):
 
     USES_ALL_PARAMETERS = True
 
-    def __init__(self, body: nn.Module, classes: int, pooled=lambda body, inputs: body(inputs), width: int | None = None):
+    def __init__(
+        self,
+        body: nn.Module,
+        classes: int,
+        pooled=lambda body, inputs: body(inputs),
+        width: int | None = None,
+    ):
         super().__init__()
         self.body, self.pooled = body, pooled
         self.classifier = nn.Linear(width or body.num_features, classes)
@@ -81,8 +108,10 @@ class SceneClassifier(nn.Module):
     def predict(self, inputs: np.ndarray, image: ImageInput | None = None) -> np.ndarray:
         """(N,) class index of each image (N,S,S,3) uint8 or feature row (N,W)."""
         device = next(self.parameters()).device
-        parts = (normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
-                 for part in np.array_split(inputs, max(1, len(inputs) // 64)))
+        parts = (
+            normalize(part, image.mean, image.std) if image else torch.from_numpy(part)
+            for part in np.array_split(inputs, max(1, len(inputs) // 64))
+        )
         return torch.cat([self.logits(part.to(device)).argmax(1).cpu() for part in parts]).numpy()
 
 
@@ -91,30 +120,51 @@ def global_token(body: nn.Module, pixels: Tensor) -> Tensor:
     return backbones.image_tokens(body, pixels)[:, 0]
 
 
-def fit_scenes(name: str, build, batches: SceneBatches, config: loop.TrainConfig, folder: Path, data: object,
-               start: object = None, source: str = "") -> tuple[SceneClassifier, Tower]:
+def fit_scenes(
+    name: str,
+    build,
+    batches: SceneBatches,
+    config: loop.TrainConfig,
+    folder: Path,
+    data: object,
+    start: object = None,
+    source: str = "",
+) -> tuple[SceneClassifier, Tower]:
     """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights.
 
-    data, start  what the batches are made of and what the classifier starts from, as `training.checkpoint_key` takes them
+    data, start  what the batches are made of and what the classifier starts from, as
+                 `training.checkpoint_key` takes them
     """
     code = type(batches), classifier_of, scene_classes, _pictures, _global_tokens, seeded
     key = loop.checkpoint_key([config, name, batches.image], data, start, config.seed, *code)
-    classifier, _, _ = loop.load_or_train(name, lambda: seeded(build, config.seed), batches, config, folder, key)
-    path = checkpoints.save_checkpoint(Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name})
+    classifier, _, _ = loop.load_or_train(
+        name, lambda: seeded(build, config.seed), batches, config, folder, key
+    )
+    path = checkpoints.save_checkpoint(
+        Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name}
+    )
     return classifier, Tower.stand_in(name, path, source)
 
 
-# ---- the tiny size: everything is learned in another generated world ---------------------------------------------------
+# ---- the tiny size: everything is learned in another generated world
 def fitted(name: str, other: DataSet, folder: Path, seed: int, epochs: int) -> tuple[Tower, float]:
-    """One of the stand-ins of `classifier_of`, fitted to the scene classes of the training split of `other`; also its accuracy
-    on the other two splits, in percent."""
+    """One of the stand-ins of `classifier_of`, fitted to the scene classes of the training split of
+    `other`; also its accuracy on the other two splits, in percent.
+    """
     image, classes = backbones.image_input("swin_standin"), scene_classes(other.table)
     train, train_scene = _pictures(other, image.size, classes, "train")
     held, held_scene = _pictures(other, image.size, classes, "val", "test")
     config = loop.TrainConfig(epochs, lr=2e-3, batch_size=min(32, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
-    classifier, tower = fit_scenes(name, lambda: classifier_of(name, len(classes)), batches, config, folder,
-                                   other.content(), source=STAND_IN)
+    classifier, tower = fit_scenes(
+        name,
+        lambda: classifier_of(name, len(classes)),
+        batches,
+        config,
+        folder,
+        other.content(),
+        source=STAND_IN,
+    )
     return tower, percent_right(classifier.predict(held, image), held_scene)
 
 
@@ -124,8 +174,9 @@ def percent_right(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def classifier_of(name: str, classes: int, width: int = 0) -> SceneClassifier:
-    """A body with a head for so many classes: "scene_head" over vectors of `width`, "instruction_standin" (PIR-CLIP's), or a prior
-    or image tower of `backbones`."""
+    """A body with a head for so many classes: "scene_head" over vectors of `width`,
+    "instruction_standin" (PIR-CLIP's), or a prior or image tower of `backbones`.
+    """
     if name == "scene_head":
         return SceneClassifier(backbones.SceneHead(width), classes)
     if name == "instruction_standin":
@@ -136,28 +187,56 @@ def classifier_of(name: str, classes: int, width: int = 0) -> SceneClassifier:
     return SceneClassifier(backbones.vision_tower(name), classes, global_token)
 
 
-def stand_in_start(data: DataSet, other: DataSet, folder: Path, seed: int, epochs: int) -> tuple[Start, dict[str, float]]:
-    """PIR: image tower and prior fitted to the scene classes of `other`, and a tokenizer of the training captions; BERT starts
-    at random. Also the accuracy of each tower in `other`, in percent."""
-    tokenizer = train_tokenizer(list(data.table.split("train").captions.text), Path(folder) / f"{data.table.name}-tokenizer.json")
+def stand_in_start(
+    data: DataSet, other: DataSet, folder: Path, seed: int, epochs: int
+) -> tuple[Start, dict[str, float]]:
+    """PIR: image tower and prior fitted to the scene classes of `other`, and a tokenizer of the
+    training captions; BERT starts at random. Also the accuracy of each tower in `other`, in
+    percent.
+    """
+    tokenizer = train_tokenizer(
+        list(data.table.split("train").captions.text),
+        Path(folder) / f"{data.table.name}-tokenizer.json",
+    )
     names = {"vision_encoder": "swin_standin", "conv_encoder": "resnet_standin"}
-    found = {attribute: fitted(name, other, folder, seed, epochs) for attribute, name in names.items()}
+    found = {
+        attribute: fitted(name, other, folder, seed, epochs) for attribute, name in names.items()
+    }
     towers = {attribute: tower for attribute, (tower, _) in found.items()}
-    return Start(str(tokenizer), BERT_WORDS["bert_base"][0], towers), {names[a]: percent for a, (_, percent) in found.items()}
+    return Start(str(tokenizer), BERT_WORDS["bert_base"][0], towers), {
+        names[a]: percent for a, (_, percent) in found.items()
+    }
 
 
-# ---- real data: a prior of its training classes -----------------------------------------------------------------------
-def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: int, workers: int = 2, device: str = "auto",
-                  precision: str = "fp32") -> tuple[Start, dict[str, float]]:
+# ---- real data: a prior of its training classes
+def compact_start(
+    data: DataSet,
+    folder: Path,
+    cache: Path,
+    seed: int,
+    epochs: int,
+    workers: int = 2,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> tuple[Start, dict[str, float]]:
     """PIR: EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
 
-    The head reads the global tokens of the features that all systems on these towers share (see RetrievalTask, also for
-    `precision`). Also its accuracy on the validation split, in percent. UserError if no training class is large enough for a fit.
+    The head reads the global tokens of the features that all systems on these towers share (see
+    RetrievalTask, also for `precision`). Also its accuracy on the validation split, in percent.
+    UserError if no training class is large enough for a fit.
     """
     start, classes = package_start(), scene_classes(data.table)
     towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device))
-    task = RetrievalTask(data, start.read_tokenizer(), backbones.image_input("efficientnet_lite0"), seed, workers, towers, cache,
-                         precision=precision)
+    task = RetrievalTask(
+        data,
+        start.read_tokenizer(),
+        backbones.image_input("efficientnet_lite0"),
+        seed,
+        workers,
+        towers,
+        cache,
+        precision=precision,
+    )
     parts = []
     for split in ("train", "val"):
         parts.append(_global_tokens(task, split, classes))
@@ -165,9 +244,15 @@ def compact_start(data: DataSet, folder: Path, cache: Path, seed: int, epochs: i
     config = loop.TrainConfig(epochs, lr=1e-3, batch_size=min(64, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed)
     classifier, head = fit_scenes(
-        f"scene_head-{data.table.name}", lambda: classifier_of("scene_head", len(classes), train.shape[1]),
-        batches, config, folder, task.content(), start.content(),
-        source=f"fitted on the training classes of {data.table.name}")
+        f"scene_head-{data.table.name}",
+        lambda: classifier_of("scene_head", len(classes), train.shape[1]),
+        batches,
+        config,
+        folder,
+        task.content(),
+        start.content(),
+        source=f"fitted on the training classes of {data.table.name}",
+    )
     accuracy = {"scene_head": percent_right(classifier.predict(val), val_scene)}
     return replace(start, towers=start.towers | {"conv_encoder": head}, classes=classes), accuracy
 
@@ -178,70 +263,115 @@ def _labelled(table: CaptionTable, classes: list[str]) -> tuple[np.ndarray, np.n
     return rows, np.array([classes.index(name) for name in table.images.scene.iloc[rows]], int)
 
 
-def _pictures(data: DataSet, size: int, classes: list[str], *splits: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images (N,size,size,3) of these classes in these splits, and the index of the class of each."""
+def _pictures(
+    data: DataSet, size: int, classes: list[str], *splits: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N,size,size,3) of these classes in these splits, and the index of the class of
+    each.
+    """
     table = data.table.split(*splits)
     rows, scene = _labelled(table, classes)
     return data.pixels.resized(size)[data.pixels.rows(table.images.file)[rows]], scene
 
 
-def _global_tokens(task: RetrievalTask, split: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The global tokens (N,W) float32 of the images of these classes in a split, and the index of the class of each."""
+def _global_tokens(
+    task: RetrievalTask, split: str, classes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The global tokens (N,W) float32 of the images of these classes in a split, and the index of
+    the class of each.
+    """
     rows, scene = _labelled(task.table(split), classes)
     return np.float32(task.features(split)[0]["vision"][:, 0])[rows], scene
 
 
-def fitted_prior(data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower) -> tuple[Tower, dict[str, float]]:
+def fitted_prior(
+    data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower
+) -> tuple[Tower, dict[str, float]]:
     """PRIOR=fit: the ResNet-50 of ImageNet fitted to the training classes of this set, fed as the Swin beside it is.
 
     Also its accuracy on the validation split, in percent.
     """
     image, classes = backbones.image_input("swin_t"), scene_classes(data.table)
-    (train, train_scene), (val, val_scene) = (_pictures(data, image.size, classes, split) for split in ("train", "val"))
+    (train, train_scene), (val, val_scene) = (
+        _pictures(data, image.size, classes, split) for split in ("train", "val")
+    )
     config = loop.TrainConfig(epochs, lr=1e-4, batch_size=min(64, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
     start = Start("", 0, {"body": resnet})
     classifier, tower = fit_scenes(
         f"resnet50-{data.table.name}",
         lambda: start.fill(classifier_of("resnet50", len(classes))),
-        batches, config, folder, data.content(), start.content(),
-        source=f"ImageNet, then fitted on the training classes of {data.table.name}")
+        batches,
+        config,
+        folder,
+        data.content(),
+        start.content(),
+        source=f"ImageNet, then fitted on the training classes of {data.table.name}",
+    )
     return tower, {"resnet50": percent_right(classifier.predict(val, image), val_scene)}
 
 
-# ---- BITA, tiny size: a language model that has read nothing but captions ----------------------------------------------------
-def bita_start(data: DataSet, other: DataSet, clip: Tower, folder: Path, seed: int, epochs: int, prompt: str
-               ) -> tuple[Start, nn.Module]:
-    """BITA: the image tower of the stand-in `clip`, a small OPT, and as words of stage 1 those of the training captions of both
-    sets; the transformer itself starts at random. Also the language model."""
+# ---- BITA, tiny size: a language model that has read nothing but captions
+def bita_start(
+    data: DataSet, other: DataSet, clip: Tower, folder: Path, seed: int, epochs: int, prompt: str
+) -> tuple[Start, nn.Module]:
+    """BITA: the image tower of the stand-in `clip`, a small OPT, and as words of stage 1 those of
+    the training captions of both sets; the transformer itself starts at random. Also the language
+    model.
+    """
     tables = [one.table.split("train") for one in (data, other)]
     texts = [text for table in tables for text in table.captions.text]
-    words = train_tokenizer(texts, Path(folder) / f"bita-{data.table.name}-{other.table.name}-tokenizer.json")
+    words = train_tokenizer(
+        texts, Path(folder) / f"bita-{data.table.name}-{other.table.name}-tokenizer.json"
+    )
     reader, tower = fitted_language(tables, folder, seed, epochs, prompt)
     towers = {"visual_encoder": replace(clip, layout="clip_vision_3"), "opt_model": tower}
     return Start(str(words), 32, towers, fixed=True, sep=True), reader
 
 
-def fitted_language(tables: list[CaptionTable], folder: Path, seed: int, epochs: int, prompt: str) -> tuple[nn.Module, Tower]:
-    """A small OPT and its byte pairs, fitted to `documents` of the captions of `tables`: where a real one has read the web, it
-    knows how captions are worded and that what stands before goes on; it has seen no image.
+def fitted_language(
+    tables: list[CaptionTable], folder: Path, seed: int, epochs: int, prompt: str
+) -> tuple[nn.Module, Tower]:
+    """A small OPT and its byte pairs, fitted to `documents` of the captions of `tables`: where a real one has read the web, it knows how captions are worded and that what stands before goes on; it has seen no image.
 
-    Captions of the set under study are among them, of the training split: what stays frozen later must know the words.
+    Captions of the set under study are among them, of the training split: what stays frozen later
+    must know the words.
     """
     from nbhelpers.tasks.captioning import DecoderTokenizer  # which imports the papers
 
     texts = [clean_caption(text) for table in tables for text in table.captions.text]
     name = "-".join(table.name for table in tables)
-    pairs = train_byte_pairs([*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json")
+    pairs = train_byte_pairs(
+        [*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json"
+    )
     reader = DecoderTokenizer(pairs, "opt_standin", max_length=DOCUMENT)
     config = loop.TrainConfig(epochs, lr=3e-3, batch_size=64, seed=seed)
-    code = LanguageModel, TextBatches, DecoderTokenizer, backbones, documents, train_byte_pairs, seeded
-    key = loop.checkpoint_key([config, prompt, reader.sha256], [table.content() for table in tables], None, seed, *code)
+    code = (
+        LanguageModel,
+        TextBatches,
+        DecoderTokenizer,
+        backbones,
+        documents,
+        train_byte_pairs,
+        seeded,
+    )
+    key = loop.checkpoint_key(
+        [config, prompt, reader.sha256], [table.content() for table in tables], None, seed, *code
+    )
     model, _, _ = loop.load_or_train(
-        "opt_standin", lambda: seeded(lambda: LanguageModel(backbones.language_model("opt_standin", reader.vocab_size)), seed),
-        TextBatches(*reader.pad(documents(tables, reader, prompt, seed)), config.batch_size, seed), config, folder, key)
+        "opt_standin",
+        lambda: seeded(
+            lambda: LanguageModel(backbones.language_model("opt_standin", reader.vocab_size)), seed
+        ),
+        TextBatches(*reader.pad(documents(tables, reader, prompt, seed)), config.batch_size, seed),
+        config,
+        folder,
+        key,
+    )
     home = Path(folder) / f"opt_standin-{key[:16]}"
-    path = checkpoints.save_checkpoint(home / "decoder.safetensors", model.decoder, {"name": "opt_standin"})
+    path = checkpoints.save_checkpoint(
+        home / "decoder.safetensors", model.decoder, {"name": "opt_standin"}
+    )
     with atomic_write(home / "tokenizer.json") as temporary:
         temporary.write_bytes(pairs.read_bytes())
     return model, Tower.stand_in("opt_standin", path, f"read the training captions of {name}")
@@ -251,8 +381,10 @@ DOCUMENT = 64  # ids of a document at most
 
 
 def documents(tables: list[CaptionTable], reader, prompt: str, seed: int) -> list[list[int]]:
-    """For every image two documents: captions of it in a random order, half of them after the prompt, each from the first token
-    to the line break. Real text has such a thread too, and only a model that follows one can be led by a prefix."""
+    """For every image two documents: captions of it in a random order, half of them after the
+    prompt, each from the first token to the line break. Real text has such a thread too, and only a
+    model that follows one can be led by a prefix.
+    """
     rng, readers = np.random.default_rng(seed), (reader, reader.prompted(prompt))
     made = []
     for table in tables:
@@ -275,7 +407,9 @@ class LanguageModel(nn.Module):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits = self.decoder(input_ids=batch["ids"], attention_mask=batch["mask"]).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), targets(batch["ids"], batch["mask"])[:, 1:].flatten())
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), targets(batch["ids"], batch["mask"])[:, 1:].flatten()
+        )
         return {"loss": loss, "perplexity": loss.detach().exp()}
 
 
@@ -292,20 +426,27 @@ class TextBatches:
         return len(self.ids) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        order = torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(len(self.ids)))
-        for rows in order[:len(self) * self.batch_size].split(self.batch_size):
+        order = torch.from_numpy(
+            np.random.default_rng([self.seed, self.epoch]).permutation(len(self.ids))
+        )
+        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
             longest = int(self.mask[rows].sum(1).max())
             yield {"ids": self.ids[rows, :longest], "mask": self.mask[rows, :longest]}
 
 
 def train_byte_pairs(texts: list[str], path: Path, vocab_size: int = 512) -> Path:
-    """Writes a tokenizer.json of byte pairs with OPT's special tokens; equal texts give an equal file."""
+    """Writes a tokenizer.json of byte pairs with OPT's special tokens; equal texts give an equal
+    file.
+    """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
     model.train_from_iterator(texts, trainer)
     with atomic_write(path) as temporary:
         temporary.write_text(model.to_str(pretty=True), encoding="utf-8")

@@ -5,6 +5,7 @@ once into an ArrayStore. Online, a query is compared with all codes, the best K 
 remaining layers together with it, and their scores alone decide the ranking. B batch, N images,
 M texts, Q queries, G gallery items, K candidates, P pairs, W bytes of a code.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,31 +33,42 @@ from nbhelpers.papers.dual_encoder import unpadded
 from nbhelpers.tasks import retrieval
 from nbhelpers.tasks.retrieval import RetrievalTask
 
-K = 70            # candidates that are reranked, in both directions (spec 6.4)
-NEIGHBOURS = 10   # best scores that PPSR averages (spec 6.3)
-POOL = 1000       # nearest codes that PPSR looks at first, which spares most queries a second pass over all codes
-PAIRS = 128       # pairs that pass the fine stage at once
-FORM = 2          # of a store; others are not read
+K = 70  # candidates that are reranked, in both directions (spec 6.4)
+NEIGHBOURS = 10  # best scores that PPSR averages (spec 6.3)
+# nearest codes that PPSR looks at first, which spares most queries a second pass over all codes
+POOL = 1000
+PAIRS = 128  # pairs that pass the fine stage at once
+FORM = 2  # of a store; others are not read
 
 
-# ---- offline: what is stored of an image or a text -------------------------------------------------------------------------
+# ---- offline: what is stored of an image or a text
 def store_key(model: nn.Module, kind: str) -> dict[str, object]:
-    """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and code, and the hash length."""
-    state = {name: value for name, value in model.state_dict().items() if name != "bank"}  # which only training reads
+    """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and
+    code, and the hash length.
+    """
+    # which only training reads
+    state = {name: value for name, value in model.state_dict().items() if name != "bank"}
     read = (RetrievalTask, "features", "pixels_of"), Tokenizer, *PIXEL_CODE
-    digest = key_digest(FORM, model.config, tensors_digest(state), code_digest(type(model), encode, split_inputs, *read))
+    digest = key_digest(
+        FORM,
+        model.config,
+        tensors_digest(state),
+        code_digest(type(model), encode, split_inputs, *read),
+    )
     return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest[:16]}
 
 
 def store_folder(run: Path | str, model: nn.Module) -> Path:
-    """Where a run keeps the stores of a trained model: a folder for each split, as `write_stores` fills it."""
+    """Where a run keeps the stores of a trained model: a folder for each split, as `write_stores`
+    fills it.
+    """
     return Path(run) / "stores" / f"23_cfitr-{store_key(model, 'images')['model']}"
 
 
 @torch.inference_mode()
 def encode(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, object]:
-    """Inputs of images (`vision`) or texts (`text`, `mask`) -> codes (B,W) uint8 array, states (B,n,d) and, of texts, mask
-    (B,L) uint8. UserError in training mode and on NaN.
+    """Inputs of images (`vision`) or texts (`text`, `mask`) -> codes (B,W) uint8 array, states
+    (B,n,d) and, of texts, mask (B,L) uint8. UserError in training mode and on NaN.
     """
     _check_resting(model)
     if "mask" in inputs:
@@ -66,25 +78,33 @@ def encode(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, object]:
         states = model.image_states(**inputs)
         h, mask = model.image_codes(states), {}
     if not (states.isfinite().all() and h.isfinite().all()):
-        raise UserError("The states or codes of the model hold NaN or infinity; look for a diverged model or broken pixels.")
+        raise UserError(
+            "The states or codes of the model hold NaN or infinity; look for a diverged model or"
+            " broken pixels."
+        )
     return {"codes": pack(model.binary(h)), "states": states} | mask
 
 
 def _check_resting(model: nn.Module) -> None:
     if model.training:
-        raise UserError("The model is in training mode, where dropout and batch statistics change all it gives; "
-                        "call model.eval().")
+        raise UserError(
+            "The model is in training mode, where dropout and batch statistics change all it gives;"
+            " call model.eval()."
+        )
 
 
 def pack(signs: Tensor) -> np.ndarray:
-    """(B,bits) booleans or -1/+1 -> (B,W) uint8, the first bit highest; missing bits of the last byte are 0."""
+    """(B,bits) booleans or -1/+1 -> (B,W) uint8, the first bit highest; missing bits of the last
+    byte are 0.
+    """
     return np.packbits(signs.cpu().numpy() > 0, axis=1)
 
 
 def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Callable, Callable]:
     """Two functions of row numbers (B,), one of the images and one of the captions of a split in file order.
 
-    They give what `encode` takes, on the model's device: features of the task's cache, or pixels and ids.
+    They give what `encode` takes, on the model's device: features of the task's cache, or pixels
+    and ids.
     """
     table, device = task.table(split), next(model.parameters()).device
     if task.towers is not None:
@@ -92,8 +112,10 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
         (seen, read), row = task.features(split), task.distinct_texts(split).row
         first = (0,) if task.views and split == "train" else ()  # of several views of an image
         vision, words = model.IMAGE_FEATURES, (*model.TEXT_FEATURES, "mask")
-        return (lambda rows: retrieval.taken(seen, vision, (rows, *first), device),
-                lambda rows: retrieval.taken(read, words, row[rows], device))
+        return (
+            lambda rows: retrieval.taken(seen, vision, (rows, *first), device),
+            lambda rows: retrieval.taken(read, words, row[rows], device),
+        )
     cleaned = [task.tokenizer.clean(text) for text in table.captions.text]
 
     def images(rows):
@@ -106,10 +128,10 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
     return images, texts
 
 
-def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path | str,
-                 states: bool = True) -> tuple[ArrayStore, ArrayStore]:
-    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file
-    order; equal ones are encoded once.
+def write_stores(
+    model: nn.Module, task: RetrievalTask, split: str, folder: Path | str, states: bool = True
+) -> tuple[ArrayStore, ArrayStore]:
+    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file order; equal ones are encoded once.
 
     Without `states` only codes, and of captions that an image repeats only the first, as a bank of
     training queries needs them. A store of other images or captions is replaced; see
@@ -129,23 +151,31 @@ def write_stores(model: nn.Module, task: RetrievalTask, split: str, folder: Path
 
     keys = task.text_keys(split)
     text_keys, read_by = [keys[row] for row in kept], task.tokenizer.sha256[:16]
-    return (stored("images", task.image_keys(split), images, repr(task.image)),
-            stored("texts", text_keys, lambda rows: texts(kept[rows]), read_by))
+    return (
+        stored("images", task.image_keys(split), images, repr(task.image)),
+        stored("texts", text_keys, lambda rows: texts(kept[rows]), read_by),
+    )
 
 
-# ---- coarse scores ---------------------------------------------------------------------------------------------------------
+# ---- coarse scores
 def negative_hamming(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """Packed codes (Q,W), (G,W) -> (Q,G) float32: minus the number of bits that differ (spec 6.2)."""
-    signs = [2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, gallery)]
+    signs = [
+        2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, gallery)
+    ]
     return (signs[0] @ signs[1].T - signs[0].shape[1]) / 2
 
 
-def post_process(scores: np.ndarray, columns: np.ndarray | None = None, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def post_process(
+    scores: np.ndarray, columns: np.ndarray | None = None, neighbours: int = NEIGHBOURS
+) -> np.ndarray:
     """PPSR (spec 6.3): twice the scores (Q,G), less the mean of the best `neighbours` of their row and of their column.
 
-    The paper's search post-processes coarse scores; of fine ones it would change the ranking itself.
-    columns  (G,) the column means that a bank of other queries gave (`bank_means`), which is what an online search can
-             know; None: those of these scores, as released, where every query depends on all others (transductive)
+    The paper's search post-processes coarse scores; of fine ones it would change the ranking
+    itself.
+    columns  (G,) the column means that a bank of other queries gave (`bank_means`), which is what
+             an online search can know; None: those of these scores, as released, where every query
+             depends on all others (transductive)
     """
     scores = np.asarray(scores, dtype=np.float32)
     if columns is None:
@@ -154,24 +184,30 @@ def post_process(scores: np.ndarray, columns: np.ndarray | None = None, neighbou
 
 
 def _best_mean(scores: np.ndarray, neighbours: int) -> np.ndarray:
-    """(Q,G) -> (Q,): the mean of the best `neighbours` of each row, or of all where there are fewer."""
+    """(Q,G) -> (Q,): the mean of the best `neighbours` of each row, or of all where there are
+    fewer.
+    """
     kept = min(_at_least_one(neighbours, "neighbour"), scores.shape[1])
     return np.partition(scores, -kept, axis=1)[:, -kept:].mean(1)
 
 
 def bank_means(gallery: np.ndarray, bank: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Packed codes (G,W) and those of training queries (any number,W) -> (G,) float32 column means of PPSR."""
+    """Packed codes (G,W) and those of training queries (any number,W) -> (G,) float32 column means
+    of PPSR.
+    """
     index, kept = _index(bank), min(_at_least_one(neighbours, "neighbour"), len(bank))
     means = np.empty(len(gallery), dtype=np.float32)
     for start in range(0, len(gallery), 4096):
         block = slice(start, start + 4096)
-        means[block] = -index.search(np.ascontiguousarray(gallery[block]), kept)[0].mean(1, dtype=np.float32)
+        means[block] = -index.search(np.ascontiguousarray(gallery[block]), kept)[0].mean(
+            1, dtype=np.float32
+        )
     return means
 
 
 def chosen(scores: np.ndarray, k: int) -> np.ndarray:
     """(Q,G) booleans: the best k of each row, of equal scores the first ones. UserError on NaN."""
-    best = np.argsort(-_known(scores), axis=1, kind="stable")[:, :_at_least_one(k, "candidate")]
+    best = np.argsort(-_known(scores), axis=1, kind="stable")[:, : _at_least_one(k, "candidate")]
     mask = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(mask, best, True, axis=1)
     return mask
@@ -179,17 +215,20 @@ def chosen(scores: np.ndarray, k: int) -> np.ndarray:
 
 def _kindest(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
     """As `chosen`, but of the items that tie for the last place those that serve the query best:
-    right ones from the highest fine score down, then wrong ones from the lowest up."""
+    right ones from the highest fine score down, then wrong ones from the lowest up.
+    """
     served = np.where(right, -fine, fine)
-    best = np.lexsort((served, ~right, -_known(coarse)), axis=1)[:, :_at_least_one(k, "candidate")]
+    best = np.lexsort((served, ~right, -_known(coarse)), axis=1)[:, : _at_least_one(k, "candidate")]
     mask = np.zeros(coarse.shape, dtype=bool)
     np.put_along_axis(mask, best, True, axis=1)
     return mask
 
 
 def eligible(scores: np.ndarray, k: int) -> np.ndarray:
-    """(Q,G) booleans: the best k of each row and all that tie with the last of them. UserError on
-    NaN."""
+    """(Q,G) booleans: the best k of each row and all that tie with the last of them.
+
+    UserError on NaN.
+    """
     return scores >= _last(_known(scores), k)
 
 
@@ -213,17 +252,23 @@ def _at_least_one(number: int, what: str) -> int:
 
 def _index(codes: np.ndarray) -> faiss.IndexBinaryFlat:
     index = faiss.IndexBinaryFlat(8 * codes.shape[1])
-    index.use_heap = False  # it counts by distance instead, which costs less the more candidates are asked for
+    # it counts by distance instead, which costs less the more candidates are asked for
+    index.use_heap = False
     index.add(np.ascontiguousarray(codes))
     return index
 
 
-# ---- fine scores -----------------------------------------------------------------------------------------------------------
+# ---- fine scores
 @torch.inference_mode()
-def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_rows: np.ndarray,
-                batch: int = PAIRS) -> np.ndarray:
-    """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each an
-    ArrayStore or encoded queries.
+def pair_scores(
+    model: nn.Module,
+    images,
+    image_rows: np.ndarray,
+    texts,
+    text_rows: np.ndarray,
+    batch: int = PAIRS,
+) -> np.ndarray:
+    """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each an ArrayStore or encoded queries.
 
     Equal pairs are read once. Texts of like length are read together, with no more padding than
     they need. UserError if a score is NaN or infinite.
@@ -231,7 +276,11 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
     device, scores = next(model.parameters()).device, []
 
     def taken(values, rows):
-        part = values[torch.from_numpy(rows)] if isinstance(values, Tensor) else torch.from_numpy(values[rows])
+        part = (
+            values[torch.from_numpy(rows)]
+            if isinstance(values, Tensor)
+            else torch.from_numpy(values[rows])
+        )
         return part.to(device)
 
     image_rows, text_rows = _first_equal(images)[image_rows], _first_equal(texts)[text_rows]
@@ -242,7 +291,12 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
     order = np.argsort(masks.sum(1).cpu().numpy(), kind="stable")
     for some in np.split(order, range(batch, len(order), batch)):
         text = unpadded(taken(texts["states"], text_rows[some]).float(), masks[some].long())
-        scores.append(model.score_pairs(taken(images["states"], image_rows[some]).float(), *text).float().cpu().numpy())
+        scores.append(
+            model.score_pairs(taken(images["states"], image_rows[some]).float(), *text)
+            .float()
+            .cpu()
+            .numpy()
+        )
     scores = np.concatenate(scores)[np.argsort(order)]
     if not np.isfinite(scores).all():
         raise UserError("The single stream gave NaN or infinite scores; look for a diverged model.")
@@ -250,19 +304,23 @@ def pair_scores(model: nn.Module, images, image_rows: np.ndarray, texts, text_ro
 
 
 def _first_equal(items: ArrayStore | Mapping[str, object]) -> np.ndarray:
-    """For each row of a store or of encoded queries the first row that is known to be equal to
-    it."""
+    """For each row of a store or of encoded queries the first row that is known to be equal to it."""
     return items.same if isinstance(items, ArrayStore) else np.arange(len(items["states"]))
 
 
-def fine_scores(model: nn.Module, images: ArrayStore, texts: ArrayStore,
-                wanted: np.ndarray | None = None, batch: int = PAIRS,
-                kept: Path | None = None) -> np.ndarray:
-    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal
-    pairs are read once.
+def fine_scores(
+    model: nn.Module,
+    images: ArrayStore,
+    texts: ArrayStore,
+    wanted: np.ndarray | None = None,
+    batch: int = PAIRS,
+    kept: Path | None = None,
+) -> np.ndarray:
+    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal pairs are read once.
 
-    kept  the folder of these stores, as opened from there: scores found before are taken from a file
-          in it, of these rows and of the code that scores them alone, and new ones are added there
+    kept  the folder of these stores, as opened from there: scores found before are taken from a
+          file in it, of these rows and of the code that scores them alone, and new ones are added
+          there
     UserError if that file is damaged.
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
@@ -271,7 +329,11 @@ def fine_scores(model: nn.Module, images: ArrayStore, texts: ArrayStore,
     pairs = np.nonzero(wanted)
     asked[row[pairs[0]], column[pairs[1]]] = True
     path = None if kept is None else kept / _scores_name(model, images, texts)
-    scores = np.full(asked.shape, -np.inf, dtype=np.float32) if path is None else _kept_scores(path, asked.shape)
+    scores = (
+        np.full(asked.shape, -np.inf, dtype=np.float32)
+        if path is None
+        else _kept_scores(path, asked.shape)
+    )
     missing = asked & ~np.isfinite(scores)
     if missing.any():
         image_rows, text_rows = np.nonzero(missing)
@@ -296,12 +358,21 @@ def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         return np.load(path).reshape(shape)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and the scores are computed again.") from error
+        raise UserError(
+            f"{path} is damaged ({error}); delete it, and the scores are computed again."
+        ) from error
 
 
-# ---- a whole split ---------------------------------------------------------------------------------------------------------
-def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = K, t2i: np.ndarray | None = None,
-              ks: tuple[int, ...] = (1, 5, 10), ties: str = "expectation") -> recall.Recall:
+# ---- a whole split
+def two_stage(
+    coarse: np.ndarray,
+    fine: np.ndarray,
+    owner: np.ndarray,
+    k: int = K,
+    t2i: np.ndarray | None = None,
+    ks: tuple[int, ...] = (1, 5, 10),
+    ties: str = "expectation",
+) -> recall.Recall:
     """Recalls of the search that reranks each query's best k of `coarse` (N,M) by `fine` (N,M); owner as in `recall.evaluate`.
 
     t2i  (N,M) coarse scores where texts are the queries, if they differ from those where images are
@@ -312,14 +383,17 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
     """
     t2i = coarse if t2i is None else t2i
     if not np.isfinite(fine[eligible(coarse, k) | eligible(t2i.T, k).T]).all():
-        raise UserError(f"The fine scores lack some of the best {k}; let `fine_scores` score all "
-                        "that are `eligible`.")
+        raise UserError(
+            f"The fine scores lack some of the best {k}; let `fine_scores` score all "
+            "that are `eligible`."
+        )
     own = owner[None, :] == np.arange(len(fine))[:, None]
     masks = chosen(coarse, k), chosen(t2i.T, k).T
     if ties == "optimistic":
         masks = _kindest(coarse, fine, own, k), _kindest(t2i.T, fine.T, own.T, k).T
-    by_image, by_text = (recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties)
-                         for mask in masks)
+    by_image, by_text = (
+        recall.evaluate(np.where(mask, fine, -np.inf), owner, ks, ties) for mask in masks
+    )
     of_images = by_image.i2t_ranks, by_image.i2t_hits * (masks[0] & own).any(axis=1)[:, None]
     of_texts = by_text.t2i_ranks, by_text.t2i_hits * (masks[1] & own).any(axis=0)[:, None]
     if ties == "expectation":
@@ -328,10 +402,16 @@ def two_stage(coarse: np.ndarray, fine: np.ndarray, owner: np.ndarray, k: int = 
     return recall.Recall(ties, by_image.ks, of_images[0], of_texts[0], of_images[1], of_texts[1])
 
 
-def over_orders(ranks: np.ndarray, hits: np.ndarray, coarse: np.ndarray, fine: np.ndarray,
-                right: np.ndarray, k: int, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (Q,) and hits (Q,K), but for queries of which more than k items are `eligible` their
-    mean over all orders of the items that tie for the last places.
+def over_orders(
+    ranks: np.ndarray,
+    hits: np.ndarray,
+    coarse: np.ndarray,
+    fine: np.ndarray,
+    right: np.ndarray,
+    k: int,
+    ks: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (Q,) and hits (Q,K), but for queries of which more than k items are `eligible` their mean over all orders of the items that tie for the last places.
 
     coarse, fine, right  (Q,G) scores of both stages, and which items are right
     """
@@ -341,10 +421,13 @@ def over_orders(ranks: np.ndarray, hits: np.ndarray, coarse: np.ndarray, fine: n
     return ranks, hits
 
 
-def _over_orders(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int,
-                 ks: tuple[int, ...]) -> tuple[float, np.ndarray]:
-    """Rank and hits (K,) of one query, its scores and right items (G,). Of the right items among
-    the candidates, those of the highest fine score decide."""
+def _over_orders(
+    coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int, ks: tuple[int, ...]
+) -> tuple[float, np.ndarray]:
+    """Rank and hits (K,) of one query, its scores and right items (G,).
+
+    Of the right items among the candidates, those of the highest fine score decide.
+    """
     last = _last(coarse[None], k)[0, 0]
     sure, tied = coarse > last, coarse == last
     drawn, total, rank, hits = k - int(sure.sum()), 0.0, 0.0, np.zeros(len(ks))
@@ -354,7 +437,7 @@ def _over_orders(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int
         barred = int((tied & right & (fine > score)).sum())  # else these would decide
         sizes = [int((tied & kind).sum()) for kind in kinds]
         chances, counts = _draws(sizes, int(tied.sum()), barred, drawn)
-        own, above, level = (count + number for count, number in zip(fixed, counts))
+        own, above, level = (count + number for count, number in zip(fixed, counts, strict=True))
         chances, own, above, level = (part[own > 0] for part in (chances, own, above, level))
         total += chances.sum()
         rank += chances @ (above + level / (own + 1))
@@ -367,14 +450,15 @@ def _over_orders(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int
 
 def _draws(sizes: list[int], items: int, barred: int, drawn: int) -> tuple[np.ndarray, np.ndarray]:
     """All ways to draw `drawn` of `items`, of which three kinds have these sizes and `barred` are
-    not drawn: chances (S,) and counts (3,S) of each kind."""
+    not drawn: chances (S,) and counts (3,S) of each kind.
+    """
     grid = np.meshgrid(*(np.arange(min(size, drawn) + 1) for size in sizes), indexing="ij")
     counts = np.stack([part.ravel() for part in grid])
     others, rest = drawn - counts.sum(axis=0), items - barred - sum(sizes)
     possible = (others >= 0) & (others <= rest)
     counts, others = counts[:, possible], others[possible]
     log_ways = _log_choose(rest, others) - _log_choose(items, drawn)
-    for size, count in zip(sizes, counts):
+    for size, count in zip(sizes, counts, strict=True):
         log_ways = log_ways + _log_choose(size, count)
     return np.exp(log_ways), counts
 
@@ -383,42 +467,69 @@ def _log_choose(items: int, drawn: int | np.ndarray) -> np.ndarray:
     return gammaln(items + 1) - gammaln(drawn + 1) - gammaln(items - drawn + 1)
 
 
-def coarse_scores(images: ArrayStore, texts: ArrayStore, neighbours: int = NEIGHBOURS,
-                  banks: tuple[ArrayStore, ArrayStore] | None = None,
-                  ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Coarse scores (N,M) of a split, for images and for texts as queries: "Hamming", "PPSR" as released and, with `banks` of
-    training images and texts, "PPSR online", with the column means that these give."""
+def coarse_scores(
+    images: ArrayStore,
+    texts: ArrayStore,
+    neighbours: int = NEIGHBOURS,
+    banks: tuple[ArrayStore, ArrayStore] | None = None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Coarse scores (N,M) of a split, for images and for texts as queries: "Hamming", "PPSR" as
+    released and, with `banks` of training images and texts, "PPSR online", with the column means
+    that these give.
+    """
     hamming = negative_hamming(images["codes"], texts["codes"])
-    coarse = {"Hamming": (hamming, hamming), "PPSR": (post_process(hamming, neighbours=neighbours),) * 2}
+    coarse = {
+        "Hamming": (hamming, hamming),
+        "PPSR": (post_process(hamming, neighbours=neighbours),) * 2,
+    }
     if banks is not None:
         of_texts = bank_means(texts["codes"], banks[0]["codes"], neighbours)
         of_images = bank_means(images["codes"], banks[1]["codes"], neighbours)
-        coarse["PPSR online"] = (post_process(hamming, of_texts, neighbours), post_process(hamming.T, of_images, neighbours).T)
+        coarse["PPSR online"] = (
+            post_process(hamming, of_texts, neighbours),
+            post_process(hamming.T, of_images, neighbours).T,
+        )
     return coarse
 
 
 def candidate_pairs(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], k: int) -> np.ndarray:
     """(N,M) booleans: the pairs that any of the `coarse_scores` may send to the fine stage, of
-    either direction."""
+    either direction.
+    """
     wanted = [eligible(i2t, k) | eligible(t2i.T, k).T for i2t, t2i in coarse.values()]
     return np.logical_or.reduce(wanted)
 
 
-def stages(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], fine: np.ndarray, owner: np.ndarray, k: int = K,
-           ties: str = "expectation") -> dict[str, recall.Recall]:
-    """Recalls of every stage over a whole split: of each of the `coarse_scores` alone and, as "<name> + fine", after reranking
-    the best k; of "exhaustive" reranking if `fine` (N,M) knows all pairs."""
+def stages(
+    coarse: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    fine: np.ndarray,
+    owner: np.ndarray,
+    k: int = K,
+    ties: str = "expectation",
+) -> dict[str, recall.Recall]:
+    """Recalls of every stage over a whole split: of each of the `coarse_scores` alone and, as
+    "<name> + fine", after reranking the best k; of "exhaustive" reranking if `fine` (N,M) knows all
+    pairs.
+    """
     results = {}
     for name, (i2t, t2i) in coarse.items():
         by_text = recall.evaluate(t2i, owner, ties=ties)
-        results[name] = replace(recall.evaluate(i2t, owner, ties=ties), t2i_ranks=by_text.t2i_ranks, t2i_hits=by_text.t2i_hits)
+        results[name] = replace(
+            recall.evaluate(i2t, owner, ties=ties),
+            t2i_ranks=by_text.t2i_ranks,
+            t2i_hits=by_text.t2i_hits,
+        )
         results[f"{name} + fine"] = two_stage(i2t, fine, owner, k, t2i, ties=ties)
-    return results | ({"exhaustive": recall.evaluate(fine, owner, ties=ties)} if np.isfinite(fine).all() else {})
+    return results | (
+        {"exhaustive": recall.evaluate(fine, owner, ties=ties)} if np.isfinite(fine).all() else {}
+    )
 
 
-WAYS = {"online": ("PPSR online", "column means of PPSR from training queries"),
-        "transductive": ("PPSR", "column means of PPSR from all test queries, as released"),
-        "none": ("Hamming", "no PPSR")}
+WAYS = {
+    "online": ("PPSR online", "column means of PPSR from training queries"),
+    "transductive": ("PPSR", "column means of PPSR from all test queries, as released"),
+    "none": ("Hamming", "no PPSR"),
+}
 
 
 @dataclass(frozen=True)
@@ -449,7 +560,8 @@ class TwoStages:
 @dataclass(frozen=True, eq=False)
 class Ranking:
     """How a search in two stages ranks a split: `coarse_scores`, fine scores (N,M), and the image
-    row of each text (M,)."""
+    row of each text (M,).
+    """
 
     coarse: dict[str, tuple[np.ndarray, np.ndarray]]
     fine: np.ndarray
@@ -460,9 +572,15 @@ class Ranking:
         return stages(self.coarse, self.fine, self.owner, k, ties)
 
 
-def rank(model: nn.Module, stores: tuple[ArrayStore, ArrayStore], owner: np.ndarray, k: int | None,
-         banks: tuple[ArrayStore, ArrayStore] | None = None, ways: Iterable[str] | None = None,
-         kept: Path | None = None) -> Ranking:
+def rank(
+    model: nn.Module,
+    stores: tuple[ArrayStore, ArrayStore],
+    owner: np.ndarray,
+    k: int | None,
+    banks: tuple[ArrayStore, ArrayStore] | None = None,
+    ways: Iterable[str] | None = None,
+    kept: Path | None = None,
+) -> Ranking:
     """Rank the images and texts of a split, as notebooks, `eval` and the analysis of misses do.
 
     stores  of images and texts;  owner (M,) as in `recall.evaluate`
@@ -476,20 +594,27 @@ def rank(model: nn.Module, stores: tuple[ArrayStore, ArrayStore], owner: np.ndar
 
 
 def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, float]:
-    """Recalls of Hamming candidates after reranking on the validation split, where each image has its first caption alone:
-    what selects the best epoch. All pairs, as in the release, would take longer than the epoch."""
+    """Recalls of Hamming candidates after reranking on the validation split, where each image has
+    its first caption alone: what selects the best epoch. All pairs, as in the release, would take
+    longer than the epoch.
+    """
     table, (images_of, texts_of) = task.table("val"), split_inputs(model, task, "val")
     first = np.unique(table.owner(), return_index=True)[1]
-    images = ArrayStore.in_memory({}, task.distinct_images("val").row,
-                             lambda rows: encode(model, images_of(rows)), PAIRS)
-    texts = ArrayStore.in_memory({}, task.distinct_texts("val").row[first],
-                            lambda rows: encode(model, texts_of(first[rows])), PAIRS)
+    images = ArrayStore.in_memory(
+        {}, task.distinct_images("val").row, lambda rows: encode(model, images_of(rows)), PAIRS
+    )
+    texts = ArrayStore.in_memory(
+        {},
+        task.distinct_texts("val").row[first],
+        lambda rows: encode(model, texts_of(first[rows])),
+        PAIRS,
+    )
     hamming = negative_hamming(images["codes"], texts["codes"])
     fine = fine_scores(model, images, texts, candidate_pairs({"Hamming": (hamming, hamming)}, k))
     return two_stage(hamming, fine, np.arange(len(table)), k).metrics
 
 
-# ---- online ----------------------------------------------------------------------------------------------------------------
+# ---- online
 class Found(NamedTuple):
     """The best gallery rows (Q,K) of each query, best first, and their scores (Q,K)."""
 
@@ -503,46 +628,80 @@ class Search:
     bank        codes of training queries, for PPSR; None: plain Hamming distance
     k           candidates that are reranked, at most the gallery
     neighbours  of PPSR;  batch: pairs that pass the fine stage at once
-    Queries are what `encode` gave for them. Of equal scores the first row wins. UserError if the gallery
-    is empty, holds no states, or was encoded by another model, and if the bank holds no queries of this model.
+    Queries are what `encode` gave for them. Of equal scores the first row wins. UserError if the
+    gallery is empty, holds no states, or was encoded by another model, and if the bank holds no
+    queries of this model.
     """
 
-    def __init__(self, model: nn.Module, gallery: ArrayStore, bank: ArrayStore | None = None,
-                 k: int = K, neighbours: int = NEIGHBOURS, batch: int = PAIRS):
+    def __init__(
+        self,
+        model: nn.Module,
+        gallery: ArrayStore,
+        bank: ArrayStore | None = None,
+        k: int = K,
+        neighbours: int = NEIGHBOURS,
+        batch: int = PAIRS,
+    ):
         _check_resting(model)
         if "states" not in gallery.arrays or not len(gallery):
-            raise UserError("The gallery is empty or holds only codes; write a store with states (`write_stores`).")
+            raise UserError(
+                "The gallery is empty or holds only codes; write a store with states"
+                " (`write_stores`)."
+            )
         self.images = gallery.key.get("kind") == "images"
-        ours, queries = store_key(model, "images" if self.images else "texts"), "texts" if self.images else "images"
+        ours, queries = (
+            store_key(model, "images" if self.images else "texts"),
+            ("texts" if self.images else "images"),
+        )
         for store, wanted in ((gallery, ours), (bank, ours | {"kind": queries})):
             if store is not None and not wanted.items() <= store.key.items():
-                raise UserError(f"The search wants a store under {wanted}, not {store.key}; encode it with this model.")
-        self.model, self.gallery, self.k, self.batch = model, gallery, min(_at_least_one(k, "candidate"), len(gallery)), batch
+                raise UserError(
+                    f"The search wants a store under {wanted}, not {store.key}; encode it with this"
+                    " model."
+                )
+        self.model, self.gallery, self.k, self.batch = (
+            model,
+            gallery,
+            min(_at_least_one(k, "candidate"), len(gallery)),
+            batch,
+        )
         self.neighbours = min(_at_least_one(neighbours, "neighbour"), len(gallery))
         self.index = _index(gallery["codes"])
-        self.columns = None if bank is None else bank_means(gallery["codes"], bank["codes"], neighbours)
+        self.columns = (
+            None if bank is None else bank_means(gallery["codes"], bank["codes"], neighbours)
+        )
         self.lowest = None if bank is None else self.columns.min()
 
     def coarse(self, codes: np.ndarray) -> Found:
-        """Packed query codes (Q,W) -> the K candidates of each by Hamming distance or, with a bank, by PPSR; exact."""
+        """Packed query codes (Q,W) -> the K candidates of each by Hamming distance or, with a bank,
+        by PPSR; exact.
+        """
         if self.columns is None:
             distances, rows = self.index.search(codes, self.k)
             return Found(rows, -distances.astype(np.float32))
         pool = min(max(self.k, self.neighbours, POOL), len(self.gallery))
-        found = [self._post_processed(*query) for query in zip(codes, *self.index.search(codes, pool))]
-        return Found(*(np.stack(part) for part in zip(*found)))
+        found = [
+            self._post_processed(*query)
+            for query in zip(codes, *self.index.search(codes, pool), strict=True)
+        ]
+        return Found(*(np.stack(part) for part in zip(*found, strict=True)))
 
-    def _post_processed(self, code: np.ndarray, distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The K candidates of one query, from its nearest rows and, if better ones may lie beyond them, from all."""
-        own = -distances[:self.neighbours].mean(dtype=np.float32)
+    def _post_processed(
+        self, code: np.ndarray, distances: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The K candidates of one query, from its nearest rows and, if better ones may lie beyond
+        them, from all.
+        """
+        own = -distances[: self.neighbours].mean(dtype=np.float32)
         scores = -2 * distances.astype(np.float32) - own - self.columns[rows]
         bound = np.partition(scores, -self.k)[-self.k]
-        reach = (-own - self.lowest - bound) / 2  # an item farther away scores less than `bound`, whatever its column mean
+        # an item farther away scores less than `bound`, whatever its column mean
+        reach = (-own - self.lowest - bound) / 2
         if distances[-1] <= reach + 1:
             _, distances, rows = self.index.range_search(code[None], math.floor(reach) + 2)
             scores = -2 * distances.astype(np.float32) - own - self.columns[rows]
         rows, scores = rows[scores >= bound], scores[scores >= bound]
-        best = np.lexsort((rows, -scores))[:self.k]
+        best = np.lexsort((rows, -scores))[: self.k]
         return rows[best], scores[best]
 
     def rerank(self, query: Mapping[str, object], rows: np.ndarray) -> np.ndarray:
@@ -553,9 +712,13 @@ class Search:
         return pair_scores(self.model, images, image, texts, text, self.batch).reshape(rows.shape)
 
     def __call__(self, query: Mapping[str, object]) -> Found:
-        """Encoded queries -> their candidates in the order of the fine scores; of equal ones the better candidate leads."""
+        """Encoded queries -> their candidates in the order of the fine scores; of equal ones the
+        better candidate leads.
+        """
         if ("mask" in query) != self.images:
-            raise UserError(f"This search finds {self.gallery.key['kind']}; give it queries of the other kind.")
+            raise UserError(
+                f"This search finds {self.gallery.key['kind']}; give it queries of the other kind."
+            )
         rows = self.coarse(query["codes"]).rows
         scores = self.rerank(query, rows)
         order = np.argsort(-scores, axis=1, kind="stable")

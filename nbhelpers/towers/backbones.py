@@ -1,7 +1,11 @@
-"""The only place that builds towers. Each function returns the library's own module, so that names match public weights.
+"""The only place that builds towers.
 
-The modules are built with random weights, on whatever `torch.device` is active; `nbhelpers.towers.checkpoints` fills them.
+Each function returns the library's own module, so that names match public weights.
+
+The modules are built with random weights, on whatever `torch.device` is active;
+`nbhelpers.towers.checkpoints` fills them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -39,12 +43,26 @@ FEW = 8  # images
 
 
 def _swin_tiny_standin() -> SwinTransformer:
-    return SwinTransformer(img_size=112, patch_size=8, embed_dim=48, depths=(2, 2), num_heads=(2, 4), window_size=7,
-                           num_classes=0)
+    return SwinTransformer(
+        img_size=112,
+        patch_size=8,
+        embed_dim=48,
+        depths=(2, 2),
+        num_heads=(2, 4),
+        window_size=7,
+        num_classes=0,
+    )
 
 
 def _resnet_standin() -> ResNet:
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=(16, 32, 64, 128), stem_type="deep", stem_width=8)
+    return ResNet(
+        BasicBlock,
+        (1, 1, 1, 1),
+        num_classes=0,
+        channels=(16, 32, 64, 128),
+        stem_type="deep",
+        stem_width=8,
+    )
 
 
 def _deit_s(heads: int) -> nn.Module:
@@ -53,18 +71,25 @@ def _deit_s(heads: int) -> nn.Module:
 
 def _vgg19_bn() -> nn.Module:
     tower = timm.create_model("vgg19_bn", num_classes=0)
-    tower.pre_logits = nn.Identity()  # all of VGG's classifier goes; its feature map is averaged, as ResNet's is
+    # all of VGG's classifier goes; its feature map is averaged, as ResNet's is
+    tower.pre_logits = nn.Identity()
     return tower
 
 
-# name -> (constructor, what the tower is fed). The 12-head DeiT-S is the released code's; the real one has 6 (pir.md 2.1).
+# name -> (constructor, what the tower is fed). The 12-head DeiT-S is the released code's; the real
+# one has 6 (pir.md 2.1).
 VISION = {
     "swin_standin": (_swin_tiny_standin, ImageInput(112)),
-    "swin_t": (lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=0), ImageInput(224)),
+    "swin_t": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=0),
+        ImageInput(224),
+    ),
     "deit_s": (lambda: _deit_s(6), ImageInput(224)),
     "deit_s_released": (lambda: _deit_s(12), ImageInput(224)),
-    "efficientnet_lite0": (lambda: timm.create_model("tf_efficientnet_lite0", num_classes=0),
-                           ImageInput(224, HALF_MEAN, HALF_STD)),
+    "efficientnet_lite0": (
+        lambda: timm.create_model("tf_efficientnet_lite0", num_classes=0),
+        ImageInput(224, HALF_MEAN, HALF_STD),
+    ),
 }
 
 PRIOR = {
@@ -74,17 +99,29 @@ PRIOR = {
 }
 
 TEXT = {
-    "bert_standin": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-                         max_position_embeddings=64),
-    "bert_base": dict(vocab_size=30522),
-    "minilm": dict(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                   intermediate_size=1536),
+    "bert_standin": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+    },
+    "bert_base": {"vocab_size": 30522},
+    "minilm": {
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
 }
 
 
 def _choose(table: dict, kind: str, name: str):
     if name not in table:
-        raise UserError(f"There is no {kind} tower called '{name}'; choose one of {', '.join(table)}.")
+        raise UserError(
+            f"There is no {kind} tower called '{name}'; choose one of {', '.join(table)}."
+        )
     return table[name]
 
 
@@ -101,23 +138,35 @@ def vision_tower(name: str) -> nn.Module:
 def image_tokens(tower: nn.Module, pixels: Tensor) -> Tensor:
     """(B,3,S,S) -> (B,1+N,W): a global token, then N local tokens in raster order.
 
-    Towers without a class token get the plain mean of their normalised local tokens (PIR, section 3.2 of the code).
+    Towers without a class token get the plain mean of their normalised local tokens (PIR, section
+    3.2 of the code).
     """
     if isinstance(tower, CLIPVisionModel):
         return tower(pixels).last_hidden_state
     features = _passed(tower, pixels, tower.forward_features)
     if features.ndim == 3:
         return features
-    return _with_mean(features.flatten(1, 2) if isinstance(tower, SwinTransformer) else features.flatten(2).transpose(1, 2))
+    return _with_mean(
+        features.flatten(1, 2)
+        if isinstance(tower, SwinTransformer)
+        else features.flatten(2).transpose(1, 2)
+    )
 
 
 def _passed(tower: nn.Module, pixels: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
-    """through(pixels), where an EfficientNet rests on a CPU FEW images at a time: what its layers make of a hundred goes back to the
-    system after each of them and comes anew, page by page, which takes longer than the convolutions (bench_towers)."""
+    """through(pixels), where an EfficientNet rests on a CPU FEW images at a time: what its layers
+    make of a hundred goes back to the system after each of them and comes anew, page by page, which
+    takes longer than the convolutions (bench_towers).
+    """
     if not isinstance(tower, EfficientNet) or torch.is_grad_enabled() or tower.bn1.training:
         return through(pixels)
     count = FEW if pixels.device.type == "cpu" else len(pixels)
-    return torch.cat([through(part) for part in pixels.contiguous(memory_format=torch.channels_last).split(count)])
+    return torch.cat(
+        [
+            through(part)
+            for part in pixels.contiguous(memory_format=torch.channels_last).split(count)
+        ]
+    )
 
 
 def _with_mean(local: Tensor) -> Tensor:
@@ -128,7 +177,8 @@ def _with_mean(local: Tensor) -> Tensor:
 class PartedTower:
     """An EfficientNet whose last `stages` are trained while those below rest: `map_of`, then `tokens_of`, give `image_tokens`.
 
-    Batch norms rest in all stages, so that an image means the same in every batch. UserError if the tower has no such stages.
+    Batch norms rest in all stages, so that an image means the same in every batch. UserError if the
+    tower has no such stages.
     """
 
     tower: nn.Module
@@ -140,18 +190,22 @@ class PartedTower:
             mend = "choose 0, or the vision tower efficientnet_lite0"
             if count:
                 mend = f"choose 1 to {count - 1}"
-            raise UserError(f"tuned_stages is {self.stages}, but {type(self.tower).__name__} has "
-                            f"{max(count - 1, 0)} stages that can be fine-tuned while others stay "
-                            f"frozen; {mend}.")
+            raise UserError(
+                f"tuned_stages is {self.stages}, but {type(self.tower).__name__} has "
+                f"{max(count - 1, 0)} stages that can be fine-tuned while others stay "
+                f"frozen; {mend}."
+            )
 
     def below(self) -> list[nn.Module]:
         """What rests, and whose map can be cached."""
-        return [self.tower.conv_stem, self.tower.bn1, *self.tower.blocks[:-self.stages]]
+        return [self.tower.conv_stem, self.tower.bn1, *self.tower.blocks[: -self.stages]]
 
     def norms(self) -> list[nn.Module]:
         """The batch norms of the trained stages."""
-        above = (*self.tower.blocks[-self.stages:], self.tower.bn2)
-        return [part for stage in above for part in stage.modules() if isinstance(part, BatchNormAct2d)]
+        above = (*self.tower.blocks[-self.stages :], self.tower.bn2)
+        return [
+            part for stage in above for part in stage.modules() if isinstance(part, BatchNormAct2d)
+        ]
 
     def map_of(self, pixels: Tensor) -> Tensor:
         """(B,3,S,S) -> (B,C,H,W)."""
@@ -159,16 +213,19 @@ class PartedTower:
 
     def tokens_of(self, below: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,1+N,W)."""
-        with _full_precision(below.contiguous(memory_format=torch.channels_last)) as below:  # twice as fast on a CPU
-            for part in (*self.tower.blocks[-self.stages:], self.tower.conv_head, self.tower.bn2):
+        # twice as fast on a CPU
+        with _full_precision(below.contiguous(memory_format=torch.channels_last)) as below:
+            for part in (*self.tower.blocks[-self.stages :], self.tower.conv_head, self.tower.bn2):
                 below = part(below)
         return _with_mean(below.flatten(2).transpose(1, 2))
 
 
 @contextmanager
 def _full_precision(x: Tensor) -> Iterator[Tensor]:
-    """x, on a CPU widened to fp32 at least and with autocast off: there the backward pass of depthwise convolutions takes almost
-    twice as long in bf16 (torch 2.15, with AMX). Elsewhere as it is."""
+    """x, on a CPU widened to fp32 at least and with autocast off: there the backward pass of
+    depthwise convolutions takes almost twice as long in bf16 (torch 2.15, with AMX). Elsewhere as
+    it is.
+    """
     if x.device.type != "cpu":
         yield x
         return
@@ -185,7 +242,10 @@ def text_tower(name: str, vocab_size: int | None = None) -> BertModel:
 
 
 def bert(**settings) -> BertModel:
-    """A BERT of any size. Its padding token has an embedding like any other: PIR attends padding, and trains it."""
+    """A BERT of any size.
+
+    Its padding token has an embedding like any other: PIR attends padding, and trains it.
+    """
     return BertModel(BertConfig(**settings, pad_token_id=None), add_pooling_layer=False)
 
 
@@ -205,10 +265,12 @@ def prior_tower(name: str) -> nn.Module:
     return _choose(PRIOR, "prior", name)()
 
 
-# ---- CLIP -------------------------------------------------------------------------------------------------------------
+# ---- CLIP
 @dataclass(frozen=True)
 class CLIPSize:
-    """What open_clip builds, and the frozen towers (vision, text) that stand below it in the compact size."""
+    """What open_clip builds, and the frozen towers (vision, text) that stand below it in the
+    compact size.
+    """
 
     embed_dim: int
     vision: dict
@@ -218,16 +280,29 @@ class CLIPSize:
     towers: tuple[str, str] | None = None
 
 
-_B32 = dict(embed_dim=512, vision=dict(layers=12, width=768, patch_size=32, image_size=224),
-            text=dict(layers=12, width=512, heads=8, context_length=77, vocab_size=49408), image=ImageInput(224))
+_B32 = {
+    "embed_dim": 512,
+    "vision": {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224},
+    "text": {"layers": 12, "width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408},
+    "image": ImageInput(224),
+}
 CLIP = {
-    "clip_standin": CLIPSize(64, dict(layers=4, width=96, head_width=24, patch_size=16, image_size=112),
-                             dict(layers=4, width=64, heads=4, context_length=40, vocab_size=49408), ImageInput(112)),
-    "clip_compact": CLIPSize(256, dict(layers=3, width=256, patch_size=1, image_size=7),
-                             dict(layers=3, width=256, heads=4, context_length=32, vocab_size=1),
-                             VISION["efficientnet_lite0"][1], towers=("efficientnet_lite0", "minilm")),
+    "clip_standin": CLIPSize(
+        64,
+        {"layers": 4, "width": 96, "head_width": 24, "patch_size": 16, "image_size": 112},
+        {"layers": 4, "width": 64, "heads": 4, "context_length": 40, "vocab_size": 49408},
+        ImageInput(112),
+    ),
+    "clip_compact": CLIPSize(
+        256,
+        {"layers": 3, "width": 256, "patch_size": 1, "image_size": 7},
+        {"layers": 3, "width": 256, "heads": 4, "context_length": 32, "vocab_size": 1},
+        VISION["efficientnet_lite0"][1],
+        towers=("efficientnet_lite0", "minilm"),
+    ),
     "vit_b32": CLIPSize(**_B32),
-    "vit_b32_quickgelu": CLIPSize(**_B32, quick_gelu=True),   # the weights of OpenAI want this activation
+    # the weights of OpenAI want this activation
+    "vit_b32_quickgelu": CLIPSize(**_B32, quick_gelu=True),
 }
 
 
@@ -236,8 +311,11 @@ def clip_size(name: str) -> CLIPSize:
 
 
 def clip(name: str) -> open_clip.CLIP:
-    """An open_clip model. In the compact size its patch embedding reads the map of the frozen vision tower, and its token
-    embedding the states of the frozen text tower."""
+    """An open_clip model.
+
+    In the compact size its patch embedding reads the map of the frozen vision tower, and its token
+    embedding the states of the frozen text tower.
+    """
     size = clip_size(name)
     model = open_clip.CLIP(size.embed_dim, size.vision, size.text, quick_gelu=size.quick_gelu)
     if size.towers:
@@ -248,29 +326,37 @@ def clip(name: str) -> open_clip.CLIP:
     return model
 
 
-# ---- the instruction encoder of PIR-CLIP --------------------------------------------------------------------------------
-_RN50 = dict(layers=(3, 4, 6, 3), width=64, heads=32)
-INSTRUCTION = {"clip_standin": dict(layers=(1, 1, 1, 1), width=16, heads=8), "vit_b32": _RN50, "vit_b32_quickgelu": _RN50}
+# ---- the instruction encoder of PIR-CLIP
+_RN50 = {"layers": (3, 4, 6, 3), "width": 64, "heads": 32}
+INSTRUCTION = {
+    "clip_standin": {"layers": (1, 1, 1, 1), "width": 16, "heads": 8},
+    "vit_b32": _RN50,
+    "vit_b32_quickgelu": _RN50,
+}
 
 
 def instruction_encoder(name: str) -> nn.Module:
     """What looks at the image beside the CLIP `name`, and answers (B,D) in its embedding width.
 
-    (B,3,S,S) pixels -> (B,D): CLIP's own ResNet with attention pooling. In the compact size a `SceneHead`, over the global
-    token of the frozen vision tower.
+    (B,3,S,S) pixels -> (B,D): CLIP's own ResNet with attention pooling. In the compact size a
+    `SceneHead`, over the global token of the frozen vision tower.
     """
     size = clip_size(name)
     if size.towers:
         with torch.device("meta"):
             vision = vision_tower(size.towers[0])
         return SceneHead(vision.num_features, size.embed_dim)
-    return ModifiedResNet(output_dim=size.embed_dim, image_size=size.image.size, **INSTRUCTION[name])
+    return ModifiedResNet(
+        output_dim=size.embed_dim, image_size=size.image.size, **INSTRUCTION[name]
+    )
 
 
-# ---- ViLT -------------------------------------------------------------------------------------------------------------
+# ---- ViLT
 @dataclass(frozen=True)
 class ViLTSize:
-    """What transformers builds, and the frozen towers (vision, text) that stand below it in the compact size."""
+    """What transformers builds, and the frozen towers (vision, text) that stand below it in the
+    compact size.
+    """
 
     vilt: dict
     image: ImageInput
@@ -278,13 +364,36 @@ class ViLTSize:
 
 
 VILT = {
-    "vilt_standin": ViLTSize(dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256,
-                                  image_size=112, patch_size=16, max_position_embeddings=32),
-                             ImageInput(112, HALF_MEAN, HALF_STD)),
-    "vilt_compact": ViLTSize(dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, intermediate_size=768,
-                                  image_size=7, patch_size=1, max_position_embeddings=32, vocab_size=1),
-                             VISION["efficientnet_lite0"][1], towers=("efficientnet_lite0", "minilm")),
-    "vilt_b32": ViLTSize(dict(num_hidden_layers=12, max_position_embeddings=40), ImageInput(384, HALF_MEAN, HALF_STD)),
+    "vilt_standin": ViLTSize(
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "image_size": 112,
+            "patch_size": 16,
+            "max_position_embeddings": 32,
+        },
+        ImageInput(112, HALF_MEAN, HALF_STD),
+    ),
+    "vilt_compact": ViLTSize(
+        {
+            "hidden_size": 192,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "intermediate_size": 768,
+            "image_size": 7,
+            "patch_size": 1,
+            "max_position_embeddings": 32,
+            "vocab_size": 1,
+        },
+        VISION["efficientnet_lite0"][1],
+        towers=("efficientnet_lite0", "minilm"),
+    ),
+    "vilt_b32": ViLTSize(
+        {"num_hidden_layers": 12, "max_position_embeddings": 40},
+        ImageInput(384, HALF_MEAN, HALF_STD),
+    ),
 }
 
 
@@ -293,8 +402,11 @@ def vilt_size(name: str) -> ViLTSize:
 
 
 def vilt(name: str, vocab_size: int | None = None, dropout: float = 0.1) -> ViltModel:
-    """A ViLT with pooler; `vocab_size` replaces the published vocabulary (stand-ins only). In the compact size its patch
-    embedding reads the map of the frozen vision tower, and its word embedding the states of the frozen text tower."""
+    """A ViLT with pooler; `vocab_size` replaces the published vocabulary (stand-ins only).
+
+    In the compact size its patch embedding reads the map of the frozen vision tower, and its word
+    embedding the states of the frozen text tower.
+    """
     size = vilt_size(name)
     settings = dict(size.vilt)
     if vocab_size is not None:
@@ -304,14 +416,20 @@ def vilt(name: str, vocab_size: int | None = None, dropout: float = 0.1) -> Vilt
     with torch.device("meta"):
         vision, text = vision_tower(size.towers[0]), text_tower(size.towers[1])
     model = vilt_model(**settings, num_channels=vision.num_features, dropout=dropout)
-    model.embeddings.text_embeddings.word_embeddings = nn.Linear(text.config.hidden_size, settings["hidden_size"], bias=False)
+    model.embeddings.text_embeddings.word_embeddings = nn.Linear(
+        text.config.hidden_size, settings["hidden_size"], bias=False
+    )
     return model
 
 
 def vilt_model(dropout: float = 0.1, **settings) -> ViltModel:
-    """A ViLT of any size, as its authors build and initialise it: transformers differs in the epsilon of the layers' norms,
-    in the dropout behind the GELU and in positions that start at zero."""
-    model = ViltModel(ViltConfig(**settings, layer_norm_eps=1e-6, hidden_dropout_prob=dropout, pad_token_id=0))
+    """A ViLT of any size, as its authors build and initialise it: transformers differs in the
+    epsilon of the layers' norms, in the dropout behind the GELU and in positions that start at
+    zero.
+    """
+    model = ViltModel(
+        ViltConfig(**settings, layer_norm_eps=1e-6, hidden_dropout_prob=dropout, pad_token_id=0)
+    )
     model.embeddings.text_embeddings.LayerNorm.eps = 1e-12
     for layer in model.encoder.layer:
         layer.intermediate.intermediate_act_fn = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
@@ -320,25 +438,50 @@ def vilt_model(dropout: float = 0.1, **settings) -> ViltModel:
     return model
 
 
-# ---- BITA: an image tower that gives tokens, and a causal language model ---------------------------------------------------
+# ---- BITA: an image tower that gives tokens, and a causal language model
 def clip_vision(**settings) -> CLIPVisionModel:
-    """CLIP's image tower up to some block, without its last norm, which BITA does not use; (B,1+N,W) tokens."""
+    """CLIP's image tower up to some block, without its last norm, which BITA does not use;
+    (B,1+N,W) tokens.
+    """
     tower = CLIPVisionModel(CLIPVisionConfig(**settings))
     tower.post_layernorm = nn.Identity()
     return tower
 
 
-# name -> (settings of `clip_vision`, what it is fed). Blocks are fewer than the published tower has: 21 of 24, 3 of 4.
+# name -> (settings of `clip_vision`, what it is fed). Blocks are fewer than the published tower
+# has: 21 of 24, 3 of 4.
 CLIP_VISION = {
-    "clip_standin_3": (dict(hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, image_size=112,
-                            patch_size=16, hidden_act="gelu"), ImageInput(112)),
-    "clip_vit_l14_21": (dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=21, num_attention_heads=16,
-                             image_size=224, patch_size=14, hidden_act="quick_gelu"), ImageInput(224)),
+    "clip_standin_3": (
+        {
+            "hidden_size": 96,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 112,
+            "patch_size": 16,
+            "hidden_act": "gelu",
+        },
+        ImageInput(112),
+    ),
+    "clip_vit_l14_21": (
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 21,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "hidden_act": "quick_gelu",
+        },
+        ImageInput(224),
+    ),
 }
 
 
 def image_reader(name: str) -> tuple[nn.Module, int, ImageInput]:
-    """A tower for `image_tokens`, the channels of its tokens and what it is fed: of CLIP_VISION or of VISION."""
+    """A tower for `image_tokens`, the channels of its tokens and what it is fed: of CLIP_VISION or
+    of VISION.
+    """
     _choose(VISION | CLIP_VISION, "image", name)
     if name not in CLIP_VISION:
         tower = vision_tower(name)
@@ -348,23 +491,55 @@ def image_reader(name: str) -> tuple[nn.Module, int, ImageInput]:
 
 
 def _opt(width: int, layers: int, heads: int, **changes) -> tuple[type, type, dict]:
-    sizes = dict(hidden_size=width, word_embed_proj_dim=width, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * width)
+    sizes = {
+        "hidden_size": width,
+        "word_embed_proj_dim": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * width,
+    }
     return OPTForCausalLM, OPTConfig, sizes | changes
 
 
-# The first token and that of padding stand beside the configuration: the authors' </s> and <pad>, and what others have for them.
+# The first token and that of padding stand beside the configuration: the authors' </s> and <pad>,
+# and what others have for them.
 LANGUAGE = {
-    "opt_standin": (_opt(96, 2, 4, vocab_size=512, max_position_embeddings=128, dropout=0.0), "</s>", "<pad>"),
+    "opt_standin": (
+        _opt(96, 2, 4, vocab_size=512, max_position_embeddings=128, dropout=0.0),
+        "</s>",
+        "<pad>",
+    ),
     "opt_125m": (_opt(768, 12, 12), "</s>", "<pad>"),
     "opt_2.7b": (_opt(2560, 32, 32), "</s>", "<pad>"),
-    "smollm2": ((LlamaForCausalLM, LlamaConfig, dict(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0)), "<|endoftext|>", "<|endoftext|>"),
+    "smollm2": (
+        (
+            LlamaForCausalLM,
+            LlamaConfig,
+            {
+                "vocab_size": 49152,
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "max_position_embeddings": 8192,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 100000.0,
+                "tie_word_embeddings": True,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+                "pad_token_id": 0,
+            },
+        ),
+        "<|endoftext|>",
+        "<|endoftext|>",
+    ),
 }
 
 
 def language_model(name: str, vocab_size: int | None = None) -> PreTrainedModel:
-    """A causal language model of transformers; `vocab_size` replaces the published vocabulary (stand-ins only)."""
+    """A causal language model of transformers; `vocab_size` replaces the published vocabulary
+    (stand-ins only).
+    """
     (model, config, settings), *_ = _choose(LANGUAGE, "language", name)
     return model(config(**(settings | ({} if vocab_size is None else {"vocab_size": vocab_size}))))

@@ -1,8 +1,10 @@
 """Where pretrained weights come from, how foreign files become state dicts, how our own checkpoints are kept.
 
-Our checkpoint is a pair: `name.safetensors`, which also carries its meta data in its header, and `name.json`,
-the same meta data for people. A reader trusts the header alone, so weights never meet others' meta data.
+Our checkpoint is a pair: `name.safetensors`, which also carries its meta data in its header, and
+`name.json`, the same meta data for people. A reader trusts the header alone, so weights never meet
+others' meta data.
 """
+
 from __future__ import annotations
 
 import fnmatch
@@ -22,19 +24,30 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.towers.safe_pickle import read_file
 
-FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors",
-                "pytorch_model.bin", "pytorch_model.bin.index.json")  # in this order of preference
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # in this order of preference
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 LISTED = 40  # keys of one kind that an error message spells out
-# What training code puts before every name: DistributedDataParallel, torch.compile, and Lightning around a model.
+# What training code puts before every name: DistributedDataParallel, torch.compile, and Lightning
+# around a model.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 # Parts of names that only wrappers of torch have, wherever they stand.
-WRAPPED = r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.)+"
+WRAPPED = (
+    r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.)+"
+)
 AVERAGED = "n_averaged"  # beside the weights that torch's AveragedModel keeps
 
 
 def weight_file(path: Path | str) -> Path:
-    """The file with the weights: `path` itself, or that in the model folder `path`. UserError without one."""
+    """The file with the weights: `path` itself, or that in the model folder `path`.
+
+    UserError without one.
+    """
     path = Path(path)
     if path.is_file():
         return path
@@ -42,28 +55,43 @@ def weight_file(path: Path | str) -> Path:
         raise UserError(f"There is no weight file {path}; check the path.")
     found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
     if found is None:
-        raise UserError(f"The folder {path} holds none of {', '.join(FOLDER_FILES)}; "
-                        "give the weight file itself.")
+        raise UserError(
+            f"The folder {path} holds none of {', '.join(FOLDER_FILES)}; "
+            "give the weight file itself."
+        )
     return found
 
 
 def _shards(index: Path) -> dict[str, list[str]]:
-    """File name -> tensor names, from a Hugging Face index. UserError if it is broken or a shard missing."""
+    """File name -> tensor names, from a Hugging Face index.
+
+    UserError if it is broken or a shard missing.
+    """
     files: dict[str, list[str]] = {}
     try:
         for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
             files.setdefault(file, []).append(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index.name} is no index of weight shards ({error!r}); get it again.") from error
+        raise UserError(
+            f"{index.name} is no index of weight shards ({error!r}); get it again."
+        ) from error
     for file in files:
-        if file != PurePosixPath(str(file)).name or "\\" in file or not (index.parent / file).is_file():
-            raise UserError(f"{index.name} names the shard {file!r}, which its folder lacks; "
-                            "get all files of the model again, into one folder.")
+        if (
+            file != PurePosixPath(str(file)).name
+            or "\\" in file
+            or not (index.parent / file).is_file()
+        ):
+            raise UserError(
+                f"{index.name} names the shard {file!r}, which its folder lacks; "
+                "get all files of the model again, into one folder."
+            )
     return files
 
 
 def sha256(path: Path | str) -> str:
-    """Hex sha256 of a weight file or of that in a model folder; of shards, over their hex digests by name."""
+    """Hex sha256 of a weight file or of that in a model folder; of shards, over their hex digests
+    by name.
+    """
     path = weight_file(path)
     files = [path]
     if path.name.endswith(".index.json"):
@@ -72,17 +100,21 @@ def sha256(path: Path | str) -> str:
     for file in files:
         with open(file, "rb") as handle:
             digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def read_checkpoint(path: Path | str, *starts: str) -> tuple[dict[str, Tensor], dict]:
     """(state dict, what stood beside it) of a weight file or model folder of others; runs no code from it.
 
-    Reads safetensors (also sharded), torch.save files old and new, Lightning checkpoints, pickled modules and
-    TorchScript archives. {"state_dict": ...} and the like are unwrapped; what is no tensor in a state dict is
-    left out; beside safetensors stands their header's metadata. Tensors are on the CPU, detached, dtype kept.
+    Reads safetensors (also sharded), torch.save files old and new, Lightning checkpoints, pickled
+    modules and TorchScript archives. {"state_dict": ...} and the like are unwrapped; what is no
+    tensor in a state dict is left out; beside safetensors stands their header's metadata. Tensors
+    are on the CPU, detached, dtype kept.
     starts  how names of the wanted layout begin; prefixes before them are removed, see `bare`
-    UserError on anything else, on damage, on NaN, and on what would unfold to many times the file's size.
+    UserError on anything else, on damage, on NaN, and on what would unfold to many times the file's
+    size.
     """
     path = weight_file(path)
     state, rest = _read_shards(path) if path.name.endswith(".index.json") else read_file(path)
@@ -95,23 +127,32 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict]:
     for file, names in _shards(index).items():
         part = read_file(index.parent / file)[0]
         if set(part) != set(names):
-            raise UserError(f"{file} does not hold the tensors that {index.name} lists for it; "
-                            "get all files of the model again, into one folder.")
+            raise UserError(
+                f"{file} does not hold the tensors that {index.name} lists for it; "
+                "get all files of the model again, into one folder."
+            )
         state |= part
     return state, {}
 
 
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and _is_broken(tensor)]
+    broken = [
+        name for name, tensor in state.items() if tensor.is_floating_point() and _is_broken(tensor)
+    ]
     if broken:
         more = f" and {len(broken) - 1} more tensors hold" if len(broken) > 1 else " holds"
-        raise UserError(f"{path.name}: '{broken[0]}'{more} NaN or infinity, so its training diverged or the file is "
-                        "damaged; give another checkpoint.")
+        raise UserError(
+            f"{path.name}: '{broken[0]}'{more} NaN or infinity, so its training diverged or the"
+            " file is damaged; give another checkpoint."
+        )
 
 
 def _is_broken(tensor: Tensor) -> bool:
-    """Whether it holds NaN or infinity and is no attention mask, which is 0 and minus infinity alone."""
-    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch compares no numbers of 8 bits
+    """Whether it holds NaN or infinity and is no attention mask, which is 0 and minus infinity
+    alone.
+    """
+    # torch compares no numbers of 8 bits
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor
     finite = tensor.isfinite()
     if finite.all():
         return False
@@ -124,21 +165,31 @@ def read_state_dict(path: Path | str, *starts: str) -> dict[str, Tensor]:
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """`state`, then the same without the prefix that all its names share, as long as that is one of PREFIXES."""
+    """`state`, then the same without the prefix that all its names share, as long as that is one of
+    PREFIXES.
+    """
     yield dict(state)
     state = {name: tensor for name, tensor in state.items() if name != AVERAGED}
-    while prefix := next((each for each in PREFIXES if state and all(name.startswith(each) for name in state)), ""):
+    while prefix := next(
+        (each for each in PREFIXES if state and all(name.startswith(each) for name in state)), ""
+    ):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         yield state
 
 
 def bare(state: Mapping[str, Tensor], *starts: str) -> dict[str, Tensor]:
-    """`state` without the prefixes of training code: as many are removed as it takes until a name begins with one of
-    `starts`. If none ever does, or without `starts`, the names stay as they are."""
-    return next((each for each in unwrapped(state) if any(name.startswith(starts) for name in each)), dict(state))
+    """`state` without the prefixes of training code: as many are removed as it takes until a name
+    begins with one of `starts`. If none ever does, or without `starts`, the names stay as they are.
+    """
+    return next(
+        (each for each in unwrapped(state) if any(name.startswith(starts) for name in each)),
+        dict(state),
+    )
 
 
-def rename(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str | None]]) -> dict[str, Tensor]:
+def rename(
+    state: Mapping[str, Tensor], rules: Iterable[tuple[str, str | None]]
+) -> dict[str, Tensor]:
     """`state` under other names: each rule (pattern, replacement) in turn by `re.sub`; None drops the key.
 
     UserError if two tensors would get one name.
@@ -154,65 +205,108 @@ def rename(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str | None]])
                 name = None
                 break
         if name in renamed:
-            raise UserError(f"Two tensors of the file would both be called '{name}' (one was '{old}'); "
-                            "give a file of the layout that these rules are for.")
+            raise UserError(
+                f"Two tensors of the file would both be called '{name}' (one was '{old}'); "
+                "give a file of the layout that these rules are for."
+            )
         if name is not None:
             renamed[name] = tensor
     return renamed
 
 
-def account(state: Mapping[str, Tensor], expected_shapes: Mapping[str, Iterable[int]]
-            ) -> tuple[list[str], list[str], list[tuple[str, tuple, tuple]]]:
-    """(missing, unexpected, [(name, shape found, shape expected)]) of `state` against name -> shape."""
+def account(
+    state: Mapping[str, Tensor], expected_shapes: Mapping[str, Iterable[int]]
+) -> tuple[list[str], list[str], list[tuple[str, tuple, tuple]]]:
+    """(missing, unexpected, [(name, shape found, shape expected)]) of `state` against name ->
+    shape.
+    """
     missing = [name for name in expected_shapes if name not in state]
     unexpected = [name for name in state if name not in expected_shapes]
-    both = [(k, tuple(state[k].shape), tuple(shape)) for k, shape in expected_shapes.items() if k in state]
+    both = [
+        (k, tuple(state[k].shape), tuple(shape))
+        for k, shape in expected_shapes.items()
+        if k in state
+    ]
     return missing, unexpected, [entry for entry in both if entry[1] != entry[2]]
 
 
 def _listed(title: str, lines: list[str]) -> list[str]:
     more = [f"  ... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:LISTED]), *more] if lines else []
+    return (
+        [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:LISTED]), *more]
+        if lines
+        else []
+    )
 
 
 def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:
-    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return [
+        name
+        for name in names
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    ]
 
 
 def config_of(kind: type, system: str, fields: object):
-    """The configuration, of the dataclass `kind`, that a checkpoint of `system` names. UserError if its fields are others."""
+    """The configuration, of the dataclass `kind`, that a checkpoint of `system` names.
+
+    UserError if its fields are others.
+    """
     try:
         return kind(**fields)
     except TypeError as error:
-        raise UserError(f"The checkpoint does not say which {system} it is ({error}); give another one.") from error
+        raise UserError(
+            f"The checkpoint does not say which {system} it is ({error}); give another one."
+        ) from error
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor],
-              allow_missing: Iterable[str] = (), allow_unexpected: Iterable[str] = ()) -> None:
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+) -> None:
     """Copies `state` into `module`, or raises a UserError that lists every difference and changes nothing.
 
-    Prefixes of training code (`unwrapped`) are removed where the names fit without them. The allowed are shell patterns
-    ("head.*"). Numbers take the module's dtype.
+    Prefixes of training code (`unwrapped`) are removed where the names fit without them. The
+    allowed are shell patterns ("head.*"). Numbers take the module's dtype.
     """
     own, allowed = module.state_dict(), (tuple(allow_missing), tuple(allow_unexpected))
     tried = [(_differences(part, own, *allowed), part) for part in unwrapped(state)]
     lines, part = min(tried, key=lambda found: len(found[0]))
     if lines:
-        raise UserError(f"The weights do not fit {type(module).__name__}, so nothing was loaded; "
-                        "give a file of this model:\n" + "\n".join(lines))
-    module.load_state_dict({name: tensor for name, tensor in part.items() if name in own}, strict=False)
+        raise UserError(
+            f"The weights do not fit {type(module).__name__}, so nothing was loaded; "
+            "give a file of this model:\n" + "\n".join(lines)
+        )
+    module.load_state_dict(
+        {name: tensor for name, tensor in part.items() if name in own}, strict=False
+    )
 
 
-def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor], allow_missing: tuple[str, ...],
-                 allow_unexpected: tuple[str, ...]) -> list[str]:
+def _differences(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    allow_missing: tuple[str, ...],
+    allow_unexpected: tuple[str, ...],
+) -> list[str]:
     """The lines in which `load_into` tells what does not fit; none if all does."""
-    missing, unexpected, mismatched = account(state, {name: tensor.shape for name, tensor in own.items()})
-    whole = [f"{name}: file {str(state[name].dtype).removeprefix('torch.')}" for name in own
-             if name in state and own[name].is_floating_point() and not state[name].is_floating_point()]
-    return [*_listed("missing in the file", _not_allowed(missing, allow_missing)),
-            *_listed("unknown to the model", _not_allowed(unexpected, allow_unexpected)),
-            *_listed("of another shape", [f"{k}: file {its}, model {ours}" for k, its, ours in mismatched]),
-            *_listed("whole numbers or complex ones, where the model has real ones", whole)]
+    missing, unexpected, mismatched = account(
+        state, {name: tensor.shape for name, tensor in own.items()}
+    )
+    whole = [
+        f"{name}: file {str(state[name].dtype).removeprefix('torch.')}"
+        for name in own
+        if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
+    return [
+        *_listed("missing in the file", _not_allowed(missing, allow_missing)),
+        *_listed("unknown to the model", _not_allowed(unexpected, allow_unexpected)),
+        *_listed(
+            "of another shape", [f"{k}: file {its}, model {ours}" for k, its, ours in mismatched]
+        ),
+        *_listed("whole numbers or complex ones, where the model has real ones", whole),
+    ]
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,13 +326,18 @@ def _checkpoint_file(path: Path | str) -> Path:
     return path if path.suffix in SUFFIXES else path.with_name(f"{path.name}.safetensors")
 
 
-def save_checkpoint(path: Path | str, module_or_state: nn.Module | Mapping[str, Tensor], meta: dict) -> Path:
+def save_checkpoint(
+    path: Path | str, module_or_state: nn.Module | Mapping[str, Tensor], meta: dict
+) -> Path:
     """Writes `path` (.safetensors) and the JSON beside it, whole or not at all, and returns the file.
 
-    Dtypes are kept; tied tensors are stored once per name. UserError on a full disk or a forbidden folder.
+    Dtypes are kept; tied tensors are stored once per name. UserError on a full disk or a forbidden
+    folder.
     """
     path = _checkpoint_file(path)
-    state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    state = (
+        module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    )
     text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False)
     with atomic_write(path.with_suffix(".json")) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
@@ -258,18 +357,29 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict]:
     return state, meta_of(header, path)
 
 
-def meta_of(header: Mapping[str, object], path: Path | str, expect: Mapping[str, object] | None = None) -> dict:
-    """What a checkpoint of ours says of itself, from what `read_checkpoint` found beside the tensors of `path`."""
+def meta_of(
+    header: Mapping[str, object], path: Path | str, expect: Mapping[str, object] | None = None
+) -> dict:
+    """What a checkpoint of ours says of itself, from what `read_checkpoint` found beside the
+    tensors of `path`.
+    """
     path = Path(path)
     try:
         meta = json.loads(header["meta"])
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path.name} is not a checkpoint of this project (its header has no meta data); "
-                        "give a file that its notebooks wrote, or read other weights by "
-                        "`weights.read_state_dict`.") from error
-    differing = [f"{key}: file {meta.get(key)!r}, wanted {value!r}" for key, value in (expect or {}).items()
-                 if meta.get(key) != value]
+        raise UserError(
+            f"{path.name} is not a checkpoint of this project (its header has no meta data); "
+            "give a file that its notebooks wrote, or read other weights by "
+            "`weights.read_state_dict`."
+        ) from error
+    differing = [
+        f"{key}: file {meta.get(key)!r}, wanted {value!r}"
+        for key, value in (expect or {}).items()
+        if meta.get(key) != value
+    ]
     if differing:
-        raise UserError(f"{path.name} is a checkpoint of something else ({'; '.join(differing)}); "
-                        "give the right file or train anew.")
+        raise UserError(
+            f"{path.name} is a checkpoint of something else ({'; '.join(differing)}); "
+            "give the right file or train anew."
+        )
     return meta

@@ -1,10 +1,13 @@
-"""Reads weight files of others: tensors come in, code stays outside. Its door is `weights.read_checkpoint`.
+"""Reads weight files of others: tensors come in, code stays outside.
+
+Its door is `weights.read_checkpoint`.
 
 A pickle is a small program that imports what it names and calls it. Here its opcodes are only read
-(`pickletools.genops`): a global stays a name, a foreign object becomes an `Inert` note of its state, and the
-few calls that describe a tensor are answered by `torch.as_strided` on bytes of the file. Nothing is imported,
-looked up or called because a file says so.
+(`pickletools.genops`): a global stays a name, a foreign object becomes an `Inert` note of its
+state, and the few calls that describe a tensor are answered by `torch.as_strided` on bytes of the
+file. Nothing is imported, looked up or called because a file says so.
 """
+
 from __future__ import annotations
 
 import io
@@ -23,26 +26,76 @@ from torch import Tensor
 
 from nbhelpers.errors import UserError
 
-# Where training code keeps the state dict; an average of the weights is taken only where the file has no others.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params",
-            "ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema")
-UNFOLDED = 10                # a file may describe at most so many times its own size ...
-SMALL = 64 * 2**20           # ... unless that is fewer bytes than this
+# Where training code keeps the state dict; an average of the weights is taken only where the file
+# has no others.
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "params_ema",
+)
+UNFOLDED = 10  # a file may describe at most so many times its own size ...
+SMALL = 64 * 2**20  # ... unless that is fewer bytes than this
 MOST_MODULES = 20_000
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
-DTYPES = {f"{name}Storage": dtype for name, dtype in {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-    "Untyped": torch.uint8}.items()}
-NEW_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
-    torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2,
-    torch.float8_e5m2fnuz)}
+DTYPES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        "Float": torch.float32,
+        "Double": torch.float64,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+        "ComplexFloat": torch.complex64,
+        "ComplexDouble": torch.complex128,
+        "Untyped": torch.uint8,
+    }.items()
+}
+NEW_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.float8_e4m3fn,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2,
+        torch.float8_e5m2fnuz,
+    )
+}
 
-LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING",
-            "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
-            "BYTEARRAY8"}
+LITERALS = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "LONG4",
+    "BINFLOAT",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -60,14 +113,18 @@ class Inert:
 
     def __init__(self, kind: Any, args: Any):
         self.kind, self.args = kind, args
-        self.state: Any = None     # its attributes
-        self.items: dict = {}      # its entries, if it is a kind of dict
-        self.elements: list = []   # its elements, if it is a kind of list
+        self.state: Any = None  # its attributes
+        self.items: dict = {}  # its entries, if it is a kind of dict
+        self.elements: list = []  # its elements, if it is a kind of list
 
 
 PLAIN_CALLS = {
-    Global("collections", "OrderedDict"): dict, Global("collections", "defaultdict"): lambda *_: {},
-    Global("builtins", "set"): set, Global("__builtin__", "set"): set, Global("torch", "Size"): tuple}
+    Global("collections", "OrderedDict"): dict,
+    Global("collections", "defaultdict"): lambda *_: {},
+    Global("builtins", "set"): set,
+    Global("__builtin__", "set"): set,
+    Global("torch", "Size"): tuple,
+}
 
 
 def _rebuild(flat: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
@@ -95,7 +152,8 @@ def _call(function: Any, args: tuple) -> Any:
 class PickleReader:
     """Reads one pickle of protocol 2 to 5 from a binary file and stops behind it; odd bytes raise anything.
 
-    `storage(key, dtype, count)` gives the flat tensor of a reference ("storage", type, key, device, count).
+    `storage(key, dtype, count)` gives the flat tensor of a reference ("storage", type, key, device,
+    count).
     """
 
     def __init__(self, file: Any, storage: Callable[[str, torch.dtype, int], Tensor] | None = None):
@@ -122,7 +180,7 @@ class PickleReader:
         elif name in CONTAINERS:
             self.stack.append(CONTAINERS[name]())
         elif name in TUPLES:
-            self.stack[-TUPLES[name]:] = [tuple(self.stack[-TUPLES[name]:])]
+            self.stack[-TUPLES[name] :] = [tuple(self.stack[-TUPLES[name] :])]
         else:
             self._rarer_step(name, argument)
 
@@ -174,7 +232,8 @@ class PickleReader:
         if name == "BUILD":
             if inert:
                 target.state = values[0]
-            elif not isinstance(target, (dict, Tensor)):  # an OrderedDict's or a tensor's are not wanted
+            # an OrderedDict's or a tensor's are not wanted
+            elif not isinstance(target, (dict, Tensor)):
                 raise ValueError("attributes for something that has none")
         elif name.startswith("SETITEM"):
             (target.items if inert else target).update(zip(values[::2], values[1::2], strict=True))
@@ -184,19 +243,31 @@ class PickleReader:
             (target.elements if inert else target).extend(values)
 
     def _stored(self, pid: Any) -> Any:
-        """What a persistent id stands for: a storage, or in legacy files also the class of a module."""
+        """What a persistent id stands for: a storage, or in legacy files also the class of a
+        module.
+        """
         match pid:
             case ("module", Global() as kind, _, _):
                 return kind
             case ("storage", Global(_, kind), str(key), _, int(count)) | (
-                    "storage", Global(_, kind), str(key), _, int(count), None):
+                "storage",
+                Global(_, kind),
+                str(key),
+                _,
+                int(count),
+                None,
+            ):
                 if self.storage is not None and kind in DTYPES and count >= 0:
                     return self.storage(key, DTYPES[kind], count)
         raise ValueError("a reference to something that is no tensor storage")
 
 
 def _as_bytes(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if data
+        else torch.empty(0, dtype=torch.uint8)
+    )
 
 
 def _read_zip(archive: zipfile.ZipFile, root: str) -> Any:
@@ -218,7 +289,8 @@ def _read_zip(archive: zipfile.ZipFile, root: str) -> Any:
 def _read_legacy(path: Path) -> Any:
     """The object in a file of torch.save before 1.6: pickles one after the other, then the raw storages.
 
-    Not by torch.load: where the file leaves a storage out, that gives uninitialised memory for weights.
+    Not by torch.load: where the file leaves a storage out, that gives uninitialised memory for
+    weights.
     """
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if PickleReader(file).read() != LEGACY_MAGIC:
@@ -254,7 +326,9 @@ def _read_legacy(path: Path) -> Any:
 def _check_size(described: int, path: Path) -> None:
     size = path.stat().st_size
     if described > max(UNFOLDED * size, SMALL):
-        raise UserError(f"{path.name} has {size} bytes, but would unfold to {described}; do not use it.")
+        raise UserError(
+            f"{path.name} has {size} bytes, but would unfold to {described}; do not use it."
+        )
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> str:
@@ -262,19 +336,27 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> str:
     names = archive.namelist()
     unsafe = [n for n in names if n.startswith("/") or "\\" in n or ".." in PurePosixPath(n).parts]
     if unsafe:
-        raise UserError(f"{path.name}: its member {unsafe[0]!r} points outside the archive; do not use it.")
+        raise UserError(
+            f"{path.name}: its member {unsafe[0]!r} points outside the archive; do not use it."
+        )
     if len(set(names)) < len(names):
         raise UserError(f"{path.name}: the archive holds two members of one name; do not use it.")
     _check_size(sum(member.file_size for member in archive.infolist()), path)
-    roots = [n.removesuffix("data.pkl") for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
+    roots = [
+        n.removesuffix("data.pkl") for n in names if n == "data.pkl" or n.endswith("/data.pkl")
+    ]
     if len(roots) != 1:
-        raise UserError(f"{path.name} is a zip archive, but not one of torch.save; "
-                        "unpack it and give the weight file inside.")
+        raise UserError(
+            f"{path.name} is a zip archive, but not one of torch.save; "
+            "unpack it and give the weight file inside."
+        )
     return roots[0]
 
 
 def _read_archive(path: Path) -> Any:
-    """By torch's own reader without code, else (foreign classes, TorchScript, damage) by that of this module."""
+    """By torch's own reader without code, else (foreign classes, TorchScript, damage) by that of
+    this module.
+    """
     with zipfile.ZipFile(path) as archive:
         root = _check_members(archive, path)
         try:
@@ -286,7 +368,7 @@ def _read_archive(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        return {name: file.get_tensor(name) for name in file}, dict(file.metadata() or {})
 
 
 def _children(value: Any) -> dict:
@@ -304,15 +386,21 @@ def _children(value: Any) -> dict:
 
 
 def _holds_weights(part: Any) -> bool:
-    """Whether it may be or contain a state dict; a dictionary of settings that is called "model" is none."""
+    """Whether it may be or contain a state dict; a dictionary of settings that is called "model" is
+    none.
+    """
     if not isinstance(part, dict):
         return isinstance(part, Inert)
     return any(isinstance(value, (Tensor, Inert)) for value in part.values()) or any(
-        isinstance(part.get(name), dict) for name in WRAPPERS)
+        isinstance(part.get(name), dict) for name in WRAPPERS
+    )
 
 
 def _unwrap(value: Any) -> tuple[Any, dict]:
-    """What holds the weights, and what stood beside it. A module stays whole: its parts belong together."""
+    """What holds the weights, and what stood beside it.
+
+    A module stays whole: its parts belong together.
+    """
     rest: dict = {}
     for _ in range(3):
         parts = value if isinstance(value, dict) else {}
@@ -336,8 +424,10 @@ def _flatten(value: Any, path: Path) -> dict[str, Tensor]:
             if isinstance(part, Tensor) and isinstance(name, str):
                 state[prefix + name] = part.detach()
             elif isinstance(part, Inert) and getattr(part.kind, "module", "") == "torch._utils":
-                raise UserError(f"{path.name}: '{prefix}{name}' is a tensor of a kind that is not read here "
-                                f"({part.kind.name}); save it as an ordinary dense tensor.")
+                raise UserError(
+                    f"{path.name}: '{prefix}{name}' is a tensor of a kind that is not read here "
+                    f"({part.kind.name}); save it as an ordinary dense tensor."
+                )
             elif isinstance(part, Inert) and isinstance(owner, Inert):
                 waiting.append((f"{prefix}{name}.", part))
     raise UserError(f"{path.name}: its modules nest without end; do not use this file.")
@@ -347,14 +437,20 @@ def _refuse(head: bytes, path: Path) -> UserError:
     if not head:
         return UserError(f"{path.name} is empty; download it again.")
     for start, what, mend in (
-            (b"version https://git-lfs", "is a Git LFS pointer, not the weights", "run `git lfs pull`"),
-            (b"<", "is a web page, not weights", "download the file itself"),
-            (b"GGUF", "is a GGUF file",
-             "load it by transformers' `gguf_file=` and save its `state_dict()` by torch.save")):
+        (b"version https://git-lfs", "is a Git LFS pointer, not the weights", "run `git lfs pull`"),
+        (b"<", "is a web page, not weights", "download the file itself"),
+        (
+            b"GGUF",
+            "is a GGUF file",
+            "load it by transformers' `gguf_file=` and save its `state_dict()` by torch.save",
+        ),
+    ):
         if head.startswith(start):
             return UserError(f"{path.name} {what}; {mend}.")
-    return UserError(f"{path.name} is neither safetensors nor a file of torch.save; give a weight file "
-                     "(.safetensors, .pth, .pt, .ckpt, .bin).")
+    return UserError(
+        f"{path.name} is neither safetensors nor a file of torch.save; give a weight file "
+        "(.safetensors, .pth, .pt, .ckpt, .bin)."
+    )
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -371,14 +467,21 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict]:
         found = [str(name) for name in _children(value)][:20]
     except UserError:
         raise
-    except Exception as error:  # hostile or damaged bytes fail in any way; it all means the same to the user
+    # hostile or damaged bytes fail in any way; it all means the same to the user
+    except Exception as error:
         reason = str(error)[:120] or type(error).__name__
-        raise UserError(f"{path.name} is damaged or no weight file ({reason}); get it again.") from error
+        raise UserError(
+            f"{path.name} is damaged or no weight file ({reason}); get it again."
+        ) from error
     if not state:
-        raise UserError(f"{path.name} holds no named tensors (but {str(found)[:200]}); "
-                        "give a file with a state dict.")
+        raise UserError(
+            f"{path.name} holds no named tensors (but {str(found)[:200]}); "
+            "give a file with a state dict."
+        )
     empty = [name for name, tensor in state.items() if tensor.device.type != "cpu"]
     if empty:
-        raise UserError(f"{path.name}: '{empty[0]}' has a shape but no values; save it with its values.")
+        raise UserError(
+            f"{path.name}: '{empty[0]}' has a shape but no values; save it with its values."
+        )
     _check_size(sum(tensor.numel() * tensor.itemsize for tensor in state.values()), path)
     return state, rest

@@ -1,7 +1,9 @@
 """What a system starts from: which weights fill which tower, and which tokenizer reads its captions.
 
-`12_starting_weights` writes one `Start` per system; the training notebooks read it. Nothing is filled silently.
+`12_starting_weights` writes one `Start` per system; the training notebooks read it. Nothing is
+filled silently.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -23,13 +25,27 @@ from nbhelpers.towers.ift_names import FROM_BERT_LEFT
 from nbhelpers.towers.key_names import LAYOUTS
 
 # In published files and not in our towers: classifiers, and the buffers of Swin that timm computes.
-DROPPED = ("classifier.*", "head.*", "fc.*", "head_dist.*", "pre_logits.*", "*.relative_position_index", "*.attn_mask")
-CLIP_WORDS = "clip"  # in the place of a tokenizer's path: CLIP's byte pairs, which open_clip brings along
-MINILM_LENGTH = 32   # longest caption in tokens
-# Towers that read the words of BERT -> longest caption in tokens, whether all are padded to it, whether [SEP] ends it.
-BERT_WORDS = {"bert_base": (47, False, False), "vilt_b32": (40, True, True),
-              **dict.fromkeys(("minilm", "clip_compact", "vilt_compact"), (MINILM_LENGTH, True, False))}
-CLIP_OF = {"gelu": "vit_b32", "quick_gelu": "vit_b32_quickgelu"}  # activation -> name in backbones.CLIP
+DROPPED = (
+    "classifier.*",
+    "head.*",
+    "fc.*",
+    "head_dist.*",
+    "pre_logits.*",
+    "*.relative_position_index",
+    "*.attn_mask",
+)
+# in the place of a tokenizer's path: CLIP's byte pairs, which open_clip brings along
+CLIP_WORDS = "clip"
+MINILM_LENGTH = 32  # longest caption in tokens
+# Towers that read the words of BERT -> longest caption in tokens, whether all are padded to it,
+# whether [SEP] ends it.
+BERT_WORDS = {
+    "bert_base": (47, False, False),
+    "vilt_b32": (40, True, True),
+    **dict.fromkeys(("minilm", "clip_compact", "vilt_compact"), (MINILM_LENGTH, True, False)),
+}
+# activation -> name in backbones.CLIP
+CLIP_OF = {"gelu": "vit_b32", "quick_gelu": "vit_b32_quickgelu"}
 NO_LAST_PROJECTION = "attnpool.c_proj.*"  # of CLIP's ResNet-50; PIR-CLIP's leads into another width
 
 
@@ -45,7 +61,7 @@ class Tower:
     path: str
     source: str
     sha256: str
-    kind: str      # package | hub | file | stand-in | random
+    kind: str  # package | hub | file | stand-in | random
     layout: str = ""
     left: list[str] = field(default_factory=list)
 
@@ -55,27 +71,48 @@ class Tower:
         return cls(name, str(path), source, checkpoints.sha256(path), "stand-in")
 
     @classmethod
-    def resolved(cls, name: str, folder: Path | None = None, layout: str = "", left: tuple[str, ...] = ()) -> Tower:
-        """Public weights by name or path, as `weights.resolve` finds them. UserError if they are missing.
+    def resolved(
+        cls, name: str, folder: Path | None = None, layout: str = "", left: tuple[str, ...] = ()
+    ) -> Tower:
+        """Public weights by name or path, as `weights.resolve` finds them.
+
+        UserError if they are missing.
 
         layout  of a path; a known name brings its own
         """
         found, known = public_weights.resolve(name, folder), public_weights.KNOWN.get(name)
         source = f"{found.source}, without {', '.join(left)}" if left else found.source
-        return cls(found.name, str(found.path), source, found.sha256, found.kind, known.layout if known else layout, list(left))
+        return cls(
+            found.name,
+            str(found.path),
+            source,
+            found.sha256,
+            found.kind,
+            known.layout if known else layout,
+            list(left),
+        )
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors under the names of the module that `backbones` builds. UserError if the file changed since."""
+        """The tensors under the names of the module that `backbones` builds.
+
+        UserError if the file changed since.
+        """
         if checkpoints.sha256(self.path) != self.sha256:
-            raise UserError(f"{self.path} changed since 12_starting_weights took it for '{self.name}'; run that notebook again.")
+            raise UserError(
+                f"{self.path} changed since 12_starting_weights took it for '{self.name}'; run that"
+                " notebook again."
+            )
         return LAYOUTS[self.layout](self.path)
 
 
 @dataclass(frozen=True)
 class Start:
-    """towers: attribute of the model ("vision_encoder", ...) -> Tower. What is not named there starts at random.
+    """towers: attribute of the model ("vision_encoder", ...) -> Tower.
 
-    tokenizer   path of a tokenizer.json or of its folder, or CLIP_WORDS; with the longest caption in tokens
+    What is not named there starts at random.
+
+    tokenizer   path of a tokenizer.json or of its folder, or CLIP_WORDS; with the longest caption
+                in tokens
     fixed, sep  as `loading.Tokenizer` has them
     classes     scene classes the prior was fitted on, in its order; empty without a fitted prior
     options     fields that the model's configuration must have, since these weights want them
@@ -98,12 +135,23 @@ class Start:
     def read(cls, path: Path) -> Start:
         """UserError if `12_starting_weights` has not written it yet."""
         if not Path(path).is_file():
-            raise UserError(f"{path} does not exist; run 12_starting_weights first, it says what each system starts from.")
+            raise UserError(
+                f"{path} does not exist; run 12_starting_weights first, it says what each system"
+                " starts from."
+            )
         try:
             content = json.loads(Path(path).read_text())
-            return cls(**{**content, "towers": {name: Tower(**tower) for name, tower in content["towers"].items()}})
+            return cls(
+                **{
+                    **content,
+                    "towers": {name: Tower(**tower) for name, tower in content["towers"].items()},
+                }
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} does not say what a system starts from ({error}); run 12_starting_weights again.") from error
+            raise UserError(
+                f"{path} does not say what a system starts from ({error}); run 12_starting_weights"
+                " again."
+            ) from error
 
     def read_tokenizer(self) -> Tokenizer:
         if self.tokenizer == CLIP_WORDS:
@@ -111,22 +159,33 @@ class Start:
         return Tokenizer(self.tokenizer, self.max_length, self.fixed, self.sep)
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Loads every tower that `model` has. UserError, with that tower as it was, if a file does not fit it, and for a
-        model whose configuration is not what the weights want: a CLIP with the wrong activation would work, but badly."""
+        """Loads every tower that `model` has.
+
+        UserError, with that tower as it was, if a file does not fit it, and for a model whose
+        configuration is not what the weights want: a CLIP with the wrong activation would work, but
+        badly.
+        """
         for name, wanted in self.options.items():
             found = getattr(getattr(model, "config", None), name, wanted)
             if found != wanted:
-                raise UserError(f"This {type(model).__name__} was configured with {name}={found!r}, but its starting weights want "
-                                f"{wanted!r}; give the options of the Start to its configuration.")
+                raise UserError(
+                    f"This {type(model).__name__} was configured with {name}={found!r}, but its"
+                    f" starting weights want {wanted!r}; give the options of the Start to its"
+                    " configuration."
+                )
         for attribute, tower in self.towers.items():
             if module := getattr(model, attribute, None):
-                checkpoints.load_into(module, tower.state(), allow_missing=tower.left, allow_unexpected=DROPPED)
+                checkpoints.load_into(
+                    module, tower.state(), allow_missing=tower.left, allow_unexpected=DROPPED
+                )
         return model
 
     @classmethod
     def for_checkpoint(cls, name: str, path: Path) -> Start:
-        """What evaluating a whole model needs: a tokenizer and no weights. BERT-base, MiniLM and ViLT share one vocabulary,
-        which comes with MiniLM's package; stand-ins read with the tokenizer of the `Start` at `path`.
+        """What evaluating a whole model needs: a tokenizer and no weights.
+
+        BERT-base, MiniLM and ViLT share one vocabulary, which comes with MiniLM's package;
+        stand-ins read with the tokenizer of the `Start` at `path`.
 
         name  of the model's text tower, CLIP or ViLT in `backbones`
         """
@@ -142,15 +201,27 @@ class Start:
         return self.fill(seeded(make, seed))
 
     def content(self) -> dict[str, object]:
-        """What decides the weights that a model begins with, for keys: each tower's file and how it is read."""
-        towers = {name: [tower.sha256, tower.layout, list(tower.left)] for name, tower in self.towers.items()}
+        """What decides the weights that a model begins with, for keys: each tower's file and how it
+        is read.
+        """
+        towers = {
+            name: [tower.sha256, tower.layout, list(tower.left)]
+            for name, tower in self.towers.items()
+        }
         code = code_digest((Start, "build", "fill"), (Tower, "state"), seeded)
         return {"towers": towers, "options": self.options, "code": code}
 
     def record(self) -> list[dict]:
         """The `weights` entry of a record."""
-        return [{"name": f"{attribute}: {t.name}", "source": t.source, "sha256": t.sha256, "kind": t.kind}
-                for attribute, t in self.towers.items()]
+        return [
+            {
+                "name": f"{attribute}: {t.name}",
+                "source": t.source,
+                "sha256": t.sha256,
+                "kind": t.kind,
+            }
+            for attribute, t in self.towers.items()
+        ]
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -160,11 +231,20 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
-# ---- package weights (compact size) -----------------------------------------------------------------------------------
+# ---- package weights (compact size)
 def package_start(**options) -> Start:
-    """EfficientNet-Lite0 and MiniLM, with MiniLM's words; `options` as in Start. UserError if a package is missing."""
+    """EfficientNet-Lite0 and MiniLM, with MiniLM's words; `options` as in Start.
+
+    UserError if a package is missing.
+    """
     vision, text = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm")
-    return Start(_folder(text), MINILM_LENGTH, {"vision_encoder": vision, "text_encoder": text}, fixed=True, options=options)
+    return Start(
+        _folder(text),
+        MINILM_LENGTH,
+        {"vision_encoder": vision, "text_encoder": text},
+        fixed=True,
+        options=options,
+    )
 
 
 def _folder(tower: Tower) -> str:
@@ -173,16 +253,22 @@ def _folder(tower: Tower) -> str:
     return str(path if path.is_dir() else path.parent)
 
 
-# ---- published weights (paper size); UserError if they are missing, before anything is trained -------------------------
-def paper_start(prior: str, folder: Path | None = None, fit: Callable[[Tower], Tower] | None = None) -> Start:
+# ---- published weights (paper size); UserError if they are missing, before anything is trained
+def paper_start(
+    prior: str, folder: Path | None = None, fit: Callable[[Tower], Tower] | None = None
+) -> Start:
     """PIR: the published towers.
 
-    prior  "aid" (the authors' ResNet-50, which no hub has), "imagenet", "fit" (what `fit` makes of imagenet's, see
-           `stand_ins.fitted_prior`), or "random" (what the released loader leaves of an ordinary file, pir.md 8.1)
+    prior  "aid" (the authors' ResNet-50, which no hub has), "imagenet", "fit" (what `fit` makes of
+           imagenet's, see `stand_ins.fitted_prior`), or "random" (what the released loader leaves
+           of an ordinary file, pir.md 8.1)
     """
     names = {"aid": "resnet50_aid", "imagenet": "resnet50", "fit": "resnet50", "random": None}
     if prior not in names or (prior == "fit" and fit is None):
-        raise UserError(f"PRIOR is '{prior}'; at paper size choose aid (the authors' file), imagenet, fit or random.")
+        raise UserError(
+            f"PRIOR is '{prior}'; at paper size choose aid (the authors' file), imagenet, fit or"
+            " random."
+        )
     towers = {"vision_encoder": "swin_t", "text_encoder": "bert_base", "conv_encoder": names[prior]}
     found = {attribute: Tower.resolved(name, folder) for attribute, name in towers.items() if name}
     if prior == "fit":
@@ -194,20 +280,38 @@ def paper_start(prior: str, folder: Path | None = None, fit: Callable[[Tower], T
 def paper_clip_start(name: str, activation: str = "", folder: Path | None = None) -> Start:
     """PE-RSITR, and PIR-CLIP without instruction encoder: a published CLIP ViT-B/32 by name or path.
 
-    activation  "gelu" or "quick_gelu", as the weights were trained; said by the known names, and by the user for a path
+    activation  "gelu" or "quick_gelu", as the weights were trained; said by the known names, and by
+                the user for a path
     """
     known = public_weights.KNOWN.get(name)
     if known and not known.activation:
-        raise UserError(f"'{name}' is no CLIP ViT-B/32; choose {', '.join(n for n, k in public_weights.KNOWN.items() if k.activation)} "
-                        "or the path of a file.")
+        raise UserError(
+            f"'{name}' is no CLIP ViT-B/32; choose"
+            f" {', '.join(n for n, k in public_weights.KNOWN.items() if k.activation)} or the path"
+            " of a file."
+        )
     said = known.activation if known else activation
     if said not in CLIP_OF or activation not in ("", said):
-        raise UserError(f"ACTIVATION is '{activation}' for the CLIP '{name}'; " + (
-            f"it was trained with {said}: leave ACTIVATION empty." if known else
-            "its file does not tell: say quick_gelu (all that descends from OpenAI's weights) or gelu (LAION's)."))
+        raise UserError(
+            f"ACTIVATION is '{activation}' for the CLIP '{name}'; "
+            + (
+                f"it was trained with {said}: leave ACTIVATION empty."
+                if known
+                else (
+                    "its file does not tell: say quick_gelu (all that descends from OpenAI's"
+                    " weights) or gelu (LAION's)."
+                )
+            )
+        )
     tower = Tower.resolved(name, folder, layout="clip")
     size = backbones.clip_size(CLIP_OF[said])
-    return Start(CLIP_WORDS, size.text["context_length"], {"clip": tower}, fixed=True, options={"clip": CLIP_OF[said]})
+    return Start(
+        CLIP_WORDS,
+        size.text["context_length"],
+        {"clip": tower},
+        fixed=True,
+        options={"clip": CLIP_OF[said]},
+    )
 
 
 def with_instruction(start: Start, name: str, folder: Path | None = None) -> Start:
@@ -222,27 +326,48 @@ def with_instruction(start: Start, name: str, folder: Path | None = None) -> Sta
 
 
 def paper_vilt_start(name: str, folder: Path | None = None) -> Start:
-    """CFITR: a published ViLT-B/32 by name or path, of its authors or of transformers, with the rank head where the file has
-    one or a matching head; it says so."""
+    """CFITR: a published ViLT-B/32 by name or path, of its authors or of transformers, with the
+    rank head where the file has one or a matching head; it says so.
+    """
     trunk = Tower.resolved(name, folder, layout="vilt")
     towers = {"vilt": trunk}
     if LAYOUTS["vilt_rank"](trunk.path):
         towers["rank_output"] = replace(trunk, layout="vilt_rank")
-    print(f"{trunk.name}: the rank head {'comes with it' if 'rank_output' in towers else 'is not in it and starts at random'}")
-    return replace(Start.for_checkpoint("vilt_b32", Path()), towers=towers, options={"vilt": "vilt_b32"})
+    print(
+        f"{trunk.name}: the rank head"
+        f" {'comes with it' if 'rank_output' in towers else 'is not in it and starts at random'}"
+    )
+    return replace(
+        Start.for_checkpoint("vilt_b32", Path()), towers=towers, options={"vilt": "vilt_b32"}
+    )
 
 
-# ---- BITA: an image tower, a BERT for its transformer, a language model --------------------------------------------------
+# ---- BITA: an image tower, a BERT for its transformer, a language model
 def bita_start(size: str, cache: Path, folder: Path | None = None) -> Start:
-    """BITA in the "compact" size (EfficientNet-Lite0, MiniLM, SmolLM2-135M, from their packages) or the "paper" size (CLIP
-    ViT-L/14, BERT-base, OPT-2.7B). UserError if any of them is missing. In the tiny size see `stand_ins.bita_start`."""
+    """BITA in the "compact" size (EfficientNet-Lite0, MiniLM, SmolLM2-135M, from their packages) or
+    the "paper" size (CLIP ViT-L/14, BERT-base, OPT-2.7B). UserError if any of them is missing. In
+    the tiny size see `stand_ins.bita_start`.
+    """
     if size == "compact":
-        image, bert, decoder = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm"), smollm2(cache)
+        image, bert, decoder = (
+            Tower.resolved("efficientnet_lite0"),
+            Tower.resolved("minilm"),
+            smollm2(cache),
+        )
     else:
         image = replace(Tower.resolved("clip_vit_l14", folder), layout="clip_vision_21")
-        bert, decoder = Tower.resolved("bert_base", folder), replace(Tower.resolved("opt_2.7b", folder), layout="opt")
+        bert, decoder = (
+            Tower.resolved("bert_base", folder),
+            replace(Tower.resolved("opt_2.7b", folder), layout="opt"),
+        )
     bert = replace(bert, layout="ift", left=list(FROM_BERT_LEFT))
-    return Start(_folder(bert), 32, {"visual_encoder": image, "Fformer": bert, "opt_model": decoder}, fixed=True, sep=True)
+    return Start(
+        _folder(bert),
+        32,
+        {"visual_encoder": image, "Fformer": bert, "opt_model": decoder},
+        fixed=True,
+        sep=True,
+    )
 
 
 def smollm2(cache: Path) -> Tower:
@@ -252,7 +377,10 @@ def smollm2(cache: Path) -> Tower:
     """
     found = public_weights.resolve("smollm2")
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("SmolLM2 comes as a GGUF file, and the package gguf, which reads it, is not installed; `pip install gguf`.")
+        raise UserError(
+            "SmolLM2 comes as a GGUF file, and the package gguf, which reads it, is not installed;"
+            " `pip install gguf`."
+        )
     folder = Path(cache) / f"smollm2-{key_digest(found.sha256, code_digest(_unfold))[:16]}"
     if not folder.exists():
         _unfold(found.path, found.sha256, folder)
@@ -265,8 +393,13 @@ def _unfold(gguf: Path, sha256: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     at = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model, words = AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32), AutoTokenizer.from_pretrained(**at)
+    model, words = (
+        AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(**at),
+    )
     with atomic_folder(folder) as temporary:
         state = {name: value.half() for name, value in model.state_dict().items()}
-        checkpoints.save_checkpoint(temporary / "model.safetensors", state, {"name": "smollm2", "from": sha256})
+        checkpoints.save_checkpoint(
+            temporary / "model.safetensors", state, {"name": "smollm2", "from": sha256}
+        )
         words.backend_tokenizer.save(str(temporary / "tokenizer.json"))

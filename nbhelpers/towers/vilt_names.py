@@ -1,4 +1,5 @@
 """Rename the tensors of ViLT between the authors' files and transformers."""
+
 from __future__ import annotations
 
 import re
@@ -9,31 +10,56 @@ from torch import Tensor
 
 from nbhelpers.towers import checkpoints
 
-# ---- files (cfitr.md section 7) ------------------------------------------------------------------------------------------
-_TRUNK = {"text_embeddings": "embeddings.text_embeddings", "token_type_embeddings": "embeddings.token_type_embeddings",
-          "transformer.cls_token": "embeddings.cls_token", "transformer.pos_embed": "embeddings.position_embeddings",
-          "transformer.patch_embed.proj": "embeddings.patch_embeddings.projection", "transformer.norm": "layernorm",
-          "pooler": "pooler"}
-_LAYER = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.query": "attention.attention.query",
-          "attn.key": "attention.attention.key", "attn.value": "attention.attention.value",
-          "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+# ---- files (cfitr.md section 7)
+_TRUNK = {
+    "text_embeddings": "embeddings.text_embeddings",
+    "token_type_embeddings": "embeddings.token_type_embeddings",
+    "transformer.cls_token": "embeddings.cls_token",
+    "transformer.pos_embed": "embeddings.position_embeddings",
+    "transformer.patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "transformer.norm": "layernorm",
+    "pooler": "pooler",
+}
+_LAYER = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.query": "attention.attention.query",
+    "attn.key": "attention.attention.key",
+    "attn.value": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
 _FROM_AUTHORS = [(rf"^{a}(?=\.|$)", f"vilt.{b}") for a, b in _TRUNK.items()]
-_FROM_AUTHORS += [(rf"^transformer\.blocks\.(\d+)\.{a}\.", rf"vilt.encoder.layer.\1.{b}.") for a, b in _LAYER.items()]
+_FROM_AUTHORS += [
+    (rf"^transformer\.blocks\.(\d+)\.{a}\.", rf"vilt.encoder.layer.\1.{b}.")
+    for a, b in _LAYER.items()
+]
 _TO_AUTHORS = [(rf"^vilt\.{b}(?=\.|$)", a) for a, b in _TRUNK.items()]
-_TO_AUTHORS += [(rf"^vilt\.encoder\.layer\.(\d+)\.{b}\.", rf"transformer.blocks.\1.{a}.") for a, b in _LAYER.items()]
+_TO_AUTHORS += [
+    (rf"^vilt\.encoder\.layer\.(\d+)\.{b}\.", rf"transformer.blocks.\1.{a}.")
+    for a, b in _LAYER.items()
+]
 
 # In files and in no trunk: heads of other tasks, and a buffer that transformers computes.
 DEAD = re.compile(r"(itm|mlm|mpp)_score\.|(vqa_|nlvr2_)?classifier\.|(.*\.)?position_ids$")
-STARTS = ("vilt.", "transformer.", "text_embeddings.", "embeddings.")  # of names, once no prefix stands before them
+# of names, once no prefix stands before them
+STARTS = ("vilt.", "transformer.", "text_embeddings.", "embeddings.")
 _PARTS = ("query", "key", "value")  # one matrix with the authors, three in transformers
 
 
 def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names of a trunk -> those of a model of transformers' with the trunk in `vilt`; other names stay."""
+    """The authors' names of a trunk -> those of a model of transformers' with the trunk in `vilt`;
+    other names stay.
+    """
     split = {}
     for name, value in state.items():
         joined = ".attn.qkv." in name
-        split |= dict(zip((name.replace("qkv", part) for part in _PARTS), value.chunk(3))) if joined else {name: value}
+        split |= (
+            dict(zip((name.replace("qkv", part) for part in _PARTS), value.chunk(3), strict=True))
+            if joined
+            else {name: value}
+        )
     return checkpoints.rename(split, _FROM_AUTHORS)
 
 
@@ -42,7 +68,9 @@ def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state, joined = checkpoints.rename(state, _TO_AUTHORS), {}
     for name, value in state.items():
         if ".attn.query." in name:
-            joined[name.replace("query", "qkv")] = torch.cat([state[name.replace("query", part)] for part in _PARTS])
+            joined[name.replace("query", "qkv")] = torch.cat(
+                [state[name.replace("query", part)] for part in _PARTS]
+            )
         elif ".attn.key." not in name and ".attn.value." not in name:
             joined[name] = value
     return joined

@@ -1,4 +1,7 @@
-"""The one place that chooses where models are trained and used: cpu, cuda or mps (the GPU of an Apple computer)."""
+"""The one place that chooses where models are trained and used: cpu, cuda or mps (the GPU of an
+Apple computer).
+"""
+
 from __future__ import annotations
 
 import os
@@ -8,14 +11,14 @@ import torch
 from nbhelpers.errors import UserError
 
 NAMES = ("auto", "cpu", "cuda", "mps")  # of the parameter DEVICE and of --device
-_of_run: torch.device | None = None     # what `use` chose for this process
+_of_run: torch.device | None = None  # what `use` chose for this process
 
 
 def resolve(wish: str | torch.device = "auto") -> torch.device:
     """The device that is meant, checked.
 
-    wish  auto: what `use` chose for this process, else the first of cuda, mps and cpu that there is;
-          one of the other NAMES, or one GPU of several, such as cuda:1
+    wish  auto: what `use` chose for this process, else the first of cuda, mps and cpu that there
+          is; one of the other NAMES, or one GPU of several, such as cuda:1
     UserError on an unknown name, and on a device that torch does not see.
     """
     if str(wish) == "auto":
@@ -28,23 +31,27 @@ def resolve(wish: str | torch.device = "auto") -> torch.device:
         raise UserError(f"The device is '{wish}'; choose one of {', '.join(NAMES)}.")
     if not _is_there(device):
         seen = {"cuda": "CUDA", "mps": "Apple"}[device.type]
-        raise UserError(f"The device is '{wish}', but torch sees no {seen} device of that name; "
-                        f"choose '{_best()}' or 'auto'.")
+        raise UserError(
+            f"The device is '{wish}', but torch sees no {seen} device of that name; "
+            f"choose '{_best()}' or 'auto'."
+        )
     return device
 
 
 def use(wish: str | torch.device) -> torch.device:
     """Choose the device of this process, on which all training runs and which `auto` means from now on.
 
-    Of several processes on CUDA GPUs each takes its own, as Accelerate does. UserError as `resolve`, and where
-    Accelerate was told to use the CPU and the wish is another device.
+    Of several processes on CUDA GPUs each takes its own, as Accelerate does. UserError as
+    `resolve`, and where Accelerate was told to use the CPU and the wish is another device.
     """
     global _of_run
     _of_run = None
     device = resolve(wish)
     if device.type != "cpu" and _cpu_is_forced():
-        raise UserError(f"The device is '{wish}', but ACCELERATE_USE_CPU asks for the CPU; "
-                        "choose 'auto', or take that variable out of the environment.")
+        raise UserError(
+            f"The device is '{wish}', but ACCELERATE_USE_CPU asks for the CPU; "
+            "choose 'auto', or take that variable out of the environment."
+        )
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     _of_run = device
@@ -54,9 +61,18 @@ def use(wish: str | torch.device) -> torch.device:
 def check_precision(precision: str, device: torch.device) -> None:
     """UserError if the device cannot train in "bf16" or "fp16"; "fp32" works everywhere."""
     if precision == "fp16" and device.type != "cuda":
-        raise UserError(f"precision 'fp16' needs a CUDA GPU, and the device is '{device}'; use 'bf16' or 'fp32' here.")
-    if precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
-        raise UserError("precision 'bf16' needs macOS 14 or newer on an Apple GPU; use 'fp32' here.")
+        raise UserError(
+            f"precision 'fp16' needs a CUDA GPU, and the device is '{device}'; use 'bf16' or 'fp32'"
+            " here."
+        )
+    if (
+        precision == "bf16"
+        and device.type == "mps"
+        and not torch.backends.mps.is_macos_or_newer(14, 0)
+    ):
+        raise UserError(
+            "precision 'bf16' needs macOS 14 or newer on an Apple GPU; use 'fp32' here."
+        )
 
 
 def wait() -> None:
@@ -72,7 +88,9 @@ def _best() -> torch.device:
 
 def _is_there(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
+        return torch.cuda.is_available() and (
+            device.index is None or device.index < torch.cuda.device_count()
+        )
     return device.type == "cpu" or torch.backends.mps.is_available()
 
 

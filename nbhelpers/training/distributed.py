@@ -1,4 +1,7 @@
-"""Several processes: in-batch negatives gathered across them, and what training needs of Accelerate."""
+"""Several processes: in-batch negatives gathered across them, and what training needs of
+Accelerate.
+"""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +24,9 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import take
 from nbhelpers.training.device import check_precision, resolve
 
-STEP = 5.0  # seconds between two meetings of processes that wait for a lock; their collectives give up after minutes
+# seconds between two meetings of processes that wait for a lock; their collectives give up after
+# minutes
+STEP = 5.0
 
 
 def world_size() -> int:
@@ -37,12 +42,12 @@ def rank() -> int:
 def gather(tensor: Tensor, one_sided: bool = False) -> Tensor:
     """(B, ...) of each process -> (world * B, ...), rows in rank order; every process brings the same shape.
 
-    By default gradients flow back to the rows of every process. When each process computes the same loss from
-    the gathered rows and gradients are averaged over processes (as DDP does), the result is the gradient of a
-    single process on the whole batch. With `one_sided`, as in the released code, the rows of others are
-    constants: the averaged gradient of all that lies before the gather is the true one / world size, while a
-    temperature, which enters after it, keeps its full gradient (pir.md section 5).
-    Any dtype; the identity in a single process.
+    By default gradients flow back to the rows of every process. When each process computes the same
+    loss from the gathered rows and gradients are averaged over processes (as DDP does), the result
+    is the gradient of a single process on the whole batch. With `one_sided`, as in the released
+    code, the rows of others are constants: the averaged gradient of all that lies before the gather
+    is the true one / world size, while a temperature, which enters after it, keeps its full
+    gradient (pir.md section 5). Any dtype; the identity in a single process.
     """
     if world_size() == 1:
         return tensor
@@ -71,7 +76,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient):
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
-        return gradient[rank() * ctx.rows:(rank() + 1) * ctx.rows]
+        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
 def process_state() -> PartialState:
@@ -81,52 +86,71 @@ def process_state() -> PartialState:
         AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=device.type == "cpu")
     if state.num_processes == 1:
-        state.device = device  # left to itself, Accelerate takes another one where there are several
+        # left to itself, Accelerate takes another one where there are several
+        state.device = device
     return state
 
 
 def accelerator(precision: str, model: nn.Module | None = None) -> Accelerator:
-    """For one training in "fp32", "bf16" or "fp16", on the device of the run. UserError where that has no such precision.
+    """For one training in "fp32", "bf16" or "fp16", on the device of the run.
 
-    model  says by USES_ALL_PARAMETERS = True that each step gives all its trainable parameters a gradient; for another,
-           several processes look in every step for those that got none
+    UserError where that has no such precision.
+
+    model  says by USES_ALL_PARAMETERS = True that each step gives all its trainable parameters a
+           gradient; for another, several processes look in every step for those that got none
     """
     AcceleratorState._reset_state()  # a process may train twice, in different precisions
     state = process_state()
     check_precision(precision, state.device)
     search = not getattr(model, "USES_ALL_PARAMETERS", False)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=state.device.type == "cpu",
-                       dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=search)])
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=state.device.type == "cpu",
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=search)],
+    )
 
 
 def check_loader(loader: Sized, processes: int) -> None:
     """UserError if the loader is empty or its batches cannot be shared evenly by the processes."""
     if not len(loader):
-        raise UserError("The loader gives no batch: the data set is smaller than one batch; lower batch_size "
-                        "or take more data.")
+        raise UserError(
+            "The loader gives no batch: the data set is smaller than one batch; lower batch_size "
+            "or take more data."
+        )
     if processes == 1:
         return
     if not isinstance(loader, DataLoader):
-        raise UserError("Several processes only share a torch DataLoader; give one, or train in one process.")
+        raise UserError(
+            "Several processes only share a torch DataLoader; give one, or train in one process."
+        )
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 0)
     if not size or size % processes:
-        raise UserError(f"batch_size {size} cannot be shared by {processes} processes; make it a multiple of "
-                        f"{processes}.")
+        raise UserError(
+            f"batch_size {size} cannot be shared by {processes} processes; make it a multiple of "
+            f"{processes}."
+        )
 
 
 @contextmanager
 def one_run_at_a_time(lock: Path, what: str):
-    """Only one run holds the lock; others wait and say for which process. It is released when its process dies.
+    """Only one run holds the lock; others wait and say for which process.
 
-    Process 0 of a run asks for it. All processes of a waiting run meet every STEP seconds: a process that waited for the
-    lock's whole time in one collective would meet that one's timeout, and end the run.
+    It is released when its process dies.
+
+    Process 0 of a run asks for it. All processes of a waiting run meet every STEP seconds: a
+    process that waited for the lock's whole time in one collective would meet that one's timeout,
+    and end the run.
     """
     state, held, seconds = process_state(), FileLock(lock), 0.0
     while not told_by_main(state.is_main_process and take(held, seconds)):
         if state.is_main_process and not seconds:
             holder = lock.read_text() or "another process"
-            print(f"Waiting until {holder} has finished {what}; it holds {lock}.", file=sys.stderr, flush=True)
+            print(
+                f"Waiting until {holder} has finished {what}; it holds {lock}.",
+                file=sys.stderr,
+                flush=True,
+            )
         seconds = STEP
     try:
         if state.is_main_process:

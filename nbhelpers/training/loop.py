@@ -3,11 +3,13 @@
     config = TrainConfig(epochs=20, lr=6e-5, batch_size=64)
     history = fit(model, loader, config, folder, validate=lambda model: {"mR": ...})
 
-A model offers `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors) and, if it wants its own groups,
-`parameter_groups(weight_decay)`, where "rate" is a group's share of the learning rate, and `after_step()`, called after each
-update. USES_ALL_PARAMETERS = True says that each step gives every trainable parameter a gradient.
-What stays frozen has requires_grad False before `fit`; a model that keeps frozen parts in eval mode overrides `train()`.
+A model offers `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors) and, if it wants its
+own groups, `parameter_groups(weight_decay)`, where "rate" is a group's share of the learning rate,
+and `after_step()`, called after each update. USES_ALL_PARAMETERS = True says that each step gives
+every trainable parameter a gradient. What stays frozen has requires_grad False before `fit`; a
+model that keeps frozen parts in eval mode overrides `train()`.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -48,31 +50,49 @@ from nbhelpers.training.distributed import (
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates, lr_lambda
 
 READ_EVERY = 20  # batches between two reads of the losses, which wait for the GPU; 1 on a CPU
-PROGRESS = ("epoch", "step", "seen", "images", "seconds", "sums", "rows")  # of a trainer, in its resume state
+# of a trainer, in its resume state
+PROGRESS = ("epoch", "step", "seen", "images", "seconds", "sums", "rows")
 
-__all__ = ["History", "TrainConfig", "checkpoint_key", "fit", "learning_rates", "load_or_train", "lr_lambda"]
+__all__ = [
+    "History",
+    "TrainConfig",
+    "checkpoint_key",
+    "fit",
+    "learning_rates",
+    "load_or_train",
+    "lr_lambda",
+]
 
 
-def fit(model: nn.Module, loader: Iterable[dict], config: TrainConfig, folder: Path | str,
-        validate: Callable[[nn.Module], dict] | None = None, progress: bool = True,
-        loss_options: dict | None = None) -> History:
+def fit(
+    model: nn.Module,
+    loader: Iterable[dict],
+    config: TrainConfig,
+    folder: Path | str,
+    validate: Callable[[nn.Module], dict] | None = None,
+    progress: bool = True,
+    loss_options: dict | None = None,
+) -> History:
     """Trains `model` in place, leaves it in eval mode; goes on where an earlier call in `folder` was stopped.
 
-    loader         of dict batches, with len(): a DataLoader that drops its last batch or, in one process, any
-                   sequence. If its order depends on nothing but `set_epoch(e)` (called on loader, sampler and
-                   data set) and torch's global generator, a continued run is the uninterrupted one, on a CPU
-                   bit for bit.
-    validate       called after every epoch by every process, in eval mode without gradients; gives figures,
-                   among them config.monitor. The best epoch is kept in `folder/best.safetensors`.
+    loader         of dict batches, with len(): a DataLoader that drops its last batch or, in one
+                   process, any sequence. If its order depends on nothing but `set_epoch(e)` (called
+                   on loader, sampler and data set) and torch's global generator, a continued run is
+                   the uninterrupted one, on a CPU bit for bit.
+    validate       called after every epoch by every process, in eval mode without gradients; gives
+                   figures, among them config.monitor. The best epoch is kept in
+                   `folder/best.safetensors`.
     loss_options   keyword arguments of `model.loss`, such as the stage of a captioning model.
 
-    Writes `history.csv`, TensorBoard events (counted in batches), `best.*` and `resume.pt`: trained weights,
-    optimiser and progress, replaced atomically. Randomness in `model.loss` must come from torch, seeded here
-    from (seed, epoch, batch, process) before each batch; the caller's generators are left as they were.
-    Several processes share every batch evenly; process 0 writes. With `accumulate` > 1 the loss is the mean
-    over the batches of a step (the last of an epoch may have fewer); in-batch negatives stay within a batch.
+    Writes `history.csv`, TensorBoard events (counted in batches), `best.*` and `resume.pt`: trained
+    weights, optimiser and progress, replaced atomically. Randomness in `model.loss` must come from
+    torch, seeded here from (seed, epoch, batch, process) before each batch; the caller's generators
+    are left as they were. Several processes share every batch evenly; process 0 writes. With
+    `accumulate` > 1 the loss is the mean over the batches of a step (the last of an epoch may have
+    fewer); in-batch negatives stay within a batch.
 
-    UserError: no batch, a loss that is not finite (with step and terms), a resume state of another training.
+    UserError: no batch, a loss that is not finite (with step and terms), a resume state of another
+    training.
     """
     trainer = _Trainer(model, loader, config, Path(folder), validate, loss_options or {})
     device = trainer.device
@@ -91,19 +111,31 @@ class _Trainer:
         self.steps = math.ceil(self.batches / config.accumulate)
         self.factor = lr_lambda(config, config.epochs * self.steps)
         model.to(self.device)
-        optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr,
-                                      betas=config.betas, eps=config.eps, fused=True)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
         self.peaks = [config.lr * group.get("rate", 1.0) for group in optimizer.param_groups]
-        self.network, self.optimizer = self.accelerator.prepare(_LossOf(model, loss_options), optimizer)
-        self.settings = {**config.decisive(), "batches per epoch": self.batches,
-                         "loss options": repr(loss_options), "trained weights": _describe(model)}
+        self.network, self.optimizer = self.accelerator.prepare(
+            _LossOf(model, loss_options), optimizer
+        )
+        self.settings = {
+            **config.decisive(),
+            "batches per epoch": self.batches,
+            "loss options": repr(loss_options),
+            "trained weights": _describe(model),
+        }
         self.read_every = 1 if self.device.type == "cpu" else READ_EVERY
         self.rows: list[dict] = []
         self.epoch = self.step = 0
         self._start_epoch()
 
     def _start_epoch(self):
-        self.seen, self.images, self.seconds = 0, 0, 0.0  # batches, images and time of this epoch so far
+        # batches, images and time of this epoch so far
+        self.seen, self.images, self.seconds = 0, 0, 0.0
         self.sums: dict[str, float] = {}
         self.unread: list[Tensor] = []
 
@@ -111,9 +143,15 @@ class _Trainer:
         self._load()
         self.optimizer.zero_grad()  # the caller may have left gradients
         first = self.epoch * self.batches + self.seen
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first) if self.main else None
-        self.bar = tqdm(total=self.config.epochs * self.batches, initial=first, unit="batch",
-                        disable=not (progress and self.main and _somebody_looks()))
+        self.board = (
+            SummaryWriter(str(self.folder / "tensorboard"), purge_step=first) if self.main else None
+        )
+        self.bar = tqdm(
+            total=self.config.epochs * self.batches,
+            initial=first,
+            unit="batch",
+            disable=not (progress and self.main and _somebody_looks()),
+        )
         try:
             while self.epoch < self.config.epochs:
                 self._train_epoch()
@@ -126,8 +164,11 @@ class _Trainer:
         history = History(self.rows, self.config.monitor)
         if history.best_epoch and self.config.keep == "best":
             self.accelerator.wait_for_everyone()  # until process 0 has written it
-            checkpoints.load_into(self.model, checkpoints.load_checkpoint(self.folder / "best.safetensors")[0])
-            self.accelerator.wait_for_everyone()  # until all have read it, as process 0 may remove it now
+            checkpoints.load_into(
+                self.model, checkpoints.load_checkpoint(self.folder / "best.safetensors")[0]
+            )
+            # until all have read it, as process 0 may remove it now
+            self.accelerator.wait_for_everyone()
         self.model.eval()
         return history
 
@@ -139,32 +180,48 @@ class _Trainer:
         for batch in self._remaining():
             last = self.seen + 1 == self.batches
             update = last or (self.seen + 1) % config.accumulate == 0
-            group = min(config.accumulate, self.batches - self.seen // config.accumulate * config.accumulate)
+            group = min(
+                config.accumulate, self.batches - self.seen // config.accumulate * config.accumulate
+            )
             _seed(self.device, config.seed, self.epoch, self.seen, self.accelerator.process_index)
-            with self._attention(), nullcontext() if update else self.accelerator.no_sync(self.network):
+            with (
+                self._attention(),
+                nullcontext() if update else self.accelerator.no_sync(self.network),
+            ):
                 terms = self.network(batch)
                 self._note(terms, len(next(iter(batch.values()))))
                 self.accelerator.backward(terms["loss"] / group)
             if update:
                 self._update()
-                if config.save_every_steps and self.step % config.save_every_steps == 0 and not last:
+                if (
+                    config.save_every_steps
+                    and self.step % config.save_every_steps == 0
+                    and not last
+                ):
                     self._settle()
                     self._save()
 
     def _attention(self):
-        """In bf16 on a CPU, attention as plain products: there the fused kernel's backward pass is slow (torch 2.15; bench_training)."""
+        """In bf16 on a CPU, attention as plain products: there the fused kernel's backward pass is
+        slow (torch 2.15; bench_training).
+        """
         plain = self.device.type == "cpu" and self.config.precision == "bf16"
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def _remaining(self) -> Iterator[dict]:
         """The batches of this epoch that were not yet seen, on the device."""
-        parts = [getattr(self.source, name, None) for name in ("sampler", "batch_sampler", "dataset")]
+        parts = [
+            getattr(self.source, name, None) for name in ("sampler", "batch_sampler", "dataset")
+        ]
         for part in (self.source, *parts):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.epoch)
-        _seed(self.device, self.config.seed, self.epoch)  # for samplers that draw from torch's generator
+        # for samplers that draw from torch's generator
+        _seed(self.device, self.config.seed, self.epoch)
         if not isinstance(self.loader, DataLoader):
-            return (send_to_device(batch, self.device) for batch in islice(self.loader, self.seen, None))
+            return (
+                send_to_device(batch, self.device) for batch in islice(self.loader, self.seen, None)
+            )
         self.loader.set_epoch(self.epoch)
         return iter(skip_first_batches(self.loader, self.seen) if self.seen else self.loader)
 
@@ -180,21 +237,27 @@ class _Trainer:
             self._read()
 
     def _read(self):
-        """Adds the unread terms, averaged over processes, to the epoch's sums: here the GPU is waited for."""
+        """Adds the unread terms, averaged over processes, to the epoch's sums: here the GPU is
+        waited for.
+        """
         if not self.unread:
             return
         table = self.accelerator.reduce(torch.stack(self.unread), "mean").tolist()
         first, self.unread = self.seen - len(table), []
         for number, values in enumerate(table, first):
-            terms = dict(zip(self.sums, values))
-            bad = ", ".join(f"{name} {value}" for name, value in terms.items() if not math.isfinite(value))
+            terms = dict(zip(self.sums, values, strict=True))
+            bad = ", ".join(
+                f"{name} {value}" for name, value in terms.items() if not math.isfinite(value)
+            )
             if bad:
                 step = self.epoch * self.steps + number // self.config.accumulate + 1
                 raise self._not_finite("The loss", step, bad)
             for name, value in terms.items():
                 self.sums[name] += value
                 if self.board:
-                    self.board.add_scalar(f"train/{name}", value, self.epoch * self.batches + number)
+                    self.board.add_scalar(
+                        f"train/{name}", value, self.epoch * self.batches + number
+                    )
         if not self.bar.disable:
             speed = self.images / (time.perf_counter() - self.clock)
             shown = {name: f"{value:.3f}" for name, value in terms.items()}
@@ -203,7 +266,7 @@ class _Trainer:
     def _update(self):
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks):
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.factor(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -215,18 +278,26 @@ class _Trainer:
         """Makes sure that the weights may be saved: a finite loss can have a gradient that is not."""
         self._read()
         self.seconds = time.perf_counter() - self.clock
-        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters() if p.requires_grad])
+        norm = torch.nn.utils.get_total_norm(
+            [p.detach() for p in self.model.parameters() if p.requires_grad]
+        )
         if not norm.isfinite():
             raise self._not_finite("The norm of the weights", self.step, str(norm.item()))
 
     def _not_finite(self, what: str, step: int, detail: str) -> UserError:
-        return UserError(f"{what} is not finite at step {step} ({detail}); {self.folder} keeps its last good "
-                         f"state: in another folder try a smaller lr than {self.config.lr}, clip_norm=1.0 or "
-                         "precision='fp32'.")
+        return UserError(
+            f"{what} is not finite at step {step} ({detail}); {self.folder} keeps its last good "
+            f"state: in another folder try a smaller lr than {self.config.lr}, clip_norm=1.0 or "
+            "precision='fp32'."
+        )
 
     def _end_epoch(self):
         self._settle()
-        row = {"epoch": self.epoch + 1, "steps": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
+        row = {
+            "epoch": self.epoch + 1,
+            "steps": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
         row |= {name: value / self.seen for name, value in self.sums.items()}
         row |= self._validated() if self.validate else {}
         row |= {"seconds": self.seconds, "images_per_second": self.images / self.seconds}
@@ -236,7 +307,9 @@ class _Trainer:
             checkpoints.save_checkpoint(self.folder / "best.safetensors", self.model, meta)
         if self.board:
             for name in row.keys() - self.sums.keys() - {"epoch", "steps"}:
-                self.board.add_scalar(f"epoch/{name}", row[name], (self.epoch + 1) * self.batches - 1)
+                self.board.add_scalar(
+                    f"epoch/{name}", row[name], (self.epoch + 1) * self.batches - 1
+                )
         self.epoch += 1
         self._start_epoch()
         self._save()
@@ -247,19 +320,26 @@ class _Trainer:
         with torch.no_grad():
             figures = {name: float(value) for name, value in self.validate(self.model).items()}
         if self.config.monitor not in figures or not all(map(math.isfinite, figures.values())):
-            raise UserError(f"The validation after epoch {self.epoch + 1} gives {figures}; it must give "
-                            f"finite numbers, among them {self.config.monitor} (`monitor` names another).")
+            raise UserError(
+                f"The validation after epoch {self.epoch + 1} gives {figures}; it must give "
+                f"finite numbers, among them {self.config.monitor} (`monitor` names another)."
+            )
         return {f"val_{name}": value for name, value in figures.items()}
 
     def _save(self):
-        # One file of our own: accelerator.save_state writes a folder, which cannot be replaced atomically,
+        # One file of our own: accelerator.save_state writes a folder, which cannot be replaced
+        # atomically,
         # with every frozen weight in it.
         if not self.main:
             return
         scaler = self.accelerator.scaler
-        state = {"settings": self.settings, "model": _trained_state(self.model),
-                 "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None,
-                 "progress": {name: getattr(self, name) for name in PROGRESS}}
+        state = {
+            "settings": self.settings,
+            "model": _trained_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "progress": {name: getattr(self, name) for name in PROGRESS},
+        }
         with atomic_write(self.folder / "resume.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
@@ -271,12 +351,17 @@ class _Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             settings = state["settings"]
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a resume state; delete it to train from the start.") from error
+            raise UserError(
+                f"{path} is not a resume state; delete it to train from the start."
+            ) from error
         for name, value in self.settings.items():
             if settings.get(name) != value:
-                raise UserError(f"{path} belongs to another training ({name}: {settings.get(name)} there, "
-                                f"{value} here); choose another folder or delete the file.")
-        self.model.load_state_dict(state["model"], strict=False)  # all but the frozen; names were compared
+                raise UserError(
+                    f"{path} belongs to another training ({name}: {settings.get(name)} there, "
+                    f"{value} here); choose another folder or delete the file."
+                )
+        # all but the frozen; names were compared
+        self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -302,18 +387,26 @@ class _LossOf(nn.Module):
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The model's own groups, which must hold every trainable parameter; else all of them with decay."""
+    """The model's own groups, which must hold every trainable parameter; else all of them with
+    decay.
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        raise UserError(f"No parameter of {type(model).__name__} is trainable; unfreeze a part of it.")
+        raise UserError(
+            f"No parameter of {type(model).__name__} is trainable; unfreeze a part of it."
+        )
     if not hasattr(model, "parameter_groups"):
         return [{"params": list(trained.values()), "weight_decay": weight_decay}]
-    groups = [{**group, "params": list(group["params"])} for group in model.parameter_groups(weight_decay)]
+    groups = [
+        {**group, "params": list(group["params"])} for group in model.parameter_groups(weight_decay)
+    ]
     grouped = {id(p) for group in groups for p in group["params"]}
     left_out = [name for name, p in trained.items() if id(p) not in grouped]
     if left_out:
-        raise UserError(f"parameter_groups of {type(model).__name__} leaves out {len(left_out)} trainable "
-                        f"parameters (first: {left_out[0]}); freeze them or put them into a group.")
+        raise UserError(
+            f"parameter_groups of {type(model).__name__} leaves out {len(left_out)} trainable "
+            f"parameters (first: {left_out[0]}); freeze them or put them into a group."
+        )
     return groups
 
 
@@ -330,7 +423,8 @@ def _describe(model: nn.Module) -> str:
 
 def _seed(device: torch.device, *numbers: int) -> None:
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-    (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)  # the latter takes 0.5 ms
+    # the latter takes 0.5 ms
+    (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
 
 
 def _somebody_looks() -> bool:
@@ -341,30 +435,42 @@ def _somebody_looks() -> bool:
     return sys.stderr.isatty() or (shell is not None and "IPKernelApp" in shell.config)
 
 
-# ---- load or train -----------------------------------------------------------------------------------------
+# ---- load or train
 def checkpoint_key(configs: Iterable, data: object, start: object, seed: int, *code: object) -> str:
     """sha256 hex over all that decides the weights: equal keys, equal training.
 
-    configs  dataclasses or JSON values: of the model, the training, the transforms, and what else was chosen
-    data     what the pairs are made of: `content()` of a task, or a digest of the batches themselves
+    configs  dataclasses or JSON values: of the model, the training, the transforms, and what else
+             was chosen
+    data     what the pairs are made of: `content()` of a task, or a digest of the batches
+             themselves
     start    what the training starts from: `Start.content()`, or the key of an earlier stage
-    code     what trains, beside `load_or_train`: the class of the model and all that is called from here, such as the loss and the
-             validation; as `code_digest` takes it, also as the text of cells
+    code     what trains, beside `load_or_train`: the class of the model and all that is called from
+             here, such as the loss and the validation; as `code_digest` takes it, also as the text
+             of cells
     Versions of libraries, device, number of workers and the places of files do not count.
     """
     return key_digest(list(configs), data, start, seed, code_digest(load_or_train, *code))
 
 
-def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[dict], config: TrainConfig,
-                  folder: Path | str, key: str, validate: Callable[[nn.Module], dict] | None = None,
-                  progress: bool = True, loss_options: dict | None = None,
-                  meta: dict | None = None) -> tuple[nn.Module, History, bool]:
+def load_or_train(
+    name: str,
+    build: Callable[[], nn.Module],
+    loader: Iterable[dict],
+    config: TrainConfig,
+    folder: Path | str,
+    key: str,
+    validate: Callable[[nn.Module], dict] | None = None,
+    progress: bool = True,
+    loss_options: dict | None = None,
+    meta: dict | None = None,
+) -> tuple[nn.Module, History, bool]:
     """The trained model in eval mode, its history, and whether it was trained now.
 
-    `build()` gives the model at its starting weights. A finished `<folder>/<name>-<key>/model.safetensors` is
-    loaded, else the model is trained there (from where a stopped run left off) and saved. What is printed and
-    the state of torch's generators are the same then. Of two runs with one key the second waits, then loads.
-    The model is left on the device of the run (`device.use`).
+    `build()` gives the model at its starting weights. A finished
+    `<folder>/<name>-<key>/model.safetensors` is loaded, else the model is trained there (from where
+    a stopped run left off) and saved. What is printed and the state of torch's generators are the
+    same then. Of two runs with one key the second waits, then loads. The model is left on the
+    device of the run (`device.use`).
     """
     home = Path(folder) / f"{name}-{key[:16]}"
     checkpoint = home / "model.safetensors"
@@ -375,14 +481,22 @@ def load_or_train(name: str, build: Callable[[], nn.Module], loader: Iterable[di
         if trained:
             history = fit(model, loader, config, home, validate, progress, loss_options)
             if state.is_main_process:
-                about = {"name": name, "key": key, "config": asdict(config), "history": history.rows}
+                about = {
+                    "name": name,
+                    "key": key,
+                    "config": asdict(config),
+                    "history": history.rows,
+                }
                 checkpoints.save_checkpoint(checkpoint, model, about | (meta or {}))
                 for leftover in (home / "resume.pt", *home.glob("best.*"), *home.glob(".*")):
                     leftover.unlink(missing_ok=True)
         else:
             tensors, about = checkpoints.load_checkpoint(checkpoint)
             if about.get("key") != key:
-                raise UserError(f"{checkpoint} belongs to another training than its folder says; delete {home} and run again.")
+                raise UserError(
+                    f"{checkpoint} belongs to another training than its folder says; delete {home}"
+                    " and run again."
+                )
             checkpoints.load_into(model, tensors)
             history = History(about["history"], config.monitor)
             model.to(state.device).eval()

@@ -1,4 +1,5 @@
 """What a training is told, its configuration and learning rates, and what it tells, its history."""
+
 from __future__ import annotations
 
 import math
@@ -16,26 +17,29 @@ class TrainConfig:
     """How to train; AdamW as in pir.md section 5. UserError on values that cannot be."""
 
     epochs: int
-    lr: float                      # peak learning rate
-    batch_size: int = 32           # pairs per batch over all processes together; the loader is built with it
+    lr: float  # peak learning rate
+    # pairs per batch over all processes together; the loader is built with it
+    batch_size: int = 32
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
-    warmup_fraction: float = 0.1   # of all optimiser steps
+    warmup_fraction: float = 0.1  # of all optimiser steps
     warmup_steps: int | None = None  # the same in steps; takes the place of the fraction
-    schedule: str = "linear"       # linear | cosine | constant | step | epoch_cosine
-    step_epochs: int = 20          # of "step": every so many epochs ...
-    step_factor: float = 0.7       # ... the rate is multiplied by this
-    lr_first: float = 0.0          # of "epoch_cosine": where its warm-up begins ...
-    lr_last: float = 0.0           # ... and where its cosine ends
-    precision: str = "fp32"        # fp32 | bf16 | fp16
-    accumulate: int = 1            # batches per optimiser step; in-batch negatives stay within each batch
+    schedule: str = "linear"  # linear | cosine | constant | step | epoch_cosine
+    step_epochs: int = 20  # of "step": every so many epochs ...
+    step_factor: float = 0.7  # ... the rate is multiplied by this
+    lr_first: float = 0.0  # of "epoch_cosine": where its warm-up begins ...
+    lr_last: float = 0.0  # ... and where its cosine ends
+    precision: str = "fp32"  # fp32 | bf16 | fp16
+    # batches per optimiser step; in-batch negatives stay within each batch
+    accumulate: int = 1
     clip_norm: float | None = None
     seed: int = 0
-    workers: int = 0               # of the loader; changes no result
-    save_every_steps: int = 0      # resume state within an epoch; 0: only after each epoch; changes no result
-    monitor: str = "mR"            # validation figure that selects the best epoch; larger is better
-    keep: str = "best"             # weights left in the model: best (epoch, where validated) | last
+    workers: int = 0  # of the loader; changes no result
+    # resume state within an epoch; 0: only after each epoch; changes no result
+    save_every_steps: int = 0
+    monitor: str = "mR"  # validation figure that selects the best epoch; larger is better
+    keep: str = "best"  # weights left in the model: best (epoch, where validated) | last
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate", "step_epochs"):
@@ -45,19 +49,30 @@ class TrainConfig:
             raise UserError(f"warmup_fraction is {self.warmup_fraction}; it lies between 0 and 1.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise UserError(f"warmup_steps is {self.warmup_steps}; it must be at least 0.")
-        for name, known in (("schedule", ("linear", "cosine", "constant", "step", "epoch_cosine")),
-                            ("precision", ("fp32", "bf16", "fp16")), ("keep", ("best", "last"))):
+        for name, known in (
+            ("schedule", ("linear", "cosine", "constant", "step", "epoch_cosine")),
+            ("precision", ("fp32", "bf16", "fp16")),
+            ("keep", ("best", "last")),
+        ):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} '{getattr(self, name)}' is unknown; choose from {', '.join(known)}.")
+                raise UserError(
+                    f"{name} '{getattr(self, name)}' is unknown; choose from {', '.join(known)}."
+                )
 
     def decisive(self) -> dict:
         """The fields that decide the result."""
-        return {k: value for k, value in asdict(self).items() if k not in ("workers", "save_every_steps")}
+        return {
+            k: value
+            for k, value in asdict(self).items()
+            if k not in ("workers", "save_every_steps")
+        }
 
 
 @dataclass
 class History:
-    """A row per epoch: epoch (from 1), steps, lr, mean loss terms, `val_*`, seconds, images_per_second."""
+    """A row per epoch: epoch (from 1), steps, lr, mean loss terms, `val_*`, seconds,
+    images_per_second.
+    """
 
     rows: list[dict]
     monitor: str = "mR"
@@ -72,7 +87,10 @@ class History:
         return pd.DataFrame(self.rows)
 
     def __str__(self) -> str:
-        text = f"{len(self.rows)} epochs, loss {self.rows[0]['loss']:.3f} to {self.rows[-1]['loss']:.3f}"
+        text = (
+            f"{len(self.rows)} epochs, loss {self.rows[0]['loss']:.3f} to"
+            f" {self.rows[-1]['loss']:.3f}"
+        )
         if self.best_epoch is None:
             return text
         best = self.rows[self.best_epoch - 1][f"val_{self.monitor}"]
@@ -82,13 +100,16 @@ class History:
 def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
     """Factor on the peak learning rate at optimiser step t = 0..total-1.
 
-    Warm-up over the first `warmup_steps`, else int(total * warmup_fraction), steps as t / warm-up: the first step has
-    rate 0 (pir.md section 5). The cosine schedule, like open_clip's, begins at 1 / warm-up. Then "linear" and "cosine" fall
-    to 0 at t = total; "step" multiplies by `step_factor` from every `step_epochs`-th epoch on (pe_rsitr.md section 5).
-    "epoch_cosine" is that of LAVIS (bita.md section 5): it warms up within the first epoch alone, from `lr_first`, and then
-    jumps to a cosine that is constant within each epoch.
+    Warm-up over the first `warmup_steps`, else int(total * warmup_fraction), steps as t / warm-up:
+    the first step has rate 0 (pir.md section 5). The cosine schedule, like open_clip's, begins at 1
+    / warm-up. Then "linear" and "cosine" fall to 0 at t = total; "step" multiplies by `step_factor`
+    from every `step_epochs`-th epoch on (pe_rsitr.md section 5). "epoch_cosine" is that of LAVIS
+    (bita.md section 5): it warms up within the first epoch alone, from `lr_first`, and then jumps
+    to a cosine that is constant within each epoch.
     """
-    warm = int(total * config.warmup_fraction) if config.warmup_steps is None else config.warmup_steps
+    warm = (
+        int(total * config.warmup_fraction) if config.warmup_steps is None else config.warmup_steps
+    )
 
     def factor(t: int) -> float:
         if config.schedule == "epoch_cosine":
@@ -99,17 +120,26 @@ def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
             epoch = t * config.epochs // total
             return config.step_factor ** ((epoch + 1) // config.step_epochs)
         done = (t - warm) / (total - warm)
-        falling = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+        falling = {
+            "linear": 1 - done,
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "constant": 1.0,
+        }
         return falling[config.schedule]
 
     return factor
 
 
 def epoch_cosine(config: TrainConfig, epoch: int, step: int, warm: int) -> float:
-    """The learning rate at `step` of `epoch`, both from 0; `warm` steps of warm-up, as far as the first epoch has them."""
+    """The learning rate at `step` of `epoch`, both from 0; `warm` steps of warm-up, as far as the
+    first epoch has them.
+    """
     if epoch == 0:
         return min(config.lr, config.lr_first + (config.lr - config.lr_first) * step / max(warm, 1))
-    return config.lr_last + (config.lr - config.lr_last) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    return (
+        config.lr_last
+        + (config.lr - config.lr_last) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    )
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Images per second of an epoch: from the cache against Pillow decoding and per-image transforms, 2 workers.
 
-With RSICD in the folder NBHELPERS_TEST_DATA its images are used, else generated JPEGs of the same size.
-`ratio` is the median over rounds that measure both ways in turn, so that other load on the machine hits both.
+With RSICD in the folder NBHELPERS_TEST_DATA its images are used, else generated JPEGs of the same
+size. `ratio` is the median over rounds that measure both ways in turn, so that other load on the
+machine hits both.
 """
+
 from __future__ import annotations
 
 import os
@@ -55,8 +57,11 @@ class RandAugment:
 
 
 TEST_STEPS = [transforms.Resize((SIZE, SIZE), BICUBIC)]
-TRAIN_STEPS = [transforms.RandomResizedCrop(SIZE, scale=(0.5, 1.0), interpolation=BICUBIC),
-               transforms.RandomHorizontalFlip(), RandAugment()]
+TRAIN_STEPS = [
+    transforms.RandomResizedCrop(SIZE, scale=(0.5, 1.0), interpolation=BICUBIC),
+    transforms.RandomHorizontalFlip(),
+    RandAugment(),
+]
 
 
 def write_jpegs(folder):
@@ -80,11 +85,20 @@ def epochs(tmp_path_factory):
         write_jpegs(folder)
     store = open_images(folder)
     assert len(store.names) == IMAGES
-    images = pd.DataFrame({"image_id": store.names, "file": store.names, "split": "train", "scene": "any"})
+    images = pd.DataFrame(
+        {"image_id": store.names, "file": store.names, "split": "train", "scene": "any"}
+    )
     captions = pd.DataFrame({"image_id": store.names, "text": "many green trees are near a river"})
     cache = DecodedCache.build(store, store.names, tmp_path_factory.mktemp("cache"))
-    tokenizer = tokenization.Tokenizer(tokenization.train_tokenizer(captions.text, folder / "tokenizer.json"))
-    return [folder / name for name in store.names], CaptionTable("bench", images, captions), cache, tokenizer
+    tokenizer = tokenization.Tokenizer(
+        tokenization.train_tokenizer(captions.text, folder / "tokenizer.json")
+    )
+    return (
+        [folder / name for name in store.names],
+        CaptionTable("bench", images, captions),
+        cache,
+        tokenizer,
+    )
 
 
 def images_per_second(batches) -> float:
@@ -106,7 +120,11 @@ def compare(benchmark, files, steps, ours, expected):
     benchmark.pedantic(both, rounds=ROUNDS)
     plain, cached = np.median(rounds, axis=0)
     ratio = float(np.median([b / a for a, b in rounds]))
-    benchmark.extra_info |= {"plain": round(plain), "cached": round(cached), "ratio": round(ratio, 1)}
+    benchmark.extra_info |= {
+        "plain": round(plain),
+        "cached": round(cached),
+        "ratio": round(ratio, 1),
+    }
     print(f"plain {plain:.0f}, cached {cached:.0f} images/s, ratio {ratio:.1f}")
     assert ratio >= expected
 
@@ -120,12 +138,17 @@ def images_of(table, cache):
 def test_test_transform(benchmark, epochs):
     files, table, cache, _ = epochs
     cache.resized(SIZE)
-    compare(benchmark, files, TEST_STEPS,
-            lambda: images_of(table, cache), expected=5)
+    compare(benchmark, files, TEST_STEPS, lambda: images_of(table, cache), expected=5)
 
 
 def test_train_transform(benchmark, epochs):
     """The aim is 2; below 1.5 something is broken."""
     files, table, cache, tokenizer = epochs
     pairs = loaders.PairDataset(table, cache, augment.TrainTransform(SIZE), tokenizer)
-    compare(benchmark, files, TRAIN_STEPS, lambda: loaders.train_loader(pairs, BATCH, WORKERS), expected=1.5)
+    compare(
+        benchmark,
+        files,
+        TRAIN_STEPS,
+        lambda: loaders.train_loader(pairs, BATCH, WORKERS),
+        expected=1.5,
+    )

@@ -1,4 +1,7 @@
-"""All numbers of an RSICD-sized test (1093 images, 5465 captions, D 512) against the published loop."""
+"""All numbers of an RSICD-sized test (1093 images, 5465 captions, D 512) against the published
+loop.
+"""
+
 from __future__ import annotations
 
 import time
@@ -14,7 +17,9 @@ IMAGES, CAPTIONS, WIDTH = 1093, 5465, 512
 
 @pytest.fixture(scope="module")
 def scores():
-    """Cosines of random unit rows; every fifth caption repeats its neighbour's embedding, so scores tie."""
+    """Cosines of random unit rows; every fifth caption repeats its neighbour's embedding, so scores
+    tie.
+    """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((IMAGES, WIDTH), dtype=np.float32)
     owner = np.repeat(np.arange(IMAGES), CAPTIONS // IMAGES)
@@ -47,14 +52,19 @@ def seconds(function, *arguments):
 
 @pytest.mark.parametrize("ties", recall.TIES)
 def test_evaluate_against_sort_and_search(benchmark, scores, ties):
-    """`ratio` is against the released rule's stable sort, `ratio_unstable` against numpy's default sort."""
+    """`ratio` is against the released rule's stable sort, `ratio_unstable` against numpy's default
+    sort.
+    """
     stable, expected = seconds(sort_and_search, *scores, "stable")
     unstable = min(seconds(sort_and_search, *scores, None)[0] for _ in range(3))
     found = benchmark(recall.evaluate, *scores, ties=ties)
     if ties == "released":
         assert list(found.metrics.values()) == pytest.approx(expected)
     best = benchmark.stats.stats.min
-    benchmark.extra_info |= {"ratio": round(stable / best, 1), "ratio_unstable": round(unstable / best, 1)}
+    benchmark.extra_info |= {
+        "ratio": round(stable / best, 1),
+        "ratio_unstable": round(unstable / best, 1),
+    }
     assert stable / best >= 10
 
 

@@ -1,8 +1,9 @@
 """What a query of the two-stage search costs: over a million codes, and with a CFITR against its own exhaustive search.
 
-The weights are random, since no time depends on them. All runs in one thread; the coarse search is timed by that thread's
-work, so that other load on the machine counts little.
+The weights are random, since no time depends on them. All runs in one thread; the coarse search is
+timed by that thread's work, so that other load on the machine counts little.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -35,30 +36,47 @@ def one_thread_each(one_thread):
 
 def model_of(size: str) -> CFITR:
     torch.manual_seed(0)
-    return CFITR(CFITRConfig.tiny(1000, bits=BITS) if size == "tiny" else CFITRConfig.compact()).eval()
+    return CFITR(
+        CFITRConfig.tiny(1000, bits=BITS) if size == "tiny" else CFITRConfig.compact()
+    ).eval()
 
 
-# ---- a million codes -------------------------------------------------------------------------------------------------------
+# ---- a million codes
 def codes(rows: int, seed: int, centres: int = 30, flipped: float = 0.1) -> np.ndarray:
-    """Packed codes around `centres` classes, as trained codes lie; without centres uniform, where distances hardly differ."""
+    """Packed codes around `centres` classes, as trained codes lie; without centres uniform, where
+    distances hardly differ.
+    """
     rng = np.random.default_rng(seed)
     bits = rng.random((rows, BITS), dtype=np.float32) < (flipped if centres else 0.5)
     if centres:
-        bits ^= np.random.default_rng(0).integers(0, 2, (centres, BITS), dtype=bool)[rng.integers(0, centres, rows)]
+        bits ^= np.random.default_rng(0).integers(0, 2, (centres, BITS), dtype=bool)[
+            rng.integers(0, centres, rows)
+        ]
     return np.packbits(bits, axis=1)
 
 
 @pytest.fixture(scope="module", params=[0, 30], ids=["uniform", "30-classes"])
 def million(request, tmp_path_factory):
     """({stage: search}, 50 query codes, bytes that the search with PPSR added to this process)."""
-    folder, centres, model = tmp_path_factory.mktemp("million") / "texts", request.param, model_of("tiny")
+    folder, centres, model = (
+        tmp_path_factory.mktemp("million") / "texts",
+        request.param,
+        model_of("tiny"),
+    )
     key = two_stage.store_key(model, "texts")
-    ArrayStore.build(folder, key, [str(row) for row in range(MILLION)],
-                lambda rows: {"codes": codes(len(rows), rows[0] + 1, centres)}, batch=100_000)
+    ArrayStore.build(
+        folder,
+        key,
+        [str(row) for row in range(MILLION)],
+        lambda rows: {"codes": codes(len(rows), rows[0] + 1, centres)},
+        batch=100_000,
+    )
     bank = ArrayStore(key | {"kind": "images"}, {"codes": codes(BANK, 8, centres)})
     queries = codes(50, 9, centres)
     before = psutil.Process().memory_info().rss
-    gallery = ArrayStore(key, ArrayStore.open(folder).arrays | {"states": np.zeros((1, 1, 1), np.float16)})
+    gallery = ArrayStore(
+        key, ArrayStore.open(folder).arrays | {"states": np.zeros((1, 1, 1), np.float16)}
+    )
     with_bank = Search(model, gallery, bank)
     with_bank.coarse(queries[:1])
     grown = psutil.Process().memory_info().rss - before
@@ -68,7 +86,10 @@ def million(request, tmp_path_factory):
 @pytest.mark.benchmark(timer=time.thread_time)
 @pytest.mark.parametrize("stage", ["hamming", "ppsr"])
 def test_coarse_search_over_a_million_codes(benchmark, million, stage):
-    """Distance, post-processing and the best 70, one query at a time. The aim is less than 10 ms on one core."""
+    """Distance, post-processing and the best 70, one query at a time.
+
+    The aim is less than 10 ms on one core.
+    """
     engine, queries = million[0][stage], itertools.cycle(million[1][:, None])
     found = benchmark.pedantic(lambda: engine.coarse(next(queries)), rounds=100, warmup_rounds=10)
     assert found.rows.shape == (1, two_stage.K)
@@ -81,7 +102,7 @@ def test_memory_of_a_million_codes(million):
     assert million[2] < 64e6
 
 
-# ---- two stages against all pairs ------------------------------------------------------------------------------------------
+# ---- two stages against all pairs
 def pixels_and_captions(model: CFITR):
     """What the model reads of one image and of TEXTS captions: noise, since only time counts here."""
     length = model.vilt.config.max_position_embeddings
@@ -95,30 +116,45 @@ def pixels_and_captions(model: CFITR):
 
 @pytest.mark.parametrize("size", ["tiny", "compact"])
 def test_a_query_against_its_exhaustive_search(benchmark, size, tmp_path):
-    """K = 70 of RSICD's 5465 texts. The aim is at most 1/20 of the exhaustive search, here even of that from stored states."""
+    """K = 70 of RSICD's 5465 texts.
+
+    The aim is at most 1/20 of the exhaustive search, here even of that from stored states.
+    """
     model = model_of(size)
     image, texts = pixels_and_captions(model)
-    gallery = ArrayStore.build(tmp_path / "texts", two_stage.store_key(model, "texts"), [str(row) for row in range(TEXTS)],
-                          lambda rows: two_stage.encode(model, texts(rows)))
+    gallery = ArrayStore.build(
+        tmp_path / "texts",
+        two_stage.store_key(model, "texts"),
+        [str(row) for row in range(TEXTS)],
+        lambda rows: two_stage.encode(model, texts(rows)),
+    )
     bank = ArrayStore(two_stage.store_key(model, "images"), {"codes": codes(BANK, 8)})
     engine = Search(model, gallery, bank)
     times = search_times.query_times(engine, image)
     exhaustive = search_times.exhaustive_times(engine, image, texts if size == "tiny" else None)
     benchmark.pedantic(lambda: engine(two_stage.encode(model, image)), rounds=5, warmup_rounds=1)
     ratios = {name: round(value / times["total"], 1) for name, value in exhaustive.items()}
-    benchmark.extra_info |= {name: f"{value:.1f} ms" for name, value in (times | exhaustive).items()} | {"ratios": ratios}
+    benchmark.extra_info |= {
+        name: f"{value:.1f} ms" for name, value in (times | exhaustive).items()
+    } | {"ratios": ratios}
     print({name: round(value, 2) for name, value in (times | exhaustive).items()}, ratios)
     assert min(ratios.values()) >= 20
 
 
 @torch.inference_mode()
-def plain_scores(model: CFITR, states: torch.Tensor, texts: dict[str, torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
+def plain_scores(
+    model: CFITR, states: torch.Tensor, texts: dict[str, torch.Tensor], rows: torch.Tensor
+) -> list[torch.Tensor]:
     """The pairs as they come, through whole layers."""
     found = []
     for some in rows.split(two_stage.PAIRS):
         words = int(texts["mask"][some].sum(1).max())
-        x, mask = model.join(states.expand(len(some), -1, -1), texts["states"][some, :words].float(), texts["mask"][some, :words])
-        x = vilt.through(model.vilt.encoder.layer[model.config.split:], x, mask)
+        x, mask = model.join(
+            states.expand(len(some), -1, -1),
+            texts["states"][some, :words].float(),
+            texts["mask"][some, :words],
+        )
+        x = vilt.through(model.vilt.encoder.layer[model.config.split :], x, mask)
         found.append(model.rank_output(model.vilt.pooler(model.vilt.layernorm(x)))[:, 0])
     return found
 
@@ -129,9 +165,19 @@ def test_reranking_against_whole_layers_and_texts_as_they_come(size):
     image, texts = pixels_and_captions(model)
     rows = torch.arange(2048)
     encoded, states = two_stage.encode(model, texts(rows)), two_stage.encode(model, image)["states"]
-    mine = lambda: two_stage.pair_scores(model, {"states": states}, np.zeros(len(rows), dtype=int), encoded, rows.numpy())
-    plain = lambda: torch.cat(plain_scores(model, states.float(), encoded, rows))
+
+    def mine():
+        return two_stage.pair_scores(
+            model, {"states": states}, np.zeros(len(rows), dtype=int), encoded, rows.numpy()
+        )
+
+    def plain():
+        return torch.cat(plain_scores(model, states.float(), encoded, rows))
+
     assert_close(mine(), plain().numpy())
     ours, whole = best(mine), best(plain)
-    print(f"{size}: {1e6 * ours / len(rows):.0f} us a pair, through whole layers {1e6 * whole / len(rows):.0f}, {ours / whole:.2f} of it")
+    print(
+        f"{size}: {1e6 * ours / len(rows):.0f} us a pair, through whole layers"
+        f" {1e6 * whole / len(rows):.0f}, {ours / whole:.2f} of it"
+    )
     assert ours < 0.8 * whole

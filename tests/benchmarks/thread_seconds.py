@@ -1,4 +1,5 @@
 """What a piece of work costs its thread, so that other load on the machine counts little."""
+
 from __future__ import annotations
 
 import time

@@ -1,4 +1,7 @@
-"""The store of encoded rows: a killed build goes on to the same bytes, new rows are added, and damage is told."""
+"""The store of encoded rows: a killed build goes on to the same bytes, new rows are added, and
+damage is told.
+"""
+
 from __future__ import annotations
 
 import errno
@@ -32,7 +35,11 @@ STATES = np.random.default_rng(1).standard_normal((COUNT, 4, 5)).astype(np.float
 
 
 def encode(rows):
-    return {"codes": CODES[rows], "states": torch.from_numpy(STATES[rows]), "mask": torch.ones(len(rows), 4, dtype=torch.uint8)}
+    return {
+        "codes": CODES[rows],
+        "states": torch.from_numpy(STATES[rows]),
+        "mask": torch.ones(len(rows), 4, dtype=torch.uint8),
+    }
 
 
 def built(folder, count=COUNT, encode=encode, key=KEY):
@@ -51,11 +58,26 @@ def whole(tmp_path):
 
 def test_rows_come_back_as_they_were_encoded(whole):
     found = ArrayStore.open(whole, KEY)
-    assert len(found) == COUNT and found.key == KEY and set(found.arrays) == {"codes", "states", "mask"}
+    assert (
+        len(found) == COUNT
+        and found.key == KEY
+        and set(found.arrays) == {"codes", "states", "mask"}
+    )
     assert np.array_equal(found["codes"], CODES) and found["mask"].shape == (COUNT, 4)
-    assert found["states"].dtype == np.float16 and np.array_equal(found["states"], STATES.astype(np.float16))
-    assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in found.arrays.values())
-    assert sorted(contents(whole)) == ["codes.bin", "mask.bin", "same.bin", "states.bin", "store.json"]
+    assert found["states"].dtype == np.float16 and np.array_equal(
+        found["states"], STATES.astype(np.float16)
+    )
+    assert all(
+        isinstance(array, np.memmap) and not array.flags.writeable
+        for array in found.arrays.values()
+    )
+    assert sorted(contents(whole)) == [
+        "codes.bin",
+        "mask.bin",
+        "same.bin",
+        "states.bin",
+        "store.json",
+    ]
     assert (whole / "codes.bin").stat().st_size == COUNT * 2  # nothing but the packed codes
 
 
@@ -82,12 +104,17 @@ def test_equal_items_are_encoded_once_and_have_equal_rows(numbers, batch, stoppe
                 found = ArrayStore.build(Path(folder) / "store", KEY, items[:count], noisy, batch)
         assert sorted(seen) == sorted(set(items))
         assert [items.index(item) for item in items] == found.same.tolist()
-        assert np.array_equal(found["states"], found["states"][found.same]) and found["states"][:, 0].tolist() == numbers
-        kept = ArrayStore.in_memory(KEY, items, lambda rows: {"states": np.array(numbers)[rows, None]}, batch)
+        assert (
+            np.array_equal(found["states"], found["states"][found.same])
+            and found["states"][:, 0].tolist() == numbers
+        )
+        kept = ArrayStore.in_memory(
+            KEY, items, lambda rows: {"states": np.array(numbers)[rows, None]}, batch
+        )
         assert kept["states"][:, 0].tolist() == numbers and np.array_equal(kept.same, found.same)
 
 
-# ---- killed and resumed ----------------------------------------------------------------------------------------------------
+# ---- killed and resumed
 @pytest.mark.parametrize("moment", ["first batch", "encoding", "half a batch", "before the count"])
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch, moment):
     calls = []
@@ -97,7 +124,9 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch, 
         if len(calls) == (1 if moment == "first batch" else 3):
             if moment == "encoding":
                 raise KeyboardInterrupt
-            monkeypatch.setattr(errors.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(
+                errors.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
         return encode(rows)
 
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +136,8 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch, 
         path = tmp_path / "store" / "states.bin"
         path.write_bytes(path.read_bytes()[:-7])
     elif moment != "encoding":
-        assert (tmp_path / "store" / "states.bin").stat().st_size == len(calls) * BATCH * 40  # a tail that does not count
+        # a tail that does not count
+        assert (tmp_path / "store" / "states.bin").stat().st_size == len(calls) * BATCH * 40
     if moment != "first batch":
         assert len(ArrayStore.open(tmp_path / "store")) == 2 * BATCH
     resumed = []
@@ -130,7 +160,10 @@ test_array_store.built(sys.argv[1], encode=slow)
 
 
 def test_a_process_that_is_killed_lets_go_of_the_store(tmp_path, whole):
-    run = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "store", Path(__file__).parents[1]], stdout=subprocess.PIPE)
+    run = subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path / "store", Path(__file__).parents[1]],
+        stdout=subprocess.PIPE,
+    )
     assert run.stdout.readline() == b"third batch\n"
     run.send_signal(signal.SIGKILL)
     run.communicate()
@@ -155,7 +188,10 @@ def test_of_two_builds_the_second_waits(tmp_path):
         time.sleep(0.02)
         return encode(batch)
 
-    builds = [threading.Thread(target=built, args=(tmp_path / "store",), kwargs={"encode": slowly}) for _ in range(2)]
+    builds = [
+        threading.Thread(target=built, args=(tmp_path / "store",), kwargs={"encode": slowly})
+        for _ in range(2)
+    ]
     for build in builds:
         build.start()
     for build in builds:
@@ -164,7 +200,7 @@ def test_of_two_builds_the_second_waits(tmp_path):
     assert np.array_equal(ArrayStore.open(tmp_path / "store")["codes"], CODES)
 
 
-# ---- more rows -------------------------------------------------------------------------------------------------------------
+# ---- more rows
 @pytest.mark.parametrize("first", [1, 3, 10])
 def test_added_rows_give_the_files_of_a_rebuild(tmp_path, whole, first):
     before = built(tmp_path / "store", count=first)
@@ -172,7 +208,8 @@ def test_added_rows_give_the_files_of_a_rebuild(tmp_path, whole, first):
     after = built(tmp_path / "store", encode=lambda rows: added.extend(rows) or encode(rows))
     assert added == list(range(first, COUNT)) and len(after) == COUNT
     assert contents(tmp_path / "store") == contents(whole)
-    assert len(before) == first and np.array_equal(before["codes"], CODES[:first])  # who reads meanwhile reads on
+    # who reads meanwhile reads on
+    assert len(before) == first and np.array_equal(before["codes"], CODES[:first])
 
 
 @pytest.mark.parametrize("items", [["another", *ITEMS[1:], "new"], ITEMS[:5]])
@@ -189,11 +226,18 @@ def test_nothing_to_store_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("read", [ArrayStore.open, lambda folder, key: built(folder, key=key)], ids=["open", "build"])
-@pytest.mark.parametrize("other, sentence", [({"model": "xyz"}, "model: stored 'abc', wanted 'xyz'"),
-                                             ({"bits": 32}, "bits: stored 16, wanted 32"),
-                                             ({"kind": "images"}, "kind: stored 'texts', wanted 'images'")])
+# ---- what is refused
+@pytest.mark.parametrize(
+    "read", [ArrayStore.open, lambda folder, key: built(folder, key=key)], ids=["open", "build"]
+)
+@pytest.mark.parametrize(
+    "other, sentence",
+    [
+        ({"model": "xyz"}, "model: stored 'abc', wanted 'xyz'"),
+        ({"bits": 32}, "bits: stored 16, wanted 32"),
+        ({"kind": "images"}, "kind: stored 'texts', wanted 'images'"),
+    ],
+)
 def test_a_store_of_another_model_is_refused(whole, read, other, sentence):
     before = contents(whole)
     with pytest.raises(UserError, match=sentence):
@@ -213,18 +257,31 @@ def forget(path, part):
     (path / array_store.MANIFEST).write_text(json.dumps(about))
 
 
-@pytest.mark.parametrize("damage, sentence", [
-    (lambda folder: os.truncate(folder / "states.bin", 300), r"states.bin is cut short \(300 of 440 bytes\); delete"),
-    (lambda folder: (folder / "codes.bin").unlink(), "codes.bin is cut short"),
-    (lambda folder: flip(folder / "states.bin"), "states.bin does not match its checksum; delete"),
-    (lambda folder: flip(folder / "mask.bin"), "mask.bin does not match its checksum"),
-    (lambda folder: (folder / array_store.MANIFEST).write_text("{"), "store.json is damaged"),
-    (lambda folder: forget(folder, "rows"), "store.json is damaged"),
-    (lambda folder: (folder / array_store.MANIFEST).write_text("[]"), "store.json is damaged")])
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [
+        (
+            lambda folder: os.truncate(folder / "states.bin", 300),
+            r"states.bin is cut short \(300 of 440 bytes\); delete",
+        ),
+        (lambda folder: (folder / "codes.bin").unlink(), "codes.bin is cut short"),
+        (
+            lambda folder: flip(folder / "states.bin"),
+            "states.bin does not match its checksum; delete",
+        ),
+        (lambda folder: flip(folder / "mask.bin"), "mask.bin does not match its checksum"),
+        (lambda folder: (folder / array_store.MANIFEST).write_text("{"), "store.json is damaged"),
+        (lambda folder: forget(folder, "rows"), "store.json is damaged"),
+        (lambda folder: (folder / array_store.MANIFEST).write_text("[]"), "store.json is damaged"),
+    ],
+)
 def test_damage_is_told_and_not_built_upon(whole, damage, sentence):
     damage(whole)
     before = contents(whole)
-    for read in (lambda: ArrayStore.open(whole), lambda: ArrayStore.build(whole, KEY, [*ITEMS, "new"], encode)):
+    for read in (
+        lambda: ArrayStore.open(whole),
+        lambda: ArrayStore.build(whole, KEY, [*ITEMS, "new"], encode),
+    ):
         with pytest.raises(UserError, match=sentence):
             read()
     assert contents(whole) == before
@@ -253,12 +310,21 @@ def test_what_float16_cannot_hold_is_refused_and_the_rest_kept(tmp_path, value):
     assert len(ArrayStore.open(tmp_path / "store")) == 2 * BATCH
 
 
-@pytest.mark.parametrize("change", [{"states": STATES[:3, :2]}, {"states": STATES[:2]}, {"extra": CODES[:3]},
-                                    {"codes": CODES[:3].astype(np.int64)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"states": STATES[:3, :2]},
+        {"states": STATES[:2]},
+        {"extra": CODES[:3]},
+        {"codes": CODES[:3].astype(np.int64)},
+    ],
+)
 def test_rows_of_another_form_are_refused(tmp_path, change):
     built(tmp_path / "store", count=3)
     before = contents(tmp_path / "store")
-    with pytest.raises(UserError, match=f"rows of '{next(iter(change))}' .* change their number, shape or type"):
+    with pytest.raises(
+        UserError, match=f"rows of '{next(iter(change))}' .* change their number, shape or type"
+    ):
         built(tmp_path / "store", count=6, encode=lambda rows: encode(rows) | change)
     assert contents(tmp_path / "store") == before
 
@@ -278,7 +344,7 @@ def test_a_full_disk_keeps_the_rows_that_count(tmp_path, monkeypatch, whole):
     assert contents(tmp_path / "store") == contents(whole)
 
 
-# ---- features in the cache ------------------------------------------------------------------------------------------------
+# ---- features in the cache
 def cached(tmp_path, compute=encode, key=KEY, items=ITEMS):
     return ArrayStore.cached(tmp_path, key, items, compute, BATCH)
 
@@ -293,8 +359,12 @@ def test_features_are_computed_once_for_a_key_and_its_items(tmp_path):
     for _ in range(2):
         found = cached(tmp_path, compute)
     assert asked == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
-    assert found["number"].dtype == np.int64 and found["number"][:, 0].tolist() == list(range(50_000, 50_011))
-    for number, other in enumerate(({"key": KEY | {"bits": 32}}, {"items": ITEMS[::-1]}, {"items": ITEMS[:9]}), 2):
+    assert found["number"].dtype == np.int64 and found["number"][:, 0].tolist() == list(
+        range(50_000, 50_011)
+    )
+    for number, other in enumerate(
+        ({"key": KEY | {"bits": 32}}, {"items": ITEMS[::-1]}, {"items": ITEMS[:9]}), 2
+    ):
         cached(tmp_path, compute, **other)
         assert len(os.listdir(tmp_path)) == number and len(asked) > 4 * (number - 1)
 
@@ -322,11 +392,15 @@ def test_of_two_builders_of_features_one_computes_and_a_failed_one_leaves_no_loc
     assert not list(tmp_path.iterdir())
     cached(tmp_path, compute)
     second.join()
-    assert computed == [3, 3, 3, 2] and [path.name[:9] for path in tmp_path.iterdir()] == ["features-"]
+    assert computed == [3, 3, 3, 2] and [path.name[:9] for path in tmp_path.iterdir()] == [
+        "features-"
+    ]
 
 
 def test_features_that_are_cut_short_are_named(tmp_path):
     cached(tmp_path)
     os.truncate(next(tmp_path.glob("*/states.bin")), 300)
-    with pytest.raises(UserError, match="features-.*states.bin is cut short .*; delete .*features-"):
+    with pytest.raises(
+        UserError, match="features-.*states.bin is cut short .*; delete .*features-"
+    ):
         cached(tmp_path)

@@ -1,4 +1,8 @@
-"""Train and test transforms against Pillow and torchvision. (Reference values: test_reference.py.)"""
+"""Train and test transforms against Pillow and torchvision.
+
+(Reference values: test_reference.py.)
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,9 +40,13 @@ def test_crop_and_flip_equal_torchvision_on_pillow(shape):
         rng = np.random.default_rng(seed)
         top, left, height, width = augment.random_crop(*shape, (0.5, 1.0), (3 / 4, 4 / 3), rng)
         box = top, left, height, width
-        expected = transforms.functional.resized_crop(Image.fromarray(image), *box, (64, 64), BICUBIC)
+        expected = transforms.functional.resized_crop(
+            Image.fromarray(image), *box, (64, 64), BICUBIC
+        )
         expected = ImageOps.mirror(expected) if rng.random() < 0.5 else expected
-        np.testing.assert_array_equal(plain(image, np.random.default_rng(seed)), np.asarray(expected))
+        np.testing.assert_array_equal(
+            plain(image, np.random.default_rng(seed)), np.asarray(expected)
+        )
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (200, 260), (30, 300)])
@@ -49,10 +57,18 @@ def test_crops_are_drawn_as_torchvision_draws_them(shape):
     scale, ratio = (0.5, 1.0), (3 / 4, 4 / 3)
     canvas = torch.zeros(3, *shape)
     ours = np.array([augment.random_crop(*shape, scale, ratio, rng) for _ in range(4000)])
-    theirs = np.array([transforms.RandomResizedCrop.get_params(canvas, scale, ratio) for _ in range(4000)])
+    theirs = np.array(
+        [transforms.RandomResizedCrop.get_params(canvas, scale, ratio) for _ in range(4000)]
+    )
     assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= shape).all()
-    quantiles = [np.quantile(np.column_stack([drawn, drawn[:, 2] * drawn[:, 3] / np.prod(shape) * 100]),
-                             [0.05, 0.25, 0.5, 0.75, 0.95], axis=0) for drawn in (ours, theirs)]
+    quantiles = [
+        np.quantile(
+            np.column_stack([drawn, drawn[:, 2] * drawn[:, 3] / np.prod(shape) * 100]),
+            [0.05, 0.25, 0.5, 0.75, 0.95],
+            axis=0,
+        )
+        for drawn in (ours, theirs)
+    ]
     np.testing.assert_allclose(*quantiles, atol=4)
 
 
@@ -63,8 +79,12 @@ def test_area_and_flip_follow_their_options():
     whole = [TrainTransform(64, None, scale=(0.95, 1.0))(image, rng) for rng in draws]
     share = np.mean([flipped[32, 10, 0] < 128 for flipped in whole])
     assert 0.42 < share < 0.58
-    assert all(TrainTransform(64, None, (0.95, 1.0), flip=0)(image, rng)[32, 10, 0] == 255 for rng in draws)
-    assert all(TrainTransform(64, None, (0.95, 1.0), flip=1)(image, rng)[32, 10, 0] == 0 for rng in draws)
+    assert all(
+        TrainTransform(64, None, (0.95, 1.0), flip=0)(image, rng)[32, 10, 0] == 255 for rng in draws
+    )
+    assert all(
+        TrainTransform(64, None, (0.95, 1.0), flip=1)(image, rng)[32, 10, 0] == 0 for rng in draws
+    )
 
 
 @pytest.mark.parametrize("randaugment", augment.RAND_AUGMENT)
@@ -73,7 +93,9 @@ def test_equal_generators_give_equal_images_and_leave_the_source_alone(randaugme
     image.setflags(write=False)
     before, transform = image.copy(), TrainTransform(48, randaugment)
     torch_state = torch.random.get_rng_state()
-    first, second = ([transform(image, np.random.default_rng([5, i])) for i in range(40)] for _ in range(2))
+    first, second = (
+        [transform(image, np.random.default_rng([5, i])) for i in range(40)] for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(image, before)
     assert torch.equal(torch.random.get_rng_state(), torch_state)
@@ -82,7 +104,9 @@ def test_equal_generators_give_equal_images_and_leave_the_source_alone(randaugme
 
 
 def test_a_turn_shows_the_picture_in_one_of_eight_ways_each_as_often():
-    plain, turning = (TrainTransform(64, randaugment=None, scale=(1, 1), turn=turn) for turn in (False, True))
+    plain, turning = (
+        TrainTransform(64, randaugment=None, scale=(1, 1), turn=turn) for turn in (False, True)
+    )
     image = picture(64, 64)
     whole = plain(image, np.random.default_rng(0))
     ways = [np.rot90(one, k) for one in (whole, whole[:, ::-1]) for k in range(4)]
@@ -107,8 +131,14 @@ def test_randaugment_draws_two_operations_with_replacement_each_applied_half_the
     assert all(930 < count < 1070 for count in counts.values()), counts  # 10,000 * 2 * 0.5 / 10
     drawn = {name: {call[1:] for call in calls if call[0] == name} for name in ops}
     signed = {"ShearX": 0.21, "ShearY": 0.21, "TranslateX": 7.0, "TranslateY": 7.0, "Rotate": 21.0}
-    assert drawn == {"Identity": {()}, "AutoContrast": {()}, "Equalize": {()}, "Brightness": {(1.36,)},
-                     "Sharpness": {(1.36,)}, **{name: {(size,), (-size,)} for name, size in signed.items()}}
+    assert drawn == {
+        "Identity": {()},
+        "AutoContrast": {()},
+        "Equalize": {()},
+        "Brightness": {(1.36,)},
+        "Sharpness": {(1.36,)},
+        **{name: {(size,), (-size,)} for name, size in signed.items()},
+    }
     upward = np.mean([call[1] > 0 for call in calls if call[0] in signed])
     assert 0.47 < upward < 0.53
 
@@ -147,8 +177,13 @@ def test_torchvisions_randaugment_is_its_own_for_equal_draws(monkeypatch):
 
 def test_auto_contrast_and_equalize_equal_pillow_and_flat_images_stay():
     image = picture(40, 43) // 2 + 20
-    for name, function in (("AutoContrast", ImageOps.autocontrast), ("Equalize", ImageOps.equalize)):
-        np.testing.assert_array_equal(augment.OPS[name](image), np.asarray(function(Image.fromarray(image))))
+    for name, function in (
+        ("AutoContrast", ImageOps.autocontrast),
+        ("Equalize", ImageOps.equalize),
+    ):
+        np.testing.assert_array_equal(
+            augment.OPS[name](image), np.asarray(function(Image.fromarray(image)))
+        )
     flat = np.full((9, 9, 3), 77, np.uint8)
     for ops in (augment.OPS, augment.RELEASED_OPS):
         for name in ("AutoContrast", "Equalize", "Sharpness"):
@@ -158,16 +193,26 @@ def test_auto_contrast_and_equalize_equal_pillow_and_flat_images_stay():
 def test_released_operations_wrap_only_where_the_fixed_ones_saturate():
     image = picture(40, 43)
     image = np.where(np.indices(image.shape)[1] < 20, image, 255 - image // 4).astype(np.uint8)
-    raised = np.dstack([image[..., 0] // 2 + 30, image[..., 1] - image[..., 1].min(), image[..., 2] // 2 + 1])
-    wrapped, fixed = augment.RELEASED_OPS["AutoContrast"](raised), augment.OPS["AutoContrast"](raised)
+    raised = np.dstack(
+        [image[..., 0] // 2 + 30, image[..., 1] - image[..., 1].min(), image[..., 2] // 2 + 1]
+    )
+    wrapped, fixed = (
+        augment.RELEASED_OPS["AutoContrast"](raised),
+        augment.OPS["AutoContrast"](raised),
+    )
     assert (wrapped[..., [0, 2]] == 255).all()
     np.testing.assert_array_equal(wrapped[..., 1], fixed[..., 1])
-    wrapped, fixed = augment.RELEASED_OPS["Sharpness"](image, 1.36), augment.OPS["Sharpness"](image, 1.36)
+    wrapped, fixed = (
+        augment.RELEASED_OPS["Sharpness"](image, 1.36),
+        augment.OPS["Sharpness"](image, 1.36),
+    )
     other = wrapped != fixed
     assert other.any() and np.isin(fixed[other], [0, 255]).all()
 
 
-@pytest.mark.parametrize("mean, std", [(augment.CLIP_MEAN, augment.CLIP_STD), ((0.5,) * 3, (0.5,) * 3)])
+@pytest.mark.parametrize(
+    "mean, std", [(augment.CLIP_MEAN, augment.CLIP_STD), ((0.5,) * 3, (0.5,) * 3)]
+)
 def test_normalize_equals_torchvision_bit_for_bit(mean, std):
     batch = np.stack([picture(32, 32, seed) for seed in range(3)])
     batch[0, :16, :16] = np.arange(256).reshape(16, 16, 1)  # every value
@@ -178,5 +223,7 @@ def test_normalize_equals_torchvision_bit_for_bit(mean, std):
 
 
 def test_an_unknown_randaugment_is_refused():
-    with pytest.raises(UserError, match="no randaugment 'official'; take one of fixed, released, torch"):
+    with pytest.raises(
+        UserError, match="no randaugment 'official'; take one of fixed, released, torch"
+    ):
         TrainTransform(224, "official")

@@ -1,4 +1,5 @@
 """Image files of every kind: exactly their pixels, or a refusal in one sentence that helps."""
+
 from __future__ import annotations
 
 import io
@@ -20,9 +21,11 @@ RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 WIDE = RNG.integers(0, 65536, (20, 30, 3), dtype=np.uint16)
 HIGH = (WIDE >> 8).astype(np.uint8)
 FOUR, WIDE_FOUR = np.dstack([RGB, RGB[..., :1]]), np.dstack([WIDE, WIDE[..., :1]])
-GEO = [(33550, "d", 3, (0.5, 0.5, 0.0), True),
-       (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
-       (34735, "H", 4, (1, 1, 0, 0), True)]  # pixel scale, tie point and key directory of a GeoTIFF
+GEO = [
+    (33550, "d", 3, (0.5, 0.5, 0.0), True),
+    (33922, "d", 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0), True),
+    (34735, "H", 4, (1, 1, 0, 0), True),
+]  # pixel scale, tie point and key directory of a GeoTIFF
 
 
 def file_of(pixels, format="PNG", mode="RGB", **options) -> bytes:
@@ -59,15 +62,19 @@ EXACT = {
     "grey with alpha": (file_of(RGB, mode="LA"), by_way_of("L")),
     "bilevel": (file_of(RGB, mode="1"), by_way_of("1")),
     "palette": (file_of(RGB, mode="P"), by_way_of("P")),
-    "palette with transparency": (file_of(RGB, mode="P", transparency=bytes(range(256))),
-                                  by_way_of("P")),
+    "palette with transparency": (
+        file_of(RGB, mode="P", transparency=bytes(range(256))),
+        by_way_of("P"),
+    ),
     "cmyk": (file_of(RGB, "TIFF", "CMYK"), by_way_of("CMYK")),
     "png 16 bit": (cv2.imencode(".png", WIDE[..., ::-1])[1].tobytes(), HIGH),
     "png 16 bit grey": (cv2.imencode(".png", WIDE[..., 0])[1].tobytes(), thrice(HIGH[..., 0])),
     "tiff 16 bit, lzw": (cv2.imencode(".tif", WIDE[..., ::-1])[1].tobytes(), HIGH),
     "geotiff": (tiff(RGB, extratags=GEO), RGB),
     "geotiff 16 bit, four bands, tiles": (
-        tiff(WIDE_FOUR, "minisblack", planarconfig="contig", tile=(16, 16), extratags=GEO), HIGH),
+        tiff(WIDE_FOUR, "minisblack", planarconfig="contig", tile=(16, 16), extratags=GEO),
+        HIGH,
+    ),
     "first of several pages": (tiff(np.stack([RGB, 255 - RGB])), RGB),
     "bigtiff": (tiff(RGB, bigtiff=True), RGB),
     "fax": (file_of(RGB, "TIFF", "1", compression="group4"), by_way_of("1")),
@@ -83,7 +90,7 @@ def test_decode_gives_exactly_the_stated_pixels(kind):
     np.testing.assert_array_equal(found, expected)
 
 
-# ---- every kind of TIFF --------------------------------------------------------------------------
+# ---- every kind of TIFF
 def premultiplied(pixels):
     """(H, W, 4), the first three bands multiplied by the fourth, and the colours that come back."""
     white = np.iinfo(pixels.dtype).max
@@ -120,8 +127,12 @@ def tiffs(bits):
         "rgb premultiplied": (dimmed, "rgb", {"extrasamples": [1]}, colours),
         "grey and another": (stored[..., :2], "minisblack", {"extrasamples": [0]}, grey),
         "grey and alpha": (stored[..., :2], "minisblack", {"extrasamples": [2]}, grey),
-        "grey premultiplied": (dimmed[..., [0, 3]], "minisblack", {"extrasamples": [1]},
-                               thrice(colours[..., 0])),
+        "grey premultiplied": (
+            dimmed[..., [0, 3]],
+            "minisblack",
+            {"extrasamples": [1]},
+            thrice(colours[..., 0]),
+        ),
         "three bands": (stored[..., :3], "minisblack", {}, rgb),
         "four bands": (stored, "minisblack", {}, rgb),
         "cmyk": (stored, "separated", {}, through_pillow("CMYK", byte)),
@@ -133,8 +144,11 @@ def tiffs(bits):
 
 TIFFS = {f"{bits} bit, {name}": case for bits in (8, 16) for name, case in tiffs(bits).items()}
 WAYS = {
-    "plain": {}, "big-endian": {"byteorder": ">"}, "strips": {"rowsperstrip": 7},
-    "planes": {"planarconfig": "separate"}, "tiles": {"tile": (16, 16)},
+    "plain": {},
+    "big-endian": {"byteorder": ">"},
+    "strips": {"rowsperstrip": 7},
+    "planes": {"planarconfig": "separate"},
+    "tiles": {"tile": (16, 16)},
     "planes in tiles": {"planarconfig": "separate", "tile": (16, 32)},
     "deflate": {"compression": "zlib"},
     "deflate, planes": {"compression": "zlib", "planarconfig": "separate"},
@@ -179,8 +193,15 @@ def handmade(tags: dict[int, tuple[str, list[int]]], data: bytes) -> bytes:
         if len(packed) > 4:
             beyond, packed = beyond + packed, struct.pack("<I", free + len(beyond))
         entries += struct.pack("<HHI4s", tag, TYPES[kind][0], len(values), packed)
-    parts = [struct.pack("<4sI", b"II*\0", directory), data, bytes(len(data) % 2),
-             struct.pack("<H", len(tags)), entries, bytes(4), beyond]
+    parts = [
+        struct.pack("<4sI", b"II*\0", directory),
+        data,
+        bytes(len(data) % 2),
+        struct.pack("<H", len(tags)),
+        entries,
+        bytes(4),
+        beyond,
+    ]
     return b"".join(parts)
 
 
@@ -201,8 +222,11 @@ def test_few_bits_are_spread_over_the_whole_range(bits):
     values = RNG.integers(0, 2**bits, (20, 32)).astype(np.uint8)
     palette = RNG.integers(0, 65536, (3, 2**bits), dtype=np.uint16)
     grey, colours = values * (255 // (2**bits - 1)), ("H", palette.ravel().tolist())
-    for photometric, tags, expected in ((1, {}, thrice(grey)), (0, {}, thrice(255 - grey)),
-                                        (3, {320: colours}, (palette.T >> 8)[values])):
+    for photometric, tags, expected in (
+        (1, {}, thrice(grey)),
+        (0, {}, thrice(255 - grey)),
+        (3, {320: colours}, (palette.T >> 8)[values]),
+    ):
         data = handmade(tags_of(32, 20, bits, photometric, 1, tags), squeezed(values, bits))
         np.testing.assert_array_equal(decode(data, "x"), expected)
 
@@ -225,11 +249,11 @@ def test_jpeg_in_a_tiff_has_the_right_colours(mode):
     assert abs(found.astype(int) - expected).max() < 12
 
 
-# ---- JPEG of four bands --------------------------------------------------------------------------
+# ---- JPEG of four bands
 def without_marker(jpeg: bytes) -> bytes:
     start = jpeg.index(b"\xff\xee")
-    length = int.from_bytes(jpeg[start + 2:start + 4], "big")
-    return jpeg[:start] + jpeg[start + 2 + length:]
+    length = int.from_bytes(jpeg[start + 2 : start + 4], "big")
+    return jpeg[:start] + jpeg[start + 2 + length :]
 
 
 INKS = file_of(np.full((16, 16, 3), (250, 20, 60), np.uint8), "JPEG", "CMYK", quality=98)
@@ -239,34 +263,39 @@ def test_adobes_cmyk_jpeg_is_not_taken_for_its_negative():
     assert abs(decode(INKS, "x").astype(int) - (250, 20, 60)).max() < 5
 
 
-# ---- 16 bits of unknown range --------------------------------------------------------------------
+# ---- 16 bits of unknown range
 TWELVE = RNG.integers(400, 3000, (20, 30, 3), dtype=np.uint16)
 
 
 def with_share(value, share, bands=slice(None)):
     """TWELVE with a share of its pixels set, in rows from the top."""
     pixels = TWELVE.copy()
-    pixels.reshape(-1, 3)[:max(1, int(share * 600)), bands] = value
+    pixels.reshape(-1, 3)[: max(1, int(share * 600)), bands] = value
     return pixels
 
 
 SHADES = np.where(TWELVE[..., :1] > 1500, 65535, [0] * 3).astype(np.uint16)
 RED = np.where(np.indices(TWELVE.shape)[2] == 0, np.uint16(65535), TWELVE)
 RANGES = {  # pixels, and whether they are read
-    "12 bits": (TWELVE, False), "one bright pixel": (with_share(30_000, 0), False),
+    "12 bits": (TWELVE, False),
+    "one bright pixel": (with_share(30_000, 0), False),
     "one pixel of no data": (with_share(65535, 0), False),
     "a twentieth bright": (with_share(5000, 0.05), False),
     "a third without data": (with_share(65535, 0.33), False),
     "nearly all without data": (with_share(20_000, 0.95), False),
-    "a fifth bright in one band": (with_share(5000, 0.2, 0), True), "16 bits": (WIDE, True),
-    "black": (TWELVE * 0, False), "white": (TWELVE * 0 + 65535, True),
-    "one dark colour": (TWELVE * 0 + 900, False), "black and white": (SHADES, True),
+    "a fifth bright in one band": (with_share(5000, 0.2, 0), True),
+    "16 bits": (WIDE, True),
+    "black": (TWELVE * 0, False),
+    "white": (TWELVE * 0 + 65535, True),
+    "one dark colour": (TWELVE * 0 + 900, False),
+    "black and white": (SHADES, True),
     "a red square": (RED, True),
 }
 WRITERS = {
     "png": lambda pixels: cv2.imencode(".png", pixels[..., ::-1])[1].tobytes(),
     "lzw": lambda pixels: cv2.imencode(".tif", pixels[..., ::-1])[1].tobytes(),
-    "tiff": tiff, "planes": lambda pixels: tiff(planes(pixels), planarconfig="separate"),
+    "tiff": tiff,
+    "planes": lambda pixels: tiff(planes(pixels), planarconfig="separate"),
     "four bands": lambda pixels: tiff(np.dstack([pixels, WIDE[..., 0]]), extrasamples=[0]),
 }
 
@@ -283,39 +312,65 @@ def test_every_reader_refuses_the_same_ranges_of_16_bits(kind, writer):
             decode(data, "x")
 
 
-# ---- refusals, and where their advice leads ------------------------------------------------------
+# ---- refusals, and where their advice leads
 STRETCHED, PNG = tiff((TWELVE >> 4).astype(np.uint8)), file_of(RGB)
 GREY, WIDE_GREY = RGB[..., 0], WIDE[..., 0]
 UNTOLD = {tag: value for tag, value in tags_of(30, 20, 8, 1).items() if tag != 262}
 LEVELS = {532: ("I", [0, 1, 200, 1, 128, 1, 255, 1, 128, 1, 255, 1]), 530: ("H", [1, 1])}
 REFUSED = {  # data, what the message says, and the file that its advice makes
     "twelve bands": (
-        tiff(np.dstack([WIDE] * 4), "minisblack", planarconfig="contig"), "12 bands", PNG),
+        tiff(np.dstack([WIDE] * 4), "minisblack", planarconfig="contig"),
+        "12 bands",
+        PNG,
+    ),
     "grey among others": (
-        tiff(RGB, "minisblack", planarconfig="contig", extrasamples=[0, 2]), "3 bands and", PNG),
+        tiff(RGB, "minisblack", planarconfig="contig", extrasamples=[0, 2]),
+        "3 bands and",
+        PNG,
+    ),
     "twelve bits": (tiff(TWELVE), "reach 4096, so its range is unknown; stretch", STRETCHED),
     "twelve bits, 0 is white": (tiff(TWELVE[..., 0], "miniswhite"), "reach 4096", STRETCHED),
     "twelve bits, cmyk": (
-        tiff(np.dstack([TWELVE, TWELVE[..., 0]]), "separated"), "reach 4096", STRETCHED),
-    "float grey": (tiff(GREY.astype(np.float32), "minisblack"), "float32 values; convert",
-                   tiff(GREY, "minisblack")),
+        tiff(np.dstack([TWELVE, TWELVE[..., 0]]), "separated"),
+        "reach 4096",
+        STRETCHED,
+    ),
+    "float grey": (
+        tiff(GREY.astype(np.float32), "minisblack"),
+        "float32 values; convert",
+        tiff(GREY, "minisblack"),
+    ),
     "float": (tiff(RGB.astype(np.float32)), "float32 values", PNG),
     "signed": (tiff(WIDE.astype(np.int16)), "int16 values", PNG),
     "signed bytes": (tiff(GREY.astype(np.int8), "minisblack"), "int8 values", PNG),
     "cielab": (tiff(RGB, "cielab"), "stores its colours as CIELAB .*; convert it to RGB", PNG),
     "colours not told": (handmade(UNTOLD, GREY.tobytes()), "or does not say how", PNG),
     "other inks": (
-        handmade(tags_of(30, 20, 8, 5, 4, {332: ("H", [2])}), FOUR.tobytes()), "SEPARATED", PNG),
-    "another white": (handmade(tags_of(30, 20, 8, 6, 3, LEVELS), RGB.tobytes()),
-                      "reference black and white", PNG),
+        handmade(tags_of(30, 20, 8, 5, 4, {332: ("H", [2])}), FOUR.tobytes()),
+        "SEPARATED",
+        PNG,
+    ),
+    "another white": (
+        handmade(tags_of(30, 20, 8, 6, 3, LEVELS), RGB.tobytes()),
+        "reference black and white",
+        PNG,
+    ),
     "volume": (tiff(np.stack([RGB] * 16), tile=(16, 16, 16), volumetric=True), "16 layers", PNG),
-    "lzw, 0 is white, 16 bit": (handmade(tags_of(30, 20, 16, 0, 1, {259: ("H", [5])}), b"\x80"),
-                                "with LZW compression, .* write it again without",
-                                tiff(WIDE_GREY, "miniswhite")),
+    "lzw, 0 is white, 16 bit": (
+        handmade(tags_of(30, 20, 16, 0, 1, {259: ("H", [5])}), b"\x80"),
+        "with LZW compression, .* write it again without",
+        tiff(WIDE_GREY, "miniswhite"),
+    ),
     "cmyk jpeg without marker": (
-        without_marker(INKS), "nothing says whether they are inverted; convert it to RGB", PNG),
+        without_marker(INKS),
+        "nothing says whether they are inverted; convert it to RGB",
+        PNG,
+    ),
     "truncated jpeg": (
-        file_of(RGB, "JPEG")[:-200], "truncated .*; fetch it again", file_of(RGB, "JPEG")),
+        file_of(RGB, "JPEG")[:-200],
+        "truncated .*; fetch it again",
+        file_of(RGB, "JPEG"),
+    ),
     "truncated png": (file_of(RGB)[:-300], "truncated", PNG),
     "truncated tiff": (tiff(WIDE)[:500], "truncated", tiff(WIDE)),
     "truncated tiff 8 bit": (tiff(RGB)[:500], "truncated", tiff(RGB)),

@@ -1,4 +1,5 @@
 """Folders and archives of images, and the decoded cache."""
+
 from __future__ import annotations
 
 import errno
@@ -25,7 +26,7 @@ from nbhelpers.errors import UserError
 RNG = np.random.default_rng(0)
 
 
-# ---- stores ------------------------------------------------------------------------------------------------
+# ---- stores
 def put_folder(path, files: dict[str, bytes]):
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,9 @@ STORES = {"folder": put_folder, "zip": put_zip, "tar": put_tar}
 @pytest.fixture(params=STORES)
 def store_of(request, tmp_path):
     (tmp_path / "store").mkdir()
-    target = tmp_path / "store" if request.param == "folder" else tmp_path / f"store.{request.param}"
+    target = (
+        tmp_path / "store" if request.param == "folder" else tmp_path / f"store.{request.param}"
+    )
     return lambda files: open_images(STORES[request.param](target, files))
 
 
@@ -68,12 +71,23 @@ def test_a_store_lists_images_only_and_reads_them(store_of):
 
 
 def test_listed_files_are_found_by_path_then_by_stem(store_of):
-    names = ["imgs/1.jpg", "imgs/airport/7.jpg", "imgs/beach/7.jpg", "imgs/beach/8.jpg",
-             "imgs/beach/8.png", "2.png"]
+    names = [
+        "imgs/1.jpg",
+        "imgs/airport/7.jpg",
+        "imgs/beach/7.jpg",
+        "imgs/beach/8.jpg",
+        "imgs/beach/8.png",
+        "2.png",
+    ]
     store = store_of(dict.fromkeys(names, file_of(RGB)))
-    found = {"imgs/1.jpg": "imgs/1.jpg", "1.tif": "imgs/1.jpg", "2.PNG": "2.png",
-             "Beach/7.tif": "imgs/beach/7.jpg", "train/airport/7.jpg": "imgs/airport/7.jpg",
-             "beach/8.png": "imgs/beach/8.png"}
+    found = {
+        "imgs/1.jpg": "imgs/1.jpg",
+        "1.tif": "imgs/1.jpg",
+        "2.PNG": "2.png",
+        "Beach/7.tif": "imgs/beach/7.jpg",
+        "train/airport/7.jpg": "imgs/airport/7.jpg",
+        "beach/8.png": "imgs/beach/8.png",
+    }
     assert {file: store.locate(file) for file in found} == found
     for file in ("7.jpg", "beach/8.tif"):
         with pytest.raises(UserError, match=f"{file} may be imgs/.* or imgs/.* in .*store"):
@@ -87,9 +101,11 @@ def test_listed_files_are_found_by_path_then_by_stem(store_of):
 def test_the_members_of_a_list_are_its_own_or_it_is_refused(store_of):
     store = store_of({"b/1.png": file_of(RGB), "b/2.png": file_of(RGB)})
     assert store.members(["b/2.tif", "b/1.png"]) == ["b/2.png", "b/1.png"]
-    for files, sentence in ((["b/1.png", "b/1.tif"], "^b/1.png and b/1.tif both mean b/1.png in "),
-                            (["a/1.png", "b/1.png"], "^a/1.png is not in .*, where b/1.png lies"),
-                            (["a/1.png", "3.png"], "^2 of 2 images cannot be used; the first: a/")):
+    for files, sentence in (
+        (["b/1.png", "b/1.tif"], "^b/1.png and b/1.tif both mean b/1.png in "),
+        (["a/1.png", "b/1.png"], "^a/1.png is not in .*, where b/1.png lies"),
+        (["a/1.png", "3.png"], "^2 of 2 images cannot be used; the first: a/"),
+    ):
         with pytest.raises(UserError, match=sentence):
             store.members(files, ["b/1.png"])
 
@@ -155,7 +171,9 @@ def test_two_images_of_one_name_in_an_archive_are_refused(tmp_path, kind):
 
 
 def test_content_is_told_by_bytes_not_by_the_extension(store_of):
-    store = store_of({"a.jpg": file_of(RGB), "b.png": b"<html>", "c.jpg": file_of(RGB, "JPEG")[:300]})
+    store = store_of(
+        {"a.jpg": file_of(RGB), "b.png": b"<html>", "c.jpg": file_of(RGB, "JPEG")[:300]}
+    )
     np.testing.assert_array_equal(store.read("a.jpg"), RGB)
     with pytest.raises(UserError, match=r"^b\.png in .*store.* is not an image file"):
         store.read("b.png")
@@ -170,7 +188,9 @@ def test_the_digest_of_a_file_follows_its_bytes_alone(store_of):
 
 
 @pytest.mark.parametrize("put", [put_zip, put_tar])
-@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "a/../../x.png", "C:/x.png", "a\\..\\x.png"])
+@pytest.mark.parametrize(
+    "name", ["../../x.png", "/etc/x.png", "a/../../x.png", "C:/x.png", "a\\..\\x.png"]
+)
 def test_archives_with_names_that_leave_them_are_refused(tmp_path, put, name):
     archive = put(tmp_path / "bad.archive", {"a.png": file_of(RGB), name: file_of(RGB)})
     with pytest.raises(UserError, match="1 members with absolute, '..' or backslash names"):
@@ -197,20 +217,31 @@ def test_a_member_that_unpacks_to_too_much_is_refused(tmp_path, put, monkeypatch
 
 def test_a_zip_member_never_yields_more_than_its_declared_size(tmp_path):
     path = put_zip(tmp_path / "x.zip", {"a.png": bytes(5_000_000)})
-    lying = path.read_bytes().replace((5_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    lying = path.read_bytes().replace(
+        (5_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little")
+    )
     path.write_bytes(lying)
     with pytest.raises(UserError, match="a.png in .*x.zip cannot be read"):
         open_images(path).read("a.png")
 
 
-@pytest.mark.parametrize("make, reason", [
-    (lambda path: None, "does not exist"),
-    (lambda path: path.write_bytes(b"no archive"), "neither a folder nor a readable zip or tar"),
-    (lambda path: put_tar(path, {"a.png": b"x"}, "w:gz"), "compressed or damaged tar"),
-    (lambda path: put_zip(path, {"a.txt": b"x"}), "holds no image files"),
-    (lambda path: path.mkdir(), "holds no image files"),
-    (lambda path: path.write_bytes(put_zip(path, {"a.png": b"x"}).read_bytes()[:-30]), "neither a folder"),
-])
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda path: None, "does not exist"),
+        (
+            lambda path: path.write_bytes(b"no archive"),
+            "neither a folder nor a readable zip or tar",
+        ),
+        (lambda path: put_tar(path, {"a.png": b"x"}, "w:gz"), "compressed or damaged tar"),
+        (lambda path: put_zip(path, {"a.txt": b"x"}), "holds no image files"),
+        (lambda path: path.mkdir(), "holds no image files"),
+        (
+            lambda path: path.write_bytes(put_zip(path, {"a.png": b"x"}).read_bytes()[:-30]),
+            "neither a folder",
+        ),
+    ],
+)
 def test_what_is_no_store_is_refused(tmp_path, make, reason):
     make(tmp_path / "images")
     with pytest.raises(UserError, match=reason):
@@ -226,13 +257,15 @@ def test_a_damaged_member_is_named(tmp_path):
         open_images(path).read("a.png")
 
 
-# ---- the decoded cache -------------------------------------------------------------------------------------
+# ---- the decoded cache
 SIZES = [(20, 30), (64, 48), (31, 31)]
 
 
 @pytest.fixture
 def pictures():
-    return {f"{i}.png": RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(SIZES)}
+    return {
+        f"{i}.png": RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(SIZES)
+    }
 
 
 @pytest.fixture
@@ -260,7 +293,7 @@ def test_resized_equals_pillow(tmp_path, store, pictures, size):
     cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
     for resized in (cache.resized(size), DecodedCache.open(cache.folder).resized(size)):
         assert isinstance(resized, np.memmap) and resized.shape == (3, size, size, 3)
-        for found, image in zip(resized, pictures.values()):
+        for found, image in zip(resized, pictures.values(), strict=True):
             expected = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(found, np.asarray(expected))
 
@@ -278,7 +311,9 @@ def test_the_key_follows_content_and_list_but_not_the_place(tmp_path, store, pic
     moved = open_images(store.path.rename(tmp_path / "moved.zip"))
     assert DecodedCache.build(moved, list(pictures), cache).key == first.key
     assert DecodedCache.build(moved, list(pictures)[:2], cache).key != first.key
-    changed = put_zip(tmp_path / "y.zip", {name: file_of(255 - image) for name, image in pictures.items()})
+    changed = put_zip(
+        tmp_path / "y.zip", {name: file_of(255 - image) for name, image in pictures.items()}
+    )
     assert DecodedCache.build(open_images(changed), list(pictures), cache).key != first.key
     assert len(list(cache.iterdir())) == 3
 
@@ -300,7 +335,9 @@ def test_other_bytes_of_the_same_name_size_and_time_are_another_cache(tmp_path, 
     (tmp_path / "store").mkdir()
     opened = []
     for colour in (red, blue, red):
-        path = STORES[kind](tmp_path / ("store" if kind == "folder" else "packed"), {"1.bmp": bitmap(colour)})
+        path = STORES[kind](
+            tmp_path / ("store" if kind == "folder" else "packed"), {"1.bmp": bitmap(colour)}
+        )
         frozen_times(path)
         opened.append(DecodedCache.build(open_images(path), ["1.bmp"], tmp_path / "cache"))
         assert tuple(opened[-1][0][0, 0]) == colour
@@ -328,15 +365,23 @@ def test_the_key_follows_the_listed_files_alone(tmp_path, store, pictures):
 
 def test_digests_are_equal_where_shape_and_pixels_are(tmp_path):
     flat = np.full((6, 4, 3), 9, np.uint8)
-    files = {"a.png": file_of(flat), "b.bmp": file_of(flat, "BMP"), "c.png": file_of(flat.reshape(4, 6, 3)),
-             "d.png": file_of(flat + 1)}
+    files = {
+        "a.png": file_of(flat),
+        "b.bmp": file_of(flat, "BMP"),
+        "c.png": file_of(flat.reshape(4, 6, 3)),
+        "d.png": file_of(flat + 1),
+    }
     store = open_images(put_zip(tmp_path / "x.zip", files))
     for _ in range(2):  # built, then opened
         a, b, *others = DecodedCache.build(store, list(files), tmp_path / "cache").digests
-        assert a == b and len({a, *others}) == 3 and all(isinstance(digest, str) for digest in others)
+        assert (
+            a == b and len({a, *others}) == 3 and all(isinstance(digest, str) for digest in others)
+        )
 
 
-def test_a_file_that_changes_between_its_two_readings_is_refused(tmp_path, store, pictures, monkeypatch):
+def test_a_file_that_changes_between_its_two_readings_is_refused(
+    tmp_path, store, pictures, monkeypatch
+):
     read, times = store._read, []
 
     def changing(member):
@@ -377,7 +422,9 @@ def full_disk(monkeypatch, name):
             return super().write(data)
 
     def opened(path, mode="r", *rest):
-        return Full(path, mode) if name in Path(path).name and "w" in mode else open(path, mode, *rest)
+        return (
+            Full(path, mode) if name in Path(path).name and "w" in mode else open(path, mode, *rest)
+        )
 
     monkeypatch.setattr(images, "open", opened, raising=False)
     return written
@@ -394,24 +441,33 @@ def test_a_full_disk_leaves_no_half_written_cache(tmp_path, store, pictures, mon
         written = full_disk(patch, "resized-16")
         with pytest.raises(UserError, match="disk is full: .*resized-16"):
             cache.resized(16)
-    assert len(written) == 3 and {path.name for path in cache.folder.iterdir()} == {"pixels.u8", "index.json"}
+    assert len(written) == 3 and {path.name for path in cache.folder.iterdir()} == {
+        "pixels.u8",
+        "index.json",
+    }
     assert cache.resized(16).shape == (3, 16, 16, 3)
 
 
-@pytest.mark.parametrize("harm", [
-    lambda folder: (folder / "pixels.u8").write_bytes(b"123"),
-    lambda folder: (folder / "pixels.u8").unlink(),
-    lambda folder: (folder / "index.json").write_text('{"key": 1'),
-    lambda folder: (folder / "index.json").write_text("[]"),
-    lambda folder: (folder / "index.json").write_text(
-        (folder / "index.json").read_text().replace('"digests": [', '"digests": ["00", ')),
-    lambda folder: next(folder.glob("resized-16-*.u8")).write_bytes(b"123"),
-])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: (folder / "pixels.u8").write_bytes(b"123"),
+        lambda folder: (folder / "pixels.u8").unlink(),
+        lambda folder: (folder / "index.json").write_text('{"key": 1'),
+        lambda folder: (folder / "index.json").write_text("[]"),
+        lambda folder: (folder / "index.json").write_text(
+            (folder / "index.json").read_text().replace('"digests": [', '"digests": ["00", ')
+        ),
+        lambda folder: next(folder.glob("resized-16-*.u8")).write_bytes(b"123"),
+    ],
+)
 def test_a_damaged_cache_is_named(tmp_path, store, pictures, harm):
     cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
     cache.resized(16)
     harm(cache.folder)
-    with pytest.raises(UserError, match="image cache .*images-.* is damaged or incomplete; delete that"):
+    with pytest.raises(
+        UserError, match="image cache .*images-.* is damaged or incomplete; delete that"
+    ):
         DecodedCache.open(cache.folder).resized(16)
 
 
@@ -435,10 +491,16 @@ def test_two_processes_build_one_cache(tmp_path, store, pictures):
     cache = DecodedCache.build(store, list(pictures), tmp_path / "cache")
     assert sums == [f"{int(cache.resized(16).sum()) + int(cache[0].sum())}\n"] * 2
     assert os.listdir(tmp_path / "cache") == [cache.folder.name]
-    assert {path.name.split("-")[0] for path in cache.folder.iterdir()} == {"pixels.u8", "index.json", "resized"}
+    assert {path.name.split("-")[0] for path in cache.folder.iterdir()} == {
+        "pixels.u8",
+        "index.json",
+        "resized",
+    }
 
 
-def test_a_second_builder_that_comes_late_takes_the_first_ones_cache(tmp_path, store, pictures, monkeypatch):
+def test_a_second_builder_that_comes_late_takes_the_first_ones_cache(
+    tmp_path, store, pictures, monkeypatch
+):
     """The other process finishes while this one is still decoding."""
     write, built = pixel_cache._write_pixels, []
 
@@ -463,7 +525,7 @@ def test_published_archives(archive, count, tmp_path):
         pytest.skip("NBHELPERS_TEST_DATA names no folder of real data")
     store = open_images(Path(folder) / archive)
     assert len(store.names) == count
-    some = store.names[::count // 20]
+    some = store.names[:: count // 20]
     cache = DecodedCache.build(store, [Path(name).stem + ".tif" for name in some], tmp_path)
     resized = cache.resized(224)
     for i, name in enumerate(some):

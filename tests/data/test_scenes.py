@@ -1,4 +1,7 @@
-"""The generated data set: the same everywhere, true to its captions, and with the vices it promises."""
+"""The generated data set: the same everywhere, true to its captions, and with the vices it
+promises.
+"""
+
 from __future__ import annotations
 
 import ast
@@ -20,9 +23,12 @@ from nbhelpers.data.scenes import drawing, generate, scene_captions
 from nbhelpers.data.scenes.generate import CLASSES, SceneSpec
 from nbhelpers.errors import UserError
 
-# sha256 over pixels and captions of the first image of every class; changing the drawings changes them
-GOLDEN = {"a": "3423730cef8e3643822e8a700d21df03f30f54e7cb192806f9ed6f0a9a1b9eb9",
-          "b": "cd6401ca2e8ab090b9095755017d67de99371df670bcd633e023c39551bbd50d"}
+# sha256 over pixels and captions of the first image of every class; changing the drawings changes
+# them
+GOLDEN = {
+    "a": "3423730cef8e3643822e8a700d21df03f30f54e7cb192806f9ed6f0a9a1b9eb9",
+    "b": "cd6401ca2e8ab090b9095755017d67de99371df670bcd633e023c39551bbd50d",
+}
 SOURCES = [Path(drawing.__file__).parent / name for name in ("drawing.py", "scene_parts.py")]
 SOURCES += sorted((Path(drawing.__file__).parent / "recipes").glob("*.py"))
 
@@ -51,13 +57,24 @@ def test_no_floating_point_in_the_drawing():
             assert not isinstance(node, ast.Div), f"{path.name}:{node}"
             assert not isinstance(getattr(node, "value", None), float), f"{path.name}:{node.lineno}"
             if isinstance(node, ast.Attribute):
-                assert node.attr not in {"mean", "sin", "cos", "sqrt", "interp", "normal", "uniform"}
+                assert node.attr not in {
+                    "mean",
+                    "sin",
+                    "cos",
+                    "sqrt",
+                    "interp",
+                    "normal",
+                    "uniform",
+                }
 
 
 def test_shape_seed_and_number():
     one = scene("airport")
     assert one.pixels.shape == (224, 224, 3) and one.pixels.dtype == np.uint8
-    again, other = generate.draw(SceneSpec("airport", 0)), generate.draw(SceneSpec("airport", 0, seed=1))
+    again, other = (
+        generate.draw(SceneSpec("airport", 0)),
+        generate.draw(SceneSpec("airport", 0, seed=1)),
+    )
     assert np.array_equal(one.pixels, again.pixels) and one.captions == again.captions
     assert not np.array_equal(one.pixels, other.pixels)
     with pytest.raises(UserError, match="no scene 'volcano'"):
@@ -76,8 +93,22 @@ def test_masks_boxes_and_centres():
 
 
 def test_counts_are_what_can_be_seen():
-    """Umbrellas, tanks, sheep, ... stand apart: their masks fall into as many pieces as the captions say."""
-    apart, checked = {"umbrella", "storage tank", "hay bale", "sheep", "swimming pool", "pavilion", "rock"}, 0
+    """Umbrellas, tanks, sheep, ...
+
+    stand apart: their masks fall into as many pieces as the captions say.
+    """
+    apart, checked = (
+        {
+            "umbrella",
+            "storage tank",
+            "hay bale",
+            "sheep",
+            "swimming pool",
+            "pavilion",
+            "rock",
+        },
+        0,
+    )
     names = ("beach", "storagetanks", "meadow", "resort", "park", "desert")
     for drawn in [scene(name, number) for name in names for number in range(6)]:
         for told in drawn.told:
@@ -85,23 +116,47 @@ def test_counts_are_what_can_be_seen():
                 mask = np.any([thing.mask for thing in told.objects], axis=0)
                 pieces = ndimage.label(mask, np.ones((3, 3)))[0].max()
                 word = told.noun.split()[0]
-                said = {"a": 1, "an": 1}.get(word) or scene_captions.NUMBERS.index(word) if word != "many" else 11
+                said = (
+                    {"a": 1, "an": 1}.get(word) or scene_captions.NUMBERS.index(word)
+                    if word != "many"
+                    else 11
+                )
                 assert said == min(pieces, 11), (drawn.spec, told.noun, pieces)
                 checked += 1
     assert checked > 30
 
 
 def test_colours_are_those_named():
-    """The mean colour of a thing is closest in hue and lightness to the colour that the captions name."""
-    plain = {"house", "villa", "plane", "boat", "umbrella", "storage tank", "tall building", "church", "car",
-             "factory building", "train", "pavilion", "hangar", "terminal", "ship", "station building"}
+    """The mean colour of a thing is closest in hue and lightness to the colour that the captions
+    name.
+    """
+    plain = {
+        "house",
+        "villa",
+        "plane",
+        "boat",
+        "umbrella",
+        "storage tank",
+        "tall building",
+        "church",
+        "car",
+        "factory building",
+        "train",
+        "pavilion",
+        "hangar",
+        "terminal",
+        "ship",
+        "station building",
+    }
     wrong, checked = [], 0
     for world in ("a", "b"):
         names = {n: np.array(c) for n, c in generate.WORLDS[world].colours.items()}
         for drawn in [scene(name, 0, world) for name in CLASSES]:
             for thing in drawn.objects:
                 if thing.kind in plain and thing.colour in names:
-                    inside = ndimage.binary_erosion(thing.mask) if thing.kind != "car" else thing.mask
+                    inside = (
+                        ndimage.binary_erosion(thing.mask) if thing.kind != "car" else thing.mask
+                    )
                     colour = np.median(drawn.pixels[inside if inside.any() else thing.mask], axis=0)
                     best = min(names, key=lambda n: distance(names[n], colour))
                     checked += 1
@@ -133,14 +188,20 @@ def test_places_are_where_the_pixels_are():
     assert checked > 60
 
 
-@pytest.mark.parametrize(("kind", "count", "colour", "words", "be"), [
-    ("plane", 1, "white", "a white plane", "is"), ("plane", 3, "orange", "three orange planes", "are"),
-    ("umbrella", 1, "", "an umbrella", "is"), ("church", 2, "red", "two red churches", "are"),
-    ("sheep", 4, "white", "four white sheep", "are"),
-    ("house", 1, "orange", "a house with an orange roof", "is"),
-    ("house", 11, "grey", "many houses with grey roofs", "are"),
-    ("tall building", 2, "red", "two tall red buildings", "are"),
-    ("playground", 1, "blue", "a playground with a blue running track", "is")])
+@pytest.mark.parametrize(
+    ("kind", "count", "colour", "words", "be"),
+    [
+        ("plane", 1, "white", "a white plane", "is"),
+        ("plane", 3, "orange", "three orange planes", "are"),
+        ("umbrella", 1, "", "an umbrella", "is"),
+        ("church", 2, "red", "two red churches", "are"),
+        ("sheep", 4, "white", "four white sheep", "are"),
+        ("house", 1, "orange", "a house with an orange roof", "is"),
+        ("house", 11, "grey", "many houses with grey roofs", "are"),
+        ("tall building", 2, "red", "two tall red buildings", "are"),
+        ("playground", 1, "blue", "a playground with a blue running track", "is"),
+    ],
+)
 def test_noun_phrases(kind, count, colour, words, be):
     assert scene_captions.noun_phrase(kind, count, colour) == (words, be)
 
@@ -151,7 +212,9 @@ def test_places_in_words():
     assert at([(200, 112)], (180, 0, 224, 224)) == "along the right side"
     assert at([(112, 200)], (80, 180, 140, 220)) == "in the lower part"
     assert at([(112, 112)], (10, 10, 210, 210), alone=True) == "in the middle"
-    assert at([(112, 112)], (10, 10, 210, 210)) == at([(20, 20), (200, 200)], (5, 5, 220, 220)) == ""
+    assert (
+        at([(112, 112)], (10, 10, 210, 210)) == at([(20, 20), (200, 200)], (5, 5, 220, 220)) == ""
+    )
 
 
 @pytest.mark.parametrize("world", ["a", "b"])
@@ -159,7 +222,9 @@ def test_grammar(world):
     for drawn in some_scenes() if world == "a" else [scene(name, 0, world) for name in CLASSES]:
         assert len(drawn.captions) == 5
         for text in drawn.captions:
-            assert re.fullmatch(r"[a-z][a-z -]* \." if world == "a" else r"[A-Z][a-z -]*\.", text), text
+            assert re.fullmatch(
+                r"[a-z][a-z -]* \." if world == "a" else r"[A-Z][a-z -]*\.", text
+            ), text
             assert "  " not in text and not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
             assert not re.search(" and .* is ", text), text  # two things are
         for told in drawn.told:
@@ -172,12 +237,16 @@ def test_captions_tell_images_apart():
     alone = 0
     for name in CLASSES[:10]:
         said = [set(scene(name, number).captions) for number in range(3)]
-        alone += sum(bool(mine - set().union(*said[:k], *said[k + 1:])) for k, mine in enumerate(said))
+        alone += sum(
+            bool(mine - set().union(*said[:k], *said[k + 1 :])) for k, mine in enumerate(said)
+        )
     assert alone >= 27
 
 
 def test_the_sun_stands_still():
-    """Beyond a tank it is darker on the shadow side than on the sunny side, however the page was turned."""
+    """Beyond a tank it is darker on the shadow side than on the sunny side, however the page was
+    turned.
+    """
     for world, way in (("a", 1), ("b", -1)):
         gaps = []
         for number in range(8):
@@ -195,9 +264,16 @@ def test_the_sun_stands_still():
 def test_splits_and_twins():
     listed = generate.specs(600)
     assert len(listed) == 600 and len(CLASSES) == 30 and len({spec.name for spec in listed}) == 600
-    assert [sum(spec.split == s for spec in listed) for s in ("train", "val", "test")] == [420, 90, 90]
-    pairs = {spec.scene: (SceneSpec(spec.scene, spec.twin_of).split, spec.split) for spec in listed
-             if spec.twin_of is not None}
+    assert [sum(spec.split == s for spec in listed) for s in ("train", "val", "test")] == [
+        420,
+        90,
+        90,
+    ]
+    pairs = {
+        spec.scene: (SceneSpec(spec.scene, spec.twin_of).split, spec.split)
+        for spec in listed
+        if spec.twin_of is not None
+    }
     assert len(pairs) == 30
     assert set(pairs.values()) == {("train", "train"), ("val", "test"), ("test", "train")}
     assert [spec.split for spec in generate.specs(9)] == ["train", "val", "test"] * 3
@@ -208,11 +284,14 @@ def test_splits_and_twins():
 def test_twins_look_alike():
     for name in CLASSES[:6]:
         twin = next(n for n in range(20) if SceneSpec(name, n).twin_of is not None)
-        first, second, other = (scene(name, n).pixels.astype(int) for n in (twin - 1, twin, twin - 2))
+        first, second, other = (
+            scene(name, n).pixels.astype(int) for n in (twin - 1, twin, twin - 2)
+        )
         apart = np.abs(first - second).mean()
         assert 1 < apart < 12 and apart * 1.5 < np.abs(first - other).mean()
         assert [(t.kind, t.colour) for t in scene(name, twin).objects] == [
-            (t.kind, t.colour) for t in scene(name, twin - 1).objects]
+            (t.kind, t.colour) for t in scene(name, twin - 1).objects
+        ]
 
 
 def test_vices_in_the_captions():
@@ -229,7 +308,9 @@ def test_worlds_differ():
 
 def test_contact_sheet_has_no_twins():
     sheet = generate.of_class("beach", 5)
-    assert [s.spec.scene for s in sheet] == ["beach"] * 5 and all(s.spec.twin_of is None for s in sheet)
+    assert [s.spec.scene for s in sheet] == ["beach"] * 5 and all(
+        s.spec.twin_of is None for s in sheet
+    )
 
 
 def test_write_dataset(tmp_path):
@@ -242,14 +323,18 @@ def test_write_dataset(tmp_path):
     listed = [entry["filename"] for entry in content["images"]]
     astray = [name for name in listed if on_disk[name[:-4]].suffix != name[-4:]]
     assert astray and all(name.endswith(".tif") for name in astray)
-    for entry, spec in zip(content["images"], generate.specs(18)):
+    for entry, spec in zip(content["images"], generate.specs(18), strict=True):
         drawn = scene(spec.scene, spec.number)
         assert np.array_equal(np.asarray(Image.open(on_disk[spec.name])), drawn.pixels)
-        assert [s["raw"] for s in entry["sentences"]] == drawn.captions and entry["split"] == spec.split
+        assert [s["raw"] for s in entry["sentences"]] == drawn.captions and entry[
+            "split"
+        ] == spec.split
     assert {p.name for p in tmp_path.iterdir()} == {"set"}
 
     stamp = listing.stat().st_mtime_ns
-    assert generate.write_dataset(folder, count=18) == listing and listing.stat().st_mtime_ns == stamp
+    assert (
+        generate.write_dataset(folder, count=18) == listing and listing.stat().st_mtime_ns == stamp
+    )
     generate.write_dataset(folder, count=3)  # another set of ours is replaced
     assert len(list((folder / "images").iterdir())) == 3
 
@@ -268,11 +353,21 @@ def test_the_real_reader_reads_it(tmp_path):
 
 
 def test_two_processes_write_one_set(tmp_path):
-    command = [sys.executable, "-c", "import sys; from nbhelpers.data.scenes import generate; "
-               "generate.write_dataset(sys.argv[1], count=6)", str(tmp_path / "set")]
+    command = [
+        sys.executable,
+        "-c",
+        (
+            "import sys; from nbhelpers.data.scenes import generate; "
+            "generate.write_dataset(sys.argv[1], count=6)"
+        ),
+        str(tmp_path / "set"),
+    ]
     running = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(timeout=60) for process in running] == [0, 0]
-    assert len(list((tmp_path / "set" / "images").iterdir())) == 6 and len(list(tmp_path.iterdir())) == 1
+    assert (
+        len(list((tmp_path / "set" / "images").iterdir())) == 6
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 @pytest.mark.slow

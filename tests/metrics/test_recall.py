@@ -1,4 +1,7 @@
-"""Recall against loops that sort and enumerate, against an independent library, and by its properties."""
+"""Recall against loops that sort and enumerate, against an independent library, and by its
+properties.
+"""
+
 from __future__ import annotations
 
 from itertools import permutations
@@ -27,17 +30,23 @@ def scored(seed=0, images=30, captions=5, levels=None):
     return (np.round(similarity * levels) / levels if levels else similarity), owner
 
 
-# ---- oracles ---------------------------------------------------------------------------------------------
+# ---- oracles
 def all_orders(scores, own):
     """Every ranking of the items that the scores allow, each as the rank of the best own item."""
-    orders = [order for order in permutations(range(len(scores)))
-              if all(scores[a] >= scores[b] for a, b in zip(order, order[1:]))]
+    orders = [
+        order
+        for order in permutations(range(len(scores)))
+        if all(scores[a] >= scores[b] for a, b in zip(order, order[1:], strict=False))
+    ]
     return [min(order.index(item) for item in own) for order in orders]
 
 
 def queries(similarity, owner):
     """(scores, own items) of every image as a query, then of every caption."""
-    i2t = [(row, [j for j, i in enumerate(owner) if i == image]) for image, row in enumerate(similarity)]
+    i2t = [
+        (row, [j for j, i in enumerate(owner) if i == image])
+        for image, row in enumerate(similarity)
+    ]
     return i2t, [(similarity[:, j], [i]) for j, i in enumerate(owner)]
 
 
@@ -62,8 +71,8 @@ def test_expectation_is_the_average_over_every_order_of_the_ties(case):
     similarity, owner = case
     found = recall.evaluate(similarity, owner, ks=(1, 2, 5))
     ranks_and_hits = (found.i2t_ranks, found.i2t_hits), (found.t2i_ranks, found.t2i_hits)
-    for asked, (ranks, hits) in zip(queries(similarity, owner), ranks_and_hits):
-        for (scores, own), rank, hit in zip(asked, ranks, hits):
+    for asked, (ranks, hits) in zip(queries(similarity, owner), ranks_and_hits, strict=True):
+        for (scores, own), rank, hit in zip(asked, ranks, hits, strict=True):
             possible = all_orders(scores, own)
             assert rank == pytest.approx(np.mean(possible))
             assert hit == pytest.approx([np.mean([r < k for r in possible]) for k in (1, 2, 5)])
@@ -117,7 +126,7 @@ def test_every_rule_gives_the_published_protocols_numbers_on_the_tie_free_refere
         assert [metrics[key] for key in [*RECALLS, "mR"]] == pytest.approx(published, abs=0.011)
 
 
-# ---- properties ------------------------------------------------------------------------------------------
+# ---- properties
 @settings(max_examples=30, deadline=None)
 @given(tied_scores(), st.randoms(use_true_random=False))
 def test_expectation_does_not_depend_on_the_order_of_images_and_captions(case, random):
@@ -136,7 +145,11 @@ def test_hits_grow_with_k_and_the_optimistic_rule_is_an_upper_bound(case):
     found = {ties: recall.evaluate(*case, ks=(1, 2, 3), ties=ties) for ties in recall.TIES}
     for hits in ("i2t_hits", "t2i_hits"):
         expected = getattr(found["expectation"], hits)
-        assert (np.diff(expected, axis=1) >= -1e-12).all() and expected.min() >= 0 and expected.max() <= 1
+        assert (
+            (np.diff(expected, axis=1) >= -1e-12).all()
+            and expected.min() >= 0
+            and expected.max() <= 1
+        )
         assert (getattr(found["optimistic"], hits) >= expected - 1e-12).all()
         assert (getattr(found["optimistic"], hits) >= getattr(found["released"], hits)).all()
 
@@ -159,7 +172,8 @@ def test_scores_that_say_nothing_give_chance_and_only_by_expectation():
     assert [chance["t2i_R@1"], chance["t2i_R@10"], chance["i2t_R@1"]] == pytest.approx([5, 50, 5])
     assert chance["t2i_median_rank"] == 9.5
     assert recall.evaluate(constant, owner, ties="optimistic").metrics["mR"] == 100
-    assert recall.evaluate(constant, owner, ties="released").metrics["i2t_R@5"] == 5  # only the last image
+    # only the last image
+    assert recall.evaluate(constant, owner, ties="released").metrics["i2t_R@5"] == 5
     rng = np.random.default_rng(0)
     drawn = [recall.evaluate(rng.random((20, 100)), owner).metrics for _ in range(200)]
     assert np.mean([m["mR"] for m in drawn]) == pytest.approx(chance["mR"], abs=0.6)
@@ -182,7 +196,7 @@ def test_a_transposed_view_gives_the_same():
     assert recall.evaluate(fortran, owner).metrics == recall.evaluate(similarity, owner).metrics
 
 
-# ---- intervals and the paired test -----------------------------------------------------------------------
+# ---- intervals and the paired test
 def test_bootstrap_holds_the_estimate_is_reproducible_and_shrinks_with_images():
     widths = []
     for images in (50, 800):
@@ -197,19 +211,28 @@ def test_bootstrap_holds_the_estimate_is_reproducible_and_shrinks_with_images():
 
 
 def test_bootstrap_width_is_the_binomial_one_where_only_images_are_drawn():
-    """Half of 400 images hit: 50 +- 1.96 * 100 * sqrt(.25 / 400) = 50 +- 4.9 for i2t, and the same for t2i,
-    since the five captions of an image follow it and are no fivefold sample."""
+    """Half of 400 images hit: 50 +- 1.96 * 100 * sqrt(.25 / 400) = 50 +- 4.9 for i2t, and the same
+    for t2i, since the five captions of an image follow it and are no fivefold sample.
+    """
     hit = np.arange(400) % 2 == 0
     owner = np.repeat(np.arange(400), 5)
-    found = recall.Recall("expectation", (1,), 1.0 - hit, 1.0 - hit[owner],
-                          hit[:, None].astype(float), hit[owner][:, None].astype(float))
+    found = recall.Recall(
+        "expectation",
+        (1,),
+        1.0 - hit,
+        1.0 - hit[owner],
+        hit[:, None].astype(float),
+        hit[owner][:, None].astype(float),
+    )
     intervals = recall.bootstrap(found, owner)
     for key in ("i2t_R@1", "t2i_R@1", "mR"):
         assert intervals[key] == pytest.approx((45.1, 54.9), abs=0.6)
 
 
 def test_bootstrap_weighs_images_by_their_captions():
-    """Two images, one with 9 captions that hit, one with 1 that misses: t2i is 0, 90 or 100 %, never 50 %."""
+    """Two images, one with 9 captions that hit, one with 1 that misses: t2i is 0, 90 or 100 %,
+    never 50 %.
+    """
     owner = np.array([0] * 9 + [1])
     hits = (owner == 0)[:, None].astype(float)
     found = recall.Recall("expectation", (1,), np.zeros(2), 1 - hits[:, 0], np.ones((2, 1)), hits)
@@ -239,7 +262,10 @@ def test_p_values_are_uniform_when_nothing_differs():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         similarity, owner = scored(seed, images=40)
-        runs = [recall.evaluate(similarity + rng.standard_normal(similarity.shape), owner) for _ in range(2)]
+        runs = [
+            recall.evaluate(similarity + rng.standard_normal(similarity.shape), owner)
+            for _ in range(2)
+        ]
         small.append(recall.paired_test(*runs, owner, samples=200)["mR"]["p"] < 0.1)
     assert 0 < sum(small) <= 14  # binomial(60, 0.1): 6 expected, more than 14 in one of 2000
 
@@ -260,7 +286,7 @@ def test_arrays_restore_the_recall():
     assert restored.metrics == found.metrics and restored.ks == found.ks
 
 
-# ---- bad input -------------------------------------------------------------------------------------------
+# ---- bad input
 @pytest.mark.parametrize("row, column", [(0, 0), (29, 149), (15, 3)])
 def test_nan_is_refused_wherever_it_stands(row, column):
     similarity, owner = scored()
@@ -272,28 +298,34 @@ def test_nan_is_refused_wherever_it_stands(row, column):
 GOOD = np.zeros((2, 3)), np.array([0, 1, 1])
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (dict(similarity=np.zeros(3)), r"shape \(images, captions\)"),
-    (dict(similarity=np.zeros((0, 0)), owner=np.zeros(0, int)), r"shape \(images, captions\)"),
-    (dict(similarity=GOOD[0] > 0), "bool"),
-    (dict(similarity=GOOD[0].T), "owner is int64 of shape"),
-    (dict(owner=np.array([0.0, 1, 1])), "whole number"),
-    (dict(owner=np.array([0, 1, 2])), "names image rows 0 to 2, but there are 2 images"),
-    (dict(owner=np.array([-1, 0, 1])), "names image rows -1"),
-    (dict(owner=np.array([1, 1, 1])), r"1 images have no caption \(first: row 0\)"),
-    (dict(ks=(0, 5)), "cut-offs"),
-    (dict(ks=(1, 1)), "cut-offs"),
-    (dict(ties="luck"), "Unknown tie rule 'luck'"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"similarity": np.zeros(3)}, r"shape \(images, captions\)"),
+        (
+            {"similarity": np.zeros((0, 0)), "owner": np.zeros(0, int)},
+            r"shape \(images, captions\)",
+        ),
+        ({"similarity": GOOD[0] > 0}, "bool"),
+        ({"similarity": GOOD[0].T}, "owner is int64 of shape"),
+        ({"owner": np.array([0.0, 1, 1])}, "whole number"),
+        ({"owner": np.array([0, 1, 2])}, "names image rows 0 to 2, but there are 2 images"),
+        ({"owner": np.array([-1, 0, 1])}, "names image rows -1"),
+        ({"owner": np.array([1, 1, 1])}, r"1 images have no caption \(first: row 0\)"),
+        ({"ks": (0, 5)}, "cut-offs"),
+        ({"ks": (1, 1)}, "cut-offs"),
+        ({"ties": "luck"}, "Unknown tie rule 'luck'"),
+    ],
+)
 def test_what_does_not_fit_is_refused_in_one_sentence(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
-        recall.evaluate(**dict(similarity=GOOD[0], owner=GOOD[1]) | arguments)
+        recall.evaluate(**{"similarity": GOOD[0], "owner": GOOD[1]} | arguments)
 
 
 def test_runs_that_cannot_be_paired_are_refused():
     similarity, owner = scored()
     a = recall.evaluate(similarity, owner)
-    for other in (dict(ties="released"), dict(ks=(1,))):
+    for other in ({"ties": "released"}, {"ks": (1,)}):
         b = recall.evaluate(similarity, owner, **other)
         with pytest.raises(UserError, match="cut-offs, tie rule"):
             recall.paired_test(a, b, owner)

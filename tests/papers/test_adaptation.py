@@ -1,4 +1,7 @@
-"""The comparators of PE-RSITR start as the CLIP they are given, train what they claim and nothing else, and come back."""
+"""The comparators of PE-RSITR start as the CLIP they are given, train what they claim and nothing
+else, and come back.
+"""
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -16,8 +19,12 @@ from nbhelpers.papers.clip import CLIP, CLIPConfig, contrastive_loss
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.training import loop
 
-SIZE = backbones.CLIPSize(16, dict(layers=2, width=24, head_width=8, patch_size=8, image_size=32),
-                          dict(layers=2, width=20, heads=4, context_length=9, vocab_size=40), image_input.ImageInput(32))
+SIZE = backbones.CLIPSize(
+    16,
+    {"layers": 2, "width": 24, "head_width": 8, "patch_size": 8, "image_size": 32},
+    {"layers": 2, "width": 20, "heads": 4, "context_length": 9, "vocab_size": 40},
+    image_input.ImageInput(32),
+)
 CONFIG = CLIPConfig("small")
 TRAINED = [method for method in METHODS if method != "zero_shot"]
 
@@ -28,20 +35,29 @@ def small_size(monkeypatch):
 
 
 def start(model: CLIP) -> CLIP:
-    """Fills CLIP with random weights, large enough that every part matters; equal whenever it is called."""
+    """Fills CLIP with random weights, large enough that every part matters; equal whenever it is
+    called.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in sorted(model.clip.named_parameters()):
             if p.ndim:
-                p.copy_(("ln_" in name and "weight" in name) + 0.2 * torch.randn(p.shape, generator=generator))
+                p.copy_(
+                    ("ln_" in name and "weight" in name)
+                    + 0.2 * torch.randn(p.shape, generator=generator)
+                )
     return model
 
 
 def pairs(count: int = 6) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {"pixels": torch.randn(count, 3, 32, 32, generator=generator),
-            "ids": torch.randint(1, 40, (count, 9), generator=generator), "mask": torch.ones(count, 9, dtype=torch.long),
-            "image_index": torch.arange(count), "scene": torch.arange(count)}
+    return {
+        "pixels": torch.randn(count, 3, 32, 32, generator=generator),
+        "ids": torch.randint(1, 40, (count, 9), generator=generator),
+        "mask": torch.ones(count, 9, dtype=torch.long),
+        "image_index": torch.arange(count),
+        "scene": torch.arange(count),
+    }
 
 
 def both(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,12 +85,24 @@ def test_each_starts_as_the_clip_it_is_given(method):
 def test_each_trains_what_it_claims_by_the_loss_of_clip(tmp_path, method):
     torch.manual_seed(3)
     model, batch = adapted(method, CONFIG, start), pairs()
-    assert_close(contrastive_loss(*both(model), model.clip.logit_scale.exp()), model.loss(batch)["loss"])
+    assert_close(
+        contrastive_loss(*both(model), model.clip.logit_scale.exp()), model.loss(batch)["loss"]
+    )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    claimed = {"linear_probe": ("image_probe.", "text_probe."), "full": ("clip.",), "adaptformer": ("Uniadapt.",)}.get(method, ())
-    claims = {name for name in before if name.startswith(claimed) or (method == "lora" and ".lora_" in name)}
+    claimed = {
+        "linear_probe": ("image_probe.", "text_probe."),
+        "full": ("clip.",),
+        "adaptformer": ("Uniadapt.",),
+    }.get(method, ())
+    claims = {
+        name
+        for name in before
+        if name.startswith(claimed) or (method == "lora" and ".lora_" in name)
+    }
     assert claims == {name for name, p in model.named_parameters() if p.requires_grad}
-    config = loop.TrainConfig(epochs=4, lr=1e-2, batch_size=6, weight_decay=0.1, schedule="constant", warmup_fraction=0.0)
+    config = loop.TrainConfig(
+        epochs=4, lr=1e-2, batch_size=6, weight_decay=0.1, schedule="constant", warmup_fraction=0.0
+    )
     history = loop.fit(model, [batch], config, tmp_path, progress=False)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
     for name, p in model.named_parameters():
@@ -87,8 +115,16 @@ def test_clip_rests_in_training_unless_it_is_trained(method):
     assert any(part.training for part in model.clip.modules()) == (method == "full")
 
 
-@pytest.mark.parametrize("method, counted", [("zero_shot", 0), ("linear_probe", 2 * 512 * 1024), ("full", 151_277_313),
-                                             ("lora", 12 * (2 * (768 + 3072) + 2 * (512 + 2048))), ("adaptformer", 165_248)])
+@pytest.mark.parametrize(
+    "method, counted",
+    [
+        ("zero_shot", 0),
+        ("linear_probe", 2 * 512 * 1024),
+        ("full", 151_277_313),
+        ("lora", 12 * (2 * (768 + 3072) + 2 * (512 + 2048))),
+        ("adaptformer", 165_248),
+    ],
+)
 def test_counts_of_the_paper_size_and_what_adam_keeps_for_them(method, counted):
     with torch.device("meta"):
         model = adapted(method, CLIPConfig("vit_b32_quickgelu"))
@@ -101,7 +137,9 @@ def test_optimizer_bytes_are_those_of_adam():
     model.loss(pairs())["loss"].backward()
     optimizer.step()
     kept = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    assert optimizer_bytes(model) == sum(moment.numel() * moment.element_size() for moment in kept) > 0
+    assert (
+        optimizer_bytes(model) == sum(moment.numel() * moment.element_size() for moment in kept) > 0
+    )
 
 
 def test_rank_and_bottleneck_set_the_number_of_parameters():
@@ -111,9 +149,17 @@ def test_rank_and_bottleneck_set_the_number_of_parameters():
 
 
 def test_lora_reaches_both_matrices_of_every_ffn_and_no_attention():
-    names = {name.split(".lora_")[0] for name, p in adapted("lora", CONFIG).named_parameters() if p.requires_grad}
-    assert names == {f"clip.{tower}transformer.resblocks.{i}.mlp.{part}" for tower in ("visual.", "") for i in range(2)
-                     for part in ("c_fc", "c_proj")}
+    names = {
+        name.split(".lora_")[0]
+        for name, p in adapted("lora", CONFIG).named_parameters()
+        if p.requires_grad
+    }
+    assert names == {
+        f"clip.{tower}transformer.resblocks.{i}.mlp.{part}"
+        for tower in ("visual.", "")
+        for i in range(2)
+        for part in ("c_fc", "c_proj")
+    }
 
 
 def test_adaptformer_adds_a_tenth_of_its_bottleneck_beside_the_ffn():
@@ -126,15 +172,31 @@ def test_adaptformer_adds_a_tenth_of_its_bottleneck_beside_the_ffn():
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_each_comes_back_from_its_checkpoint(tmp_path, method):
-    settings = loop.TrainConfig(epochs=2, lr=1e-2, batch_size=6, schedule="constant", warmup_fraction=0.0)
-    arguments = [method, lambda: adapted(method, CONFIG, start), [pairs()], settings, tmp_path, "k" * 64]
-    first, _, trained = loop.load_or_train(*arguments, meta={"system": method, "model": asdict(CONFIG)})
+    settings = loop.TrainConfig(
+        epochs=2, lr=1e-2, batch_size=6, schedule="constant", warmup_fraction=0.0
+    )
+    arguments = [
+        method,
+        lambda: adapted(method, CONFIG, start),
+        [pairs()],
+        settings,
+        tmp_path,
+        "k" * 64,
+    ]
+    first, _, trained = loop.load_or_train(
+        *arguments, meta={"system": method, "model": asdict(CONFIG)}
+    )
     again, _, anew = loop.load_or_train(*arguments)
-    found, = tmp_path.glob("*/model.safetensors")
+    (found,) = tmp_path.glob("*/model.safetensors")
     stored = checkpoints.load_checkpoint(found)[0]
-    assert trained and not anew and set(stored) == {name for name, p in first.named_parameters() if p.requires_grad}
+    assert (
+        trained
+        and not anew
+        and set(stored) == {name for name, p in first.named_parameters() if p.requires_grad}
+    )
     assert torch.equal(similarity(again), similarity(first))
-    assert (similarity(again) - similarity(adapted(method, CONFIG, start))).abs().max() > 1e-3  # it has learnt something
+    # it has learnt something
+    assert (similarity(again) - similarity(adapted(method, CONFIG, start))).abs().max() > 1e-3
 
 
 def test_zero_shot_has_nothing_to_train_and_other_methods_do_not_exist(tmp_path):
@@ -149,11 +211,20 @@ def test_zero_shot_has_nothing_to_train_and_other_methods_do_not_exist(tmp_path)
 def test_the_compact_size_leaves_its_frozen_towers_alone(method):
     with torch.device("meta"):
         model = adapted(method, CLIPConfig.compact())
-    assert not any(name.startswith(("vision_encoder", "text_encoder")) for name, p in model.named_parameters() if p.requires_grad)
+    assert not any(
+        name.startswith(("vision_encoder", "text_encoder"))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    )
     assert model.frozen() == [model.vision_encoder, model.text_encoder]
     assert not any(part.training for tower in model.train().frozen() for part in tower.modules())
 
 
 def test_names_of_methods_are_those_that_can_be_made():
     assert {type(adapted(method, CONFIG)) for method in METHODS} == {
-        adaptation.FrozenCLIP, adaptation.LinearProbe, CLIP, adaptation.LoRA, adaptation.AdaptFormer}
+        adaptation.FrozenCLIP,
+        adaptation.LinearProbe,
+        CLIP,
+        adaptation.LoRA,
+        adaptation.AdaptFormer,
+    }

@@ -1,7 +1,9 @@
 """CFITR: every option does what it says, states can be cached, false texts are false, files come back as the same model.
 
-The numbers of the authors' code are in test_reference.py. As a script this file is one of two processes.
+The numbers of the authors' code are in test_reference.py. As a script this file is one of two
+processes.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -28,12 +30,23 @@ WORDS, LENGTH, IMAGES, SIZE = 40, 10, 8, 40  # 8 images of 40 px = 5x5 patches, 
 
 
 def trunk(dropout: float = 0.0):
-    return backbones.vilt_model(dropout, vocab_size=WORDS, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
-                                intermediate_size=32, image_size=SIZE, patch_size=8, max_position_embeddings=LENGTH)
+    return backbones.vilt_model(
+        dropout,
+        vocab_size=WORDS,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=SIZE,
+        patch_size=8,
+        max_position_embeddings=LENGTH,
+    )
 
 
 def sentences() -> Captions:
-    """24 captions of 20 texts: text 0 stands with images 0 to 3, text 4 twice with image 4; 3 to 9 words, then padding."""
+    """24 captions of 20 texts: text 0 stands with images 0 to 3, text 4 twice with image 4; 3 to 9
+    words, then padding.
+    """
     generator = torch.Generator().manual_seed(5)
     string = np.arange(24)
     string[[3, 6, 9]] = 0
@@ -62,7 +75,12 @@ def pairs(count: int = 6) -> dict[str, torch.Tensor]:
     row = torch.tensor([0, 3, 4, 7, 12, 16, 18, 23])[:count]
     generator = torch.Generator().manual_seed(7)
     pictures = torch.randn(IMAGES, 3, SIZE, SIZE, generator=generator)
-    return {"pixels": pictures[row // 3], **sentences().texts(row), "image_index": row // 3, "row": row}
+    return {
+        "pixels": pictures[row // 3],
+        **sentences().texts(row),
+        "image_index": row // 3,
+        "row": row,
+    }
 
 
 def loss(model: CFITR, batch: dict) -> dict[str, torch.Tensor]:
@@ -90,15 +108,30 @@ def everything(model: CFITR, batch: dict) -> torch.Tensor:
     model.eval()
     image, text = states(model, batch)
     with torch.no_grad():
-        return torch.cat([model.image_codes(image).flatten(), model.text_codes(text).flatten(),
-                          model.score_pairs(image, text, batch["mask"])])
+        return torch.cat(
+            [
+                model.image_codes(image).flatten(),
+                model.text_codes(text).flatten(),
+                model.score_pairs(image, text, batch["mask"]),
+            ]
+        )
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
-OPTIONS = {"lfem": dict(lfem=False), "split": dict(split=1), "bits": dict(bits=6), "hidden": dict(hidden=30),
-           "false_texts": dict(false_texts=2), "many_false_texts": dict(false_texts=9), "false_from": dict(false_from="all"),
-           "negatives_from": dict(negatives_from="others"), "balance": dict(balance="bit"),
-           "margin": dict(margin=0.4), "beta": dict(beta=0.1), "gamma": dict(gamma=0.1)}
+# ---- options
+OPTIONS = {
+    "lfem": {"lfem": False},
+    "split": {"split": 1},
+    "bits": {"bits": 6},
+    "hidden": {"hidden": 30},
+    "false_texts": {"false_texts": 2},
+    "many_false_texts": {"false_texts": 9},
+    "false_from": {"false_from": "all"},
+    "negatives_from": {"negatives_from": "others"},
+    "balance": {"balance": "bit"},
+    "margin": {"margin": 0.4},
+    "beta": {"beta": 0.1},
+    "gamma": {"gamma": 0.1},
+}
 
 
 @cache
@@ -114,7 +147,10 @@ def test_every_option_changes_the_loss_and_trains(name):
     assert abs(terms["loss"] - loss_of_all()) > 1e-4
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     trained = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
-    assert trained | {"rank_output.bias"} == set(before) and model.rank_output.bias.grad.abs() < 1e-6  # a softmax sees no shift of all
+    # a softmax sees no shift of all
+    assert (
+        trained | {"rank_output.bias"} == set(before) and model.rank_output.bias.grad.abs() < 1e-6
+    )
     model.bank = small(**OPTIONS[name]).bank
     assert loss(model, batch)["loss"] < terms["loss"]
 
@@ -122,12 +158,20 @@ def test_every_option_changes_the_loss_and_trains(name):
 def test_the_terms_add_up_with_their_weights():
     for beta, gamma in ((0.0, 0.0), (0.5, 0.0), (0.2, 0.3)):
         terms = loss(small(beta=beta, gamma=gamma), pairs())
-        assert_close(terms["loss"], terms["triplet"] + beta * terms["quantisation"] + gamma * terms["balance"] + terms["rerank"])
+        assert_close(
+            terms["loss"],
+            terms["triplet"]
+            + beta * terms["quantisation"]
+            + gamma * terms["balance"]
+            + terms["rerank"],
+        )
         assert min(terms.values()) > 0
 
 
 def test_balance_over_bits_or_over_samples_equals_a_plain_loop():
-    image, text = (torch.rand(5, 7, generator=torch.Generator().manual_seed(s)) * 2 - 1 for s in (1, 2))
+    image, text = (
+        torch.rand(5, 7, generator=torch.Generator().manual_seed(s)) * 2 - 1 for s in (1, 2)
+    )
     by_sample = sum(sum(h[i][k] for k in range(7)) ** 2 for h in (image, text) for i in range(5))
     by_bit = sum(sum(h[i][k] for i in range(5)) ** 2 for h in (image, text) for k in range(7))
     assert_close(cfitr.balance_loss(image, text), by_sample)
@@ -135,14 +179,17 @@ def test_balance_over_bits_or_over_samples_equals_a_plain_loop():
 
 
 def test_matches_in_a_batch_can_be_left_out_of_its_negatives():
-    """Of these pairs the first two share their words, the second and third their image, which has both captions."""
+    """Of these pairs the first two share their words, the second and third their image, which has
+    both captions.
+    """
     row = torch.tensor([0, 3, 4, 23])
     expected = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
     assert small(negatives_from="others")._matches(row).int().tolist() == expected
     matches = small()._matches(row)
     assert torch.equal(matches, torch.eye(4, dtype=torch.bool))
     h = torch.tensor([[0.9, 0.1], [0.9, 0.1], [-0.9, 0.1], [0.1, 0.9]])
-    assert cfitr.triplet_loss(h, h, matches, 0.2) >= 2 * 0.2 * 2 / 4 - 1e-6  # equal codes keep half of the pairs at the margin
+    # equal codes keep half of the pairs at the margin
+    assert cfitr.triplet_loss(h, h, matches, 0.2) >= 2 * 0.2 * 2 / 4 - 1e-6
     assert cfitr.triplet_loss(h, h, torch.tensor(expected).bool(), 0.2) == 0
 
 
@@ -152,62 +199,110 @@ def test_the_own_text_stands_first_among_the_choices():
     other = sentences().texts(torch.arange(17, 23))  # three false texts for each of the two
     with torch.no_grad():
         false = model.text_states(**{"text": other["ids"], "mask": other["mask"]})
-        found = model._score_choices(image, torch.cat([own, false]), torch.cat([batch["mask"], other["mask"]]))
+        found = model._score_choices(
+            image, torch.cat([own, false]), torch.cat([batch["mask"], other["mask"]])
+        )
         for i in range(2):
-            text = torch.cat([own[i:i + 1], false[3 * i:3 * i + 3]])
-            mask = torch.cat([batch["mask"][i:i + 1], other["mask"][3 * i:3 * i + 3]])
+            text = torch.cat([own[i : i + 1], false[3 * i : 3 * i + 3]])
+            mask = torch.cat([batch["mask"][i : i + 1], other["mask"][3 * i : 3 * i + 3]])
             assert_close(found[i], model.score_pairs(image[i].expand(4, -1, -1), text, mask))
 
 
 def test_what_the_release_does_is_one_word():
     released = CFITRConfig.paper(bits=64).released()
-    assert (released.lfem, released.bank, released.false_from, released.balance) == (False, "released", "all", "sample")
-    assert released.bits == 64 and CFITRConfig.compact().released().negatives_from == CFITRConfig.paper().negatives_from == "all"
-    assert CFITRConfig.paper().lfem and CFITRConfig.paper().bank == "intended" and CFITRConfig.paper().false_from == "others"
+    assert (released.lfem, released.bank, released.false_from, released.balance) == (
+        False,
+        "released",
+        "all",
+        "sample",
+    )
+    assert (
+        released.bits == 64
+        and CFITRConfig.compact().released().negatives_from
+        == CFITRConfig.paper().negatives_from
+        == "all"
+    )
+    assert (
+        CFITRConfig.paper().lfem
+        and CFITRConfig.paper().bank == "intended"
+        and CFITRConfig.paper().false_from == "others"
+    )
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(split=0), "split 0 must leave layers on both sides of the 12"), (dict(split=12), "split 12"),
-    (dict(bits=0), "at least 1"), (dict(hidden=0), "at least 1"), (dict(false_texts=0), "at least 1"),
-    (dict(false_from="some"), "'others' or 'all'"), (dict(negatives_from="some"), "'others' or 'all'"),
-    (dict(bank="zero"), "'intended' or 'released'"),
-    (dict(balance="batch"), "'sample' or 'bit'"), (dict(vilt="vilt_l16"), "choose one of vilt_standin")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"split": 0}, "split 0 must leave layers on both sides of the 12"),
+        ({"split": 12}, "split 12"),
+        ({"bits": 0}, "at least 1"),
+        ({"hidden": 0}, "at least 1"),
+        ({"false_texts": 0}, "at least 1"),
+        ({"false_from": "some"}, "'others' or 'all'"),
+        ({"negatives_from": "some"}, "'others' or 'all'"),
+        ({"bank": "zero"}, "'intended' or 'released'"),
+        ({"balance": "batch"}, "'sample' or 'bit'"),
+        ({"vilt": "vilt_l16"}, "choose one of vilt_standin"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_sentence(changes, message):
     with pytest.raises(UserError, match=message) as error:
         CFITRConfig.paper(**changes)
     assert "\n" not in str(error.value)
 
 
-# ---- the trunk -------------------------------------------------------------------------------------------------------
+# ---- the trunk
 def test_a_vilt_is_built_as_its_authors_build_it():
     model = trunk(dropout=0.3)
     assert model.embeddings.text_embeddings.LayerNorm.eps == 1e-12
-    assert {m.eps for name, m in model.named_modules() if name.endswith(("before", "after", "layernorm"))} == {1e-6}
-    assert sum(m.p == 0.3 for m in model.modules() if isinstance(m, torch.nn.Dropout)) == 2 + 3 * 4  # embeddings; 3 a layer
-    assert all(m.p == 0 for name, m in model.named_modules() if name.endswith("attention.attention.dropout"))
+    assert {
+        m.eps
+        for name, m in model.named_modules()
+        if name.endswith(("before", "after", "layernorm"))
+    } == {1e-6}
+    # embeddings; 3 a layer
+    assert sum(m.p == 0.3 for m in model.modules() if isinstance(m, torch.nn.Dropout)) == 2 + 3 * 4
+    assert all(
+        m.p == 0
+        for name, m in model.named_modules()
+        if name.endswith("attention.attention.dropout")
+    )
     assert model.embeddings.text_embeddings.word_embeddings.padding_idx == 0
     assert 0.01 < model.embeddings.position_embeddings.std() < 0.03
 
 
-@pytest.mark.parametrize("config, tokens, width", [(CFITRConfig.tiny(WORDS), 50, 64), (CFITRConfig.compact(), 50, 192),
-                                                   (CFITRConfig.paper(), 145, 768)])
+@pytest.mark.parametrize(
+    "config, tokens, width",
+    [
+        (CFITRConfig.tiny(WORDS), 50, 64),
+        (CFITRConfig.compact(), 50, 192),
+        (CFITRConfig.paper(), 145, 768),
+    ],
+)
 def test_all_sizes_have_a_state_for_each_patch_and_word(config, tokens, width):
     size = backbones.vilt_size(config.vilt).image.size
     with torch.device("meta"):
         model = CFITR(config).eval()
         length = model.vilt.config.max_position_embeddings
         mask = torch.ones(2, length, dtype=torch.long)
-        words = torch.empty(2, length, model.text_encoder.config.hidden_size) if config.freeze_towers else mask
+        words = (
+            torch.empty(2, length, model.text_encoder.config.hidden_size)
+            if config.freeze_towers
+            else mask
+        )
         image = model.image_states(**model.image_features(torch.empty(2, 3, size, size)))
         text = model.text_states(words, mask)
         assert image.shape == (2, tokens, width) and text.shape == (2, length, width)
-        assert model.image_codes(image).shape == (2, config.bits) and model.score_pairs(image, text, mask).shape == (2,)
+        assert model.image_codes(image).shape == (2, config.bits) and model.score_pairs(
+            image, text, mask
+        ).shape == (2,)
 
 
-# ---- states: raster order, LFEM, masks ----------------------------------------------------------------------------------
+# ---- states: raster order, LFEM, masks
 def test_patches_keep_their_raster_order_unless_a_permutation_is_given():
     model, pixels = small(lfem=False).eval(), pairs(2)["pixels"]
-    order = torch.stack([torch.randperm(25, generator=torch.Generator().manual_seed(s)) for s in (1, 2)])
+    order = torch.stack(
+        [torch.randperm(25, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    )
     with torch.no_grad():
         raster, shuffled = model.image_states(pixels), model.image_states(pixels, order)
         for b in range(2):
@@ -230,8 +325,12 @@ def test_lfem_mixes_neighbours_on_the_grid_and_leaves_the_class_token():
     rows, columns = touched.any(1).nonzero().flatten(), touched.any(0).nonzero().flatten()
     assert rows.max() == 2 + 4 and columns.min() == 9 - 4  # as far as kernels of 3, 5 and 3 reach
     with torch.no_grad():
-        plain, enhanced = (small(lfem=on).eval().image_states(pairs(2)["pixels"]) for on in (False, True))
-    assert torch.equal(plain[:, 0], enhanced[:, 0]) and not torch.equal(plain[:, 1:], enhanced[:, 1:])
+        plain, enhanced = (
+            small(lfem=on).eval().image_states(pairs(2)["pixels"]) for on in (False, True)
+        )
+    assert torch.equal(plain[:, 0], enhanced[:, 0]) and not torch.equal(
+        plain[:, 1:], enhanced[:, 1:]
+    )
 
 
 def test_padding_is_attended_in_neither_half():
@@ -245,7 +344,8 @@ def test_padding_is_attended_in_neither_half():
     with torch.no_grad():
         scores = [model.score_pairs(image, x, batch["mask"]) for x in (text, changed)]
         assert_close(*scores)
-        assert (model.pooled_texts(changed) - model.pooled_texts(text)).abs().max() > 1e-3  # but pooled, as released
+        # but pooled, as released
+        assert (model.pooled_texts(changed) - model.pooled_texts(text)).abs().max() > 1e-3
 
 
 def test_masked_image_tokens_are_not_attended():
@@ -269,9 +369,12 @@ def test_states_that_were_kept_give_the_scores_of_the_towers_in_any_company():
         kept = [torch.from_numpy(x.numpy().astype(np.float16)).float() for x in (image, text)]
         half = model.score_pairs(kept[0][rows], kept[1][columns], batch["mask"][columns]).view(6, 6)
         for i, j in ((0, 0), (2, 5), (4, 1)):
-            alone = model.score_pairs(model.image_states(batch["pixels"][i:i + 1]),
-                                      model.text_states(batch["ids"][j:j + 1], batch["mask"][j:j + 1]), batch["mask"][j:j + 1])
-            assert_close(alone, every[i, j:j + 1])
+            alone = model.score_pairs(
+                model.image_states(batch["pixels"][i : i + 1]),
+                model.text_states(batch["ids"][j : j + 1], batch["mask"][j : j + 1]),
+                batch["mask"][j : j + 1],
+            )
+            assert_close(alone, every[i, j : j + 1])
     torch.testing.assert_close(half, every, atol=1e-2, rtol=0)
     assert every.std() > 5e-2
 
@@ -280,7 +383,9 @@ def test_the_score_is_read_from_the_first_word():
     model, batch = small().eval(), pairs(2)
     image, text = states(model, batch)
     x = torch.cat([text, image], dim=1)
-    added = torch.cat([batch["mask"], torch.ones(2, 26)], dim=1).log()[:, None, None].clamp(min=-1e30)
+    added = (
+        torch.cat([batch["mask"], torch.ones(2, 26)], dim=1).log()[:, None, None].clamp(min=-1e30)
+    )
     with torch.no_grad():
         for layer in model.vilt.encoder.layer[2:]:
             out = layer(x, added)
@@ -293,9 +398,14 @@ def test_the_score_is_read_from_the_first_word():
 def test_the_last_layer_for_the_first_word_alone_has_the_values_and_gradients_of_the_whole():
     layer, batch = small().vilt.encoder.layer[3], pairs(4)
     mask, found = batch["mask"], []
-    for through in (lambda x: vilt.through([layer], x, mask)[:, :1], lambda x: vilt.first_through(layer, x, mask)):
+    for through in (
+        lambda x: vilt.through([layer], x, mask)[:, :1],
+        lambda x: vilt.first_through(layer, x, mask),
+    ):
         layer.zero_grad()
-        x = torch.randn(4, LENGTH, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        x = torch.randn(
+            4, LENGTH, 16, generator=torch.Generator().manual_seed(1), requires_grad=True
+        )
         out = through(x)
         out.square().sum().backward()
         gradients = {name: p.grad.clone() for name, p in layer.named_parameters()}
@@ -312,7 +422,9 @@ def test_the_last_layer_drops_everywhere_and_in_training_alone(place):
     layer.get_submodule(place).dropout.p = 0.5
     x = torch.randn(1, LENGTH, 16)
     with torch.no_grad():
-        assert not torch.equal(vilt.first_through(layer, x, mask), vilt.first_through(layer, x, mask))
+        assert not torch.equal(
+            vilt.first_through(layer, x, mask), vilt.first_through(layer, x, mask)
+        )
         layer.eval()
         assert torch.equal(vilt.first_through(layer, x, mask), vilt.first_through(layer, x, mask))
 
@@ -329,10 +441,13 @@ def test_codes_are_the_same_whenever_an_image_is_encoded():
 
 def test_the_sign_of_zero_is_plus():
     h = torch.tensor([[-0.5, -0.0, 0.0, 1e-9]])
-    assert CFITR.binary(h).tolist() == [[False, True, True, True]] and CFITR.binary(h).dtype == torch.bool
+    assert (
+        CFITR.binary(h).tolist() == [[False, True, True, True]]
+        and CFITR.binary(h).dtype == torch.bool
+    )
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input
 def test_a_batch_of_one_is_a_batch_but_for_training():
     model, batch = small(), pairs()
     one = {name: value[:1] for name, value in batch.items()}
@@ -356,7 +471,12 @@ def test_an_empty_caption_is_a_caption(seen):
 @pytest.mark.parametrize("length", [LENGTH - 1, LENGTH + 1])
 def test_captions_of_another_length_are_refused(length):
     ids = torch.ones(2, length, dtype=torch.long)
-    with pytest.raises(UserError, match=f"pools over {LENGTH} pos.* captions of {length};.*max_length={LENGTH} and fixed=True"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"pools over {LENGTH} pos.* captions of {length};.*max_length={LENGTH} and fixed=True"
+        ),
+    ):
         small().encode_texts(ids, ids)
 
 
@@ -373,7 +493,7 @@ def test_training_needs_captions():
         model.loss(pairs())
 
 
-# ---- false texts -------------------------------------------------------------------------------------------------------
+# ---- false texts
 def test_false_texts_are_never_read_like_a_caption_of_the_image():
     captions, row = sentences(), torch.arange(24)
     torch.manual_seed(0)
@@ -401,7 +521,9 @@ def test_the_release_draws_from_all():
 def test_the_loss_draws_as_configured_and_as_torch_is_seeded(rule, monkeypatch):
     model, seen = small(false_from=rule, false_texts=50), []
     draw = model.captions.draw
-    monkeypatch.setattr(model.captions, "draw", lambda *given: seen.append((given[0], draw(*given))) or seen[-1][1])
+    monkeypatch.setattr(
+        model.captions, "draw", lambda *given: seen.append((given[0], draw(*given))) or seen[-1][1]
+    )
     loss(model, pairs())
     loss(model, pairs())
     assert torch.equal(seen[0][1], seen[1][1]) and seen[0][1].shape == (6, 50)
@@ -416,8 +538,13 @@ def test_an_image_described_by_all_texts_is_refused():
 
 
 def test_texts_come_as_the_tokens_of_their_captions():
-    tokens = {"text": np.arange(24, dtype=np.float16).reshape(3, 4, 2), "mask": np.ones((3, 4), int)}
-    found = Captions(np.array([0, 1, 1, 2]), np.array([0, 2, 0, 1]), tokens).texts(torch.tensor([1, 2, 3]))
+    tokens = {
+        "text": np.arange(24, dtype=np.float16).reshape(3, 4, 2),
+        "mask": np.ones((3, 4), int),
+    }
+    found = Captions(np.array([0, 1, 1, 2]), np.array([0, 2, 0, 1]), tokens).texts(
+        torch.tensor([1, 2, 3])
+    )
     assert found["text"].dtype == torch.float32 and found["mask"].dtype == torch.int64
     assert found["text"][:, 0, 0].tolist() == [16, 0, 8]
 
@@ -425,14 +552,17 @@ def test_texts_come_as_the_tokens_of_their_captions():
 def test_repeats_within_an_image_can_be_left_out(tmp_path):
     table = coloured(tmp_path).table
     doubled = replace(table, captions=table.captions.loc[table.captions.index.repeat(2)])
-    assert cfitr.without_repeats(doubled).captions.equals(table.captions)  # shared by images, but repeated in none
+    # shared by images, but repeated in none
+    assert cfitr.without_repeats(doubled).captions.equals(table.captions)
 
 
-# ---- the bank ------------------------------------------------------------------------------------------------------------
+# ---- the bank
 def codes_seen(model):
     seen = {}
     for name in ("image_module", "text_module"):
-        getattr(model, name).register_forward_hook(lambda module, given, out, name=name: seen.update({name: out.detach()}))
+        getattr(model, name).register_forward_hook(
+            lambda module, given, out, name=name: seen.update({name: out.detach()})
+        )
     return seen
 
 
@@ -440,13 +570,21 @@ def codes_seen(model):
 def test_the_bank_is_read_and_then_written(rule):
     model, batch = small(bank=rule), pairs()
     before, seen = model.bank.clone(), codes_seen(model)
-    assert before.shape == (24, 12) and set(before.unique().tolist()) == {-1, 1} and abs(before.float().mean()) < 0.2
+    assert (
+        before.shape == (24, 12)
+        and set(before.unique().tolist()) == {-1, 1}
+        and abs(before.float().mean()) < 0.2
+    )
     terms = loss(model, batch)
     h_image, h_text = seen["image_module"], seen["text_module"]
     target = before[batch["row"]]
-    assert_close(terms["quantisation"], ((target - h_image) ** 2).sum() + ((target - h_text) ** 2).sum())
+    assert_close(
+        terms["quantisation"], ((target - h_image) ** 2).sum() + ((target - h_text) ** 2).sum()
+    )
     expected = before.clone()
-    expected[batch["row"]] = ((h_image + h_text) / 2).sign().to(torch.int8) if rule == "intended" else 0
+    expected[batch["row"]] = (
+        ((h_image + h_text) / 2).sign().to(torch.int8) if rule == "intended" else 0
+    )
     assert torch.equal(model.bank, expected) and not torch.equal(before, expected)
     again = loss(model, batch)["quantisation"]
     assert again < terms["quantisation"]
@@ -466,7 +604,7 @@ def test_the_first_bank_comes_from_its_seed():
     assert torch.equal(banks[0], banks[1]) and not torch.equal(banks[0], banks[2])
 
 
-# ---- training --------------------------------------------------------------------------------------------------------------
+# ---- training
 def test_a_few_steps_tell_the_right_text_from_false_ones():
     torch.manual_seed(0)
     model, batch = small(gamma=0.0, negatives_from="others"), pairs()
@@ -478,19 +616,33 @@ def test_a_few_steps_tell_the_right_text_from_false_ones():
         optimizer.step()
         optimizer.zero_grad()
         losses.append({name: value.item() for name, value in terms.items()})
-    assert losses[-1]["rerank"] < 0.3 * losses[0]["rerank"] and losses[-1]["triplet"] < 0.3 * losses[0]["triplet"]
+    assert (
+        losses[-1]["rerank"] < 0.3 * losses[0]["rerank"]
+        and losses[-1]["triplet"] < 0.3 * losses[0]["triplet"]
+    )
 
 
 def test_parameter_groups_spare_the_norms_of_the_trunk_but_no_batch_norm():
     model = small()
     name_of = {id(p): name for name, p in model.named_parameters()}
-    (kept, decay), (free, none) = (({name_of[id(p)] for p in group["params"]}, group["weight_decay"])
-                                   for group in model.parameter_groups(0.05))
+    (kept, decay), (free, none) = (
+        ({name_of[id(p)] for p in group["params"]}, group["weight_decay"])
+        for group in model.parameter_groups(0.05)
+    )
     assert (decay, none) == (0.05, 0.0) and kept | free == set(name_of.values()) and not kept & free
-    official = {"transformer.norm.weight", "transformer.blocks.1.norm2.weight", "text_embeddings.LayerNorm.weight"}
+    official = {
+        "transformer.norm.weight",
+        "transformer.blocks.1.norm2.weight",
+        "text_embeddings.LayerNorm.weight",
+    }
     assert official <= set(vilt_names.to_authors({name: model.state_dict()[name] for name in free}))
-    assert {"image_module.1.weight", "res.net.4.weight", "vilt.embeddings.cls_token", "vilt.embeddings.position_embeddings",
-            "imagepooler_be.dense.weight"} <= kept
+    assert {
+        "image_module.1.weight",
+        "res.net.4.weight",
+        "vilt.embeddings.cls_token",
+        "vilt.embeddings.position_embeddings",
+        "imagepooler_be.dense.weight",
+    } <= kept
     assert {name for name in kept if name.endswith("bias")} == set()
 
 
@@ -505,12 +657,22 @@ def test_a_step_in_bfloat16_is_finite_and_its_losses_are_taken_in_float32():
 @pytest.mark.gpu
 def test_the_paper_size_takes_a_bfloat16_step_on_the_gpu():
     torch.manual_seed(0)
-    captions = Captions(np.arange(40) // 2, np.arange(40), {"ids": np.random.default_rng(0).integers(1, 30000, (40, 40)),
-                                                           "mask": np.ones((40, 40), int)})
+    captions = Captions(
+        np.arange(40) // 2,
+        np.arange(40),
+        {
+            "ids": np.random.default_rng(0).integers(1, 30000, (40, 40)),
+            "mask": np.ones((40, 40), int),
+        },
+    )
     with torch.device("cuda"):
         model = CFITR(CFITRConfig.paper())
-        batch = {"pixels": torch.randn(8, 3, 384, 384), "ids": torch.randint(1, 30000, (8, 40)),
-                 "mask": torch.ones(8, 40, dtype=torch.long), "row": 2 * torch.arange(8)}
+        batch = {
+            "pixels": torch.randn(8, 3, 384, 384),
+            "ids": torch.randint(1, 30000, (8, 40)),
+            "mask": torch.ones(8, 40, dtype=torch.long),
+            "row": 2 * torch.arange(8),
+        }
     model.set_captions(captions)
     with torch.autocast("cuda", torch.bfloat16):
         terms = step(model, batch, lr=1e-5)
@@ -536,20 +698,32 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "stopped", stop_after=2)
-    whole, resumed = trained(tmp_path / "whole").state_dict(), trained(tmp_path / "stopped").state_dict()
-    assert set(whole) == set(resumed) and all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    whole, resumed = (
+        trained(tmp_path / "whole").state_dict(),
+        trained(tmp_path / "stopped").state_dict(),
+    )
+    assert set(whole) == set(resumed) and all(
+        torch.equal(value, resumed[name]) for name, value in whole.items()
+    )
     assert not torch.equal(whole["bank"], small().bank)
 
 
-# ---- as a retrieval system ---------------------------------------------------------------------------------------------------
+# ---- as a retrieval system
 @pytest.fixture
 def stand_in(monkeypatch):
-    """The stand-in with texts of 12 tokens, as the coloured set has them; the compact size over small frozen towers."""
+    """The stand-in with texts of 12 tokens, as the coloured set has them; the compact size over
+    small frozen towers.
+    """
     sizes = backbones.VILT
-    shorter = {name: replace(sizes[name], vilt=sizes[name].vilt | {"max_position_embeddings": 12})
-               for name in ("vilt_standin", "vilt_compact")}
-    shorter["vilt_compact"] = replace(shorter["vilt_compact"], image=backbones.image_input("swin_standin"),
-                                      towers=("swin_standin", "bert_standin"))
+    shorter = {
+        name: replace(sizes[name], vilt=sizes[name].vilt | {"max_position_embeddings": 12})
+        for name in ("vilt_standin", "vilt_compact")
+    }
+    shorter["vilt_compact"] = replace(
+        shorter["vilt_compact"],
+        image=backbones.image_input("swin_standin"),
+        towers=("swin_standin", "bert_standin"),
+    )
     for name, size in shorter.items():
         monkeypatch.setitem(sizes, name, size)
 
@@ -577,7 +751,9 @@ def test_features_of_frozen_towers_take_the_place_of_pixels_and_ids(tmp_path, st
     tokenizer, image = words(data, tmp_path), backbones.vilt_size("vilt_compact").image
     torch.manual_seed(0)
     model = CFITR(CFITRConfig.compact(vocab_size=tokenizer.vocab_size, dropout=0.0))
-    cached = RetrievalTask(data, tokenizer, image, towers=model, cache=tmp_path / "features", workers=1)
+    cached = RetrievalTask(
+        data, tokenizer, image, towers=model, cache=tmp_path / "features", workers=1
+    )
     direct = RetrievalTask(data, tokenizer, image, workers=1)
     model.set_captions(Captions.of(cached))
     assert set(model.captions.tokens) == {"text", "mask"}
@@ -588,42 +764,76 @@ def test_features_of_frozen_towers_take_the_place_of_pixels_and_ids(tmp_path, st
     batch = next(iter(loader))
     assert set(batch) == {"vision", "text", "mask", "image_index", "scene", "row"}
     terms = step(model, batch)
-    assert terms["loss"].isfinite() and not any(part.training for tower in model.frozen() for part in tower.modules())
-    assert all((p.grad is None) == name.startswith(("vision_encoder", "text_encoder")) for name, p in model.named_parameters())
+    assert terms["loss"].isfinite() and not any(
+        part.training for tower in model.frozen() for part in tower.modules()
+    )
+    assert all(
+        (p.grad is None) == name.startswith(("vision_encoder", "text_encoder"))
+        for name, p in model.named_parameters()
+    )
     assert {"vision", "text"} == {*model.IMAGE_FEATURES, *model.TEXT_FEATURES}
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------------
+# ---- files
 @pytest.fixture
 def tiny_names(monkeypatch):
     """The name of the paper's trunk stands for the small one here."""
-    monkeypatch.setattr(backbones, "vilt", lambda name, vocab_size=None, dropout=0.1: trunk(dropout))
+    monkeypatch.setattr(
+        backbones, "vilt", lambda name, vocab_size=None, dropout=0.1: trunk(dropout)
+    )
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(lfem=False), dict(bank="released", balance="bit", margin=0.4)])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lfem": False}, {"bank": "released", "balance": "bit", "margin": 0.4}]
+)
 def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, tiny_names, changes):
     model = small(**changes)
     cfitr.write_release(model, tmp_path / "last.ckpt")
     again, said = cfitr.read(tmp_path / "last.ckpt")
-    assert said["release"] and said["dropped"] == [] and again.config == model.config and not again.training
+    assert (
+        said["release"]
+        and said["dropped"] == []
+        and again.config == model.config
+        and not again.training
+    )
     assert torch.equal(everything(again, pairs()), everything(model, pairs()))
 
 
 def released_file(model: CFITR) -> dict[str, torch.Tensor]:
-    """What the authors' training leaves of `model`: with LFEM untrained, dead blocks and the frozen matching head."""
-    dead = {"transformer.SE_blocks.0.norm1.weight": torch.ones(144), "itm_score.fc.weight": torch.zeros(2, 16),
-            "itm_score.fc.bias": torch.zeros(2), "text_embeddings.position_ids": torch.arange(LENGTH)[None]}
-    return {**cfitr.release_state(model), **dead, **{f"res.{name}": p for name, p in cfitr.LFEM(16).state_dict().items()}}
+    """What the authors' training leaves of `model`: with LFEM untrained, dead blocks and the frozen
+    matching head.
+    """
+    dead = {
+        "transformer.SE_blocks.0.norm1.weight": torch.ones(144),
+        "itm_score.fc.weight": torch.zeros(2, 16),
+        "itm_score.fc.bias": torch.zeros(2),
+        "text_embeddings.position_ids": torch.arange(LENGTH)[None],
+    }
+    return {
+        **cfitr.release_state(model),
+        **dead,
+        **{f"res.{name}": p for name, p in cfitr.LFEM(16).state_dict().items()},
+    }
 
 
-def test_a_released_file_says_its_sizes_by_its_tensors_and_lists_what_is_dropped(tmp_path, tiny_names, monkeypatch):
-    monkeypatch.setattr(CFITRConfig, "paper", classmethod(lambda cls, **changes: replace(SMALL, **changes)))
+def test_a_released_file_says_its_sizes_by_its_tensors_and_lists_what_is_dropped(
+    tmp_path, tiny_names, monkeypatch
+):
+    monkeypatch.setattr(
+        CFITRConfig, "paper", classmethod(lambda cls, **changes: replace(SMALL, **changes))
+    )
     model = small(bits=9, hidden=21, lfem=False)
     state = released_file(model)
-    torch.save({"state_dict": state, "hyper_parameters": {"config": {"batch_size": 256}}, "epoch": 49}, tmp_path / "last.ckpt")
+    torch.save(
+        {"state_dict": state, "hyper_parameters": {"config": {"batch_size": 256}}, "epoch": 49},
+        tmp_path / "last.ckpt",
+    )
     again, said = cfitr.read(tmp_path / "last.ckpt")
     assert again.config == replace(model.config, bank="released", false_from="all")
-    assert set(said["dropped"]) == set(state) - set(cfitr.release_state(model)) and len(said["dropped"]) == 4 + 21
+    assert (
+        set(said["dropped"]) == set(state) - set(cfitr.release_state(model))
+        and len(said["dropped"]) == 4 + 21
+    )
     assert torch.equal(everything(again, pairs()), everything(model, pairs()))
 
 
@@ -634,9 +844,18 @@ def test_the_released_names_are_those_of_vilt():
     joined = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
     assert torch.equal(state["transformer.blocks.3.attn.qkv.weight"], joined)
     assert torch.equal(state["transformer.norm.bias"], model.vilt.layernorm.bias)
-    assert {"transformer.cls_token", "transformer.pos_embed", "transformer.patch_embed.proj.bias", "pooler.dense.weight",
-            "token_type_embeddings.weight", "text_embeddings.token_type_embeddings.weight", "transformer.blocks.0.mlp.fc2.bias",
-            "res.net.7.running_var", "image_module.1.num_batches_tracked", "rank_output.bias"} <= set(state)
+    assert {
+        "transformer.cls_token",
+        "transformer.pos_embed",
+        "transformer.patch_embed.proj.bias",
+        "pooler.dense.weight",
+        "token_type_embeddings.weight",
+        "text_embeddings.token_type_embeddings.weight",
+        "transformer.blocks.0.mlp.fc2.bias",
+        "res.net.7.running_var",
+        "image_module.1.num_batches_tracked",
+        "rank_output.bias",
+    } <= set(state)
     assert not any("vilt" in name or name == "bank" for name in state)
     assert len(state) == len(model.state_dict()) - 1 - 2 * 2 * 4
 
@@ -644,9 +863,14 @@ def test_the_released_names_are_those_of_vilt():
 def test_a_released_key_without_a_place_is_told(tmp_path):
     model = small()
     state = cfitr.release_state(model)
-    for broken, message in (({**state, "momentum": torch.zeros(1)}, "unknown to the model .1.:\n  momentum"),
-                            ({k: v for k, v in state.items() if k != "transformer.blocks.1.attn.qkv.bias"}, "in the file .3."),
-                            ({k: v for k, v in state.items() if not k.startswith("res.")}, "in the file .21.")):
+    for broken, message in (
+        ({**state, "momentum": torch.zeros(1)}, "unknown to the model .1.:\n  momentum"),
+        (
+            {k: v for k, v in state.items() if k != "transformer.blocks.1.attn.qkv.bias"},
+            "in the file .3.",
+        ),
+        ({k: v for k, v in state.items() if not k.startswith("res.")}, "in the file .21."),
+    ):
         before = everything(model, pairs())
         with pytest.raises(UserError, match=message):
             cfitr.load_release(model, {k: torch.zeros_like(v) for k, v in broken.items()})
@@ -656,14 +880,35 @@ def test_a_released_key_without_a_place_is_told(tmp_path):
 def vilt_files(model: CFITR) -> dict[str, dict[str, torch.Tensor]]:
     """One trunk as its authors, and as transformers with and without heads write it."""
     generator = torch.Generator().manual_seed(4)
-    ours = {name: torch.randn(value.shape, generator=generator) for name, value in model.vilt.state_dict().items()}
+    ours = {
+        name: torch.randn(value.shape, generator=generator)
+        for name, value in model.vilt.state_dict().items()
+    }
     prefixed = {f"vilt.{name}": value for name, value in ours.items()}
-    heads = {"rank_output.weight": torch.full((1, 16), 3.0), "rank_output.bias": torch.full((1,), 4.0)}
-    matching = {"itm_score.fc.weight": torch.arange(2.0)[:, None].expand(2, 16), "itm_score.fc.bias": torch.tensor([5.0, 6.0])}
-    official = vilt_names.to_authors(prefixed) | matching | {"mlm_score.bias": torch.zeros(WORDS), "mlm_score.decoder.weight": ours[
-        "embeddings.text_embeddings.word_embeddings.weight"], "text_embeddings.position_ids": torch.arange(LENGTH)[None]}
-    return {"official": official, "official_rank": official | heads, "bare": ours,
-            "masked_lm": prefixed | {"mlm_score.bias": torch.zeros(WORDS)}, "retrieval": prefixed | heads}
+    heads = {
+        "rank_output.weight": torch.full((1, 16), 3.0),
+        "rank_output.bias": torch.full((1,), 4.0),
+    }
+    matching = {
+        "itm_score.fc.weight": torch.arange(2.0)[:, None].expand(2, 16),
+        "itm_score.fc.bias": torch.tensor([5.0, 6.0]),
+    }
+    official = (
+        vilt_names.to_authors(prefixed)
+        | matching
+        | {
+            "mlm_score.bias": torch.zeros(WORDS),
+            "mlm_score.decoder.weight": ours["embeddings.text_embeddings.word_embeddings.weight"],
+            "text_embeddings.position_ids": torch.arange(LENGTH)[None],
+        }
+    )
+    return {
+        "official": official,
+        "official_rank": official | heads,
+        "bare": ours,
+        "masked_lm": prefixed | {"mlm_score.bias": torch.zeros(WORDS)},
+        "retrieval": prefixed | heads,
+    }
 
 
 def fill(model: CFITR, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -672,11 +917,22 @@ def fill(model: CFITR, state: dict[str, torch.Tensor], folder: Path) -> None:
     replace(starting_weights.paper_vilt_start(str(folder / "vilt.bin")), options={}).fill(model)
 
 
-@pytest.mark.parametrize("kind, rank", [
-    ("official", (1.0, 6.0)), ("official_rank", (3.0, 4.0)), ("bare", None), ("masked_lm", None), ("retrieval", (3.0, 4.0))])
+@pytest.mark.parametrize(
+    "kind, rank",
+    [
+        ("official", (1.0, 6.0)),
+        ("official_rank", (3.0, 4.0)),
+        ("bare", None),
+        ("masked_lm", None),
+        ("retrieval", (3.0, 4.0)),
+    ],
+)
 def test_a_vilt_starts_the_trunk_and_its_matching_head_the_ranking(kind, rank, tmp_path):
     model = small()
-    files, before = vilt_files(model), {name: value.clone() for name, value in model.state_dict().items()}
+    files, before = (
+        vilt_files(model),
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
     fill(model, files[kind], tmp_path)
     for name, value in model.state_dict().items():
         if name.startswith("vilt."):
@@ -692,9 +948,13 @@ def test_a_vilt_that_does_not_fit_is_not_loaded_in_part(kind, tmp_path):
     model = small()
     before, state = everything(model, pairs()), vilt_files(model)[kind]
     lacking = {name: value for name, value in state.items() if "pooler" not in name}
-    other = {name: value for name, value in state.items() if "rank" not in name} | {"nlvr2_head.weight": torch.zeros(1)}
-    wide = {name: value for name, value in state.items()}
-    wide |= {name: torch.zeros(3, 16) for name in state if name.endswith("token_type_embeddings.weight")}
+    other = {name: value for name, value in state.items() if "rank" not in name} | {
+        "nlvr2_head.weight": torch.zeros(1)
+    }
+    wide = dict(state.items())
+    wide |= {
+        name: torch.zeros(3, 16) for name in state if name.endswith("token_type_embeddings.weight")
+    }
     for broken in (lacking, other, wide):
         with pytest.raises(UserError, match="nothing was loaded"):
             fill(model, broken, tmp_path)
@@ -710,17 +970,31 @@ def test_frozen_towers_have_no_place_in_the_released_layout(tmp_path):
 
 
 def test_our_own_checkpoints_come_back_from_training_without_the_bank(tmp_path, tiny_names):
-    settings = loop.TrainConfig(epochs=1, lr=1e-3, batch_size=6, schedule="constant", warmup_fraction=0.0)
+    settings = loop.TrainConfig(
+        epochs=1, lr=1e-3, batch_size=6, schedule="constant", warmup_fraction=0.0
+    )
 
     def build_and_train():
-        return loop.load_or_train("cfitr", small, [pairs()], settings, tmp_path, "k" * 64,
-                                      meta={"system": "cfitr", "model": asdict(SMALL)})
+        return loop.load_or_train(
+            "cfitr",
+            small,
+            [pairs()],
+            settings,
+            tmp_path,
+            "k" * 64,
+            meta={"system": "cfitr", "model": asdict(SMALL)},
+        )
 
     (model, _, trained), (loaded, _, trained_again) = build_and_train(), build_and_train()
-    found, = tmp_path.glob("cfitr-*/model.safetensors")
+    (found,) = tmp_path.glob("cfitr-*/model.safetensors")
     again, meta = cfitr.read(found)
     assert (trained, trained_again) == (True, False) and torch.equal(loaded.bank, model.bank)
-    assert again.config == SMALL and again.bank is None and not again.training and meta["history"][0]["rerank"] > 0
+    assert (
+        again.config == SMALL
+        and again.bank is None
+        and not again.training
+        and meta["history"][0]["rerank"] > 0
+    )
     assert_close(everything(again, pairs()), everything(model.cpu(), pairs()))
 
 
@@ -737,30 +1011,58 @@ def test_files_of_other_models_and_files_with_code_are_refused(tmp_path, tiny_na
     state = {name: value for name, value in model.state_dict().items() if name != "bank"}
     meta = {"system": "cfitr", "model": asdict(model.config)}
     made = {
-        "pir": (checkpoints.save_checkpoint(tmp_path / "pir", state, meta | {"system": "pir"}), "something else.*'pir'"),
-        "silent": (checkpoints.save_checkpoint(tmp_path / "silent", state, {"system": "cfitr"}), "does not say which CFITR"),
-        "newer": (checkpoints.save_checkpoint(tmp_path / "newer", state, meta | {"model": {"magic": 1}}), "does not say which CFITR"),
-        "cut": (checkpoints.save_checkpoint(tmp_path / "cut", {k: v for k, v in state.items() if k != "rank_output.bias"}, meta),
-                "missing in the file .1.:\n  rank_output.bias"),
+        "pir": (
+            checkpoints.save_checkpoint(tmp_path / "pir", state, meta | {"system": "pir"}),
+            "something else.*'pir'",
+        ),
+        "silent": (
+            checkpoints.save_checkpoint(tmp_path / "silent", state, {"system": "cfitr"}),
+            "does not say which CFITR",
+        ),
+        "newer": (
+            checkpoints.save_checkpoint(tmp_path / "newer", state, meta | {"model": {"magic": 1}}),
+            "does not say which CFITR",
+        ),
+        "cut": (
+            checkpoints.save_checkpoint(
+                tmp_path / "cut", {k: v for k, v in state.items() if k != "rank_output.bias"}, meta
+            ),
+            "missing in the file .1.:\n  rank_output.bias",
+        ),
     }
     torch.save({"state_dict": vilt_files(model)["official"]}, tmp_path / "vilt.ckpt")
     (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps({"state_dict": Bomb(tmp_path / "touched")}))
-    torch.save({"state_dict": {"image_module.3.weight": Bomb(tmp_path / "touched")}}, tmp_path / "armed.ckpt")
-    made |= {"vilt": (tmp_path / "vilt.ckpt", "holds no CFITR"), "bomb": (tmp_path / "bomb.ckpt", "bomb.ckpt"),
-             "armed": (tmp_path / "armed.ckpt", "armed.ckpt"), "absent": (tmp_path / "absent.ckpt", "no weight file")}
+    torch.save(
+        {"state_dict": {"image_module.3.weight": Bomb(tmp_path / "touched")}},
+        tmp_path / "armed.ckpt",
+    )
+    made |= {
+        "vilt": (tmp_path / "vilt.ckpt", "holds no CFITR"),
+        "bomb": (tmp_path / "bomb.ckpt", "bomb.ckpt"),
+        "armed": (tmp_path / "armed.ckpt", "armed.ckpt"),
+        "absent": (tmp_path / "absent.ckpt", "no weight file"),
+    }
     for path, message in made.values():
         with pytest.raises(UserError, match=message):
             cfitr.read(path)
     assert not (tmp_path / "touched").exists()
 
 
-# ---- two processes -------------------------------------------------------------------------------------------------------------
+# ---- two processes
 def half(rows: slice) -> dict[str, np.ndarray]:
-    """Losses and gradients of one step on these rows of a batch, with running statistics and bank after it."""
+    """Losses and gradients of one step on these rows of a batch, with running statistics and bank
+    after it.
+    """
     model = small()
-    model.captions.draw = lambda row, count, also_true: torch.stack([(row + 5 + 3 * i) % 24 for i in range(count)], dim=1)
+    model.captions.draw = lambda row, count, also_true: torch.stack(
+        [(row + 5 + 3 * i) % 24 for i in range(count)], dim=1
+    )
     arrays = two_processes.one_step(model, {name: value[rows] for name, value in pairs(8).items()})
-    return arrays | {f"buffer/{name}": value.numpy() for name, value in model.named_buffers() if "position_ids" not in name}
+    return arrays | {
+        f"buffer/{name}": value.numpy()
+        for name, value in model.named_buffers()
+        if "position_ids" not in name
+    }
 
 
 other = two_processes.fixture(__file__)
@@ -770,16 +1072,31 @@ def test_two_processes_have_the_losses_gradients_statistics_and_bank_of_one(othe
     whole = half(slice(None))
     for part in two_processes.meet(other, half):
         two_processes.assert_alike(part, whole)
-    assert {key for key in whole if key.startswith("grad/")} == {f"grad/{name}" for name, _ in small().named_parameters()}
-    assert all(np.abs(whole[f"grad/{name}"]).max() > 1e-5 for name in ("rank_output.weight", "res.net.3.weight",
-                                                                       "image_module.0.weight", "textpooler_be.dense.weight"))
+    assert {key for key in whole if key.startswith("grad/")} == {
+        f"grad/{name}" for name, _ in small().named_parameters()
+    }
+    assert all(
+        np.abs(whole[f"grad/{name}"]).max() > 1e-5
+        for name in (
+            "rank_output.weight",
+            "res.net.3.weight",
+            "image_module.0.weight",
+            "textpooler_be.dense.weight",
+        )
+    )
     fresh = small()
     statistics = [name for name, _ in fresh.named_buffers() if "running" in name]
     assert len(statistics) == 2 * 5
     for name in statistics:
         assert not np.allclose(whole[f"buffer/{name}"], fresh.state_dict()[name].numpy())
     alone = half(slice(0, 4))  # one process alone has other batch statistics
-    assert np.abs(alone["buffer/image_module.1.running_mean"] - whole["buffer/image_module.1.running_mean"]).max() > 1e-3
+    assert (
+        np.abs(
+            alone["buffer/image_module.1.running_mean"]
+            - whole["buffer/image_module.1.running_mean"]
+        ).max()
+        > 1e-3
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """PE-RSITR: it starts as CLIP, CLIP rests, every option does what it says, an adapter fits any CLIP of its widths.
 
-The numbers of the authors' code are in test_reference.py. As a script this file is one of two processes.
+The numbers of the authors' code are in test_reference.py. As a script this file is one of two
+processes.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, replace
@@ -26,16 +28,31 @@ from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.training import loop
 
 WORDS, LENGTH = 40, 9
-QUIET = dict(adapter_dropout=0.0, view_dropout=0.0)
+QUIET = {"adapter_dropout": 0.0, "view_dropout": 0.0}
 
 
 def size(vision: int, text: int, layers: int = 2) -> backbones.CLIPSize:
-    return backbones.CLIPSize(16, dict(layers=layers, width=vision, head_width=8, patch_size=8, image_size=32),
-                              dict(layers=layers, width=text, heads=4, context_length=LENGTH, vocab_size=WORDS),
-                              image_input.ImageInput(32), quick_gelu=True)
+    return backbones.CLIPSize(
+        16,
+        {"layers": layers, "width": vision, "head_width": 8, "patch_size": 8, "image_size": 32},
+        {
+            "layers": layers,
+            "width": text,
+            "heads": 4,
+            "context_length": LENGTH,
+            "vocab_size": WORDS,
+        },
+        image_input.ImageInput(32),
+        quick_gelu=True,
+    )
 
 
-SIZES = {"small": size(24, 20), "sister": size(24, 20), "wide": size(32, 20), "deep": size(24, 20, layers=3)}
+SIZES = {
+    "small": size(24, 20),
+    "sister": size(24, 20),
+    "wide": size(32, 20),
+    "deep": size(24, 20, layers=3),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,12 +64,17 @@ def small_sizes():
 
 
 def start(model: CLIP, seed: int = 0) -> CLIP:
-    """Fills CLIP with random weights, large enough that every part matters; equal for all models of one size."""
+    """Fills CLIP with random weights, large enough that every part matters; equal for all models of
+    one size.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.clip.named_parameters()):
             if p.ndim:
-                p.copy_(("ln_" in name and "weight" in name) + 0.2 * torch.randn(p.shape, generator=generator))
+                p.copy_(
+                    ("ln_" in name and "weight" in name)
+                    + 0.2 * torch.randn(p.shape, generator=generator)
+                )
     return model
 
 
@@ -68,7 +90,9 @@ def adapter_of(model: PERSITR, seed: int = 5) -> PERSITR:
 def small(**changes) -> PERSITR:
     """A PE-RSITR of two layers with dropout as released, its adapter as it starts."""
     torch.manual_seed(0)
-    return start(PERSITR(PERSITRConfig(**{"clip": "small", "bottleneck": 6, "share_dim": 8} | changes)))
+    return start(
+        PERSITR(PERSITRConfig(**{"clip": "small", "bottleneck": 6, "share_dim": 8} | changes))
+    )
 
 
 def pairs(count: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -77,10 +101,17 @@ def pairs(count: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
     length = torch.randint(2, LENGTH + 1, (count, 1), generator=generator)
     length[0] = 2
     position = torch.arange(LENGTH)
-    ids = torch.randint(1, WORDS - 2, (count, LENGTH), generator=generator).where(position > 0, WORDS - 2)
+    ids = torch.randint(1, WORDS - 2, (count, LENGTH), generator=generator).where(
+        position > 0, WORDS - 2
+    )
     ids = ids.where(position < length - 1, WORDS - 1) * (position < length)
-    return {"pixels": torch.randn(count, 3, 32, 32, generator=generator), "ids": ids, "mask": (position < length).long(),
-            "image_index": torch.arange(count), "scene": torch.arange(count)}
+    return {
+        "pixels": torch.randn(count, 3, 32, 32, generator=generator),
+        "ids": ids,
+        "mask": (position < length).long(),
+        "image_index": torch.arange(count),
+        "scene": torch.arange(count),
+    }
 
 
 def step(model: nn.Module, batch: dict, lr: float = 1e-3) -> dict[str, torch.Tensor]:
@@ -100,13 +131,20 @@ def both(model: nn.Module, batch: dict) -> torch.Tensor:
         return torch.cat(model.embed_batch(batch))
 
 
-# ---- the start, and what rests -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("changes", [dict(), dict(per_layer=True), dict(placement="after"), dict(share_dim=0)])
+# ---- the start, and what rests
+@pytest.mark.parametrize(
+    "changes", [{}, {"per_layer": True}, {"placement": "after"}, {"share_dim": 0}]
+)
 def test_a_new_adapter_leaves_clip_as_it_is(changes):
     model, plain, batch = small(**changes), start(CLIP(CLIPConfig("small"))), pairs()
     assert torch.equal(both(model, batch), both(plain, batch))
     with torch.no_grad():
-        theirs = F.normalize(torch.cat([plain.clip.encode_image(batch["pixels"]), plain.clip.encode_text(batch["ids"])]), dim=1)
+        theirs = F.normalize(
+            torch.cat(
+                [plain.clip.encode_image(batch["pixels"]), plain.clip.encode_text(batch["ids"])]
+            ),
+            dim=1,
+        )
     assert_close(both(model, batch), theirs)
     assert (both(adapter_of(model), batch) - theirs).abs().max() > 0.1
 
@@ -116,20 +154,30 @@ def test_projections_start_as_released():
     adapter = MRSAdapter(40, 60, 30, 10)
     for name, layer in adapter.named_children():
         assert layer.bias.abs().max() == 0, name
-        bound = 0.0 if "up_proj" in name else layer.in_features ** -0.5
+        bound = 0.0 if "up_proj" in name else layer.in_features**-0.5
         assert layer.weight.abs().max() <= bound and layer.weight.abs().max() >= 0.95 * bound, name
 
 
 def test_clip_rests_in_training_and_only_the_adapter_moves(tmp_path):
     model, batch = small(), pairs()
-    model.clip.visual.conv1 = nn.Sequential(model.clip.visual.conv1, nn.BatchNorm2d(24), nn.Dropout(0.5)).requires_grad_(False)
+    model.clip.visual.conv1 = nn.Sequential(
+        model.clip.visual.conv1, nn.BatchNorm2d(24), nn.Dropout(0.5)
+    ).requires_grad_(False)
     model.eval().train()
-    assert model.training and model.Uniadapt.training and not any(part.training for part in model.clip.modules())
+    assert (
+        model.training
+        and model.Uniadapt.training
+        and not any(part.training for part in model.clip.modules())
+    )
     before = {name: value.clone() for name, value in model.clip.state_dict().items()}
     own = {name: p.detach().clone() for name, p in model.Uniadapt.named_parameters()}
-    config = loop.TrainConfig(epochs=3, lr=1e-2, batch_size=6, weight_decay=0.1, schedule="constant", warmup_fraction=0.0)
+    config = loop.TrainConfig(
+        epochs=3, lr=1e-2, batch_size=6, weight_decay=0.1, schedule="constant", warmup_fraction=0.0
+    )
     loop.fit(model, [batch], config, tmp_path, progress=False)
-    assert all(torch.equal(value.cpu(), before[name]) for name, value in model.clip.state_dict().items())
+    assert all(
+        torch.equal(value.cpu(), before[name]) for name, value in model.clip.state_dict().items()
+    )
     assert all(p.grad is None and not p.requires_grad for p in model.clip.parameters())
     assert all(not torch.equal(p.cpu(), own[name]) for name, p in model.Uniadapt.named_parameters())
 
@@ -146,18 +194,27 @@ def test_frozen_towers_below_the_compact_clip_rest_too():
     with torch.device("meta"):
         model = PERSITR(PERSITRConfig.compact()).train()
     for tower in (model.vision_encoder, model.text_encoder, model.clip):
-        assert not any(part.training for part in tower.modules()) and not any(p.requires_grad for p in tower.parameters())
-    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"Uniadapt"}
+        assert not any(part.training for part in tower.modules()) and not any(
+            p.requires_grad for p in tower.parameters()
+        )
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
+        "Uniadapt"
+    }
     assert model.frozen() == [model.vision_encoder, model.text_encoder]
 
 
 def test_cached_features_take_the_place_of_pixels_and_ids():
     torch.manual_seed(0)
     model = PERSITR(PERSITRConfig.compact(**QUIET))
-    batch = {"pixels": torch.randn(2, 3, 224, 224), "ids": torch.randint(1, 1000, (2, 32)),
-             "mask": torch.ones(2, 32, dtype=torch.long)}
+    batch = {
+        "pixels": torch.randn(2, 3, 224, 224),
+        "ids": torch.randint(1, 1000, (2, 32)),
+        "mask": torch.ones(2, 32, dtype=torch.long),
+    }
     with torch.no_grad():
-        cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
+        cached = model.image_features(batch["pixels"]) | model.text_features(
+            batch["ids"], batch["mask"]
+        )
     cached["mask"] = batch["mask"]
     assert cached["vision"].shape == (2, 50, 1280)
     terms = step(adapter_of(model), cached)
@@ -166,13 +223,22 @@ def test_cached_features_take_the_place_of_pixels_and_ids():
     assert_close(model.loss(cached), model.loss(batch))
 
 
-# ---- options -----------------------------------------------------------------------------------------------------------
+# ---- options
 OPTIONS = {
-    "bottleneck": dict(bottleneck=12), "share_0": dict(share_dim=0), "share_16": dict(share_dim=16),
-    "per_layer": dict(per_layer=True), "adapter_dropout": dict(adapter_dropout=0.1), "after": dict(placement="after"),
-    "token": dict(view="token"), "view_dropout_0": dict(view_dropout=0.0), "view_dropout_half": dict(view_dropout=0.5),
-    "no_image": dict(intra_image=False), "no_text": dict(intra_text=False), "cross_alone": dict(intra_image=False, intra_text=False),
-    "all": dict(hardest=False), "margin": dict(margin=0.4),
+    "bottleneck": {"bottleneck": 12},
+    "share_0": {"share_dim": 0},
+    "share_16": {"share_dim": 16},
+    "per_layer": {"per_layer": True},
+    "adapter_dropout": {"adapter_dropout": 0.1},
+    "after": {"placement": "after"},
+    "token": {"view": "token"},
+    "view_dropout_0": {"view_dropout": 0.0},
+    "view_dropout_half": {"view_dropout": 0.5},
+    "no_image": {"intra_image": False},
+    "no_text": {"intra_text": False},
+    "cross_alone": {"intra_image": False, "intra_text": False},
+    "all": {"hardest": False},
+    "margin": {"margin": 0.4},
 }
 
 
@@ -188,8 +254,12 @@ def test_every_option_changes_the_loss_and_trains(name):
     terms = step(model, batch)
     assert abs(terms["loss"] - loss_of_released()) > 1e-4
     trained = {key for key, p in model.named_parameters() if p.requires_grad}
-    assert all(torch.isfinite(p.grad).all() for key, p in model.named_parameters() if key in trained)
-    assert all(torch.equal(p, before[key]) != (key in trained) for key, p in model.named_parameters())
+    assert all(
+        torch.isfinite(p.grad).all() for key, p in model.named_parameters() if key in trained
+    )
+    assert all(
+        torch.equal(p, before[key]) != (key in trained) for key, p in model.named_parameters()
+    )
     torch.manual_seed(7)
     assert model.loss(batch)["loss"] < terms["loss"]
 
@@ -204,8 +274,12 @@ def test_the_shared_channels_come_last_and_are_the_same_for_both(share_dim):
     adapter = MRSAdapter(20, 24, 6, share_dim, zero_init=False).eval()
     with torch.no_grad():
         adapter.visual_down_proj.weight.zero_(), adapter.down_proj.weight.zero_()
-        adapter.visual_down_proj.bias.fill_(1.0), adapter.down_proj.bias.fill_(1.0)  # both bottlenecks hold the same
-        text, visual = adapter(torch.randn(2, 3, 20), visual=False), adapter(torch.randn(2, 3, 24), visual=True)
+        # both bottlenecks hold the same
+        adapter.visual_down_proj.bias.fill_(1.0), adapter.down_proj.bias.fill_(1.0)
+        text, visual = (
+            adapter(torch.randn(2, 3, 20), visual=False),
+            adapter(torch.randn(2, 3, 24), visual=True),
+        )
     assert text.shape == (2, 3, 20) and visual.shape == (2, 3, 24)
     equal = (text[..., None, :] == visual[..., None]).all(0).all(0)  # of every two channels
     assert equal.sum() == share_dim and all(equal[24 - 1 - i, 20 - 1 - i] for i in range(share_dim))
@@ -213,7 +287,10 @@ def test_the_shared_channels_come_last_and_are_the_same_for_both(share_dim):
 
 def test_per_layer_has_an_adapter_for_each_depth():
     one, each = small(), small(per_layer=True)
-    count = lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def count(model):
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
     assert count(each) == 2 * count(one)
     batch, before = pairs(), both(adapter_of(each), pairs())
     with torch.no_grad():
@@ -228,12 +305,20 @@ def test_the_adapter_reads_the_raw_stream_before_or_after_the_ffn(placement):
     tokens = torch.randn(3, 17, 24)
     x = tokens
     with torch.no_grad():
-        for block, adapter in zip(model.clip.visual.transformer.resblocks, model.Uniadapt):
-            attended = x + block.attn(block.ln_1(x), block.ln_1(x), block.ln_1(x), need_weights=False)[0]
+        for block, adapter in zip(
+            model.clip.visual.transformer.resblocks, model.Uniadapt, strict=True
+        ):
+            attended = (
+                x + block.attn(block.ln_1(x), block.ln_1(x), block.ln_1(x), need_weights=False)[0]
+            )
             fed = block.mlp(block.ln_2(attended))
             read = attended + fed if placement == "after" else attended
             inner = torch.relu(adapter.visual_down_proj(read))
-            x = attended + fed + torch.cat([adapter.visual_up_proj(inner), adapter.share_up_proj(inner)], dim=-1)
+            x = (
+                attended
+                + fed
+                + torch.cat([adapter.visual_up_proj(inner), adapter.share_up_proj(inner)], dim=-1)
+            )
         expected = model.clip.visual.ln_post(x[:, 0]) @ model.clip.visual.proj
         assert_close(model.image_vectors(tokens), expected)
 
@@ -253,19 +338,33 @@ def test_views_drop_elements_or_whole_tokens_in_training(view):
 def test_in_eval_mode_nothing_is_drawn_and_both_views_are_one():
     model, batch = adapter_of(small()).eval(), pairs()
     with torch.no_grad():
-        patches, words = image_tokens(model.clip, batch["pixels"]), text_tokens(model.clip, batch["ids"])
+        patches, words = (
+            image_tokens(model.clip, batch["pixels"]),
+            text_tokens(model.clip, batch["ids"]),
+        )
         assert torch.equal(model.image_vectors(patches), model.image_vectors(model.view(patches)))
-        assert torch.equal(model.text_vectors(words, batch["mask"]), model.text_vectors(model.view(words), batch["mask"]))
+        assert torch.equal(
+            model.text_vectors(words, batch["mask"]),
+            model.text_vectors(model.view(words), batch["mask"]),
+        )
         assert set(model.loss(batch)) == {"loss", "cross"}
     assert torch.equal(both(model, batch), both(model, batch))
     first, second = (model.train().loss(batch) for _ in range(2))
-    assert all(first[name] != second[name] for name in ("cross", "intra_image", "intra_text"))  # the clean view is random too
+    # the clean view is random too
+    assert all(first[name] != second[name] for name in ("cross", "intra_image", "intra_text"))
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(bottleneck=0), "bottleneck is 0"), (dict(share_dim=-1), "share_dim is -1"),
-    (dict(adapter_dropout=1.0), r"lie in \[0, 1\)"), (dict(view_dropout=-0.1), r"lie in \[0, 1\)"),
-    (dict(placement="before"), "'parallel' or 'after'"), (dict(view="patch"), "'element' or 'token'")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"bottleneck": 0}, "bottleneck is 0"),
+        ({"share_dim": -1}, "share_dim is -1"),
+        ({"adapter_dropout": 1.0}, r"lie in \[0, 1\)"),
+        ({"view_dropout": -0.1}, r"lie in \[0, 1\)"),
+        ({"placement": "before"}, "'parallel' or 'after'"),
+        ({"view": "patch"}, "'element' or 'token'"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_sentence(changes, message):
     with pytest.raises(UserError, match=message) as error:
         PERSITRConfig.paper(**changes)
@@ -273,13 +372,15 @@ def test_what_cannot_be_is_refused_in_one_sentence(changes, message):
 
 
 def test_shared_channels_must_leave_room_and_the_clip_must_exist():
-    with pytest.raises(UserError, match="share_dim is 20, but the towers are 24 .image. and 20 .text. wide"):
+    with pytest.raises(
+        UserError, match="share_dim is 20, but the towers are 24 .image. and 20 .text. wide"
+    ):
         small(share_dim=20)
     with pytest.raises(UserError, match="choose one of"):
         small(clip="vit_x")
 
 
-# ---- the loss ------------------------------------------------------------------------------------------------------------
+# ---- the loss
 @pytest.mark.parametrize("hardest", [True, False])
 def test_ranking_equals_a_plain_loop(hardest):
     a, b = (torch.randn(5, 4, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
@@ -304,7 +405,11 @@ def test_rows_of_zeros_are_similar_to_nothing_and_break_no_gradient():
 def test_the_terms_are_the_rankings_of_four_passes():
     model, batch = adapter_of(small(**QUIET)), pairs()
     terms, clean = model.loss(batch), [rows.detach() for rows in model.embed_batch(batch)]
-    expected = {"cross": clean, "intra_image": (clean[0], clean[0]), "intra_text": (clean[1], clean[1])}
+    expected = {
+        "cross": clean,
+        "intra_image": (clean[0], clean[0]),
+        "intra_text": (clean[1], clean[1]),
+    }
     for name, pair in expected.items():
         assert_close(terms[name], pe_rsitr.ranking_loss(*pair, 0.2))
     assert_close(terms["loss"], terms["cross"] + terms["intra_image"] + terms["intra_text"])
@@ -319,7 +424,9 @@ def test_a_batch_of_one_is_a_batch():
 
 def test_a_step_in_bfloat16_keeps_adapter_and_losses_in_float32():
     model, batch, seen = adapter_of(small()), pairs(), []
-    model.Uniadapt.share_up_proj.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    model.Uniadapt.share_up_proj.register_forward_hook(
+        lambda layer, inputs, output: seen.append(output.dtype)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         terms = step(model, batch)
     assert set(seen) == {torch.float32}
@@ -332,15 +439,20 @@ def test_the_paper_size_takes_a_bfloat16_step_on_the_gpu():
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = PERSITR(PERSITRConfig.paper())
-        batch = {"pixels": torch.randn(8, 3, 224, 224), "ids": torch.randint(1, 49000, (8, 77)),
-                 "mask": torch.ones(8, 77, dtype=torch.long)}
+        batch = {
+            "pixels": torch.randn(8, 3, 224, 224),
+            "ids": torch.randint(1, 49000, (8, 77)),
+            "mask": torch.ones(8, 77, dtype=torch.long),
+        }
     with torch.autocast("cuda", torch.bfloat16):
         step(model, batch)
         again = model.loss(batch)
-    assert all(value.isfinite() for value in again.values()) and all(p.grad.isfinite().all() for p in model.Uniadapt.parameters())
+    assert all(value.isfinite() for value in again.values()) and all(
+        p.grad.isfinite().all() for p in model.Uniadapt.parameters()
+    )
 
 
-# ---- what comes in ---------------------------------------------------------------------------------------------------------
+# ---- what comes in
 def test_empty_and_long_captions_as_the_tokenizer_gives_them():
     torch.manual_seed(0)
     model = PERSITR(PERSITRConfig.tiny()).eval()
@@ -360,8 +472,11 @@ def test_blocks_read_a_batch_up_to_its_longest_caption_tokens_first():
     for block in (model.clip.transformer.resblocks[0], model.clip.visual.transformer.resblocks[0]):
         block.attn.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     model.loss(batch)
-    assert {x.shape[1] for x in seen} == {int(batch["mask"].sum(1).max()), 17} and seen[1].shape[1] < LENGTH
-    assert all(x.transpose(0, 1).is_contiguous() for x in seen)  # else torch copies a frozen weight for each token
+    assert {x.shape[1] for x in seen} == {int(batch["mask"].sum(1).max()), 17} and seen[1].shape[
+        1
+    ] < LENGTH
+    # else torch copies a frozen weight for each token
+    assert all(x.transpose(0, 1).is_contiguous() for x in seen)
 
 
 def test_padding_changes_nothing():
@@ -379,12 +494,14 @@ def test_images_of_another_size_are_refused(height, width):
         small().encode_images(torch.randn(2, 3, height, width))
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------------
+# ---- files
 META = {"system": "pe_rsitr"}
 
 
 def saved(model: PERSITR, folder: Path) -> Path:
-    return checkpoints.save_checkpoint(folder / "adapter", model, META | {"model": asdict(model.config)})
+    return checkpoints.save_checkpoint(
+        folder / "adapter", model, META | {"model": asdict(model.config)}
+    )
 
 
 def test_a_checkpoint_of_the_paper_size_is_the_adapter_alone_and_below_a_megabyte(tmp_path):
@@ -392,18 +509,31 @@ def test_a_checkpoint_of_the_paper_size_is_the_adapter_alone_and_below_a_megabyt
         model = PERSITR(PERSITRConfig.paper())
     model.Uniadapt.to_empty(device="cpu")
     path = saved(model, tmp_path)
-    assert 4 * 161_088 < path.stat().st_size < 2 ** 20
+    assert 4 * 161_088 < path.stat().st_size < 2**20
     state, _ = checkpoints.load_checkpoint(path)
-    assert all(name.startswith("Uniadapt.") for name in state) and sum(value.numel() for value in state.values()) == 161_088
+    assert (
+        all(name.startswith("Uniadapt.") for name in state)
+        and sum(value.numel() for value in state.values()) == 161_088
+    )
 
 
 @pytest.mark.parametrize("clip", ["small", "sister"])
-@pytest.mark.parametrize("changes", [dict(), dict(per_layer=True, placement="after"), dict(share_dim=0, hardest=False)])
+@pytest.mark.parametrize(
+    "changes", [{}, {"per_layer": True, "placement": "after"}, {"share_dim": 0, "hardest": False}]
+)
 def test_an_adapter_is_read_onto_any_clip_of_its_widths(tmp_path, clip, changes):
     model = adapter_of(small(**changes))
-    again, meta = pe_rsitr.read(saved(model, tmp_path), fill=lambda fresh: start(fresh, seed=8), clip=clip)
-    assert meta["system"] == "pe_rsitr" and again.config == replace(model.config, clip=clip) and not again.training
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    again, meta = pe_rsitr.read(
+        saved(model, tmp_path), fill=lambda fresh: start(fresh, seed=8), clip=clip
+    )
+    assert (
+        meta["system"] == "pe_rsitr"
+        and again.config == replace(model.config, clip=clip)
+        and not again.training
+    )
+    assert all(
+        torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items()
+    )
     expected = start(PERSITR(again.config), seed=8)
     pe_rsitr.load_adapter(expected, model.state_dict())
     assert torch.equal(both(again, pairs()), both(expected, pairs()))
@@ -412,7 +542,9 @@ def test_an_adapter_is_read_onto_any_clip_of_its_widths(tmp_path, clip, changes)
 
 def test_an_adapter_of_other_widths_or_shape_is_refused_and_nothing_loaded(tmp_path):
     path = saved(adapter_of(small()), tmp_path)
-    with pytest.raises(UserError, match="24 .image. and 20 .text. wide, but those of wide are 32 and 20"):
+    with pytest.raises(
+        UserError, match="24 .image. and 20 .text. wide, but those of wide are 32 and 20"
+    ):
         pe_rsitr.read(path, fill=start, clip="wide")
     target = small(bottleneck=7)
     before = {name: value.clone() for name, value in target.state_dict().items()}
@@ -432,10 +564,14 @@ def test_one_adapter_for_all_layers_fits_a_deeper_clip_and_one_per_layer_does_no
 
 
 def test_our_checkpoints_come_back_from_training_without_clip(tmp_path):
-    settings = loop.TrainConfig(epochs=1, lr=1e-2, batch_size=6, schedule="constant", warmup_fraction=0.0)
+    settings = loop.TrainConfig(
+        epochs=1, lr=1e-2, batch_size=6, schedule="constant", warmup_fraction=0.0
+    )
     meta = META | {"model": asdict(small().config)}
-    model, _, trained = loop.load_or_train("pe_rsitr", small, [pairs()], settings, tmp_path, "k" * 64, meta=meta)
-    found, = tmp_path.glob("pe_rsitr-*/model.safetensors")
+    model, _, trained = loop.load_or_train(
+        "pe_rsitr", small, [pairs()], settings, tmp_path, "k" * 64, meta=meta
+    )
+    (found,) = tmp_path.glob("pe_rsitr-*/model.safetensors")
     again, _ = pe_rsitr.read(found, fill=start)
     assert trained and len(checkpoints.load_checkpoint(found)[0]) == 10
     device = next(model.parameters()).device
@@ -443,7 +579,7 @@ def test_our_checkpoints_come_back_from_training_without_clip(tmp_path):
     assert_close(both(again, pairs()), theirs)
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(placement="after", view="token"), dict(share_dim=0)])
+@pytest.mark.parametrize("changes", [{}, {"placement": "after", "view": "token"}, {"share_dim": 0}])
 def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, changes):
     model = adapter_of(small(**changes))
     pe_rsitr.write_release(model, tmp_path / "best.pth")
@@ -457,28 +593,55 @@ def test_the_released_layout_is_that_of_the_authors(tmp_path):
     pe_rsitr.write_release(model, tmp_path / "best.pth")
     content = torch.load(tmp_path / "best.pth", weights_only=True)
     assert set(content) == {"epoch", "arch", "model", "best_rsum", "options", "Eiters"}
-    adapter = {f"PE_RSITR.Uniadapt.{part}_proj.{kind}" for part in ("down", "visual_down", "up", "visual_up", "share_up")
-               for kind in ("weight", "bias")}
+    adapter = {
+        f"PE_RSITR.Uniadapt.{part}_proj.{kind}"
+        for part in ("down", "visual_down", "up", "visual_up", "share_up")
+        for kind in ("weight", "bias")
+    }
     clip = {f"PE_RSITR.model.{name}" for name in model.clip.state_dict()}
-    assert set(content["model"]) == adapter | clip and "PE_RSITR.model.transformer.resblocks.0.attn.in_proj_weight" in clip
+    assert (
+        set(content["model"]) == adapter | clip
+        and "PE_RSITR.model.transformer.resblocks.0.attn.in_proj_weight" in clip
+    )
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(bottleneck=9, share_dim=4), dict(share_dim=0)])
-def test_a_released_file_in_half_precision_says_its_sizes_by_its_tensors(tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize("changes", [{}, {"bottleneck": 9, "share_dim": 4}, {"share_dim": 0}])
+def test_a_released_file_in_half_precision_says_its_sizes_by_its_tensors(
+    tmp_path, monkeypatch, changes
+):
     monkeypatch.setitem(backbones.CLIP, PERSITRConfig.clip, SIZES["small"])
     model = adapter_of(small(**changes))
-    state = {name: value.half() if ".model." in name else value for name, value in pe_rsitr.release_state(model).items()}
-    content = {"epoch": 3, "arch": "x", "model": state, "best_rsum": 1.0, "options": {"lr": 2e-4}, "Eiters": 9}
+    state = {
+        name: value.half() if ".model." in name else value
+        for name, value in pe_rsitr.release_state(model).items()
+    }
+    content = {
+        "epoch": 3,
+        "arch": "x",
+        "model": state,
+        "best_rsum": 1.0,
+        "options": {"lr": 2e-4},
+        "Eiters": 9,
+    }
     torch.save(content, tmp_path / "best.pth")
     again, said = pe_rsitr.read(tmp_path / "best.pth")
-    assert again.config == PERSITRConfig(bottleneck=model.config.bottleneck, share_dim=model.config.share_dim)
+    assert again.config == PERSITRConfig(
+        bottleneck=model.config.bottleneck, share_dim=model.config.share_dim
+    )
     assert said["config"] == {"lr": 2e-4} and next(again.clip.parameters()).dtype == torch.float32
     torch.testing.assert_close(both(again, pairs()), both(model, pairs()), atol=0.02, rtol=0)
     for spoilt in ("PE_RSITR.model.ln_final.bias", "PE_RSITR.Uniadapt.up_proj.bias"):
         before = {name: value.clone() for name, value in pe_rsitr.release_state(again).items()}
-        with pytest.raises(UserError, match=f"missing in the file .1.:\n  {spoilt.removeprefix('PE_RSITR.')}"):
-            pe_rsitr.load_release(again, {name: value for name, value in state.items() if name != spoilt})
-        assert all(torch.equal(value, before[name]) for name, value in pe_rsitr.release_state(again).items())
+        with pytest.raises(
+            UserError, match=f"missing in the file .1.:\n  {spoilt.removeprefix('PE_RSITR.')}"
+        ):
+            pe_rsitr.load_release(
+                again, {name: value for name, value in state.items() if name != spoilt}
+            )
+        assert all(
+            torch.equal(value, before[name])
+            for name, value in pe_rsitr.release_state(again).items()
+        )
 
 
 def test_what_has_no_place_in_the_released_layout_is_refused(tmp_path):
@@ -496,11 +659,25 @@ def test_files_of_other_models_are_refused(tmp_path):
     cut = {name: value for name, value in model.state_dict().items() if "share" not in name}
     torch.save({"model": model.clip.state_dict()}, tmp_path / "clip.pth")
     made = [
-        (checkpoints.save_checkpoint(tmp_path / "pir", model, meta | {"system": "pir"}), "something else.*'pir'"),
-        (checkpoints.save_checkpoint(tmp_path / "silent", model, META), "does not say which PE-RSITR"),
-        (checkpoints.save_checkpoint(tmp_path / "newer", model, META | {"model": {"magic": 1}}), "does not say which PE-RSITR"),
-        (checkpoints.save_checkpoint(tmp_path / "cut", cut, meta), "missing in the file .2.:\n  Uniadapt.share_up_proj"),
-        (tmp_path / "absent.pth", "no weight file"), (tmp_path / "clip.pth", "holds no PE-RSITR")]
+        (
+            checkpoints.save_checkpoint(tmp_path / "pir", model, meta | {"system": "pir"}),
+            "something else.*'pir'",
+        ),
+        (
+            checkpoints.save_checkpoint(tmp_path / "silent", model, META),
+            "does not say which PE-RSITR",
+        ),
+        (
+            checkpoints.save_checkpoint(tmp_path / "newer", model, META | {"model": {"magic": 1}}),
+            "does not say which PE-RSITR",
+        ),
+        (
+            checkpoints.save_checkpoint(tmp_path / "cut", cut, meta),
+            "missing in the file .2.:\n  Uniadapt.share_up_proj",
+        ),
+        (tmp_path / "absent.pth", "no weight file"),
+        (tmp_path / "clip.pth", "holds no PE-RSITR"),
+    ]
     for path, message in made:
         with pytest.raises(UserError, match=message):
             pe_rsitr.read(path, fill=start)
@@ -512,9 +689,11 @@ def test_a_frozen_clip_alone_has_nothing_to_save():
     assert not FrozenCLIP(CLIPConfig("small")).state_dict()
 
 
-# ---- two processes -------------------------------------------------------------------------------------------------------------
+# ---- two processes
 def half(rows: slice) -> dict[str, np.ndarray]:
-    return two_processes.one_step(adapter_of(small(**QUIET)), {name: value[rows] for name, value in pairs(8).items()})
+    return two_processes.one_step(
+        adapter_of(small(**QUIET)), {name: value[rows] for name, value in pairs(8).items()}
+    )
 
 
 other = two_processes.fixture(__file__)
@@ -525,8 +704,12 @@ def test_two_processes_have_the_loss_and_gradients_of_one(other):
     for part in two_processes.meet(other, half):
         two_processes.assert_alike(part, whole)
     assert all(whole[term] > 1e-3 for term in ("cross", "intra_image", "intra_text"))
-    gradients = {key: np.abs(array).max() for key, array in whole.items() if key.startswith("grad/")}
-    assert set(gradients) == {f"grad/Uniadapt.{name}" for name, _ in small().Uniadapt.named_parameters()}
+    gradients = {
+        key: np.abs(array).max() for key, array in whole.items() if key.startswith("grad/")
+    }
+    assert set(gradients) == {
+        f"grad/Uniadapt.{name}" for name, _ in small().Uniadapt.named_parameters()
+    }
     assert min(gradients.values()) > 1e-5
 
 

@@ -1,7 +1,9 @@
 """PIR: every option of the ablations does what it says, frozen parts rest, files come back as the same model.
 
-The numbers of the authors' code are in test_reference.py. As a script this file is one of two processes.
+The numbers of the authors' code are in test_reference.py. As a script this file is one of two
+processes.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -31,8 +33,16 @@ WORDS, LENGTH = 40, 9
 
 
 def swin():
-    return SwinTransformer(img_size=56, patch_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=7,
-                           num_classes=0, drop_path_rate=0.0)
+    return SwinTransformer(
+        img_size=56,
+        patch_size=4,
+        embed_dim=8,
+        depths=(1, 1),
+        num_heads=(1, 2),
+        window_size=7,
+        num_classes=0,
+        drop_path_rate=0.0,
+    )
 
 
 def resnet():
@@ -40,12 +50,23 @@ def resnet():
 
 
 def bert():
-    return backbones.bert(vocab_size=WORDS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                          max_position_embeddings=32, initializer_range=0.3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return backbones.bert(
+        vocab_size=WORDS,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
 
 
 def small(config: PIRConfig = SMALL, **changes) -> PIR:
-    """A PIR of 50 image tokens, without dropout; parts that two of them share start from the same weights."""
+    """A PIR of 50 image tokens, without dropout; parts that two of them share start from the same
+    weights.
+    """
     config = replace(config, **changes)
     torch.manual_seed(0)
     towers = swin(), bert(), resnet() if config.vir else None
@@ -62,12 +83,19 @@ def small(config: PIRConfig = SMALL, **changes) -> PIR:
 def pairs(count: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
     """Pairs of which two share an image and three a class; captions of 4 to 9 words, padded with 0."""
     generator = torch.Generator().manual_seed(seed)
-    mask = (torch.arange(LENGTH) < torch.randint(4, LENGTH + 1, (count, 1), generator=generator)).long()
+    mask = (
+        torch.arange(LENGTH) < torch.randint(4, LENGTH + 1, (count, 1), generator=generator)
+    ).long()
     ids = torch.randint(1, WORDS, (count, LENGTH), generator=generator) * mask
     index = torch.arange(count)
     index[1:2] = 0
-    return {"pixels": torch.randn(count, 3, 56, 56, generator=generator), "ids": ids, "mask": mask,
-            "image_index": index, "scene": index.clamp(min=2) // 2}
+    return {
+        "pixels": torch.randn(count, 3, 56, 56, generator=generator),
+        "ids": ids,
+        "mask": mask,
+        "image_index": index,
+        "scene": index.clamp(min=2) // 2,
+    }
 
 
 def step(model: PIR, batch: dict, lr: float = 1e-5) -> dict[str, torch.Tensor]:
@@ -86,7 +114,7 @@ def both(model: PIR, batch: dict) -> torch.Tensor:
         return torch.cat(model.embed_batch(batch))
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
+# ---- options
 OPTIONS = {
     "baseline": SMALL.baseline(),
     "vir": replace(SMALL, lca=False, affiliation=False),
@@ -95,7 +123,8 @@ OPTIONS = {
     "triplet": replace(SMALL, triplet=True, affiliation=False),
     "triplet_baseline": replace(SMALL.baseline(), triplet=True),
     "max_violation": replace(SMALL, triplet=True, affiliation=False, max_violation=True),
-    "filter_2": replace(SMALL, filter_size=2),   # attention over a single token trains neither its queries nor its keys
+    # attention over a single token trains neither its queries nor its keys
+    "filter_2": replace(SMALL, filter_size=2),
     "filter_50": replace(SMALL, filter_size=50),
     "instru_1": replace(SMALL, instru_num=1),
     "instru_3": replace(SMALL, instru_num=3),
@@ -121,18 +150,35 @@ def test_every_option_changes_the_loss_and_trains(name):
     terms = step(model, batch)
     assert abs(terms["loss"] - loss_of_all()) > 1e-4
     trained = {key for key, p in model.named_parameters() if p.requires_grad}
-    assert all(torch.isfinite(p.grad).all() for key, p in model.named_parameters() if key in trained)
-    assert all(torch.equal(p, before[key]) != (key in trained) for key, p in model.named_parameters())
+    assert all(
+        torch.isfinite(p.grad).all() for key, p in model.named_parameters() if key in trained
+    )
+    assert all(
+        torch.equal(p, before[key]) != (key in trained) for key, p in model.named_parameters()
+    )
     assert model.loss(batch)["loss"] < terms["loss"]
 
 
 def test_attention_over_the_only_kept_token_cannot_learn_where_to_look():
-    """Its softmax is 1 whatever queries and keys say; their gradients are zero but for rounding, and all else trains."""
+    """Its softmax is 1 whatever queries and keys say; their gradients are zero but for rounding,
+    and all else trains.
+    """
     batch, model = pairs(), small(replace(SMALL, filter_size=1))
-    terms, grads = step(model, batch), {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
-    asking = {key for key in grads if key.startswith(("img_sa.", "img_ca.")) and ("linear_q" in key or "linear_k" in key)}
+    terms, grads = (
+        step(model, batch),
+        {key: p.grad for key, p in model.named_parameters() if p.requires_grad},
+    )
+    asking = {
+        key
+        for key in grads
+        if key.startswith(("img_sa.", "img_ca.")) and ("linear_q" in key or "linear_k" in key)
+    }
     assert asking and all(grads[key].abs().max() < 1e-6 for key in asking)
-    assert all(grads[key.replace("linear_q", "linear_v")].abs().max() > 1e-4 for key in asking if key.endswith("linear_q.weight"))
+    assert all(
+        grads[key.replace("linear_q", "linear_v")].abs().max() > 1e-4
+        for key in asking
+        if key.endswith("linear_q.weight")
+    )
     assert all(torch.isfinite(grad).all() for grad in grads.values())
     assert abs(terms["loss"] - loss_of_all()) > 1e-4 and model.loss(batch)["loss"] < terms["loss"]
 
@@ -147,7 +193,9 @@ def test_with_zero_heads_pir_starts_as_its_baseline_and_leaves_it():
     batch = pairs()
     model = PIR(replace(SMALL, zero_heads=True), (swin(), bert(), resnet()))
     baseline = PIR(SMALL.baseline(), (model.vision_encoder, model.text_encoder, None))
-    baseline.load_state_dict({key: value for key, value in model.state_dict().items() if key in baseline.state_dict()})
+    baseline.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if key in baseline.state_dict()}
+    )
     assert torch.equal(both(model, batch), both(baseline, batch))
     model.train()
     for _ in range(2):  # the first step moves the heads alone
@@ -160,10 +208,18 @@ def test_normed_features_forget_their_scale():
     model, batch = small(feature_norm=True).eval(), pairs()
     epsilon = 4 * SINGLE  # the epsilon of the norms does not grow with the features
     with torch.no_grad():
-        image, text = model.image_features(batch["pixels"]), model.text_features(batch["ids"], batch["mask"])["text"]
-        for embed, features in ((lambda x: model.embed_images(x, image["prior"]), image["vision"]), (model.embed_texts, text)):
+        image, text = (
+            model.image_features(batch["pixels"]),
+            model.text_features(batch["ids"], batch["mask"])["text"],
+        )
+        for embed, features in (
+            (lambda x: model.embed_images(x, image["prior"]), image["vision"]),
+            (model.embed_texts, text),
+        ):
             assert_close(embed(7.0 * features), embed(features), epsilon)
-        assert_close(model.belief(7.0 * image["vision"], image["prior"]), model.belief(**image), epsilon)
+        assert_close(
+            model.belief(7.0 * image["vision"], image["prior"]), model.belief(**image), epsilon
+        )
 
 
 def test_dropped_channels_are_the_same_in_all_tokens():
@@ -178,7 +234,9 @@ def test_dropped_channels_are_the_same_in_all_tokens():
     whole = small(feature_dropout=0.5)
     whole.vision_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     whole.embed_images(tokens, torch.ones(3, whole.conv_encoder.num_features))
-    assert torch.equal(seen[2], seen[2][:, :1].expand_as(seen[2])) and not torch.equal(seen[2][0], seen[2][1])
+    assert torch.equal(seen[2], seen[2][:, :1].expand_as(seen[2])) and not torch.equal(
+        seen[2][0], seen[2][1]
+    )
 
 
 def test_the_terms_add_up_with_the_weight_of_the_affiliation():
@@ -193,12 +251,20 @@ def test_triplet_stands_alone_and_sums_all_or_the_hardest_violations():
     assert set(model.loss(batch)) == {"loss", "triplet"} and not hasattr(model, "temp")
     image, text = model.embed_batch(batch)
     scores, count = (image @ text.t()).tolist(), len(image)
-    violations = [[max(0.0, 0.2 + scores[i][j] - scores[i][i]) if i != j else 0.0 for j in range(count)] for i in range(count)]
-    turned = [[max(0.0, 0.2 + scores[j][i] - scores[i][i]) if i != j else 0.0 for j in range(count)] for i in range(count)]
+    violations = [
+        [max(0.0, 0.2 + scores[i][j] - scores[i][i]) if i != j else 0.0 for j in range(count)]
+        for i in range(count)
+    ]
+    turned = [
+        [max(0.0, 0.2 + scores[j][i] - scores[i][i]) if i != j else 0.0 for j in range(count)]
+        for i in range(count)
+    ]
     every = sum(map(sum, violations + turned))
     hardest = sum(map(max, violations + turned))
     assert model.loss(batch)["loss"].item() == pytest.approx(every, rel=1e-4)
-    assert small(triplet=True, affiliation=False, max_violation=True).loss(batch)["loss"].item() == pytest.approx(hardest, rel=1e-4)
+    assert small(triplet=True, affiliation=False, max_violation=True).loss(batch)[
+        "loss"
+    ].item() == pytest.approx(hardest, rel=1e-4)
     assert every > hardest + 0.1
 
 
@@ -207,8 +273,11 @@ def test_affiliation_equals_a_plain_loop(symmetric):
     generator = torch.Generator().manual_seed(3)
     image, text = (F.normalize(torch.randn(7, 5, generator=generator), dim=1) for _ in range(2))
     scene, temp = [0, 1, 0, 2, 1, 0, 5], 0.3
-    centre = {(kind, s): torch.stack([rows[j] for j in range(7) if scene[j] == s]).mean(0)
-              for kind, rows in (("image", image), ("text", text)) for s in scene}
+    centre = {
+        (kind, s): torch.stack([rows[j] for j in range(7) if scene[j] == s]).mean(0)
+        for kind, rows in (("image", image), ("text", text))
+        for s in scene
+    }
 
     def cross_entropy(query, candidates, own):
         scores = torch.stack([query @ candidate / temp for candidate in candidates])
@@ -226,7 +295,10 @@ def test_affiliation_equals_a_plain_loop(symmetric):
 
 
 def test_captions_of_one_image_share_the_target():
-    image, text = (F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(s)), dim=1) for s in (1, 2))
+    image, text = (
+        F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(s)), dim=1)
+        for s in (1, 2)
+    )
     index, temp = [3, 8, 3, 4], torch.tensor(0.2)
     total = 0
     for rows, columns in ((image, text), (text, image)):
@@ -237,14 +309,24 @@ def test_captions_of_one_image_share_the_target():
     assert_close(pir.contrastive_loss(image, text, temp, torch.tensor(index)), total / 8)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(filter_size=0), "filter_size 0 must lie between 1 and the 50"), (dict(filter_size=51), "filter_size 51"),
-    (dict(embed_dim=20), "multiple of heads 8"), (dict(affiliation_form="official"), "'release' or 'symmetric'"),
-    (dict(text_global="max"), "'cls' or 'mean'"), (dict(prior_batchnorm="train"), "'eval' or 'release'"),
-    (dict(instru_num=0), "at least 1"), (dict(cycle_num=0), "at least 1"), (dict(prior="scene_head"), "freeze_towers=True"),
-    (dict(freeze_towers=True, finetune_prior=True), "rests the prior"),
-    (dict(freeze_towers=True, prior_batchnorm="release"), "rests the prior"),
-    (dict(tuned_stages=1), "goes with freeze_towers=True"), (dict(triplet=True), "set affiliation=False")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"filter_size": 0}, "filter_size 0 must lie between 1 and the 50"),
+        ({"filter_size": 51}, "filter_size 51"),
+        ({"embed_dim": 20}, "multiple of heads 8"),
+        ({"affiliation_form": "official"}, "'release' or 'symmetric'"),
+        ({"text_global": "max"}, "'cls' or 'mean'"),
+        ({"prior_batchnorm": "train"}, "'eval' or 'release'"),
+        ({"instru_num": 0}, "at least 1"),
+        ({"cycle_num": 0}, "at least 1"),
+        ({"prior": "scene_head"}, "freeze_towers=True"),
+        ({"freeze_towers": True, "finetune_prior": True}, "rests the prior"),
+        ({"freeze_towers": True, "prior_batchnorm": "release"}, "rests the prior"),
+        ({"tuned_stages": 1}, "goes with freeze_towers=True"),
+        ({"triplet": True}, "set affiliation=False"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_sentence(changes, message):
     with pytest.raises(UserError, match=message) as error:
         PIRConfig.paper(**changes)
@@ -252,14 +334,16 @@ def test_what_cannot_be_is_refused_in_one_sentence(changes, message):
 
 
 def test_names_of_towers_that_do_not_exist_are_refused():
-    for changes in (dict(vision="swin_x"), dict(text="bart"), dict(prior="vgg")):
+    for changes in ({"vision": "swin_x"}, {"text": "bart"}, {"prior": "vgg"}):
         with pytest.raises(UserError, match="choose one of"), torch.device("meta"):
             PIR(PIRConfig.tiny(WORDS, **changes))
 
 
-# ---- towers, on the meta device ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("changes, vision_width, prior_width", [
-    (dict(prior="vgg19_bn"), 768, 512), (dict(vision="deit_s_released"), 384, 2048)])
+# ---- towers, on the meta device
+@pytest.mark.parametrize(
+    "changes, vision_width, prior_width",
+    [({"prior": "vgg19_bn"}, 768, 512), ({"vision": "deit_s_released"}, 384, 2048)],
+)
 def test_paper_towers_of_all_kinds_meet_their_projections(changes, vision_width, prior_width):
     with torch.device("meta"):
         model = PIR(PIRConfig.paper(**changes)).eval()
@@ -272,7 +356,10 @@ def test_paper_towers_of_all_kinds_meet_their_projections(changes, vision_width,
 
 def test_the_released_vit_has_twelve_heads_and_the_real_one_six():
     with torch.device("meta"):
-        heads = [backbones.vision_tower(name).blocks[0].attn.num_heads for name in ("deit_s", "deit_s_released")]
+        heads = [
+            backbones.vision_tower(name).blocks[0].attn.num_heads
+            for name in ("deit_s", "deit_s_released")
+        ]
     assert heads == [6, 12]
 
 
@@ -280,11 +367,18 @@ def test_compact_counts_its_scene_head_among_the_frozen():
     with torch.device("meta"):
         model = PIR(PIRConfig.compact())
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-    assert not trained & {"text_encoder", "conv_encoder"} and {"conv_proj", "img_ca", "txt_ca"} <= trained
-    assert (model.vision_proj.in_features, model.conv_proj.in_features, model.text_proj.in_features) == (1280, 256, 384)
+    assert (
+        not trained & {"text_encoder", "conv_encoder"}
+        and {"conv_proj", "img_ca", "txt_ca"} <= trained
+    )
+    assert (
+        model.vision_proj.in_features,
+        model.conv_proj.in_features,
+        model.text_proj.in_features,
+    ) == (1280, 256, 384)
 
 
-# ---- VIR ---------------------------------------------------------------------------------------------------------------
+# ---- VIR
 @pytest.mark.parametrize("k", [1, 7, 50])
 def test_the_k_tokens_of_highest_belief_stay_best_first_and_unweighted(k):
     model = small(filter_size=k)
@@ -337,15 +431,28 @@ def test_belief_needs_vir():
 def test_layers_of_a_stack_start_as_copies_and_part_in_training():
     torch.manual_seed(0)
     model = PIR(replace(SMALL, instru_num=3, cycle_num=4), (swin(), bert(), resnet()))
-    stacks = {"mapping_img": 3, "img_sa": 3, "img_ca": 3, "mapping_txt": 4, "txt_sa": 4, "txt_ca": 4}
+    stacks = {
+        "mapping_img": 3,
+        "img_sa": 3,
+        "img_ca": 3,
+        "mapping_txt": 4,
+        "txt_sa": 4,
+        "txt_ca": 4,
+    }
     for name, count in stacks.items():
         layers = getattr(model, name)
         assert len(layers) == count
         for other in layers[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(layers[0].parameters(), other.parameters()))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(layers[0].parameters(), other.parameters(), strict=True)
+            )
     step(model, pairs())
     for name in stacks:
-        first, second = (torch.cat([p.flatten() for p in layer.parameters()]) for layer in getattr(model, name)[:2])
+        first, second = (
+            torch.cat([p.flatten() for p in layer.parameters()])
+            for layer in getattr(model, name)[:2]
+        )
         assert not torch.equal(first, second)
 
 
@@ -357,7 +464,7 @@ def test_a_batch_of_one_is_a_batch():
     assert step(model.train(), one)["contrastive"].abs() < 1e-6
 
 
-# ---- LCA and padding -----------------------------------------------------------------------------------------------------
+# ---- LCA and padding
 @pytest.mark.parametrize("text_global", ["cls", "mean"])
 @pytest.mark.parametrize("lca", [True, False])
 @pytest.mark.parametrize("use_mask", [True, False])
@@ -376,13 +483,13 @@ def test_the_mean_of_the_words_takes_the_place_of_cls(use_mask):
     batch = pairs()
     words = model.text_features(batch["ids"], batch["mask"])["text"]
     expected = []
-    for row, mask in zip(words, batch["mask"]):
+    for row, mask in zip(words, batch["mask"], strict=True):
         seen = [row[j] for j in range(LENGTH) if mask[j] or not use_mask]
         expected.append(F.normalize(model.text_proj(sum(seen) / len(seen)), dim=0))
     assert_close(model.encode_texts(batch["ids"], batch["mask"]), torch.stack(expected))
 
 
-# ---- what is frozen ------------------------------------------------------------------------------------------------------
+# ---- what is frozen
 def buffers(module):
     return {name: value.clone() for name, value in module.named_buffers() if "running" in name}
 
@@ -396,7 +503,9 @@ def test_the_frozen_prior_rests_unless_its_drift_is_asked_for(call_train):
         before = buffers(model.conv_encoder)
         step(model, pairs())
         after = buffers(model.conv_encoder)
-        assert before and any(not torch.equal(before[name], after[name]) for name in before) == drifts
+        assert (
+            before and any(not torch.equal(before[name], after[name]) for name in before) == drifts
+        )
         assert all(p.grad is None for p in model.conv_encoder.parameters())
 
 
@@ -418,14 +527,26 @@ def test_frozen_towers_rest_and_get_no_gradient():
 
 def tuned(stages: int = 2, prior: str = "scene_head", **changes) -> PIR:
     """A PIR over the real EfficientNet-Lite0 at random weights; 64 pixels make 2x2 tokens."""
-    config = replace(SMALL, freeze_towers=True, tuned_stages=stages, prior=prior, candidates=5, filter_size=3, **changes)
+    config = replace(
+        SMALL,
+        freeze_towers=True,
+        tuned_stages=stages,
+        prior=prior,
+        candidates=5,
+        filter_size=3,
+        **changes,
+    )
     torch.manual_seed(0)
     vision = backbones.vision_tower("efficientnet_lite0")
-    return PIR(config, (vision, bert(), backbones.SceneHead(1280) if prior == "scene_head" else resnet()))
+    return PIR(
+        config, (vision, bert(), backbones.SceneHead(1280) if prior == "scene_head" else resnet())
+    )
 
 
 def pictures(count: int = 6) -> dict[str, torch.Tensor]:
-    return pairs(count) | {"pixels": torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(3))}
+    return pairs(count) | {
+        "pixels": torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    }
 
 
 @pytest.mark.parametrize("prior", ["scene_head", "resnet"])
@@ -436,24 +557,37 @@ def test_a_tower_in_two_parts_is_the_tower(prior):
     assert_close(both(parted, pictures()), both(whole, pictures()))
     seen = [model.belief(**model.image_features(pictures()["pixels"])) for model in (whole, parted)]
     assert_close(*seen)
-    assert {name for name, _ in parted.named_parameters()} == {name for name, _ in whole.named_parameters()}
+    assert {name for name, _ in parted.named_parameters()} == {
+        name for name, _ in whole.named_parameters()
+    }
 
 
 def test_the_last_stages_alone_are_trained_and_norms_rest():
     model = tuned().train()
     before = buffers(model.vision_encoder)
     step(model, pictures())
-    trained = {name.removeprefix("vision_encoder.") for name, p in model.named_parameters()
-               if name.startswith("vision_encoder.") and p.grad is not None}
+    trained = {
+        name.removeprefix("vision_encoder.")
+        for name, p in model.named_parameters()
+        if name.startswith("vision_encoder.") and p.grad is not None
+    }
     assert {name.split(".")[0] for name in trained} == {"blocks", "conv_head"}
-    assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {"5", "6"} and not any("bn" in name for name in trained)
-    assert all(torch.equal(value, before[name]) for name, value in buffers(model.vision_encoder).items())
+    assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {
+        "5",
+        "6",
+    } and not any("bn" in name for name in trained)
+    assert all(
+        torch.equal(value, before[name]) for name, value in buffers(model.vision_encoder).items()
+    )
     rates = [(group.get("rate"), len(group["params"])) for group in model.parameter_groups(0.05)]
     assert [rate for rate, _ in rates] == [None, None, 0.3] and rates[2][1] == len(trained)
 
 
 def test_only_towers_with_stages_can_be_trained_in_part():
-    for build, stages in ((lambda: small(freeze_towers=True, tuned_stages=1), 1), (lambda: tuned(7), 7)):
+    for build, stages in (
+        (lambda: small(freeze_towers=True, tuned_stages=1), 1),
+        (lambda: tuned(7), 7),
+    ):
         with pytest.raises(UserError, match=f"tuned_stages is {stages}, but"):
             build()
 
@@ -461,7 +595,9 @@ def test_only_towers_with_stages_can_be_trained_in_part():
 def test_a_map_of_the_lower_stages_takes_the_place_of_pixels():
     model, batch = tuned(use_mask=True), pictures()
     with torch.no_grad():
-        cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
+        cached = model.image_features(batch["pixels"]) | model.text_features(
+            batch["ids"], batch["mask"]
+        )
     cached |= {name: batch[name] for name in ("mask", "image_index", "scene")}
     assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
@@ -470,23 +606,34 @@ def test_a_map_of_the_lower_stages_takes_the_place_of_pixels():
 def test_cached_features_take_the_place_of_pixels_and_ids(config):
     model, batch = small(config, freeze_towers=True, use_mask=True), pairs()
     with torch.no_grad():
-        cached = model.image_features(batch["pixels"]) | model.text_features(batch["ids"], batch["mask"])
+        cached = model.image_features(batch["pixels"]) | model.text_features(
+            batch["ids"], batch["mask"]
+        )
     cached |= {name: batch[name] for name in ("mask", "image_index", "scene")}
     assert_close(model.loss(cached)["loss"], model.loss(batch)["loss"])
 
 
-# ---- optimisation ----------------------------------------------------------------------------------------------------------
+# ---- optimisation
 def test_parameter_groups_hold_each_trained_parameter_once_by_the_released_rule():
     model = small()
     name_of = {id(p): name for name, p in model.named_parameters()}
-    (kept, decay), (free, none) = (([name_of[id(p)] for p in group["params"]], group["weight_decay"])
-                                   for group in model.parameter_groups(0.05))
+    (kept, decay), (free, none) = (
+        ([name_of[id(p)] for p in group["params"]], group["weight_decay"])
+        for group in model.parameter_groups(0.05)
+    )
     assert (decay, none) == (0.05, 0.0)
-    assert sorted(kept + free) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    assert sorted(kept + free) == sorted(
+        name for name, p in model.named_parameters() if p.requires_grad
+    )
     assert {"temp", "temp2", "img_sa.0.ffn.1.weight", "vision_proj.weight"} <= set(kept)
-    assert {"img_ca.1.norm1.weight", "txt_sa.0.norm2.bias", "conv_proj.bias", "vision_encoder.norm.weight",
-            "text_encoder.embeddings.LayerNorm.weight",
-            "vision_encoder.layers.0.blocks.0.attn.relative_position_bias_table"} <= set(free)
+    assert {
+        "img_ca.1.norm1.weight",
+        "txt_sa.0.norm2.bias",
+        "conv_proj.bias",
+        "vision_encoder.norm.weight",
+        "text_encoder.embeddings.LayerNorm.weight",
+        "vision_encoder.layers.0.blocks.0.attn.relative_position_bias_table",
+    } <= set(free)
 
 
 def test_a_step_in_bfloat16_is_finite_and_its_losses_are_taken_in_float32():
@@ -494,7 +641,10 @@ def test_a_step_in_bfloat16_is_finite_and_its_losses_are_taken_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         terms = step(model, batch)
     assert all(value.dtype == torch.float32 and value.isfinite() for value in terms.values())
-    assert all(p.isfinite().all() and (p.grad is None or p.grad.isfinite().all()) for p in model.parameters())
+    assert all(
+        p.isfinite().all() and (p.grad is None or p.grad.isfinite().all())
+        for p in model.parameters()
+    )
     with torch.autocast("cpu", torch.bfloat16):
         model, exact = small().eval(), exact.eval()
         image, text = (rows.float() for rows in model.embed_batch(batch))
@@ -507,27 +657,37 @@ def test_the_paper_size_takes_a_bfloat16_step_on_the_gpu():
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = PIR(PIRConfig.paper())
-        batch = {"pixels": torch.randn(8, 3, 224, 224), "ids": torch.randint(1, 30000, (8, 20)),
-                 "mask": torch.ones(8, 20, dtype=torch.long), "image_index": torch.arange(8), "scene": torch.arange(8) // 2}
+        batch = {
+            "pixels": torch.randn(8, 3, 224, 224),
+            "ids": torch.randint(1, 30000, (8, 20)),
+            "mask": torch.ones(8, 20, dtype=torch.long),
+            "image_index": torch.arange(8),
+            "scene": torch.arange(8) // 2,
+        }
     before = buffers(model.conv_encoder)
     with torch.autocast("cuda", torch.bfloat16):
         terms = step(model, batch, lr=1e-5)
         again = model.loss(batch)
     assert all(value.isfinite() for value in (*terms.values(), *again.values()))
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-    assert all(torch.equal(value, before[name]) for name, value in buffers(model.conv_encoder).items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in buffers(model.conv_encoder).items()
+    )
 
 
 @pytest.mark.gpu
 def test_masked_attention_stands_half_precision_on_the_gpu():
-    model, batch = small(use_mask=True).cuda(), {name: value.cuda() for name, value in pairs().items()}
+    model, batch = (
+        small(use_mask=True).cuda(),
+        {name: value.cuda() for name, value in pairs().items()},
+    )
     exact = torch.cat(model.eval().embed_batch(batch))
     with torch.autocast("cuda", torch.float16):
         half = torch.cat(model.embed_batch(batch)).float()
     torch.testing.assert_close(half, exact, atol=2e-2, rtol=0)
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------------
+# ---- files
 @pytest.fixture
 def tiny_names(monkeypatch):
     """The names of the paper's towers stand for the small ones here."""
@@ -536,8 +696,16 @@ def tiny_names(monkeypatch):
     monkeypatch.setattr(backbones, "text_tower", lambda name, vocab_size=None: bert())
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(heads=4, filter_size=9, instru_num=1), dict(use_mask=True, text_global="mean"),
-                                     dict(vir=False), dict(triplet=True, affiliation=False)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"heads": 4, "filter_size": 9, "instru_num": 1},
+        {"use_mask": True, "text_global": "mean"},
+        {"vir": False},
+        {"triplet": True, "affiliation": False},
+    ],
+)
 def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, tiny_names, changes):
     model = small(**changes)
     pir.write_release(model, tmp_path / "pir.pth")
@@ -546,11 +714,20 @@ def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, tiny_nam
     assert torch.equal(both(again, pairs()), both(model, pairs()))
 
 
-@pytest.mark.parametrize("changes", [dict(filter_size=20, instru_num=1, cycle_num=3), dict(affiliation=False, vir=False, lca=False),
-                                     dict(triplet=True, affiliation=False, vir=False, lca=False)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"filter_size": 20, "instru_num": 1, "cycle_num": 3},
+        {"affiliation": False, "vir": False, "lca": False},
+        {"triplet": True, "affiliation": False, "vir": False, "lca": False},
+    ],
+)
 def test_a_released_file_says_its_sizes_by_its_tensors(tmp_path, tiny_names, changes):
     model = small(**{"heads": 8, "dropout": 0.2, "instru_num": 1, "cycle_num": 1, **changes})
-    content = {"model": pir.release_state(model), "config": {"filter_size": model.config.filter_size, "is_baseline": "ignored"}}
+    content = {
+        "model": pir.release_state(model),
+        "config": {"filter_size": model.config.filter_size, "is_baseline": "ignored"},
+    }
     assert "conv_encoder.0.weight" in content["model"] or not model.config.vir
     torch.save(content, tmp_path / "checkpoint_best.pth")
     again, _ = pir.read(tmp_path / "checkpoint_best.pth")
@@ -561,8 +738,11 @@ def test_a_released_file_says_its_sizes_by_its_tensors(tmp_path, tiny_names, cha
 def test_the_released_names_are_those_of_the_old_swin_and_of_a_sequential_resnet():
     state = pir.release_state(small())
     assert state["conv_encoder.4.0.conv1.weight"].shape == (4, 64, 3, 3)
-    assert {"vision_encoder.layers.0.downsample.reduction.weight", "conv_encoder.1.running_mean",
-            "vision_encoder.layers.0.blocks.0.attn.relative_position_index"} <= set(state)
+    assert {
+        "vision_encoder.layers.0.downsample.reduction.weight",
+        "conv_encoder.1.running_mean",
+        "vision_encoder.layers.0.blocks.0.attn.relative_position_index",
+    } <= set(state)
 
 
 def test_a_scene_head_has_no_place_in_the_released_layout(tmp_path):
@@ -576,24 +756,44 @@ def test_a_scene_head_has_no_place_in_the_released_layout(tmp_path):
 def test_our_own_checkpoints_come_back_from_training(tmp_path):
     config = PIRConfig.tiny(WORDS, embed_dim=16, heads=2, instru_num=1, cycle_num=1, use_mask=True)
     batch = pairs(4) | {"pixels": torch.randn(4, 3, 112, 112)}
-    settings = loop.TrainConfig(epochs=1, lr=1e-3, batch_size=4, schedule="constant", warmup_fraction=0.0)
-    model, _, trained = loop.load_or_train("pir", lambda: PIR(config), [batch], settings, tmp_path, "k" * 64,
-                                               meta={"system": "pir", "model": asdict(config)})
-    found, = tmp_path.glob("pir-*/model.safetensors")
+    settings = loop.TrainConfig(
+        epochs=1, lr=1e-3, batch_size=4, schedule="constant", warmup_fraction=0.0
+    )
+    model, _, trained = loop.load_or_train(
+        "pir",
+        lambda: PIR(config),
+        [batch],
+        settings,
+        tmp_path,
+        "k" * 64,
+        meta={"system": "pir", "model": asdict(config)},
+    )
+    (found,) = tmp_path.glob("pir-*/model.safetensors")
     again, meta = pir.read(found)
-    assert trained and again.config == config and meta["history"][0]["temp"] == pytest.approx(0.07) and not again.training
+    assert (
+        trained
+        and again.config == config
+        and meta["history"][0]["temp"] == pytest.approx(0.07)
+        and not again.training
+    )
     device = next(model.parameters()).device
     assert_close(both(again, batch), both(model, {n: v.to(device) for n, v in batch.items()}).cpu())
 
 
-@pytest.mark.parametrize("config", [PIRConfig.compact(tuned_stages=0).baseline(), PIRConfig.compact()])
+@pytest.mark.parametrize(
+    "config", [PIRConfig.compact(tuned_stages=0).baseline(), PIRConfig.compact()]
+)
 def test_heads_come_back_over_the_towers_of_their_packages(tmp_path, config):
     model = starting_weights.package_start().build(lambda: PIR(config), 0).eval()
-    path = pir.write_heads(model, {"system": "pir", "model": asdict(config)}, tmp_path / "heads.safetensors")
+    path = pir.write_heads(
+        model, {"system": "pir", "model": asdict(config)}, tmp_path / "heads.safetensors"
+    )
     assert path.stat().st_size < (1e6 if not config.vir else 15e6)
     again, about = pir.read(path)
     assert set(about["packages"]) == {"vision_encoder", "text_encoder"} and not again.training
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items()
+    )
     state, about = checkpoints.load_checkpoint(path)
     about["packages"]["text_encoder"] = "0" * 64
     with pytest.raises(UserError, match="other weights than the installed packages"):
@@ -605,10 +805,16 @@ def test_heads_come_back_over_the_towers_of_their_packages(tmp_path, config):
     assert not (tmp_path / "no.safetensors").exists()
 
 
-@pytest.mark.parametrize("path", sorted((repository_root() / "data" / "results").glob("*/heads/*.safetensors")), ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize(
+    "path",
+    sorted((repository_root() / "data" / "results").glob("*/heads/*.safetensors")),
+    ids=lambda path: path.parts[-3],
+)
 def test_the_heads_that_are_kept_here_are_small_and_open(path):
     model, about = pir.read(path)
-    assert path.stat().st_size < 1e6 and model.config.baseline() == model.config and about["tokenizer"]
+    assert (
+        path.stat().st_size < 1e6 and model.config.baseline() == model.config and about["tokenizer"]
+    )
     assert model.encode_images(torch.zeros(1, 3, 224, 224)).shape == (1, model.config.embed_dim)
 
 
@@ -629,27 +835,51 @@ def test_files_of_other_models_and_files_with_code_are_refused(tmp_path, tiny_na
     model = small()
     meta = {"system": "pir", "model": asdict(model.config)}
     made = {
-        "frozen": (checkpoints.save_checkpoint(tmp_path / "frozen", model, meta | {"system": "frozen"}), "something else.*'frozen'"),
-        "best": (checkpoints.save_checkpoint(tmp_path / "best", model, {"config": {}}), "something else"),
-        "silent": (checkpoints.save_checkpoint(tmp_path / "silent", model, {"system": "pir"}), "does not say which PIR"),
-        "newer": (checkpoints.save_checkpoint(tmp_path / "newer", model, meta | {"model": {"magic": 1}}), "does not say which PIR"),
-        "cut": (checkpoints.save_checkpoint(tmp_path / "cut", {k: v for k, v in model.state_dict().items() if k != "temp"}, meta),
-                "missing in the file .1.:\n  temp"),
+        "frozen": (
+            checkpoints.save_checkpoint(tmp_path / "frozen", model, meta | {"system": "frozen"}),
+            "something else.*'frozen'",
+        ),
+        "best": (
+            checkpoints.save_checkpoint(tmp_path / "best", model, {"config": {}}),
+            "something else",
+        ),
+        "silent": (
+            checkpoints.save_checkpoint(tmp_path / "silent", model, {"system": "pir"}),
+            "does not say which PIR",
+        ),
+        "newer": (
+            checkpoints.save_checkpoint(tmp_path / "newer", model, meta | {"model": {"magic": 1}}),
+            "does not say which PIR",
+        ),
+        "cut": (
+            checkpoints.save_checkpoint(
+                tmp_path / "cut", {k: v for k, v in model.state_dict().items() if k != "temp"}, meta
+            ),
+            "missing in the file .1.:\n  temp",
+        ),
     }
     torch.save({"state_dict": swin().state_dict()}, tmp_path / "swin.pth")
-    torch.save({"model": {**pir.release_state(model), "momentum": torch.zeros(1)}}, tmp_path / "clip.pth")
+    torch.save(
+        {"model": {**pir.release_state(model), "momentum": torch.zeros(1)}}, tmp_path / "clip.pth"
+    )
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"model": Bomb(tmp_path / "touched")}))
-    torch.save({"model": {"vision_proj.weight": Bomb(tmp_path / "touched")}}, tmp_path / "armed.pth")
-    made |= {"swin": (tmp_path / "swin.pth", "holds no PIR"), "clip": (tmp_path / "clip.pth", "unknown to the model .1.:\n  momentum"),
-             "bomb": (tmp_path / "bomb.pth", "bomb.pth"), "armed": (tmp_path / "armed.pth", "armed.pth"),
-             "absent": (tmp_path / "absent.pth", "no weight file")}
+    torch.save(
+        {"model": {"vision_proj.weight": Bomb(tmp_path / "touched")}}, tmp_path / "armed.pth"
+    )
+    made |= {
+        "swin": (tmp_path / "swin.pth", "holds no PIR"),
+        "clip": (tmp_path / "clip.pth", "unknown to the model .1.:\n  momentum"),
+        "bomb": (tmp_path / "bomb.pth", "bomb.pth"),
+        "armed": (tmp_path / "armed.pth", "armed.pth"),
+        "absent": (tmp_path / "absent.pth", "no weight file"),
+    }
     for path, message in made.values():
         with pytest.raises(UserError, match=message):
             pir.read(path)
     assert not (tmp_path / "touched").exists()
 
 
-# ---- two processes -------------------------------------------------------------------------------------------------------------
+# ---- two processes
 def half(rows: slice) -> dict[str, np.ndarray]:
     return two_processes.one_step(small(), {name: value[rows] for name, value in pairs(8).items()})
 
@@ -661,7 +891,10 @@ def test_two_processes_have_the_loss_and_gradients_of_one(other):
     whole = half(slice(None))
     for part in two_processes.meet(other, half):
         two_processes.assert_alike(part, whole)
-    assert all(np.abs(whole[f"grad/{name}"]).max() > 1e-5 for name in ("temp", "temp2", "conv_proj.weight", "txt_ca.0.norm2.weight"))
+    assert all(
+        np.abs(whole[f"grad/{name}"]).max() > 1e-5
+        for name in ("temp", "temp2", "conv_proj.weight", "txt_ca.0.norm2.weight")
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What the checks against the authors' vectors share: the files, filling a model, and gradients."""
+
 from __future__ import annotations
 
 import json
@@ -18,16 +19,26 @@ class Vectors:
         self.meta = json.loads(str(self.arrays["meta"])) if "meta" in self.arrays else {}
 
     def __getitem__(self, key):
-        return torch.from_numpy(self.arrays[key]) if key in self.arrays else pytest.skip(f"these vectors lack {key}")
+        return (
+            torch.from_numpy(self.arrays[key])
+            if key in self.arrays
+            else pytest.skip(f"these vectors lack {key}")
+        )
 
     def leaf(self, key):
         return self[key].clone().requires_grad_()
 
     def param(self):
-        return {key.removeprefix("param/"): torch.from_numpy(a) for key, a in self.arrays.items() if key.startswith("param/")}
+        return {
+            key.removeprefix("param/"): torch.from_numpy(a)
+            for key, a in self.arrays.items()
+            if key.startswith("param/")
+        }
 
     def gradients_of_parameters(self):
-        return [key.removeprefix("grad/param/") for key in self.arrays if key.startswith("grad/param/")]
+        return [
+            key.removeprefix("grad/param/") for key in self.arrays if key.startswith("grad/param/")
+        ]
 
 
 @pytest.fixture
@@ -54,4 +65,7 @@ def check_gradients(parameters, v):
     """Every stored gradient of a parameter against that of the parameter of this name."""
     names = v.gradients_of_parameters()
     assert names
-    assert_close({name: parameters[name].grad for name in names}, {name: v[f"grad/param/{name}"] for name in names})
+    assert_close(
+        {name: parameters[name].grad for name in names},
+        {name: v[f"grad/param/{name}"] for name in names},
+    )

@@ -1,4 +1,5 @@
 """PE-RSITR against the vectors of the authors' modules, and of an exact loss."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,14 +19,18 @@ from reference_checks.common import fill
 def recorded_dropout(monkeypatch, *keep):
     """Each dropout that drops anything keeps what the next of these masks kept."""
     masks = iter(keep)
-    monkeypatch.setattr(F, "dropout", lambda x, p, training: x * next(masks) / (1 - p) if training and p else x)
+    monkeypatch.setattr(
+        F, "dropout", lambda x, p, training: x * next(masks) / (1 - p) if training and p else x
+    )
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_pe_rsitr_adapter(vectors, monkeypatch, mode):
     v = vectors("pe_rsitr/mrs_adapter.npz")
     m = v.meta
-    adapter = pe_rsitr.MRSAdapter(m["d_model"], m["visual_width"], m["bottleneck"], m["shared_up_dim"], m["dropout"])
+    adapter = pe_rsitr.MRSAdapter(
+        m["d_model"], m["visual_width"], m["bottleneck"], m["shared_up_dim"], m["dropout"]
+    )
     fill(adapter, v.param()).train(mode == "train")
     recorded_dropout(monkeypatch, v["input/keep_text"], v["input/keep_visual"])
     text, visual = v.leaf("input/x_text"), v.leaf("input/x_visual")
@@ -39,17 +44,24 @@ def test_pe_rsitr_adapter(vectors, monkeypatch, mode):
     assert_close(visual.grad, v[f"grad/{mode}/x_visual"])
     checked = [name for name, p in adapter.named_parameters() if f"grad/{mode}/{name}" in v.arrays]
     assert len(checked) == 2
-    assert_close({name: adapter.get_parameter(name).grad for name in checked},
-                 {name: v[f"grad/{mode}/{name}"] for name in checked})
+    assert_close(
+        {name: adapter.get_parameter(name).grad for name in checked},
+        {name: v[f"grad/{mode}/{name}"] for name in checked},
+    )
 
 
 def test_pe_rsitr_adapter_of_full_size(vectors):
     v = vectors("pe_rsitr/mrs_adapter_fullsize.npz")
     text, visual = v["input/x_text"], v["input/x_visual"]
     config = pe_rsitr.PERSITRConfig.paper()
-    adapter = pe_rsitr.MRSAdapter(text.shape[2], visual.shape[2], config.bottleneck, config.share_dim)
+    adapter = pe_rsitr.MRSAdapter(
+        text.shape[2], visual.shape[2], config.bottleneck, config.share_dim
+    )
     names = sorted(name for name, _ in adapter.named_parameters())
-    assert names == v.meta["names"] and sum(p.numel() for p in adapter.parameters()) == v.meta["params"]
+    assert (
+        names == v.meta["names"]
+        and sum(p.numel() for p in adapter.parameters()) == v.meta["params"]
+    )
     with torch.no_grad():
         for i, name in enumerate(names):
             p = adapter.get_parameter(name)
@@ -64,13 +76,36 @@ def pe_rsitr_clip(vectors, monkeypatch):
     """(the vectors, a PERSITR on the tiny CLIP of their sizes)."""
     v = vectors("pe_rsitr/adapted_clip.npz")
     m = v.meta
-    monkeypatch.setitem(backbones.CLIP, "reference", backbones.CLIPSize(
-        m["embed"],
-        dict(layers=m["layers"], width=m["vw"], head_width=m["vw"] // m["vh"], patch_size=m["patch"], image_size=m["res"]),
-        dict(layers=m["layers"], width=m["d_model"], heads=m["th"], context_length=m["ctx"], vocab_size=m["vocab"]),
-        image_input.ImageInput(m["res"]), quick_gelu=True))
-    config = pe_rsitr.PERSITRConfig("reference", m["adapter_bottleneck"], m["adapter_shared_dim"], adapter_dropout=0.0,
-                                    view_dropout=m["aug_dropout"])
+    monkeypatch.setitem(
+        backbones.CLIP,
+        "reference",
+        backbones.CLIPSize(
+            m["embed"],
+            {
+                "layers": m["layers"],
+                "width": m["vw"],
+                "head_width": m["vw"] // m["vh"],
+                "patch_size": m["patch"],
+                "image_size": m["res"],
+            },
+            {
+                "layers": m["layers"],
+                "width": m["d_model"],
+                "heads": m["th"],
+                "context_length": m["ctx"],
+                "vocab_size": m["vocab"],
+            },
+            image_input.ImageInput(m["res"]),
+            quick_gelu=True,
+        ),
+    )
+    config = pe_rsitr.PERSITRConfig(
+        "reference",
+        m["adapter_bottleneck"],
+        m["adapter_shared_dim"],
+        adapter_dropout=0.0,
+        view_dropout=m["aug_dropout"],
+    )
     return v, pe_rsitr.PERSITR(config)
 
 
@@ -86,17 +121,28 @@ def test_pe_rsitr_starts_as_clip(pe_rsitr_clip):
             torch.nn.init.zeros_(p)
     ids = v["input/text"].long()
     with torch.no_grad():
-        assert_close(model.eval().image_vectors(image_tokens(model.clip, v["input/image"])), v["output/init/image"])
-        assert_close(model.text_vectors(text_tokens(model.clip, ids), caption_mask(ids)), v["output/init/text"])
+        assert_close(
+            model.eval().image_vectors(image_tokens(model.clip, v["input/image"])),
+            v["output/init/image"],
+        )
+        assert_close(
+            model.text_vectors(text_tokens(model.clip, ids), caption_mask(ids)),
+            v["output/init/text"],
+        )
 
 
 def test_pe_rsitr_adapted_clip_and_its_views(pe_rsitr_clip, monkeypatch):
     v, model = pe_rsitr_clip
     pe_rsitr.load_release(model, v.param())
-    assert {name.removeprefix("PE_RSITR."): p.shape for name, p in pe_rsitr.release_state(model).items()} == {
-        name: p.shape for name, p in v.param().items()}
+    assert {
+        name.removeprefix("PE_RSITR."): p.shape for name, p in pe_rsitr.release_state(model).items()
+    } == {name: p.shape for name, p in v.param().items()}
     pixels, ids = v.leaf("input/image"), v["input/text"].long()
-    patches, words, mask = image_tokens(model.clip, pixels), text_tokens(model.clip, ids), caption_mask(ids)
+    patches, words, mask = (
+        image_tokens(model.clip, pixels),
+        text_tokens(model.clip, ids),
+        caption_mask(ids),
+    )
     made = {"image": model.image_vectors(patches), "text": model.text_vectors(words, mask)}
     recorded_dropout(monkeypatch, v["input/keep_image"], v["input/keep_text"])
     made["image_aug"] = model.image_vectors(model.view(patches))
@@ -104,8 +150,15 @@ def test_pe_rsitr_adapted_clip_and_its_views(pe_rsitr_clip, monkeypatch):
     for name, value in made.items():
         assert_close(value, v[f"output/{name}"])
     image, text = v["input/cot_i"], v["input/cot_t"]
-    scalar = sum((made[name] * cotangent).sum() for name, cotangent in (
-        ("image", image), ("text", text), ("image_aug", image.flip(0)), ("text_aug", text.flip(0))))
+    scalar = sum(
+        (made[name] * cotangent).sum()
+        for name, cotangent in (
+            ("image", image),
+            ("text", text),
+            ("image_aug", image.flip(0)),
+            ("text_aug", text.flip(0)),
+        )
+    )
     scalar.backward()
     assert_close(scalar, v["output/scalar"])
     assert_close(pixels.grad, v["grad/image"])
@@ -118,15 +171,19 @@ def test_pe_rsitr_hmmc_loss(vectors, kind):
     v = vectors("pe_rsitr/hmmc.npz")
     rows = {name: v.leaf(f"input/{name}") for name in ("v", "t", "v_aug", "t_aug")}
     pairs = {"cross": ("v", "t"), "intra_v": ("v", "v_aug"), "intra_t": ("t", "t_aug")}
-    terms = {name: pe_rsitr.ranking_loss(rows[a], rows[b], v.meta["margin"], hardest=kind == "hard")
-             for name, (a, b) in pairs.items()}
+    terms = {
+        name: pe_rsitr.ranking_loss(rows[a], rows[b], v.meta["margin"], hardest=kind == "hard")
+        for name, (a, b) in pairs.items()
+    }
     total = sum(terms.values())
     total.backward()
     for name, value in (terms | {"total": total}).items():
         assert_close(value, v[f"output/{kind}/{name}"])
     for name, leaf in rows.items():
         assert_close(leaf.grad, v[f"grad/{kind}/{name}"])
-    assert_close(pe_rsitr.unit_rows(rows["v"]) @ pe_rsitr.unit_rows(rows["t"]).t(), v["output/cos_vt"])
+    assert_close(
+        pe_rsitr.unit_rows(rows["v"]) @ pe_rsitr.unit_rows(rows["t"]).t(), v["output/cos_vt"]
+    )
 
 
 def test_pe_rsitr_evaluation_protocol(vectors):
@@ -138,7 +195,11 @@ def test_pe_rsitr_evaluation_protocol(vectors):
     keys = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
     assert_close([found.metrics[key] for key in keys], v.arrays["output/recalls"])
     assert found.metrics["mR"] == pytest.approx(float(v["output/mR"]), abs=1e-5)
-    ranks = [figure for way in (found.i2t_ranks, found.t2i_ranks) for figure in (np.floor(np.median(way)) + 1, way.mean() + 1)]
+    ranks = [
+        figure
+        for way in (found.i2t_ranks, found.t2i_ranks)
+        for figure in (np.floor(np.median(way)) + 1, way.mean() + 1)
+    ]
     assert_close(ranks, v.arrays["output/medr_meanr"])
 
 

@@ -1,4 +1,5 @@
 """PIR against the vectors of the authors' modules."""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +31,9 @@ def stub_towers(vision_width=4, text_width=4, prior_width=4):
 
 def test_pir_self_attention(vectors):
     v = vectors("pir/mhsa.npz")
-    layer = fill(pir.SelfAttention(v.meta["embed_dim"], v.meta["heads"], v.meta["dropout"]), v.param())
+    layer = fill(
+        pir.SelfAttention(v.meta["embed_dim"], v.meta["heads"], v.meta["dropout"]), v.param()
+    )
     for suffix, mask in (("", None), ("_masked", v["input/mask"])):
         x = v.leaf("input/x")
         y = layer(x, mask)
@@ -44,7 +47,9 @@ def test_pir_self_attention(vectors):
 
 def test_pir_cross_attention(vectors):
     v = vectors("pir/crosa.npz")
-    layer = fill(pir.CrossAttention(v.meta["embed_dim"], v.meta["heads"], v.meta["dropout"]), v.param())
+    layer = fill(
+        pir.CrossAttention(v.meta["embed_dim"], v.meta["heads"], v.meta["dropout"]), v.param()
+    )
     x, y = v.leaf("input/x"), v.leaf("input/y")
     out = layer(x, y)
     loss = (out * v["input/cotangent"]).sum()
@@ -58,15 +63,25 @@ def test_pir_cross_attention(vectors):
 def test_pir_vision_instruction_representation(vectors):
     v = vectors("pir/vir.npz")
     m = v.meta
-    config = pir.PIRConfig(embed_dim=m["embed_dim"], heads=m["heads"], filter_size=m["filter_size"],
-                           instru_num=m["instru_num"], candidates=m["tokens"], lca=False)
-    model = fill(pir.PIR(config, stub_towers(m["vision_width"], prior_width=m["conv_width"])), v.param())
+    config = pir.PIRConfig(
+        embed_dim=m["embed_dim"],
+        heads=m["heads"],
+        filter_size=m["filter_size"],
+        instru_num=m["instru_num"],
+        candidates=m["tokens"],
+        lca=False,
+    )
+    model = fill(
+        pir.PIR(config, stub_towers(m["vision_width"], prior_width=m["conv_width"])), v.param()
+    )
     vision, prior = v.leaf("input/vision_tokens"), v.leaf("input/conv_feat")
     _, instruction, logits = model.instruct(vision, prior)
     assert_close(instruction, v["output/instruction"])
     assert_close(logits, v["output/belief_logits"])
     assert_close(model.belief(vision, prior), v["output/belief"])
-    assert torch.equal(logits.argsort(dim=1, descending=True, stable=True), v["output/sorted_index"])
+    assert torch.equal(
+        logits.argsort(dim=1, descending=True, stable=True), v["output/sorted_index"]
+    )
     embed = model.embed_images(vision, prior)
     loss = (embed * v["input/cotangent"]).sum()
     loss.backward()
@@ -80,7 +95,9 @@ def test_pir_vision_instruction_representation(vectors):
 def test_pir_language_cycle_attention(vectors):
     v = vectors("pir/lca.npz")
     m = v.meta
-    config = pir.PIRConfig(embed_dim=m["embed_dim"], heads=m["heads"], cycle_num=m["cycle_num"], vir=False)
+    config = pir.PIRConfig(
+        embed_dim=m["embed_dim"], heads=m["heads"], cycle_num=m["cycle_num"], vir=False
+    )
     model = fill(pir.PIR(config, stub_towers(text_width=m["text_width"])), v.param())
     tokens = v.leaf("input/text_tokens")
     embed = model.embed_texts(tokens)
@@ -95,12 +112,25 @@ def test_pir_language_cycle_attention(vectors):
 def tiny_release(v):
     """The whole model of full_tiny: a Swin and a BERT of the stored sizes, the prior left out."""
     swin, m = v.meta["swin"], v.meta
-    vision = SwinTransformer(img_size=swin["img"], patch_size=4, embed_dim=swin["dim"], depths=swin["depths"],
-                             num_heads=swin["heads"], window_size=swin["win"], num_classes=0)
+    vision = SwinTransformer(
+        img_size=swin["img"],
+        patch_size=4,
+        embed_dim=swin["dim"],
+        depths=swin["depths"],
+        num_heads=swin["heads"],
+        window_size=swin["win"],
+        num_classes=0,
+    )
     prior = nn.Identity()
     prior.num_features = m["conv_width"]
-    config = pir.PIRConfig(embed_dim=m["embed_dim"], heads=m["heads"], filter_size=m["filter_size"],
-                           instru_num=m["instru_num"], cycle_num=m["cycle_num"], temperature=m["temp"])
+    config = pir.PIRConfig(
+        embed_dim=m["embed_dim"],
+        heads=m["heads"],
+        filter_size=m["filter_size"],
+        instru_num=m["instru_num"],
+        cycle_num=m["cycle_num"],
+        temperature=m["temp"],
+    )
     model = pir.PIR(config, (vision, backbones.bert(**m["bert"]), prior))
     return model.eval()
 
@@ -173,7 +203,12 @@ def test_pir_triplet_loss(vectors, kind):
 def test_pir_learning_rates(vectors):
     v = vectors("pir/lr_linear.npz")
     for name, spec in v.meta["specs"].items():
-        config = TrainConfig(epochs=spec["epochs"], lr=spec["lr"], warmup_fraction=spec["warmup_fraction"], schedule="linear")
+        config = TrainConfig(
+            epochs=spec["epochs"],
+            lr=spec["lr"],
+            warmup_fraction=spec["warmup_fraction"],
+            schedule="linear",
+        )
         ours = learning_rates(config, steps_per_epoch=spec["step_per_epoch"])
         np.testing.assert_allclose(ours, v.arrays[f"output/{name}"], rtol=1e-5, atol=1e-12)
 
@@ -181,7 +216,9 @@ def test_pir_learning_rates(vectors):
 def test_pir_evaluation_protocol(vectors):
     v = vectors("pir/itm_eval.npz").arrays
     images, texts = v["input/sims"].shape
-    metrics = evaluate(v["input/sims"], np.repeat(np.arange(images), texts // images), ties="released").metrics
+    metrics = evaluate(
+        v["input/sims"], np.repeat(np.arange(images), texts // images), ties="released"
+    ).metrics
     for k in (1, 5, 10):
         assert metrics[f"i2t_R@{k}"] == pytest.approx(float(v[f"output/txt_r{k}"]), abs=0.011)
         assert metrics[f"t2i_R@{k}"] == pytest.approx(float(v[f"output/img_r{k}"]), abs=0.011)
@@ -190,13 +227,18 @@ def test_pir_evaluation_protocol(vectors):
 
 def test_pir_caption_cleaning(request):
     golden = json.loads(reference_file(request, "pir/pre_caption.json").read_text())
-    assert [tokenization.clean_caption(text, golden["max_words"]) for text in golden["input"]] == golden["output"]
+    assert [
+        tokenization.clean_caption(text, golden["max_words"]) for text in golden["input"]
+    ] == golden["output"]
 
 
 def test_pir_randaugment_operations(vectors):
     v = vectors("pir/randaugment_ops.npz")
     image = v.arrays["input/image"]
-    released = {"AutoContrast": "AutoContrast_official_uint8_wrap", "Sharpness": "Sharpness_official_wrap"}
+    released = {
+        "AutoContrast": "AutoContrast_official_uint8_wrap",
+        "Sharpness": "Sharpness_official_wrap",
+    }
     for name, arguments in v.meta["args"].items():
         ours = augment.OPS[name](image, *arguments)
         assert np.abs(ours.astype(int) - v.arrays[f"output/{name}"]).max() <= 1, name
@@ -217,14 +259,18 @@ def test_pir_paper_parameter_counts(paper_size):
 
 
 def test_pir_release_keys_and_shapes(paper_size, request):
-    golden = json.loads(reference_file(request, "pir/official_state_dict.json").read_text())["state_dict"]
+    golden = json.loads(reference_file(request, "pir/official_state_dict.json").read_text())[
+        "state_dict"
+    ]
     assert len(golden) == 905
     ours = {name: list(value.shape) for name, value in pir.release_state(paper_size).items()}
     assert ours == golden
 
 
 def test_pir_release_loads_key_by_key(paper_size, request):
-    golden = json.loads(reference_file(request, "pir/official_state_dict.json").read_text())["state_dict"]
+    golden = json.loads(reference_file(request, "pir/official_state_dict.json").read_text())[
+        "state_dict"
+    ]
     state = {name: torch.empty(shape, device="meta") for name, shape in golden.items()}
     assert len(pir.load_release(paper_size, state)) == 17
     del state["txt_ca.2.norm2.bias"]
@@ -233,9 +279,14 @@ def test_pir_release_loads_key_by_key(paper_size, request):
 
 
 def test_pir_parameter_groups(paper_size, request):
-    golden = json.loads(reference_file(request, "pir/official_state_dict.json").read_text())["param_group"]
+    golden = json.loads(reference_file(request, "pir/official_state_dict.json").read_text())[
+        "param_group"
+    ]
     kept, free = ({id(p) for p in group["params"]} for group in paper_size.parameter_groups(0.01))
-    group_of = {name: None if not p.requires_grad else 0 if id(p) in kept else 1 for name, p in paper_size.named_parameters()}
+    group_of = {
+        name: None if not p.requires_grad else 0 if id(p) in kept else 1
+        for name, p in paper_size.named_parameters()
+    }
     assert kept.isdisjoint(free)
     renamed = checkpoints.rename(pir._shift_downsample(group_of, -1), pir.TO_RELEASE)
     assert renamed == golden

@@ -1,4 +1,5 @@
 """PIR-CLIP against the vectors of the authors' modules."""
+
 from __future__ import annotations
 
 import json
@@ -21,27 +22,42 @@ from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.training.schedule import TrainConfig, learning_rates
 from reference_checks.common import check_gradients, fill, reference_file
 
-TEXT = dict(context_length=4, vocab_size=4, width=4, heads=1, layers=1)  # of vectors without a text tower
-VISION = dict(image_size=32, patch_size=16, width=4, head_width=4, layers=1)  # of vectors without an image tower
-RESNET = dict(layers=(1, 1, 1, 1), width=2, heads=1)
+# of vectors without a text tower
+TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
+# of vectors without an image tower
+VISION = {"image_size": 32, "patch_size": 16, "width": 4, "head_width": 4, "layers": 1}
+RESNET = {"layers": (1, 1, 1, 1), "width": 2, "heads": 1}
 
 
 @pytest.fixture
 def pir_clip_of(monkeypatch):
     """pir_clip_of(D, vision, resnet, text) -> PIR-CLIP of these sizes, nothing frozen."""
+
     def build(embed_dim, vision=VISION, resnet=RESNET, text=TEXT, **changes):
-        size = backbones.CLIPSize(embed_dim, vision, text, image_input.ImageInput(vision["image_size"]))
+        size = backbones.CLIPSize(
+            embed_dim, vision, text, image_input.ImageInput(vision["image_size"])
+        )
         monkeypatch.setitem(backbones.CLIP, "golden", size)
         monkeypatch.setitem(backbones.INSTRUCTION, "golden", resnet)
         return PIRCLIP(PIRCLIPConfig(clip="golden", freeze_instruction=False, **changes)).eval()
+
     return build
 
 
 def image_sizes(v):
     """D, image tower and instruction encoder of visual_tower.npz."""
     m = v.meta
-    return (m["D"], dict(image_size=m["img"], patch_size=m["ps"], width=m["vw"], head_width=m["hw"], layers=m["vl"]),
-            dict(layers=m["rl"], width=m["rw"], heads=m["res_attnpool_heads"]))
+    return (
+        m["D"],
+        {
+            "image_size": m["img"],
+            "patch_size": m["ps"],
+            "width": m["vw"],
+            "head_width": m["hw"],
+            "layers": m["vl"],
+        },
+        {"layers": m["rl"], "width": m["rw"], "heads": m["res_attnpool_heads"]},
+    )
 
 
 def text_sizes(v):
@@ -64,12 +80,17 @@ def mask_of(ids):
 def test_pir_clip_soft_belief(vectors, pir_clip_of):
     v = vectors("pir_clip/soft_belief.npz")
     m = v.meta
-    model = pir_clip_of(4, dict(VISION, image_size=m["image_size"], patch_size=m["patch_size"], width=m["width"]))
+    model = pir_clip_of(
+        4, dict(VISION, image_size=m["image_size"], patch_size=m["patch_size"], width=m["width"])
+    )
     fill(model.clip.visual, v.param())
     image, instruction = v.leaf("input/image"), v.leaf("input/instruction")
     tokens = image_tokens(model.clip, image)
     assert_close(tokens, v["output/tokens"])
-    model.res_visual, model.vision_proj_res.forward = torch.nn.Identity(), lambda seen: instruction.squeeze(1)
+    model.res_visual, model.vision_proj_res.forward = (
+        torch.nn.Identity(),
+        lambda seen: instruction.squeeze(1),
+    )
     _, _, logits = model.instruct(image)
     belief = logits.softmax(1)
     weighted = model.apply_belief(tokens, logits)
@@ -123,7 +144,9 @@ def test_pir_clip_text_tower(vectors, pir_clip_of):
     v = vectors("pir_clip/text_tower.npz")
     model = fill(pir_clip_of(v.meta["D"], text=text_sizes(v)), ours(v))
     ids, words = v["input/text_ids"], []
-    model.clip.token_embedding.register_forward_hook(lambda module, inputs, out: (out.retain_grad(), words.append(out))[0])
+    model.clip.token_embedding.register_forward_hook(
+        lambda module, inputs, out: (out.retain_grad(), words.append(out))[0]
+    )
     states = model.clip.transformer(text_tokens(model.clip, ids), attn_mask=model.clip.attn_mask)
     features = pool_text(model.clip, states, mask_of(ids))
     assert_close(features, v["output/features"])
@@ -136,9 +159,13 @@ def test_pir_clip_text_tower(vectors, pir_clip_of):
 
 
 def test_pir_clip_whole_model(vectors, pir_clip_of):
-    v, visual, text = (vectors(f"pir_clip/{name}.npz") for name in ("full_tiny", "visual_tower", "text_tower"))
-    model = fill(pir_clip_of(*image_sizes(visual), text_sizes(text), affiliation=False),
-                 {**ours(visual), **ours(text), "clip.logit_scale": v["input/logit_scale"]})
+    v, visual, text = (
+        vectors(f"pir_clip/{name}.npz") for name in ("full_tiny", "visual_tower", "text_tower")
+    )
+    model = fill(
+        pir_clip_of(*image_sizes(visual), text_sizes(text), affiliation=False),
+        {**ours(visual), **ours(text), "clip.logit_scale": v["input/logit_scale"]},
+    )
     image, ids = v.leaf("input/image"), v["input/text_ids"]
     batch = {"pixels": image, "ids": ids, "mask": mask_of(ids)}
     image_features, text_features = model.embed_batch(batch)
@@ -171,7 +198,9 @@ def test_pir_clip_learning_rates(vectors):
     v = vectors("pir_clip/lr_cosine.npz")
     for name, spec in v.meta["specs"].items():
         config = TrainConfig(1, spec["lr"], schedule="cosine", warmup_steps=spec["warmup"])
-        np.testing.assert_allclose(learning_rates(config, spec["total"]), v.arrays[f"output/{name}"], rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(
+            learning_rates(config, spec["total"]), v.arrays[f"output/{name}"], rtol=1e-5, atol=1e-12
+        )
 
 
 def test_pir_clip_classes_of_a_batch(request):
@@ -184,7 +213,9 @@ def test_pir_clip_evaluation_protocol(vectors):
     metrics = evaluate(v["input/scores"].T, v["input/text_image_index"]).metrics
     for way in ("i2t", "t2i"):
         for k in (1, 5, 10):
-            assert metrics[f"{way}_R@{k}"] == pytest.approx(float(v[f"output/{way}_R{k}"]), abs=1e-3)
+            assert metrics[f"{way}_R@{k}"] == pytest.approx(
+                float(v[f"output/{way}_R{k}"]), abs=1e-3
+            )
     assert metrics["mR"] == pytest.approx(float(v["output/mean_recall"]), abs=1e-3)
 
 
@@ -205,22 +236,37 @@ def test_pir_clip_paper_parameter_count(paper_pir_clip):
 def test_pir_clip_release_keys_and_shapes(paper_pir_clip, request):
     golden = official(request)["state_dict"]
     assert len(golden) == 643
-    assert {name: list(value.shape) for name, value in pir_clip.release_state(paper_pir_clip).items()} == golden
+    assert {
+        name: list(value.shape) for name, value in pir_clip.release_state(paper_pir_clip).items()
+    } == golden
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_pir_clip_release_loads_key_by_key(paper_pir_clip, request, prefix):
-    state = {prefix + name: torch.empty(shape, device="meta") for name, shape in official(request)["state_dict"].items()}
+    state = {
+        prefix + name: torch.empty(shape, device="meta")
+        for name, shape in official(request)["state_dict"].items()
+    }
     pir_clip.load_release(paper_pir_clip, state)
-    for name in ("res_visual.layer3.5.bn2.num_batches_tracked", "vision_proj_res.bias", "visual.proj"):
+    for name in (
+        "res_visual.layer3.5.bn2.num_batches_tracked",
+        "vision_proj_res.bias",
+        "visual.proj",
+    ):
         with pytest.raises(errors.UserError, match=name):
-            pir_clip.load_release(paper_pir_clip, {key: value for key, value in state.items() if key != prefix + name})
+            pir_clip.load_release(
+                paper_pir_clip, {key: value for key, value in state.items() if key != prefix + name}
+            )
     with pytest.raises(errors.UserError, match="unknown to the model .1.:\n  clip.logit_bias"):
-        pir_clip.load_release(paper_pir_clip, state | {prefix + "logit_bias": torch.empty((), device="meta")})
+        pir_clip.load_release(
+            paper_pir_clip, state | {prefix + "logit_bias": torch.empty((), device="meta")}
+        )
 
 
 def test_pir_clip_parameter_groups(paper_pir_clip, request):
-    kept, free = ({id(p) for p in group["params"]} for group in paper_pir_clip.parameter_groups(0.5))
+    kept, free = (
+        {id(p) for p in group["params"]} for group in paper_pir_clip.parameter_groups(0.5)
+    )
     assert kept.isdisjoint(free) and len(kept | free) == len(list(paper_pir_clip.parameters()))
     group_of = {name: 0 if id(p) in kept else 1 for name, p in paper_pir_clip.named_parameters()}
     assert checkpoints.rename(group_of, pir_clip.TO_RELEASE) == official(request)["param_group"]
@@ -230,5 +276,9 @@ def test_pir_clip_starts_from_a_stock_clip(paper_pir_clip, request):
     with torch.device("meta"):
         state = open_clip.create_model("ViT-B-32", device="meta").state_dict()
     left = pir_clip.load_clip(paper_pir_clip, state)
-    expected = {name for name in official(request)["state_dict"] if name.startswith(("res_visual.", "vision_proj_res."))}
+    expected = {
+        name
+        for name in official(request)["state_dict"]
+        if name.startswith(("res_visual.", "vision_proj_res."))
+    }
     assert set(left) == expected and len(state) + len(left) == len(official(request)["state_dict"])

@@ -1,4 +1,5 @@
 """Records: written, read and merged whole or not at all, and true to their ranks."""
+
 from __future__ import annotations
 
 import errno
@@ -26,13 +27,27 @@ def found(seed=0, ties="expectation"):
 
 def record(seed=0, **changes):
     by_rule = {ties: found(seed, ties).metrics for ties in ("expectation", "released")}
-    return records.new(**{
-        "config": {"width": 64, "lr": 1e-3}, "notebook": "20_pir", "system": "PIR", "profile": "default",
-        "set": "scenes", "data_fingerprint": "a" * 64, "seed": seed, "seconds": 12.5,
-        "parameters": {"all": 100, "trainable": 60}, "metrics": by_rule,
-        "protocol": {"split": "test", "ties": "expectation", "selected_on": "val"},
-        "intervals": recall.bootstrap(found(seed), OWNER, samples=50), "chance": recall.chance(OWNER),
-        "weights": [{"name": "lite0", "source": "package", "sha256": "b" * 64, "kind": "package"}]} | changes)
+    return records.new(
+        **{
+            "config": {"width": 64, "lr": 1e-3},
+            "notebook": "20_pir",
+            "system": "PIR",
+            "profile": "default",
+            "set": "scenes",
+            "data_fingerprint": "a" * 64,
+            "seed": seed,
+            "seconds": 12.5,
+            "parameters": {"all": 100, "trainable": 60},
+            "metrics": by_rule,
+            "protocol": {"split": "test", "ties": "expectation", "selected_on": "val"},
+            "intervals": recall.bootstrap(found(seed), OWNER, samples=50),
+            "chance": recall.chance(OWNER),
+            "weights": [
+                {"name": "lite0", "source": "package", "sha256": "b" * 64, "kind": "package"}
+            ],
+        }
+        | changes
+    )
 
 
 def arrays(seed=0):
@@ -43,7 +58,7 @@ def write(folder, seed=0, **changes):
     return records.write(folder, record(seed, **changes), arrays(seed))
 
 
-# ---- writing and reading ------------------------------------------------------------------------
+# ---- writing and reading
 def test_a_record_comes_back_with_its_ranks(tmp_path):
     path = write(tmp_path, variant="no-vir")
     assert path.name == "20_pir-seed0-no-vir.json"
@@ -91,20 +106,34 @@ WRONG = [
     ({"schema": 2}, "has schema 2; this version of nbhelpers knows schema 1"),
     ({"config": {"lr": 2}, "config_sha256": "c" * 64}, "config_sha256 is not the hash of config"),
     ({"parameters": {"all": 1, "trainable": 2}}, "more parameters are trainable"),
-    ({"protocol": {"split": "tset", "ties": "expectation", "selected_on": "val"}}, "at protocol.split"),
-    ({"protocol": {"split": "test", "ties": "optimistic", "selected_on": "val"}}, "lack the tie rule"),
+    (
+        {"protocol": {"split": "tset", "ties": "expectation", "selected_on": "val"}},
+        "at protocol.split",
+    ),
+    (
+        {"protocol": {"split": "test", "ties": "optimistic", "selected_on": "val"}},
+        "lack the tie rule",
+    ),
     ({"metrics": {}}, "at metrics"),
     ({"metrics": {"luck": {"mR": 50}}}, "'luck' is not one of"),
     ({"metrics": {"expectation": {"mR": 101}}}, "at metrics.expectation.mR: 101"),
-    ({"metrics": {"expectation": {"mR": float("nan")}}}, r"record\.metrics\.expectation\.mR is nan"),
+    (
+        {"metrics": {"expectation": {"mR": float("nan")}}},
+        r"record\.metrics\.expectation\.mR is nan",
+    ),
     ({"intervals": {"mR": (60.0, 50.0)}}, "low end lies above"),
-    ({"weights": [{"name": "x", "source": "y", "sha256": "", "kind": "magic"}]}, r"at weights\[0\]\.kind"),
+    (
+        {"weights": [{"name": "x", "source": "y", "sha256": "", "kind": "magic"}]},
+        r"at weights\[0\]\.kind",
+    ),
     ({"notes": object()}, r"record\.notes is a object"),
 ]
 
 
 @pytest.mark.parametrize("changes, sentence", WRONG, ids=[next(iter(w[0])) for w in WRONG])
-def test_what_does_not_fit_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, changes, sentence):
+def test_what_does_not_fit_is_refused_in_one_sentence_and_nothing_is_written(
+    tmp_path, changes, sentence
+):
     with pytest.raises(UserError, match=sentence) as caught:
         records.write(tmp_path, record() | changes, arrays())
     assert "\n" not in str(caught.value)
@@ -114,7 +143,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence_and_nothing_is_written(tmp
 def test_metrics_that_the_ranks_do_not_give_are_refused(tmp_path):
     better = record()
     better["metrics"]["expectation"]["mR"] += 1
-    with pytest.raises(UserError, match=r"states mR .* by the expectation rule, but its ranks give"):
+    with pytest.raises(
+        UserError, match=r"states mR .* by the expectation rule, but its ranks give"
+    ):
         records.write(tmp_path, better, arrays())
     with pytest.raises(UserError, match="lack owner"):
         records.write(tmp_path, record(), found().arrays())
@@ -140,7 +171,9 @@ def test_a_full_disk_leaves_the_former_record_whole(tmp_path, monkeypatch):
 def test_a_record_of_another_system_is_not_overwritten(tmp_path):
     write(tmp_path)
     write(tmp_path, notes="again")
-    with pytest.raises(UserError, match="holds a record of system 'PIR', and this one is of 'frozen'"):
+    with pytest.raises(
+        UserError, match="holds a record of system 'PIR', and this one is of 'frozen'"
+    ):
         write(tmp_path, system="frozen")
     assert records.read(tmp_path)[0]["notes"] == "again"
 
@@ -153,30 +186,58 @@ def test_a_broken_file_is_named(tmp_path, content):
         records.read(tmp_path)
 
 
-# ---- merging ------------------------------------------------------------------------------------
+# ---- merging
 def holds(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_records_of_two_machines_are_merged_with_their_ranks(tmp_path, capsys):
     one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "all"
     write(one / "default"), write(one / "default", 1)
-    write(other / "default", 2, checkpoint="checkpoints/pir-2/model.safetensors"), write(other / "ucm", 1, profile="ucm", set="ucm")
-    shutil.copytree(one / "default", other / "default", dirs_exist_ok=True)  # the same records lie in both
+    (
+        write(other / "default", 2, checkpoint="checkpoints/pir-2/model.safetensors"),
+        write(other / "ucm", 1, profile="ucm", set="ucm"),
+    )
+    # the same records lie in both
+    shutil.copytree(one / "default", other / "default", dirs_exist_ok=True)
     assert main(["records", "merge", str(one), str(other), "--out", str(out)]) == 0
     assert "4 records lie in" in capsys.readouterr().out
     assert holds(out) == holds(one) | holds(other)
     assert main(["records", "check", str(out)]) == 0
 
 
-@pytest.mark.parametrize("spoil, sentence", [
-    (lambda other: write(other, notes="measured again"), "one/20_pir-seed0.json and .*other/20_pir-seed0.json are of one run, but differ in notes; "),
-    (lambda other: write(other, profile="ucm"), "are of different runs and would share .*20_pir-seed0.json; merge them into folders of their own"),
-    (lambda other: write(other, 1).with_suffix(".npz").unlink(), "lacks its ranks 20_pir-seed1.npz"),
-    (lambda other: (other.parent / "all").mkdir(), "all exists already; name a new folder"),
-    (lambda other: other.rmdir(), "other does not exist"),
-])
-def test_what_cannot_be_merged_is_one_sentence_and_nothing_is_written(tmp_path, capsys, spoil, sentence):
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (
+            lambda other: write(other, notes="measured again"),
+            (
+                "one/20_pir-seed0.json and .*other/20_pir-seed0.json are of one run, but differ in"
+                " notes; "
+            ),
+        ),
+        (
+            lambda other: write(other, profile="ucm"),
+            (
+                "are of different runs and would share .*20_pir-seed0.json; merge them into folders"
+                " of their own"
+            ),
+        ),
+        (
+            lambda other: write(other, 1).with_suffix(".npz").unlink(),
+            "lacks its ranks 20_pir-seed1.npz",
+        ),
+        (lambda other: (other.parent / "all").mkdir(), "all exists already; name a new folder"),
+        (lambda other: other.rmdir(), "other does not exist"),
+    ],
+)
+def test_what_cannot_be_merged_is_one_sentence_and_nothing_is_written(
+    tmp_path, capsys, spoil, sentence
+):
     one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "all"
     write(one), other.mkdir()
     spoil(other)
@@ -200,10 +261,14 @@ def test_a_merge_that_fills_the_disk_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(UserError, match="The disk is full"):
         records.merge([tmp_path / "one"], tmp_path / "all")
-    assert holds(tmp_path) == before and len(copies) == 3 and sorted(path.name for path in tmp_path.iterdir()) == ["one"]
+    assert (
+        holds(tmp_path) == before
+        and len(copies) == 3
+        and sorted(path.name for path in tmp_path.iterdir()) == ["one"]
+    )
 
 
-# ---- the command line ---------------------------------------------------------------------------
+# ---- the command line
 def test_command_line_shows_and_checks(tmp_path, capsys):
     write(tmp_path, variant="no-vir")
     assert main(["records", "check", str(tmp_path)]) == 0

@@ -1,4 +1,5 @@
 """The batch: profiles are checked first, failures told in a line, finished notebooks not run again."""
+
 from __future__ import annotations
 
 import fcntl
@@ -29,7 +30,11 @@ def write_notebook(folder: Path, name: str, *code: str, parameters: str = "") ->
     """A tiny notebook of the chain, as long as its parameters and the given cells."""
     cells = [new_code_cell(f"{COMMON}\n{parameters}".strip(), metadata={"tags": ["parameters"]})]
     notebook = new_notebook(cells=cells + [new_code_cell(text) for text in code])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata.kernelspec = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / f"{name}.ipynb")
     return folder / f"{name}.ipynb"
@@ -43,7 +48,9 @@ def notebooks(tmp_path, monkeypatch) -> Path:
     (folder / "profiles").mkdir(parents=True)
     for step in batch.CHAIN:
         extra = "EPOCHS: int = 2  # passes\nLR: float = 1e-3  # rate\nTURNS: bool = True  # order"
-        write_notebook(folder, step.name, "print(SEED)", parameters=extra if step.name == "20_pir" else "")
+        write_notebook(
+            folder, step.name, "print(SEED)", parameters=extra if step.name == "20_pir" else ""
+        )
     return folder
 
 
@@ -51,7 +58,8 @@ def profile(notebooks: Path, text: str) -> None:
     (notebooks / "profiles" / "mine.yaml").write_text(text)
 
 
-# what is refused before anything runs -----------------------------------------------------------------------
+# what is refused before anything runs
+
 
 def test_every_notebook_gets_what_it_knows(notebooks, tmp_path):
     profile(notebooks, "PROFILE: mine\nEPOCHS: 5\nLR: 1\nSEED: 9\n")
@@ -89,15 +97,21 @@ def test_what_a_step_of_the_call_lacks_is_refused(notebooks):
     assert batch.check_profile("mine", {}, notebooks), "beside the notebooks, where they run"
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("PROFILE: other\n", "PROFILE must be 'mine'"),
-    ("- 1\n", "must hold lines of the form NAME: value"),
-    ("EPOCHS: [1\n", "is not YAML"),
-    (f"EPOCHS: {'1' * 5000}\n", "is not YAML"),
-    (f"EPOCHS: {'[' * 5000}\n", "is not YAML"),
-    ("PROFILE: mine\nEPOCHS: 1\nSEED: 2\nEPOCHS: 3\n", "gives EPOCHS more than once; keep one line"),
-    ("", "must hold lines"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("PROFILE: other\n", "PROFILE must be 'mine'"),
+        ("- 1\n", "must hold lines of the form NAME: value"),
+        ("EPOCHS: [1\n", "is not YAML"),
+        (f"EPOCHS: {'1' * 5000}\n", "is not YAML"),
+        (f"EPOCHS: {'[' * 5000}\n", "is not YAML"),
+        (
+            "PROFILE: mine\nEPOCHS: 1\nSEED: 2\nEPOCHS: 3\n",
+            "gives EPOCHS more than once; keep one line",
+        ),
+        ("", "must hold lines"),
+    ],
+)
 def test_broken_profile_files_are_refused(notebooks, text, sentence):
     profile(notebooks, text)
     with pytest.raises(UserError, match=sentence):
@@ -113,9 +127,14 @@ def test_an_unknown_profile_lists_the_known_ones(notebooks):
 def test_refusals_leave_nothing_behind(notebooks, tmp_path):
     profile(notebooks, "PROFILE: mine\nEPOCH: 5\n")
     nowhere = str(tmp_path / "none")
-    for wrong, sentence in [({"profile": "mine"}, "EPOCH"), ({"data": nowhere}, "not a folder"),
-                            ({"seeds": [1, 0, 1]}, "seeds are 1 0 1; name each once"), ({"seeds": [-1]}, "at least 0"),
-                            ({"upto": "77"}, "names no notebooks"), ({"upto": "1"}, "names 3 notebooks")]:
+    for wrong, sentence in [
+        ({"profile": "mine"}, "EPOCH"),
+        ({"data": nowhere}, "not a folder"),
+        ({"seeds": [1, 0, 1]}, "seeds are 1 0 1; name each once"),
+        ({"seeds": [-1]}, "at least 0"),
+        ({"upto": "77"}, "names no notebooks"),
+        ({"upto": "1"}, "names 3 notebooks"),
+    ]:
         with pytest.raises(UserError, match=sentence):
             batch.run_chain(**wrong, notebooks=notebooks)
     assert not (tmp_path / "runs").exists()
@@ -128,7 +147,11 @@ def test_a_missing_notebook_is_named(notebooks):
 
 
 def test_upto_takes_the_beginning_of_a_name():
-    assert [step.name for step in batch.select("11")] == ["00_start_here", "10_prepare_data", "11_audit_data"]
+    assert [step.name for step in batch.select("11")] == [
+        "00_start_here",
+        "10_prepare_data",
+        "11_audit_data",
+    ]
     assert batch.select("") == batch.CHAIN
 
 
@@ -139,27 +162,45 @@ def test_the_chain_reads_only_what_ran_before():
         seen.add(step.name)
 
 
-@pytest.mark.parametrize("given, upto, reads, gates", [
-    ({}, "", ("10_prepare_data", "12_starting_weights"), ["10_prepare_data", "12_starting_weights"]),
-    ({"SIZE": "compact"}, "", ("10_prepare_data",), ["10_prepare_data"]),
-    ({"SIZE": "paper"}, "23", None, ["10_prepare_data", "12_starting_weights"])])
-def test_bita_waits_for_the_starting_weights_of_the_others_only_to_share_stand_ins(given, upto, reads, gates):
+@pytest.mark.parametrize(
+    "given, upto, reads, gates",
+    [
+        (
+            {},
+            "",
+            ("10_prepare_data", "12_starting_weights"),
+            ["10_prepare_data", "12_starting_weights"],
+        ),
+        ({"SIZE": "compact"}, "", ("10_prepare_data",), ["10_prepare_data"]),
+        ({"SIZE": "paper"}, "23", None, ["10_prepare_data", "12_starting_weights"]),
+    ],
+)
+def test_bita_waits_for_the_starting_weights_of_the_others_only_to_share_stand_ins(
+    given, upto, reads, gates
+):
     plan = batch.Plan("", "", 0, upto, {"24_bita": given}, {})
     assert {step.name: step.reads for step in plan.steps()}.get("24_bita") == reads
     assert plan.gates() == gates
     assert [step.name for step in plan.steps()] == [step.name for step in batch.select(upto)]
 
 
-# one notebook -----------------------------------------------------------------------------------------------
+# one notebook
+
 
 def test_a_failing_notebook_is_told_in_a_line_and_kept_with_its_error(tmp_path):
-    notebook = write_notebook(tmp_path, "20_pir", "x = 1", "raise ValueError('first line\\nsecond line')")
+    notebook = write_notebook(
+        tmp_path, "20_pir", "x = 1", "raise ValueError('first line\\nsecond line')"
+    )
     with pytest.raises(UserError) as caught:
         batch.execute(notebook, tmp_path / "out" / "20_pir.ipynb", {"SEED": 1})
-    assert str(caught.value).startswith("20_pir failed in cell [4]: ValueError: first line (executed copy: ")
+    assert str(caught.value).startswith(
+        "20_pir failed in cell [4]: ValueError: first line (executed copy: "
+    )
     assert "\n" not in str(caught.value)
     kept = nbformat.read(tmp_path / "out" / "20_pir.unfinished.ipynb", as_version=4)
-    assert "second line" in json.dumps(kept.cells) and not (tmp_path / "out" / "20_pir.ipynb").exists()
+    assert (
+        "second line" in json.dumps(kept.cells) and not (tmp_path / "out" / "20_pir.ipynb").exists()
+    )
 
 
 def test_a_killed_kernel_is_told_in_a_line(tmp_path):
@@ -179,22 +220,68 @@ def test_a_notebook_without_its_record_has_not_finished(notebooks, tmp_path):
     assert not (tmp_path / "out" / plan.finished("20_pir")).exists()
 
 
-# the chain --------------------------------------------------------------------------------------------------
+# the chain
+
 
 def test_make_hands_its_variables_on(tmp_path):
     (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     (tmp_path / "python").chmod(0o755)
-    call = ["make", "-s", "-o", "setup", "run", f"BIN={tmp_path}", "DATA=two words", "PROFILE=ucm", "UPTO=20"]
+    call = [
+        "make",
+        "-s",
+        "-o",
+        "setup",
+        "run",
+        f"BIN={tmp_path}",
+        "DATA=two words",
+        "PROFILE=ucm",
+        "UPTO=20",
+    ]
     done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["-m", "nbhelpers", "run", "--profile", "ucm", "--data", "two words",
-                                        "--upto", "20"]
-    several = subprocess.run([*call, "SEEDS=0 1 2", "JOBS=3"], cwd=batch.repository_root(), capture_output=True, text=True)
-    assert several.stdout.splitlines()[-8:] == ["--upto", "20", "--seeds", "0", "1", "2", "--jobs", "3"]
-    mistaken = subprocess.run([*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "-m",
+        "nbhelpers",
+        "run",
+        "--profile",
+        "ucm",
+        "--data",
+        "two words",
+        "--upto",
+        "20",
+    ]
+    several = subprocess.run(
+        [*call, "SEEDS=0 1 2", "JOBS=3"],
+        cwd=batch.repository_root(),
+        capture_output=True,
+        text=True,
+    )
+    assert several.stdout.splitlines()[-8:] == [
+        "--upto",
+        "20",
+        "--seeds",
+        "0",
+        "1",
+        "2",
+        "--jobs",
+        "3",
+    ]
+    mistaken = subprocess.run(
+        [*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True
+    )
     assert mistaken.returncode and mistaken.stdout == "" and 'give SEEDS="1"' in mistaken.stderr
 
 
-@pytest.mark.parametrize("upto, left_out", [("12", {}), ("20", {"CLIP": "", "VILT": ""}), ("21", {"VILT": ""}), ("22", {"VILT": ""}), ("23", {}), ("", {})])
+@pytest.mark.parametrize(
+    "upto, left_out",
+    [
+        ("12", {}),
+        ("20", {"CLIP": "", "VILT": ""}),
+        ("21", {"VILT": ""}),
+        ("22", {"VILT": ""}),
+        ("23", {}),
+        ("", {}),
+    ],
+)
 def test_only_what_a_system_of_the_call_reads_is_pretrained(upto, left_out):
     profile = batch.check_profile("ucm", {}, steps=())
     given = batch.spared(profile, batch.select(upto))
@@ -204,12 +291,26 @@ def test_only_what_a_system_of_the_call_reads_is_pretrained(upto, left_out):
 def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
     """A call of the chain; a file stands in for the sources of the package."""
     (source := notebooks / "source.py").touch()
-    code = ("import sys, json; from pathlib import Path; from nbhelpers.runs import batch, freshness; "
-            f"freshness.sources = lambda: [Path({str(source)!r})]; "
-            "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))")
-    command = [sys.executable, "-c", code, str(notebooks), json.dumps({"upto": upto, "jobs": 1} | options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, cwd=batch.repository_root())
+    code = (
+        "import sys, json; from pathlib import Path; from nbhelpers.runs import batch, freshness; "
+        f"freshness.sources = lambda: [Path({str(source)!r})]; "
+        "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(notebooks),
+        json.dumps({"upto": upto, "jobs": 1} | options),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=batch.repository_root(),
+    )
 
 
 def run(notebooks: Path, upto: str, **options) -> list[str]:
@@ -222,7 +323,9 @@ def run(notebooks: Path, upto: str, **options) -> list[str]:
 
 def test_snakemake_runs_what_is_due_in_order_and_nothing_twice(notebooks, tmp_path):
     assert run(notebooks, "10") == ["00_start_here", "10_prepare_data"]
-    assert not (notebooks / ".snakemake").exists() and (tmp_path / "runs/default/.snakemake").exists()
+    assert (
+        not (notebooks / ".snakemake").exists() and (tmp_path / "runs/default/.snakemake").exists()
+    )
     assert run(notebooks, "10") == [] and run.code == 0
     write_notebook(notebooks, "10_prepare_data", "print('changed')")
     assert run(notebooks, "10") == ["10_prepare_data"]
@@ -230,31 +333,51 @@ def test_snakemake_runs_what_is_due_in_order_and_nothing_twice(notebooks, tmp_pa
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_notebook_has_its_share_of_the_cores(notebooks, tmp_path, jobs):
-    """Not the one thread that Snakemake gives where nothing is said; and two that do not wait for each other meet."""
+    """Not the one thread that Snakemake gives where nothing is said; and two that do not wait for
+    each other meet.
+    """
     if (cores := len(os.sched_getaffinity(0))) < jobs:
         pytest.skip("one core alone")
     (seen := tmp_path / "seen").mkdir()
     (records := tmp_path / "runs/default/records").mkdir(parents=True)
     for name, others in {"12_starting_weights": 0, "20_pir": jobs, "21_pir_clip": jobs}.items():
-        write_notebook(notebooks, name, f"import os, pathlib, time; seen = pathlib.Path({str(seen)!r})",
-                       f"(seen / '{name}').write_text(os.environ['OMP_NUM_THREADS']); until = time.monotonic() + 60",
-                       f"assert os.environ.items() >= {batch.KEEP_MEMORY}.items()",
-                       f"while len(list(seen.iterdir())) < 1 + {others} and time.monotonic() < until: time.sleep(0.1)",
-                       f"(pathlib.Path({str(records)!r}) / f'{name}-seed{{SEED}}.json').touch(); assert time.monotonic() < until")
+        write_notebook(
+            notebooks,
+            name,
+            f"import os, pathlib, time; seen = pathlib.Path({str(seen)!r})",
+            f"(seen / '{name}').write_text(os.environ['OMP_NUM_THREADS']); until = time.monotonic()"
+            " + 60",
+            f"assert os.environ.items() >= {batch.KEEP_MEMORY}.items()",
+            f"while len(list(seen.iterdir())) < 1 + {others} and time.monotonic() < until:"
+            " time.sleep(0.1)",
+            f"(pathlib.Path({str(records)!r}) / f'{name}-seed{{SEED}}.json').touch(); assert"
+            " time.monotonic() < until",
+        )
     steps, given = batch.select("21"), batch.check_profile("default", {}, notebooks)
     made_of = batch.ingredients(given, steps, notebooks)
     plan = batch.Plan(str(records.parent), str(notebooks), 0, "21", given, made_of)
     assert batch._snakemake(plan.with_due(), jobs) == 0
     assert {path.name: int(path.read_text()) for path in seen.iterdir()} == {
-        "12_starting_weights": cores, "20_pir": max(1, cores // jobs), "21_pir_clip": max(1, cores // jobs)}
+        "12_starting_weights": cores,
+        "20_pir": max(1, cores // jobs),
+        "21_pir_clip": max(1, cores // jobs),
+    }
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
 def test_memory_that_was_freed_stays_with_a_notebook():
-    code = ("import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "b'x' * 10**8; before = faults(); b'x' * 10**8; print(faults() - before)")
-    kept, returned = (int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
-                      for environment in (batch.KEEP_MEMORY, {}))
+    code = (
+        "import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "b'x' * 10**8; before = faults(); b'x' * 10**8; print(faults() - before)"
+    )
+    kept, returned = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+        for environment in (batch.KEEP_MEMORY, {})
+    )
     assert kept < 100 and returned > 1000
 
 
@@ -296,6 +419,7 @@ def chain(notebooks, tmp_path, monkeypatch):
         return list(ran)
 
     monkeypatch.setattr(batch, "execute", execute)
+
     def in_order(plan, jobs):
         for name in plan.due:
             batch.run_step(plan, name)
@@ -314,7 +438,9 @@ def test_three_calls_in_a_row_execute_no_notebook_twice(chain, notebooks):
     assert chain("", seeds=[1], data=str(notebooks)) == names
 
 
-def test_a_changed_package_runs_again_and_a_date_or_a_comment_does_not(chain, notebooks, monkeypatch):
+def test_a_changed_package_runs_again_and_a_date_or_a_comment_does_not(
+    chain, notebooks, monkeypatch
+):
     monkeypatch.setattr(freshness, "package", PACKAGE)
     (source := notebooks / "source.py").write_text("x = 1")
     monkeypatch.setattr(freshness, "sources", lambda: [source])
@@ -334,7 +460,12 @@ def test_a_notebook_runs_again_after_those_that_it_reads(chain, notebooks):
     assert chain("") == ["31_errors_and_significance"]
     write_notebook(notebooks, "24_bita", "2")
     assert chain("24") == ["24_bita"]
-    assert chain("") == ["40_attention_and_belief", "50_score_captions", "60_search", "90_leaderboard"]
+    assert chain("") == [
+        "40_attention_and_belief",
+        "50_score_captions",
+        "60_search",
+        "90_leaderboard",
+    ]
     write_notebook(notebooks, "10_prepare_data", "2")
     assert chain("") == [step.name for step in batch.CHAIN[1:]]
 
@@ -359,12 +490,21 @@ def test_changed_data_runs_again_whatever_its_size_and_date(chain, notebooks, tm
 def test_a_longer_call_adds_what_it_needs_and_runs_no_more(chain, notebooks):
     """12_starting_weights pre-trains a ViLT only for 23; what 20 to 22 start from stays the same."""
     weights = "12_starting_weights"
-    lines = ('CLIP: str = "c"  # file', 'VILT: str = "v"  # file', 'PRETRAIN_SETS: list = ["scenes"]  # sets')
+    lines = (
+        'CLIP: str = "c"  # file',
+        'VILT: str = "v"  # file',
+        'PRETRAIN_SETS: list = ["scenes"]  # sets',
+    )
     write_notebook(notebooks, weights, parameters="\n".join(lines))
 
     def write_starts(folder, values):
         clip, vilt = values.get("CLIP", "c"), values.get("VILT", "v")
-        for system, start in {"pir": "p", "pir_clip": clip, "pe_rsitr": clip, "cfitr": vilt}.items():
+        for system, start in {
+            "pir": "p",
+            "pir_clip": clip,
+            "pe_rsitr": clip,
+            "cfitr": vilt,
+        }.items():
             path = folder / f"starting/{system}-seed0.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(start) if start else None
@@ -402,9 +542,15 @@ def test_without_seeds_the_profile_s_counts(chain, notebooks):
 
 def test_what_was_finished_stays_until_its_replacement_is_complete(notebooks, tmp_path):
     """Record, note and executed notebook of 20_pir, which fails when it runs again."""
-    folder, step = tmp_path / "runs/default", [step for step in batch.CHAIN if step.name == "20_pir"]
+    folder, step = (
+        tmp_path / "runs/default",
+        [step for step in batch.CHAIN if step.name == "20_pir"],
+    )
     record = folder / "records/20_pir-seed0.json"
-    finishes = f"from nbhelpers.files import atomic_write\nwith atomic_write({str(record)!r}) as path: path.touch()"
+    finishes = (
+        f"from nbhelpers.files import atomic_write\nwith atomic_write({str(record)!r}) as path:"
+        " path.touch()"
+    )
 
     def run_again(*cells):
         write_notebook(notebooks, "20_pir", *cells)
@@ -419,14 +565,16 @@ def test_what_was_finished_stays_until_its_replacement_is_complete(notebooks, tm
         run_again("1 / 0", finishes)
     assert {path: path.read_bytes() for path in kept} == kept
     run_again("2", finishes)
-    assert {path for path in folder.rglob("20_pir*")} == kept.keys(), "the unfinished copy took its place"
+    assert set(folder.rglob("20_pir*")) == kept.keys(), "the unfinished copy took its place"
 
 
 def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
     write_notebook(notebooks, "10_prepare_data", "1 / 0")
     assert run(notebooks, "11", seeds=[4]) == ["00_start_here"]
     assert run.code == 1
-    assert re.fullmatch(r"10_prepare_data failed in cell \[3\]: ZeroDivisionError: .*\n", run.errors)
+    assert re.fullmatch(
+        r"10_prepare_data failed in cell \[3\]: ZeroDivisionError: .*\n", run.errors
+    )
     kept = [path.name for path in (tmp_path / "runs/default/notebooks").iterdir()]
     assert sorted(kept) == ["00_start_here-seed4.ipynb", "10_prepare_data-seed4.unfinished.ipynb"]
 
@@ -436,7 +584,9 @@ def test_a_killed_run_is_taken_up_again(notebooks, tmp_path):
     finished = tmp_path / "runs/default/finished/00_start_here-seed0.json"
     flag, before = tmp_path / "flag", finished.read_bytes()
     wait = f"import pathlib, time; flag = pathlib.Path({str(flag)!r})"
-    write_notebook(notebooks, "00_start_here", wait, "flag.exists() or (flag.touch(), time.sleep(600))")
+    write_notebook(
+        notebooks, "00_start_here", wait, "flag.exists() or (flag.touch(), time.sleep(600))"
+    )
     process = start(notebooks, "00")
     while not flag.exists():
         assert process.poll() is None, process.stderr.read()
@@ -471,18 +621,37 @@ def test_the_summary_warns_of_time_over_budget(notebooks, tmp_path, capsys):
 
 def test_several_seeds_run_one_after_the_other_and_stop_at_a_failure(notebooks, tmp_path):
     write_notebook(notebooks, "10_prepare_data", "assert SEED != 2")
-    assert run(notebooks, "10", seeds=[5, 1]) == ["00_start_here", "10_prepare_data"] * 2 and run.code == 0
+    assert (
+        run(notebooks, "10", seeds=[5, 1]) == ["00_start_here", "10_prepare_data"] * 2
+        and run.code == 0
+    )
     kept = sorted(path.name for path in (tmp_path / "runs/default/finished").iterdir())
-    assert kept == [f"{name}-seed{seed}.json" for name in ("00_start_here", "10_prepare_data") for seed in (1, 5)]
+    assert kept == [
+        f"{name}-seed{seed}.json"
+        for name in ("00_start_here", "10_prepare_data")
+        for seed in (1, 5)
+    ]
     assert run(notebooks, "10", seeds=[1, 2, 3]) == ["00_start_here"] and run.code == 1
-    assert run.errors.startswith("10_prepare_data failed in cell [3]: AssertionError") and run.errors.count("\n") == 1
+    assert (
+        run.errors.startswith("10_prepare_data failed in cell [3]: AssertionError")
+        and run.errors.count("\n") == 1
+    )
 
 
 def test_the_slurm_profile_says_what_snakemake_knows():
     from snakemake.cli import get_argument_parser
-    options = {option.lstrip("-") for action in get_argument_parser()._actions for option in action.option_strings}
+
+    options = {
+        option.lstrip("-")
+        for action in get_argument_parser()._actions
+        for option in action.option_strings
+    }
     given = yaml.safe_load((batch.NOTEBOOKS / "slurm" / "config.yaml").read_text())
-    assert set(given) <= options and given["executor"] == "slurm" and given["jobs"] >= len(batch.SYSTEMS)
+    assert (
+        set(given) <= options
+        and given["executor"] == "slurm"
+        and given["jobs"] >= len(batch.SYSTEMS)
+    )
 
 
 def test_a_profile_of_snakemake_is_heard(notebooks, tmp_path, monkeypatch):
@@ -494,21 +663,26 @@ def test_a_profile_of_snakemake_is_heard(notebooks, tmp_path, monkeypatch):
     assert "nowhere" in (tmp_path / "runs/default/snakemake.log").read_text()
 
 
-# one training outside Jupyter -------------------------------------------------------------------------------
+# one training outside Jupyter
+
 
 def training_notebook(notebooks: Path, *cells: tuple[str, bool]) -> None:
     path = write_notebook(notebooks, "20_pir", *(text for text, _ in cells))
     notebook = nbformat.read(path, as_version=4)
-    for cell, (_, trains) in zip(notebook.cells[1:], cells):
+    for cell, (_, trains) in zip(notebook.cells[1:], cells, strict=False):
         cell.metadata.tags = ["train"] * trains
     nbformat.write(notebook, path)
 
 
 def test_training_runs_the_marked_cells_with_the_values_of_the_profile(notebooks, tmp_path, capsys):
     profile(notebooks, "PROFILE: mine\n")
-    training_notebook(notebooks, ("import types; from pathlib import Path", True), ("1 / 0", False),
-                      (f"run = types.SimpleNamespace(folder=Path({str(tmp_path)!r}) / PROFILE)", True),
-                      ("files = {'pir': f'pir-seed{SEED}'}; print(DATA)", True))
+    training_notebook(
+        notebooks,
+        ("import types; from pathlib import Path", True),
+        ("1 / 0", False),
+        (f"run = types.SimpleNamespace(folder=Path({str(tmp_path)!r}) / PROFILE)", True),
+        ("files = {'pir': f'pir-seed{SEED}'}; print(DATA)", True),
+    )
     assert batch.train("pir", "mine", str(tmp_path), 3, notebooks) == [tmp_path / "mine/pir-seed3"]
     assert capsys.readouterr().out == f"{tmp_path}\nThe model is {tmp_path / 'mine/pir-seed3'}.\n"
 
@@ -516,39 +690,68 @@ def test_training_runs_the_marked_cells_with_the_values_of_the_profile(notebooks
 def test_a_training_that_cannot_be(notebooks):
     write_notebook(notebooks, "20_pir", parameters='CHECKPOINT: str = ""  # file')
     profile(notebooks, "PROFILE: mine\nCHECKPOINT: a.pt\n")
-    for arguments, words in ((("clip",), "no system 'clip'; choose one of pir, pir_clip, pe_rsitr, cfitr, bita"),
-                             (("pir", "mine"), "gives CHECKPOINT, so there is nothing to train"),
-                             (("pir", "default", "nowhere"), "DATA is 'nowhere', which is not a folder")):
+    for arguments, words in (
+        (("clip",), "no system 'clip'; choose one of pir, pir_clip, pe_rsitr, cfitr, bita"),
+        (("pir", "mine"), "gives CHECKPOINT, so there is nothing to train"),
+        (("pir", "default", "nowhere"), "DATA is 'nowhere', which is not a folder"),
+    ):
         with pytest.raises(UserError, match=words):
             batch.train(*arguments, notebooks=notebooks)
 
 
-# the stored form --------------------------------------------------------------------------------------------
+# the stored form
+
 
 def executed_notebook() -> nbformat.NotebookNode:
     """A notebook as a front end leaves it: image, widget, timings, random ids."""
-    image = new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
-                       metadata={"width": 3})
-    widget = new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "a"},
-                                         "text/plain": "HBox()"})
+    image = new_output(
+        "display_data",
+        {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
+        metadata={"width": 3},
+    )
+    widget = new_output(
+        "display_data",
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "HBox()"},
+    )
     text = "12.5 s for 2100 images, 12.5 images/s"
-    cells = [new_markdown_cell("# T"),
-             new_code_cell("1", execution_count=1, outputs=[image, widget],
-                           metadata={"execution": {"iopub.status.busy": "2026"}, "tags": ["x"]}),
-             new_code_cell("2", execution_count=2, outputs=[new_output("stream", text=text)]),
-             new_code_cell("3", execution_count=3, metadata={"tags": ["nbval-ignore-output"]}, outputs=[
-                 new_output("stream", text=text), new_output("stream", name="stderr", text="bar")])]
+    cells = [
+        new_markdown_cell("# T"),
+        new_code_cell(
+            "1",
+            execution_count=1,
+            outputs=[image, widget],
+            metadata={"execution": {"iopub.status.busy": "2026"}, "tags": ["x"]},
+        ),
+        new_code_cell("2", execution_count=2, outputs=[new_output("stream", text=text)]),
+        new_code_cell(
+            "3",
+            execution_count=3,
+            metadata={"tags": ["nbval-ignore-output"]},
+            outputs=[
+                new_output("stream", text=text),
+                new_output("stream", name="stderr", text="bar"),
+            ],
+        ),
+    ]
     notebook = new_notebook(cells=cells)
-    notebook.metadata.update({"widgets": {"a": 1}, "language_info": {"name": "python", "version": "3.11.7"}})
+    notebook.metadata.update(
+        {"widgets": {"a": 1}, "language_info": {"name": "python", "version": "3.11.7"}}
+    )
     return notebook
 
 
 def test_the_stored_form_keeps_text_and_drops_the_rest():
     before = executed_notebook()
     _, first, second, third = stored_notebooks.stored_form(before).cells
-    assert [output.data for output in first.outputs] == [{"text/plain": "<Figure>"}, {"text/plain": "HBox()"}]
+    assert [output.data for output in first.outputs] == [
+        {"text/plain": "<Figure>"},
+        {"text/plain": "HBox()"},
+    ]
     assert first.metadata == {"tags": ["x"]} and first.outputs[0].metadata == {}
-    assert second.outputs[0].text == "12.5 s for 2100 images, 12.5 images/s" and second.execution_count == 2
+    assert (
+        second.outputs[0].text == "12.5 s for 2100 images, 12.5 images/s"
+        and second.execution_count == 2
+    )
     assert [output.text for output in third.outputs] == ["_ s for 2100 images, _ images/s"]
     assert [cell.id for cell in stored_notebooks.stored_form(before).cells] == ["0", "1", "2", "3"]
     assert stored_notebooks.stored_form(before).metadata == {"language_info": {"name": "python"}}
@@ -561,13 +764,19 @@ def test_the_stored_form_is_its_own_stored_form():
 
 
 def test_store_executes_and_verify_accepts(tmp_path):
-    path = write_notebook(tmp_path, "00_a", "import os; print(os.path.basename(os.getcwd()))", "SEED + 1")
+    path = write_notebook(
+        tmp_path, "00_a", "import os; print(os.path.basename(os.getcwd()))", "SEED + 1"
+    )
     other = write_notebook(tmp_path, "10_b", "print(1)")
-    assert "00_a.ipynb was not executed from top to bottom" in stored_notebooks.verify(notebooks=tmp_path)
+    assert "00_a.ipynb was not executed from top to bottom" in stored_notebooks.verify(
+        notebooks=tmp_path
+    )
     stored_notebooks.store(["00"], tmp_path)
     assert stored_notebooks.verify(["00"], tmp_path) == []
     cells = nbformat.read(path, as_version=4).cells
-    assert cells[1].outputs[0].text == f"{tmp_path.name}\n", "it runs in its own folder, as nbval does"
+    assert cells[1].outputs[0].text == f"{tmp_path.name}\n", (
+        "it runs in its own folder, as nbval does"
+    )
     assert cells[2].outputs[0].data["text/plain"] == "1"
     assert nbformat.read(other, as_version=4).cells[1].execution_count is None
 
@@ -586,16 +795,25 @@ def added(*args, **fields):
     return lambda nb: nb.cells[2].outputs.append(new_output(*args, **fields))
 
 
-@pytest.mark.parametrize("spoil, problem", [
-    (lambda nb: nb.cells[2].update(execution_count=None), "was not executed from top to bottom"),
-    (lambda nb: nb.cells[2].update(execution_count=7), "was not executed from top to bottom"),
-    (added("error", ename="E", evalue="", traceback=[]), "holds an error"),
-    (added("stream", name="stderr", text="w"), "holds output to stderr"),
-    (added("stream", text=str(batch.repository_root())), "names a folder"),
-    (lambda nb: nb.cells[0].update(source="x" * 100_000), "is larger than 100 kB"),
-    (lambda nb: nb.cells[0].update(id="random"), "is not stripped"),
-    (lambda nb: nb.cells[1].outputs[0].data.update({"image/png": "iVBORw0KGgo="}), "is not stripped"),
-])
+@pytest.mark.parametrize(
+    "spoil, problem",
+    [
+        (
+            lambda nb: nb.cells[2].update(execution_count=None),
+            "was not executed from top to bottom",
+        ),
+        (lambda nb: nb.cells[2].update(execution_count=7), "was not executed from top to bottom"),
+        (added("error", ename="E", evalue="", traceback=[]), "holds an error"),
+        (added("stream", name="stderr", text="w"), "holds output to stderr"),
+        (added("stream", text=str(batch.repository_root())), "names a folder"),
+        (lambda nb: nb.cells[0].update(source="x" * 100_000), "is larger than 100 kB"),
+        (lambda nb: nb.cells[0].update(id="random"), "is not stripped"),
+        (
+            lambda nb: nb.cells[1].outputs[0].data.update({"image/png": "iVBORw0KGgo="}),
+            "is not stripped",
+        ),
+    ],
+)
 def test_verify_names_what_is_wrong(tmp_path, spoil, problem):
     notebook = stored_notebooks.stored_form(executed_notebook())
     (tmp_path / "00_a.ipynb").write_text(nbformat.writes(notebook) + "\n")

@@ -1,4 +1,5 @@
 """The whole chain in the default profile, once, as `make run` runs it; then what it left behind."""
+
 from __future__ import annotations
 
 import os
@@ -18,8 +19,10 @@ from nbhelpers.results import records
 from nbhelpers.runs import batch
 from nbhelpers.systems import trained_systems
 
-pytestmark = pytest.mark.skipif(not os.environ.get("NBHELPERS_RUNS"),
-                                reason="runs in the folder named by NBHELPERS_RUNS, as `make test` sets it")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("NBHELPERS_RUNS"),
+    reason="runs in the folder named by NBHELPERS_RUNS, as `make test` sets it",
+)
 
 
 @pytest.fixture
@@ -33,17 +36,26 @@ def test_every_notebook_runs_to_its_end(chain, folder):
         code = [cell for cell in executed.cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code), step.name
         assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
-        assert re.search(rf"^{step.name} +\d+ +{step.budget}", chain.stdout, re.M), "no seconds beside budget"
+        assert re.search(rf"^{step.name} +\d+ +{step.budget}", chain.stdout, re.M), (
+            "no seconds beside budget"
+        )
 
 
-SYSTEMS = {"20_pir": "PIR", "21_pir_clip": "PIR-CLIP", "22_pe_rsitr": "PE-RSITR", "23_cfitr": "CFITR"}
+SYSTEMS = {
+    "20_pir": "PIR",
+    "21_pir_clip": "PIR-CLIP",
+    "22_pe_rsitr": "PE-RSITR",
+    "23_cfitr": "CFITR",
+}
 
 
 @pytest.mark.parametrize("notebook", SYSTEMS)
 def test_records_are_complete_and_better_than_chance(folder, notebook):
     found = records.read(folder / "records")
     assert {(record["profile"], record["set"]) for record in found} == {("default", "scenes")}
-    full, = (record for record in found if record["notebook"] == notebook and record["variant"] == "")
+    (full,) = (
+        record for record in found if record["notebook"] == notebook and record["variant"] == ""
+    )
     assert full["system"] == SYSTEMS[notebook]
     score, chance = full["metrics"]["expectation"]["mR"], full["chance"]["mR"]
     assert score > 2 * chance
@@ -52,14 +64,27 @@ def test_records_are_complete_and_better_than_chance(folder, notebook):
 
 
 def test_adapted_systems_are_better_than_the_clip_they_start_from(folder):
-    found = {(record["system"], record["variant"]): record["metrics"]["expectation"]["mR"] for record in records.read(folder / "records")}
-    assert min(found["PIR-CLIP", ""], found["PE-RSITR", ""], found["CLIP", "full"]) > found["CLIP", "zero_shot"]
+    found = {
+        (record["system"], record["variant"]): record["metrics"]["expectation"]["mR"]
+        for record in records.read(folder / "records")
+    }
+    assert (
+        min(found["PIR-CLIP", ""], found["PE-RSITR", ""], found["CLIP", "full"])
+        > found["CLIP", "zero_shot"]
+    )
 
 
 def test_captions_are_scored_and_better_than_one_caption_for_all(folder):
-    found = {(record["system"], record["variant"]): record["metrics"] for record in records.read(folder / "records", "captions")}
+    found = {
+        (record["system"], record["variant"]): record["metrics"]
+        for record in records.read(folder / "records", "captions")
+    }
     written = [metrics for (system, variant), metrics in found.items() if system == "BITA"]
-    assert written and max(metrics["CIDEr"] for metrics in written) > found["most frequent caption", "most_frequent"]["CIDEr"]
+    assert (
+        written
+        and max(metrics["CIDEr"] for metrics in written)
+        > found["most frequent caption", "most_frequent"]["CIDEr"]
+    )
 
 
 @pytest.mark.parametrize("system", trained_systems.SYSTEMS)
@@ -82,10 +107,28 @@ def generated() -> tuple[str, str]:
 @pytest.mark.parametrize("system", trained_systems.RETRIEVAL)
 def test_eval_gives_what_the_notebook_recorded(folder, system, tmp_path, one_thread):
     captions, images = generated()
-    assert main(["eval", "--system", system, "--captions", captions, "--images", images, "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                "--system",
+                system,
+                "--captions",
+                captions,
+                "--images",
+                images,
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     recorded = records.read_one(folder / f"records/{trained_systems.NOTEBOOKS[system]}-seed0.json")
-    written, = records.read(tmp_path)
-    assert written["metrics"] == recorded["metrics"] and written["data_fingerprint"] == recorded["data_fingerprint"]
+    (written,) = records.read(tmp_path)
+    assert (
+        written["metrics"] == recorded["metrics"]
+        and written["data_fingerprint"] == recorded["data_fingerprint"]
+    )
     assert written["notes"] in recorded["notes"]
 
 
@@ -95,24 +138,53 @@ def test_caption_and_score_give_what_the_notebooks_recorded(folder, tmp_path, on
     assert main(["caption", "--captions", captions, "--images", images, "--out", str(said)]) == 0
     found = caption_scores.read_captions(said)
     assert found == caption_scores.read_captions(folder / "captions/24_bita-seed0.json")
-    recorded, = (record for record in records.read(folder / "records", "captions") if record["variant"] == "bita")
+    (recorded,) = (
+        record
+        for record in records.read(folder / "records", "captions")
+        if record["variant"] == "bita"
+    )
     scores = caption_scores.score_captions(found, caption_scores.read_references(captions))
     assert scores.corpus == pytest.approx(recorded["metrics"])
 
 
 def test_two_processes_train_what_the_notebook_then_finds(folder, tmp_path):
-    """`train` under torchrun, which `accelerate launch` calls on several GPUs; on a copy of the run without the model."""
+    """`train` under torchrun, which `accelerate launch` calls on several GPUs; on a copy of the run
+    without the model.
+    """
     runs = tmp_path / "runs"
     for part in ("starting", "records"):
         shutil.copytree(folder / part, runs / "default" / part)
     (runs / "cache").symlink_to(folder.parent / "cache")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "nbhelpers", "train",
-               "--system", "pir"]
-    environment = os.environ | {"NBHELPERS_RUNS": str(runs), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=batch.repository_root(), env=environment, capture_output=True, text=True, timeout=1200)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "nbhelpers",
+        "train",
+        "--system",
+        "pir",
+    ]
+    environment = os.environ | {
+        "NBHELPERS_RUNS": str(runs),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command,
+        cwd=batch.repository_root(),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     made = trained_systems.trained(folder, "pir").checkpoint.relative_to(folder.parent)
-    assert list((runs / "default/checkpoints").glob("*/model.safetensors")) == [runs / made], "under the notebook's own key"
+    assert list((runs / "default/checkpoints").glob("*/model.safetensors")) == [runs / made], (
+        "under the notebook's own key"
+    )
     assert done.stdout.count("The model is") == 1 and f"The model is {runs / made}." in done.stdout
     found = trained_systems.trained(runs / "default", "pir")  # by the record of the notebook
     assert found.about["config"]["epochs"] == len(found.about["history"])
@@ -124,9 +196,19 @@ def test_the_leaderboard_is_printed(chain):
 
 def test_figures_are_written_and_small(chain, folder):
     written = list((folder / "figures").rglob("*.png"))
-    assert {path.parent.name for path in written} >= {"10_prepare_data", "20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita",
-                                                         "30_evaluate_retrieval", "31_errors_and_significance", "40_attention_and_belief",
-                                                         "50_score_captions", "60_search"}
+    assert {path.parent.name for path in written} >= {
+        "10_prepare_data",
+        "20_pir",
+        "21_pir_clip",
+        "22_pe_rsitr",
+        "23_cfitr",
+        "24_bita",
+        "30_evaluate_retrieval",
+        "31_errors_and_significance",
+        "40_attention_and_belief",
+        "50_score_captions",
+        "60_search",
+    }
     assert all(path.stat().st_size < 300_000 for path in written)
 
 

@@ -1,4 +1,5 @@
 """What a notebook was made of is told by content: bytes of files, syntax trees of code."""
+
 from __future__ import annotations
 
 import os
@@ -21,12 +22,21 @@ def test_the_sources_are_what_a_notebook_may_use():
 CODE = 'import os\n\ndef f(x: int = 1):\n    """Says."""\n    return x + 1  # one more\n'
 
 
-@pytest.mark.parametrize("changed, same", [
-    ('import os\ndef f(x: int=1):\n    """Says more."""\n    # a comment\n    return (x + 1)\n', True),
-    (CODE.replace("x + 1", "x + 2"), False),
-    (CODE.replace("= 1", "= 2"), False),
-    (CODE + "a = f()\nb = f(2)\n", False),
-])
+@pytest.mark.parametrize(
+    "changed, same",
+    [
+        (
+            (
+                'import os\ndef f(x: int=1):\n    """Says more."""\n    # a comment\n    return (x'
+                " + 1)\n"
+            ),
+            True,
+        ),
+        (CODE.replace("x + 1", "x + 2"), False),
+        (CODE.replace("= 1", "= 2"), False),
+        (CODE + "a = f()\nb = f(2)\n", False),
+    ],
+)
 def test_a_comment_does_not_count_and_a_computation_does(tmp_path, monkeypatch, changed, same):
     (source := tmp_path / "a.py").write_text(CODE)
     monkeypatch.setattr(freshness, "sources", lambda: [source])
@@ -38,11 +48,14 @@ def test_a_comment_does_not_count_and_a_computation_does(tmp_path, monkeypatch, 
         return freshness.package(), freshness.cells(tmp_path / "a.ipynb")
 
     before, after = digests(CODE), digests(changed)
-    assert [one == other for one, other in zip(before, after)] == [same, same]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [same, same]
 
 
 def test_the_order_of_statements_and_what_is_imported_count():
-    lines = "from numpy.random import default_rng\nrng = default_rng(0)\na = rng.random()\nb = rng.random()\n"
+    lines = (
+        "from numpy.random import default_rng\nrng = default_rng(0)\na = rng.random()\nb ="
+        " rng.random()\n"
+    )
     swapped = lines.replace("a =", "c =").replace("b =", "a =").replace("c =", "b =")
     other = lines.replace("numpy.random", "elsewhere")
     assert len({freshness._code(text) for text in (lines, swapped, other)}) == 3
@@ -58,11 +71,21 @@ def test_a_cell_that_is_no_python_counts_as_it_is_written(tmp_path):
 
 
 def test_the_files_of_a_set_are_found_by_its_name(tmp_path):
-    for name in ("dataset_ucm.json", "ucm_images.zip", "UCM_train.json", "ucmerced.zip", "dataset_rsicd.json", "x.csv"):
+    for name in (
+        "dataset_ucm.json",
+        "ucm_images.zip",
+        "UCM_train.json",
+        "ucmerced.zip",
+        "dataset_rsicd.json",
+        "x.csv",
+    ):
         (tmp_path / name).touch()
 
     def names(values: dict, *patterns: str) -> set[str]:
-        return {path.name for path in freshness.files({"DATA": str(tmp_path)} | values, tmp_path, patterns)}
+        return {
+            path.name
+            for path in freshness.files({"DATA": str(tmp_path)} | values, tmp_path, patterns)
+        }
 
     ucm = {"dataset_ucm.json", "ucm_images.zip", "UCM_train.json"}
     assert names({"SET": "ucm"}) == ucm
@@ -92,8 +115,12 @@ def test_bytes_and_names_count_and_times_do_not(tmp_path):
         file.write_bytes(b"two")
         os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
-    found = [before, digest_after(replace_unseen), digest_after(lambda: file.rename(folder / "2.png")),
-             digest_after(lambda: (folder / "3.png").touch())]
+    found = [
+        before,
+        digest_after(replace_unseen),
+        digest_after(lambda: file.rename(folder / "2.png")),
+        digest_after(lambda: (folder / "3.png").touch()),
+    ]
     assert len(set(found)) == 4
 
 

@@ -1,4 +1,7 @@
-"""A disk that fills while a checkpoint is saved: one sentence, the old pair intact, nothing half-written."""
+"""A disk that fills while a checkpoint is saved: one sentence, the old pair intact, nothing
+half-written.
+"""
+
 from __future__ import annotations
 
 import errno
@@ -46,15 +49,25 @@ def test_a_really_full_disk(tmp_path):
     script = tmp_path / "save.py"
     script.write_text(REAL_DISK)
     root = Path(checkpoints.__file__).parents[1]
-    done = subprocess.run([*mount, f"{mounted} && exec '{sys.executable}' '{script}' '{tmp_path}/disk'"],
-                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    done = subprocess.run(
+        [*mount, f"{mounted} && exec '{sys.executable}' '{script}' '{tmp_path}/disk'"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The disk is full:") and "best.safetensors" in done.stdout
 
 
 @pytest.mark.parametrize("moment", ["weights", "json"])
-@pytest.mark.parametrize("number, sentence", [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk is full"),
-                                              (errno.EACCES, "may not be written")])
+@pytest.mark.parametrize(
+    "number, sentence",
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "disk is full"),
+        (errno.EACCES, "may not be written"),
+    ],
+)
 def test_the_old_pair_survives_a_failed_save(tmp_path, monkeypatch, moment, number, sentence):
     checkpoints.save_checkpoint(tmp_path / "best", {"w": torch.ones(3)}, {"step": 1})
     names = sorted(path.name for path in tmp_path.iterdir())

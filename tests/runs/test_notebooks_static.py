@@ -1,4 +1,7 @@
-"""The notebooks as files: skeleton, parameters, tags, links, stored form; and the profiles against them."""
+"""The notebooks as files: skeleton, parameters, tags, links, stored form; and the profiles against
+them.
+"""
+
 from __future__ import annotations
 
 import ast
@@ -51,7 +54,11 @@ def kind_of(parameter: str) -> str:
 def choices(parameter: str) -> tuple[str, ...]:
     """What a parameter, or an element of a list, may be."""
     annotation = parameters.Parameters.model_fields[parameter].annotation
-    return get_args(get_args(annotation)[0]) if get_origin(annotation) is list else get_args(annotation)
+    return (
+        get_args(get_args(annotation)[0])
+        if get_origin(annotation) is list
+        else get_args(annotation)
+    )
 
 
 def test_the_folder_holds_the_chain_and_nothing_else():
@@ -65,10 +72,12 @@ def test_it_begins_with_its_title_its_table_and_its_neighbours(name):
     first = BOOKS[name].cells[0]
     assert first.cell_type == "markdown" and re.match(r"# \S", first.source)
     head = first.source.lower()
-    assert all(f"| {word}" in head for word in ("reads", "writes", "time")), "the table reads / writes / time"
+    assert all(f"| {word}" in head for word in ("reads", "writes", "time")), (
+        "the table reads / writes / time"
+    )
     names = [step.name for step in batch.CHAIN]
     place = names.index(name)
-    for neighbour in names[max(place - 1, 0):place] + names[place + 1:place + 2]:
+    for neighbour in names[max(place - 1, 0) : place] + names[place + 1 : place + 2]:
         assert f"({neighbour}.ipynb)" in first.source, f"no link to {neighbour}"
 
 
@@ -85,17 +94,23 @@ def test_parameters_are_annotated_commented_literals(name):
     cell = parameters_cell(name)
     found = {}
     for line in cell.source.splitlines():
-        statement, = ast.parse(line).body
+        (statement,) = ast.parse(line).body
         assert isinstance(statement, ast.AnnAssign), f"'{line}' is not NAME: kind = literal"
         kind, value = ast.unparse(statement.annotation), ast.literal_eval(statement.value)
         assert statement.target.id.isupper(), f"'{line}' has no upper-case name"
-        assert "#" in line[statement.end_col_offset:], f"'{line}' has no comment"
-        assert kind == kind_of(statement.target.id), f"'{line}' and nbhelpers/runs/parameters.py differ"
-        assert not parameters.wrong_values({statement.target.id: value}), f"'{line}' has a wrong default"
+        assert "#" in line[statement.end_col_offset :], f"'{line}' has no comment"
+        assert kind == kind_of(statement.target.id), (
+            f"'{line}' and nbhelpers/runs/parameters.py differ"
+        )
+        assert not parameters.wrong_values({statement.target.id: value}), (
+            f"'{line}' has a wrong default"
+        )
         found[statement.target.id] = kind, value
     inspected = papermill.inspect_notebook(str(PATHS[name])).items()
     seen = {key: entry["inferred_type_name"] for key, entry in inspected}
-    assert seen == {key: kind for key, (kind, _) in found.items()}, "what papermill reads of the cell"
+    assert seen == {key: kind for key, (kind, _) in found.items()}, (
+        "what papermill reads of the cell"
+    )
     assert parameters.declared(PATHS[name]) == {key: value for key, (_, value) in found.items()}
     assert parameters.problems(parameters.declared(PATHS[name])) == []
     assert found["PROFILE"] == ("str", "default")
@@ -104,8 +119,12 @@ def test_parameters_are_annotated_commented_literals(name):
 
 @every_notebook
 def test_set_up_starts_the_run_by_its_name_alone(name):
-    starts = [(cell, call) for cell in code_cells(name) for call in ast.walk(ast.parse(cell.source))
-              if isinstance(call, ast.Call) and ast.unparse(call.func) == "nbhelpers.start"]
+    starts = [
+        (cell, call)
+        for cell in code_cells(name)
+        for call in ast.walk(ast.parse(cell.source))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "nbhelpers.start"
+    ]
     assert len(starts) == 1
     cell, call = starts[0]
     assert ast.unparse(call) == f"nbhelpers.start('{name}')"
@@ -121,7 +140,9 @@ def test_only_the_cell_of_parameters_sets_them(name):
 
 
 def test_every_declared_parameter_belongs_to_a_notebook():
-    assert set(parameters.Parameters.model_fields) == set().union(*map(parameters.declared, PATHS.values()))
+    assert set(parameters.Parameters.model_fields) == set().union(
+        *map(parameters.declared, PATHS.values())
+    )
 
 
 def test_declared_choices_are_those_of_the_code():
@@ -130,11 +151,21 @@ def test_declared_choices_are_those_of_the_code():
         schedule.TrainConfig(epochs=1, lr=1.0, precision=precision)
 
 
-@pytest.mark.parametrize("parameter, name", [
-    ("PIR_CLIP_VARIANTS", "21_pir_clip"), ("PE_RSITR_VARIANTS", "22_pe_rsitr"), ("CFITR_VARIANTS", "23_cfitr"),
-    ("BITA_VARIANTS", "24_bita")])
+@pytest.mark.parametrize(
+    "parameter, name",
+    [
+        ("PIR_CLIP_VARIANTS", "21_pir_clip"),
+        ("PE_RSITR_VARIANTS", "22_pe_rsitr"),
+        ("CFITR_VARIANTS", "23_cfitr"),
+        ("BITA_VARIANTS", "24_bita"),
+    ],
+)
 def test_declared_variants_are_those_of_the_notebook(parameter, name):
-    cell, = [cell.source for cell in code_cells(name) if re.search(rf" in \(?{parameter} if", cell.source)]
+    (cell,) = [
+        cell.source
+        for cell in code_cells(name)
+        if re.search(rf" in \(?{parameter} if", cell.source)
+    ]
     dictionaries = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Dict)]
     known = [{ast.unparse(key) for key in one.keys} for one in dictionaries]
     assert {repr(choice) for choice in choices(parameter)} in known
@@ -153,10 +184,14 @@ def test_code_suits_papermill_and_nbval(name):
     nodes = []
     for cell in code_cells(name):
         assert set(tags(cell)) <= {"parameters", IGNORED, "train"}
-        assert not re.search(r"^\s*[%!]", cell.source, re.M), "magics and shell commands are no Python"
+        assert not re.search(r"^\s*[%!]", cell.source, re.M), (
+            "magics and shell commands are no Python"
+        )
         assert not re.search(r";\s*$", cell.source), "nbval shows what a trailing semicolon hides"
         nodes += ast.walk(ast.parse(cell.source))
-    assert any(isinstance(node, ast.Assert) for node in nodes), "it is run unattended and asserts nothing"
+    assert any(isinstance(node, ast.Assert) for node in nodes), (
+        "it is run unattended and asserts nothing"
+    )
     assert BOOKS[name].metadata.kernelspec.name == "python3"
 
 
@@ -172,11 +207,20 @@ def test_each_assertion_says_what_must_hold(name):
 def test_cells_for_training_need_no_others(name):
     found = [cell.source for cell in code_cells(name) if {"parameters", "train"} & set(tags(cell))]
     nodes = list(ast.walk(ast.parse("\n".join(found))))
-    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    used = {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    made = {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
     made |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    made |= {(name.asname or name.name).split(".")[0] for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)) for name in node.names}
+    made |= {
+        (name.asname or name.name).split(".")[0]
+        for node in nodes
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in node.names
+    }
     assert not used - made - set(dir(builtins)) and {"run", "files"} <= made
 
 
@@ -210,4 +254,6 @@ def test_profiles_fit_the_notebooks(profile, tmp_path):
 
 
 def test_the_published_profiles_are_there():
-    assert {"ucm", "rsicd", "paper_rsicd", "paper_rsitmd", "paper_ucm", "paper_nwpu"} <= set(PROFILES)
+    assert {"ucm", "rsicd", "paper_rsicd", "paper_rsitmd", "paper_ucm", "paper_nwpu"} <= set(
+        PROFILES
+    )

@@ -1,4 +1,5 @@
 """Whoever executes a notebook, a wrong value is one sentence, and the advice in it works."""
+
 from __future__ import annotations
 
 import re
@@ -19,67 +20,115 @@ NOTEBOOKS = batch.NOTEBOOKS
 INT, FLOAT, BOOL, LIST = "EPOCHS", "LR", "ABLATIONS", "PE_RSITR_METHODS"
 
 
-@pytest.mark.parametrize("values", [
-    {FLOAT: 1}, {FLOAT: 1e-4}, {BOOL: False}, {LIST: []}, {LIST: ["full", "lora"]}, {"SEED": 2**32 - 1},
-    {"PROFILE": "ucm_2"}, {"CHECKPOINT": ""}, {"PRECISION": "fp16"}, {"CAPTIONS": 0}, {"WORKERS": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {FLOAT: 1},
+        {FLOAT: 1e-4},
+        {BOOL: False},
+        {LIST: []},
+        {LIST: ["full", "lora"]},
+        {"SEED": 2**32 - 1},
+        {"PROFILE": "ucm_2"},
+        {"CHECKPOINT": ""},
+        {"PRECISION": "fp16"},
+        {"CAPTIONS": 0},
+        {"WORKERS": 0},
+    ],
+)
 def test_what_is_right_passes(values):
     assert parameters.problems(values) == []
 
 
-@pytest.mark.parametrize("name, value, sentence", [
-    (BOOL, "false", "ABLATIONS is 'false', of type str, but must be bool"),
-    (BOOL, 1, "ABLATIONS is 1, of type int, but must be bool."),
-    (INT, True, "EPOCHS is True, of type bool, but must be int."),
-    (INT, 3.0, "EPOCHS is 3.0, of type float, but must be int."),
-    (INT, None, "EPOCHS is None, of type NoneType, but must be int."),
-    (FLOAT, float("nan"), "LR is nan; it must be a finite number."),
-    (FLOAT, float("inf"), "LR is inf; it must be a finite number."),
-    (FLOAT, -1, "LR is -1; it must be above 0."),
-    (FLOAT, 0.0, "LR is 0.0; it must be above 0."),
-    (FLOAT, False, "LR is False, of type bool, but must be float."),
-    (LIST, "[zero_shot]", "PE_RSITR_METHODS is '\\[zero_shot\\]', of type str, but must be list"),
-    (LIST, ["zero-shot"], "PE_RSITR_METHODS holds 'zero-shot'; choose 'zero_shot', "),
-    (LIST, [1], "PE_RSITR_METHODS holds 1; choose 'zero_shot', "),
-    ("PRECISION", "bf61", "PRECISION is 'bf61'; choose 'fp32', 'bf16' or 'fp16'."),
-    ("PRECISION", None, "PRECISION is None; choose 'fp32', 'bf16' or 'fp16'."),
-    ("SHARDS", None, "SHARDS is None, of type NoneType, but must be str."),
-    ("CAPTIONS", "2", "CAPTIONS is '2', of type str, but must be int"),
-    ("PRETRAIN", -1, "PRETRAIN is -1; it must be at least 1."),
-    ("WORKERS", 10**6, "WORKERS is 1000000; it must be at most 256."),
-    ("SEED", 2**32, "SEED is 4294967296; it must be below 4294967296."),
-    ("PRETRAIN_SETS", ["UCM"], "PRETRAIN_SETS holds 'UCM'; name a set of your own with small letters"),
-    ("SIX_MODE", 1, "SIX_MODE is not declared; add it to Parameters in nbhelpers/runs/parameters.py."),
-])
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        (BOOL, "false", "ABLATIONS is 'false', of type str, but must be bool"),
+        (BOOL, 1, "ABLATIONS is 1, of type int, but must be bool."),
+        (INT, True, "EPOCHS is True, of type bool, but must be int."),
+        (INT, 3.0, "EPOCHS is 3.0, of type float, but must be int."),
+        (INT, None, "EPOCHS is None, of type NoneType, but must be int."),
+        (FLOAT, float("nan"), "LR is nan; it must be a finite number."),
+        (FLOAT, float("inf"), "LR is inf; it must be a finite number."),
+        (FLOAT, -1, "LR is -1; it must be above 0."),
+        (FLOAT, 0.0, "LR is 0.0; it must be above 0."),
+        (FLOAT, False, "LR is False, of type bool, but must be float."),
+        (
+            LIST,
+            "[zero_shot]",
+            "PE_RSITR_METHODS is '\\[zero_shot\\]', of type str, but must be list",
+        ),
+        (LIST, ["zero-shot"], "PE_RSITR_METHODS holds 'zero-shot'; choose 'zero_shot', "),
+        (LIST, [1], "PE_RSITR_METHODS holds 1; choose 'zero_shot', "),
+        ("PRECISION", "bf61", "PRECISION is 'bf61'; choose 'fp32', 'bf16' or 'fp16'."),
+        ("PRECISION", None, "PRECISION is None; choose 'fp32', 'bf16' or 'fp16'."),
+        ("SHARDS", None, "SHARDS is None, of type NoneType, but must be str."),
+        ("CAPTIONS", "2", "CAPTIONS is '2', of type str, but must be int"),
+        ("PRETRAIN", -1, "PRETRAIN is -1; it must be at least 1."),
+        ("WORKERS", 10**6, "WORKERS is 1000000; it must be at most 256."),
+        ("SEED", 2**32, "SEED is 4294967296; it must be below 4294967296."),
+        (
+            "PRETRAIN_SETS",
+            ["UCM"],
+            "PRETRAIN_SETS holds 'UCM'; name a set of your own with small letters",
+        ),
+        (
+            "SIX_MODE",
+            1,
+            "SIX_MODE is not declared; add it to Parameters in nbhelpers/runs/parameters.py.",
+        ),
+    ],
+)
 def test_what_is_wrong_is_one_sentence(name, value, sentence):
-    found, = parameters.problems({name: value})
+    (found,) = parameters.problems({name: value})
     assert re.match(sentence, found) and "\n" not in found
 
 
 def test_long_values_are_shortened():
-    found, = parameters.problems({"PRECISION": "x" * 10_000})
+    (found,) = parameters.problems({"PRECISION": "x" * 10_000})
     assert len(found) < 200
     deep = [[[["x"] * 1000] * 1000] * 1000] * 1000
     assert len(parameters.problems({LIST: deep[:1], "SIZE": deep})[1]) < 500
 
 
-@pytest.mark.parametrize("values, sentence", [
-    ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes, ucm, "),
-    ({"SET": "ucm"}, "SET ucm needs DATA"),
-    ({"DATA": "nowhere"}, "DATA is 'nowhere', not a folder"),
-    ({"CHECKPOINT": "gone.pt"}, "CHECKPOINT is 'gone.pt', but there is no such file"),
-    ({"SHARDS": "gone"}, "SHARDS is 'gone', but there is no such file"),
-    ({"SIZE": "paper", "CLIP": "here/clip.pt"}, "CLIP is 'here/clip.pt', but there is no such file"),
-    ({"CLIP": "clip_vit_b32", "PRETRAIN_SETS": []}, "PRETRAIN_SETS is empty, .* add 'scenes'"),
-    ({"CLIP": "clip_vit_b32", "PRETRAIN_SETS": ["ucm", "scenes"], "SET": "ucm", "DATA": "."},
-     "PRETRAIN_SETS begins with 'ucm', the set under study"),
-    ({"PRETRAIN_SETS": ["scenes", "rsicdd"]}, "PRETRAIN_SETS holds 'rsicdd', none of scenes, .*; give DATA"),
-    ({"PRETRAIN_SETS": ["rsicdd"], "DATA": "."}, "PRETRAIN_SETS holds 'rsicdd', .* of the set 'rsicdd' in "),
-    ({"CAPTION_SETS": ["scenes"]}, "CAPTION_SETS holds 'scenes', the set under study; take it out"),
-    ({"CAPTION_SETS": ["ucm"]}, "CAPTION_SETS holds 'ucm'; give DATA"),
-    ({"CAPTION_SETS": ["ucm"], "DATA": "."}, "CAPTION_SETS holds 'ucm'; No captions and images of the set"),
-])
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes, ucm, "),
+        ({"SET": "ucm"}, "SET ucm needs DATA"),
+        ({"DATA": "nowhere"}, "DATA is 'nowhere', not a folder"),
+        ({"CHECKPOINT": "gone.pt"}, "CHECKPOINT is 'gone.pt', but there is no such file"),
+        ({"SHARDS": "gone"}, "SHARDS is 'gone', but there is no such file"),
+        (
+            {"SIZE": "paper", "CLIP": "here/clip.pt"},
+            "CLIP is 'here/clip.pt', but there is no such file",
+        ),
+        ({"CLIP": "clip_vit_b32", "PRETRAIN_SETS": []}, "PRETRAIN_SETS is empty, .* add 'scenes'"),
+        (
+            {"CLIP": "clip_vit_b32", "PRETRAIN_SETS": ["ucm", "scenes"], "SET": "ucm", "DATA": "."},
+            "PRETRAIN_SETS begins with 'ucm', the set under study",
+        ),
+        (
+            {"PRETRAIN_SETS": ["scenes", "rsicdd"]},
+            "PRETRAIN_SETS holds 'rsicdd', none of scenes, .*; give DATA",
+        ),
+        (
+            {"PRETRAIN_SETS": ["rsicdd"], "DATA": "."},
+            "PRETRAIN_SETS holds 'rsicdd', .* of the set 'rsicdd' in ",
+        ),
+        (
+            {"CAPTION_SETS": ["scenes"]},
+            "CAPTION_SETS holds 'scenes', the set under study; take it out",
+        ),
+        ({"CAPTION_SETS": ["ucm"]}, "CAPTION_SETS holds 'ucm'; give DATA"),
+        (
+            {"CAPTION_SETS": ["ucm"], "DATA": "."},
+            "CAPTION_SETS holds 'ucm'; No captions and images of the set",
+        ),
+    ],
+)
 def test_what_does_not_go_together_is_one_sentence(tmp_path, values, sentence):
-    found, = parameters.problems(values, tmp_path)
+    (found,) = parameters.problems(values, tmp_path)
     assert re.match(sentence, found) and "\n" not in found
 
 
@@ -90,15 +139,23 @@ def test_files_are_looked_for_where_the_notebooks_run(tmp_path):
     assert parameters.problems({"SIZE": "paper", "CLIP": "clip_vit_b32", "PRETRAIN_SETS": []}) == []
 
 
-ADVISED = [(BOOL, "false", False), (BOOL, "no", False), (FLOAT, "1e-4", 1e-4), (FLOAT, "1.25e-4", 1.25e-4),
-           (INT, "3", 3), (LIST, "[zero_shot, full]", ["zero_shot", "full"]), (LIST, ("full",), ["full"]),
-           ("PROFILE", 2024, "2024"), ("CAPTIONS", "2", 2)]
+ADVISED = [
+    (BOOL, "false", False),
+    (BOOL, "no", False),
+    (FLOAT, "1e-4", 1e-4),
+    (FLOAT, "1.25e-4", 1.25e-4),
+    (INT, "3", 3),
+    (LIST, "[zero_shot, full]", ["zero_shot", "full"]),
+    (LIST, ("full",), ["full"]),
+    ("PROFILE", 2024, "2024"),
+    ("CAPTIONS", "2", 2),
+]
 
 
 @pytest.mark.parametrize("name, wrong, meant", ADVISED)
 def test_advice_leads_to_what_was_meant(name, wrong, meant):
     """As a line of a cell and of a profile; the test of papermill below tries its -y."""
-    found, = parameters.problems({name: wrong})
+    (found,) = parameters.problems({name: wrong})
     form = r"\(write `(.*)` in a cell, `(.*)` in a profile or after papermill's -y\)\.$"
     cell, line = re.search(form, found).groups()
     namespace = {}
@@ -107,17 +164,31 @@ def test_advice_leads_to_what_was_meant(name, wrong, meant):
     assert parameters.problems({name: meant}) == []
 
 
-@pytest.mark.parametrize("name, value", [
-    (INT, "five"), (INT, 1.5), (BOOL, "maybe"), (LIST, "[nothing]"), (INT, "[" * 9000), (INT, "[" * 900)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        (INT, "five"),
+        (INT, 1.5),
+        (BOOL, "maybe"),
+        (LIST, "[nothing]"),
+        (INT, "[" * 9000),
+        (INT, "[" * 900),
+    ],
+)
 def test_no_advice_where_nothing_can_be_meant(name, value):
     assert "write" not in parameters.problems({name: value})[0]
 
 
-# the notebook ----------------------------------------------------------------------------------------------
+# the notebook
+
 
 def small_notebook(path: Path, cell: str) -> Path:
     notebook = new_notebook(cells=[new_code_cell(cell, metadata={"tags": ["parameters"]})])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata.kernelspec = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(notebook, path)
     return path
 
@@ -142,34 +213,55 @@ def test_names_that_papermill_set_must_be_known(tmp_path):
     history = ["", "SEED: int = 3", injected, "OTHER = 5"]
     with pytest.raises(UserError) as caught:
         parameters.of_notebook(path, {"In": history, "SEED": 4, "SEEDS": [1], "OTHER": 5}, {})
-    assert str(caught.value) == ("a was not started. There is no parameter 'SEEDS' in a (did you mean SEED?). "
-                                 "There is no parameter 'note' in a.")
+    assert (
+        str(caught.value)
+        == "a was not started. There is no parameter 'SEEDS' in a (did you mean SEED?). "
+        "There is no parameter 'note' in a."
+    )
 
 
 PAPERMILL = [
-    ("-p ABLATIONS false", "ABLATIONS is 'false'"), ("-r SEED 3", "SEED is '3'"), ("-p LR nan", "LR is nan"),
-    ("-y 'PRECISION: bf61'", "PRECISION is 'bf61'"), ("-p EPOCHSS 3", "no parameter 'EPOCHSS' in 20_pir"),
-    ("-p SHARDS x", "no parameter 'SHARDS' in 20_pir"), ("-p EPOCHS None", "EPOCHS is None")]
+    ("-p ABLATIONS false", "ABLATIONS is 'false'"),
+    ("-r SEED 3", "SEED is '3'"),
+    ("-p LR nan", "LR is nan"),
+    ("-y 'PRECISION: bf61'", "PRECISION is 'bf61'"),
+    ("-p EPOCHSS 3", "no parameter 'EPOCHSS' in 20_pir"),
+    ("-p SHARDS x", "no parameter 'SHARDS' in 20_pir"),
+    ("-p EPOCHS None", "EPOCHS is None"),
+]
 
 
 def test_papermill_stops_at_the_first_cell_with_one_sentence_each(tmp_path):
     """All its forms at once, on a copy of 20_pir's first cells; then what the messages advise."""
     notebook = nbformat.read(NOTEBOOKS / "20_pir.ipynb", as_version=4)
-    notebook.cells = notebook.cells[:2] + [new_code_cell("import nbhelpers\nrun = nbhelpers.start('20_pir')"),
-                                           new_code_cell("print('went on', ABLATIONS, run.parameters.seed)")]
+    notebook.cells = notebook.cells[:2] + [
+        new_code_cell("import nbhelpers\nrun = nbhelpers.start('20_pir')"),
+        new_code_cell("print('went on', ABLATIONS, run.parameters.seed)"),
+    ]
     nbformat.write(notebook, tmp_path / "in.ipynb")
 
     def papermill(*options: str) -> str:
         words = [word for option in options for word in shlex.split(option)]
-        command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar", *words]
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "in.ipynb",
+            "out.ipynb",
+            "--no-progress-bar",
+            *words,
+        ]
         subprocess.run(command, cwd=tmp_path, capture_output=True)
         cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-        return "".join(output.get("text", "") + "\n".join(output.get("traceback", []))
-                       for cell in cells for output in cell.get("outputs", []))
+        return "".join(
+            output.get("text", "") + "\n".join(output.get("traceback", []))
+            for cell in cells
+            for output in cell.get("outputs", [])
+        )
 
     refused = papermill(*(option for option, _ in PAPERMILL))
     assert refused.startswith("UserError: 20_pir was not started. ") and refused.count("\n") == 0
     for option, sentence in PAPERMILL:
         assert sentence in refused, option
-    advised, = re.findall(r"`(ABLATIONS: .*?)` in a profile", refused)
+    (advised,) = re.findall(r"`(ABLATIONS: .*?)` in a profile", refused)
     assert "went on False 3" in papermill(f"-y '{advised}'", "-p SEED 3")

@@ -1,4 +1,5 @@
 """The notebooks on small and odd sets: a result or a sentence, whatever the size of a split."""
+
 from __future__ import annotations
 
 import json
@@ -23,11 +24,20 @@ from nbhelpers.systems import map_checks, mistakes, trained_systems
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 210)}
 PARTS = {"20_pir": ("", "frozen"), "22_pe_rsitr": ("", "full"), "23_cfitr": ("",)}
 SYSTEMS = {"20_pir": "PIR", "22_pe_rsitr": "PE-RSITR", "23_cfitr": "CFITR"}
-SETS = {"sixty": ((42, 6, 12), 5, True), "one_image": ((18, 1, 1), 5, True),
-        "one_caption": ((8, 2, 3), 1, False)}   # images of each split, captions, classes in names
+SETS = {
+    "sixty": ((42, 6, 12), 5, True),
+    "one_image": ((18, 1, 1), 5, True),
+    "one_caption": ((8, 2, 3), 1, False),
+}  # images of each split, captions, classes in names
 # Cells of 30 and 31 that compute the same for every set, in seconds.
-SAME = ("def released(", "large_owner =", "p-values 0.005", "rng, wrong =", "real = {name:",
-        "added = (")
+SAME = (
+    "def released(",
+    "large_owner =",
+    "p-values 0.005",
+    "rng, wrong =",
+    "real = {name:",
+    "added = (",
+)
 
 
 def write_set(folder: Path, name: str, layout: str = "json") -> None:
@@ -41,11 +51,19 @@ def write_set(folder: Path, name: str, layout: str = "json") -> None:
         pixels = np.array(COLOURS[colour]) + rng.integers(-25, 26, size=(48, 48, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{name}_images" / file)
         texts = [f"A {colour} field.", *(f"Field {number} has {k} trees." for k in range(4))]
-        images.append({"filename": file, "split": str(split),
-                       "sentences": [{"raw": text} for text in texts[:captions]]})
+        images.append(
+            {
+                "filename": file,
+                "split": str(split),
+                "sentences": [{"raw": text} for text in texts[:captions]],
+            }
+        )
     if layout == "csv":
-        rows = [{"image": image["filename"], "caption": one["raw"], "split": image["split"]}
-                for image in images for one in image["sentences"]]
+        rows = [
+            {"image": image["filename"], "caption": one["raw"], "split": image["split"]}
+            for image in images
+            for one in image["sentences"]
+        ]
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     else:
         (folder / f"dataset_{name}.json").write_text(json.dumps({"images": images}))
@@ -75,26 +93,31 @@ def write_records(name: str, data: catalog.DataSet, runs: Path, variants: dict) 
     table, run = data.table.split("test"), SimpleNamespace(seed=0, profile="default", set=name)
     for notebook, kinds in variants.items():
         one = Run(notebook, run, "cpu", runs)
-        for noise, variant in zip((1.0, 3.0), kinds):
+        for noise, variant in zip((1.0, 3.0), kinds, strict=True):
             scores, owner = similarity_of(table, noise), table.owner()
             rules = {rule: recall.evaluate(scores, owner, ties=rule) for rule in recall.TIES}
             found = rules["expectation"]
             one.write_record(
-                {"width": 1}, found.arrays() | {"owner": owner}, system=SYSTEMS[notebook],
+                {"width": 1},
+                found.arrays() | {"owner": owner},
+                system=SYSTEMS[notebook],
                 variant=variant,
-                data_fingerprint=table.fingerprint(), seconds=1.0,
+                data_fingerprint=table.fingerprint(),
+                seconds=1.0,
                 parameters={"all": 1, "trainable": 1},
                 protocol={"split": "test", "ties": "expectation", "selected_on": "val"},
                 metrics={rule: result.metrics for rule, result in rules.items()},
-                intervals=recall.bootstrap(found, owner), ceiling=audit.ceilings(table),
-                chance=recall.chance(owner))
+                intervals=recall.bootstrap(found, owner),
+                ceiling=audit.ceilings(table),
+                chance=recall.chance(owner),
+            )
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, request):
     """(name, parameters) of a set in a user's folder; the notebooks' runs stand beside it."""
     monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(Run, "show", lambda self, figure, name: None)   # drawn, but not written
+    monkeypatch.setattr(Run, "show", lambda self, figure, name: None)  # drawn, but not written
     write_set(tmp_path, request.param)
     return {"SET": request.param, "DATA": str(tmp_path)}
 
@@ -125,6 +148,7 @@ def test_the_evaluation_reads_records_of_every_set(small, tmp_path, monkeypatch,
 
 def pretend_trained(monkeypatch, data: catalog.DataSet, *names: str) -> None:
     """Lets these systems be there, with the scores of their records, and no other."""
+
     def trained(folder: Path, name: str, *_) -> str:
         if name not in names:
             raise UserError(f"{name} was not trained")
@@ -155,11 +179,13 @@ def test_a_set_of_a_csv_is_read_like_one_of_json(tmp_path, monkeypatch):
     assert list(found["table"].counts().images) == [18, 1, 1]
 
 
-# expected, but not so -----------------------------------------------------------------------------
+# expected, but not so
+
 
 def test_a_result_that_a_small_set_does_not_reach_is_said_and_stops_the_generated_set(capsys):
-    small, scenes = (Run("x", SimpleNamespace(set=name), "cpu", Path())
-                     for name in ("mine", "scenes"))
+    small, scenes = (
+        Run("x", SimpleNamespace(set=name), "cpu", Path()) for name in ("mine", "scenes")
+    )
     small.expect(True, "it learns")
     assert capsys.readouterr().out == ""
     small.expect(False, "it learns")
@@ -168,31 +194,43 @@ def test_a_result_that_a_small_set_does_not_reach_is_said_and_stops_the_generate
         scenes.expect(False, "it learns")
 
 
-# too small to train -------------------------------------------------------------------------------
+# too small to train
+
 
 def table_of(*captions: int, shared: bool = False) -> CaptionTable:
     """Training images with so many captions each."""
     images = pd.DataFrame({"image_id": [f"i{n}" for n in range(len(captions))]})
     images = images.assign(file=images.image_id + ".png", split="train", scene="field")
-    rows = [{"image_id": f"i{n}", "text": f"text {k}" if shared else f"text {n} {k}"}
-            for n, count in enumerate(captions) for k in range(count)]
+    rows = [
+        {"image_id": f"i{n}", "text": f"text {k}" if shared else f"text {n} {k}"}
+        for n, count in enumerate(captions)
+        for k in range(count)
+    ]
     return CaptionTable("mine", images, pd.DataFrame(rows))
 
 
 def test_a_batch_that_the_training_pairs_do_not_fill_is_said_with_the_size_that_they_do():
     values = batch.values_of("default")
     said = check.too_small(table_of(*[5] * 6), values)
-    assert [one.split()[0] for one in said] == ["BATCH_SIZE", "PIR_CLIP_BATCH", "PE_RSITR_BATCH",
-                                                "CAPTION_BATCH"]
+    assert [one.split()[0] for one in said] == [
+        "BATCH_SIZE",
+        "PIR_CLIP_BATCH",
+        "PE_RSITR_BATCH",
+        "CAPTION_BATCH",
+    ]
     mended = values | {one.split()[0]: int(one.rstrip(".").split()[-1]) for one in said}
     assert check.too_small(table_of(*[5] * 6), mended) == []
 
 
 def test_pairs_are_counted_as_each_system_trains_on_them():
-    values = batch.values_of("default") | {"BATCH_SIZE": 8, "PIR_CLIP_BATCH": 8,
-                                           "PE_RSITR_BATCH": 8, "CAPTION_BATCH": 8}
+    values = batch.values_of("default") | {
+        "BATCH_SIZE": 8,
+        "PIR_CLIP_BATCH": 8,
+        "PE_RSITR_BATCH": 8,
+        "CAPTION_BATCH": 8,
+    }
     assert check.too_small(table_of(4, 4), values) == []
-    said, = check.too_small(table_of(4, 4), values | {"CAPTIONS": 1})
+    (said,) = check.too_small(table_of(4, 4), values | {"CAPTIONS": 1})
     assert said.startswith("CAPTION_BATCH is 8, but there are 2 training pairs")
     assert "23_cfitr finds no false one" in check.too_small(table_of(4, 4, shared=True), values)[-1]
     alone = check.too_small(table_of(1), values)
@@ -200,10 +238,14 @@ def test_pairs_are_counted_as_each_system_trains_on_them():
 
 
 def test_a_set_with_one_scene_class_is_told_before_the_prior_is_fitted():
-    values = batch.values_of("default") | {"BATCH_SIZE": 8, "PIR_CLIP_BATCH": 8,
-                                           "PE_RSITR_BATCH": 8, "CAPTION_BATCH": 8}
+    values = batch.values_of("default") | {
+        "BATCH_SIZE": 8,
+        "PIR_CLIP_BATCH": 8,
+        "PE_RSITR_BATCH": 8,
+        "CAPTION_BATCH": 8,
+    }
     table = table_of(*[2] * 12)
-    said, = check.too_small(table, values | {"SIZE": "compact"})
+    (said,) = check.too_small(table, values | {"SIZE": "compact"})
     assert "one scene class" in said and "SIZE=tiny" in said
     assert check.too_small(table, values | {"SIZE": "tiny"}) == []
     two = CaptionTable("mine", table.images.assign(scene=["a", "b"] * 6), table.captions)
@@ -225,7 +267,8 @@ def test_holding_out_leaves_images_on_both_sides(images):
     assert list(catalog.hold_out(table_of(1)).images.split) == ["train"]
 
 
-# measures and figures of one item -----------------------------------------------------------------
+# measures and figures of one item
+
 
 def test_measures_of_one_image():
     owner = np.zeros(3, int)
@@ -261,15 +304,17 @@ PICTURE = np.zeros((48, 48, 3), np.uint8)
 @pytest.mark.parametrize("count", [0, 1])
 def test_sheets_of_no_and_one_item_are_drawn(count):
     pictures, texts = [PICTURE] * count, ["a"] * count
-    drawn = {"sheet": figures.contact_sheet(pictures, texts),
-             "misses": figures.miss_sheet(texts, pictures, pictures, texts),
-             "beside": figures.captions_beside_images(pictures, [["a"]] * count)}
+    drawn = {
+        "sheet": figures.contact_sheet(pictures, texts),
+        "misses": figures.miss_sheet(texts, pictures, pictures, texts),
+        "beside": figures.captions_beside_images(pictures, [["a"]] * count),
+    }
     shown = {name: sum(axes.get_visible() for axes in one.axes) for name, one in drawn.items()}
     assert shown == {"sheet": count, "misses": count, "beside": 2 * count}
 
 
 def test_curves_of_one_item_are_drawn():
-    line, = figures.recall_curve({"PIR": np.array([50.0])}).axes[0].lines
+    (line,) = figures.recall_curve({"PIR": np.array([50.0])}).axes[0].lines
     assert line.get_marker() == "o"
     distances = figures.code_distances({"x": (np.array([3]), np.array([]))}, 8)
     assert len(distances.axes[0].patches) == 1

@@ -1,4 +1,7 @@
-"""run.start checks parameters, seeds, names folders; Run.show and Run.write_record write where they say."""
+"""run.start checks parameters, seeds, names folders; Run.show and Run.write_record write where they
+say.
+"""
+
 from __future__ import annotations
 
 import os
@@ -52,9 +55,10 @@ def test_equal_seeds_give_equal_numbers():
     def drawn(seed):
         start.start("20_pir", SEED=seed)
         return random.random(), np.random.rand(), torch.rand(1).item()
+
     first, second, other = drawn(1), drawn(1), drawn(2)
     assert first == second
-    assert all(a != b for a, b in zip(first, other))
+    assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
@@ -69,25 +73,34 @@ def test_the_header_says_what_runs_and_names_no_folder(tmp_path, capsys):
     assert "ucm (real)" in out and "our-town_2 (your own)" in out
 
 
-@pytest.mark.parametrize("wrong, sentence", [
-    ({"SEED": "0"}, "SEED is '0', of type str, but must be int \\(write `SEED = 0` in a cell"),
-    ({"SEED": True}, "SEED is True, of type bool, but must be int"),
-    ({"SEED": -1}, "SEED is -1; it must be at least 0"),
-    ({"SEED": 2**32}, "SEED is 4294967296; it must be below 4294967296"),
-    ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes,.*rsicd"),
-    ({"SET": "Our town", "DATA": "/"}, "SET is 'Our town'; name a set of your own with small letters"),
-    ({"SIZE": "big"}, "SIZE is 'big'; choose 'tiny', 'compact' or 'paper'"),
-    ({"DEVICE": "tpu"}, "DEVICE is 'tpu'"),
-    ({"EPOCHS": 0}, "EPOCHS is 0; it must be at least 1"),
-    ({"EPOCHS": 1.5}, "EPOCHS is 1.5, of type float, but must be int"),
-    ({"PROFILE": "../mine"}, "PROFILE is '../mine'"),
-    ({"PROFILE": "cache"}, "not 'cache'"),
-    ({"SET": "ucm"}, "SET ucm needs DATA"),
-    ({"SET": "ucm", "DATA": "/no/such/folder"}, "DATA is '/no/such/folder', not a folder"),
-    ({"CHECKPOINT": "/no/such/file"}, "CHECKPOINT is '/no/such/file', but there is no such file"),
-    ({"seed": 1}, "no parameter 'seed' in 20_pir \\(did you mean SEED"),
-    ({"BEAMS": 5}, "no parameter 'BEAMS' in 20_pir\\."),
-])
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"SEED": "0"}, "SEED is '0', of type str, but must be int \\(write `SEED = 0` in a cell"),
+        ({"SEED": True}, "SEED is True, of type bool, but must be int"),
+        ({"SEED": -1}, "SEED is -1; it must be at least 0"),
+        ({"SEED": 2**32}, "SEED is 4294967296; it must be below 4294967296"),
+        ({"SET": "rsicdd"}, "SET is 'rsicdd'; choose one of scenes,.*rsicd"),
+        (
+            {"SET": "Our town", "DATA": "/"},
+            "SET is 'Our town'; name a set of your own with small letters",
+        ),
+        ({"SIZE": "big"}, "SIZE is 'big'; choose 'tiny', 'compact' or 'paper'"),
+        ({"DEVICE": "tpu"}, "DEVICE is 'tpu'"),
+        ({"EPOCHS": 0}, "EPOCHS is 0; it must be at least 1"),
+        ({"EPOCHS": 1.5}, "EPOCHS is 1.5, of type float, but must be int"),
+        ({"PROFILE": "../mine"}, "PROFILE is '../mine'"),
+        ({"PROFILE": "cache"}, "not 'cache'"),
+        ({"SET": "ucm"}, "SET ucm needs DATA"),
+        ({"SET": "ucm", "DATA": "/no/such/folder"}, "DATA is '/no/such/folder', not a folder"),
+        (
+            {"CHECKPOINT": "/no/such/file"},
+            "CHECKPOINT is '/no/such/file', but there is no such file",
+        ),
+        ({"seed": 1}, "no parameter 'seed' in 20_pir \\(did you mean SEED"),
+        ({"BEAMS": 5}, "no parameter 'BEAMS' in 20_pir\\."),
+    ],
+)
 def test_wrong_parameters_are_refused_in_a_sentence(wrong, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         start.start("20_pir", **wrong)
@@ -95,8 +108,16 @@ def test_wrong_parameters_are_refused_in_a_sentence(wrong, sentence):
 
 
 def test_every_wrong_value_has_its_sentence():
-    wrong = {"ABLATIONS": "false", "TURNS": "no", "CAPTIONS": "2", "BEAMS": "five", "PRECISION": "FP16",
-             "LR": float("nan"), "PRETRAIN": -1, "SHARDS": None}
+    wrong = {
+        "ABLATIONS": "false",
+        "TURNS": "no",
+        "CAPTIONS": "2",
+        "BEAMS": "five",
+        "PRECISION": "FP16",
+        "LR": float("nan"),
+        "PRETRAIN": -1,
+        "SHARDS": None,
+    }
     with pytest.raises(UserError) as caught:
         start.start("20_pir", **wrong)
     found = str(caught.value).removeprefix("20_pir was not started. ")
@@ -108,7 +129,11 @@ def test_the_values_are_those_of_the_calling_notebook():
     notebook = {"SEED": 3, "EPOCHS": 7, "CLAIMS": {}}
     exec("import nbhelpers\nrun = nbhelpers.start('20_pir', EPOCHS=9)", notebook)
     found = vars(notebook["run"].parameters)
-    assert (found["seed"], found["epochs"], found["batch_size"]) == (3, 9, 32), "variable, override, default"
+    assert (found["seed"], found["epochs"], found["batch_size"]) == (
+        3,
+        9,
+        32,
+    ), "variable, override, default"
     declared = parameters.declared(paths.repository_root() / "notebooks/20_pir.ipynb")
     assert {name.upper() for name in found} == set(declared)
     notebook["SEED"] = "three"
@@ -163,18 +188,31 @@ def test_show_writes_the_figure_and_shows_that_file(monkeypatch):
 
 def test_a_record_carries_what_the_run_knows(monkeypatch):
     from nbhelpers.results import records
+
     monkeypatch.setattr(records, "write", lambda folder, record, ranks: record | {"folder": folder})
     monkeypatch.setattr(records, "read_one", lambda written: written)
     started = start.start("20_pir", SEED=5, EPOCHS=3, WORKERS=1, TRIED=2)
-    written = started.write_record({"epochs": 1}, {}, system="PIR", data_fingerprint="0" * 64, seconds=1.0)
+    written = started.write_record(
+        {"epochs": 1}, {}, system="PIR", data_fingerprint="0" * 64, seconds=1.0
+    )
     assert written["folder"] == started.records
-    assert (written["notebook"], written["profile"], written["set"], written["seed"], written["device"]) == \
-        ("20_pir", "default", "scenes", 5, started.device)
+    assert (
+        written["notebook"],
+        written["profile"],
+        written["set"],
+        written["seed"],
+        written["device"],
+    ) == ("20_pir", "default", "scenes", 5, started.device)
     assert written["system"] == "PIR" and written["config"] == {"epochs": 1}
     assert written["settings"].items() >= {"EPOCHS": 3, "TRIED": 2, "LR": 0.001}.items()
     assert not {"WORKERS", "DATA", "DEVICE"} & set(written["settings"]), "nothing of this machine"
 
 
 def test_importing_the_room_loads_no_torch():
-    code = "import sys, nbhelpers.runs.start, nbhelpers.runs.batch; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(start.__file__).parents[1]).returncode == 0
+    code = (
+        "import sys, nbhelpers.runs.start, nbhelpers.runs.batch; sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(start.__file__).parents[1]).returncode
+        == 0
+    )

@@ -1,8 +1,9 @@
 """60_search as a reader has it: a real JupyterLab, a real Chromium; every wait has its limit, and the server always ends.
 
-Screenshots lie in pytest's temporary folder (--basetemp names another). Needs the models of a run in the folder named by
-NBHELPERS_RUNS; where it holds none yet, the chain runs first.
+Screenshots lie in pytest's temporary folder (--basetemp names another). Needs the models of a run
+in the folder named by NBHELPERS_RUNS; where it holds none yet, the chain runs first.
 """
+
 from __future__ import annotations
 
 import json
@@ -29,19 +30,26 @@ from nbhelpers.paths import runs_root
 from nbhelpers.runs import batch
 from nbhelpers.systems import gallery, trained_systems
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright, which drives the browser, is not installed"
+)
 pytestmark = pytest.mark.browser
 
 TOKEN = "a-token-of-this-test"
-LIMIT = 120          # seconds that any one step may take
-SETTINGS = {         # of JupyterLab: no question about news; every cell is drawn, also out of sight
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+LIMIT = 120  # seconds that any one step may take
+SETTINGS = {  # of JupyterLab: no question about news; every cell is drawn, also out of sight
+    "apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 RAN = f"""() => document.querySelector("{ERROR}")
   || [...document.querySelectorAll('.jp-OutputArea-output')].some(said => said.textContent.startsWith('asked '))"""  # the last cell
-# From the Enter key to the last picture: the search has said its times, and every picture of the grid is drawn.
+# From the Enter key to the last picture: the search has said its times, and every picture of the
+# grid is drawn.
 STOPWATCH = """
 () => {
   const status = document.querySelector('.nbh-status'), grid = document.querySelector('.nbh-grid');
@@ -59,10 +67,12 @@ STOPWATCH = """
 }"""
 
 
-# ---- a server and a page ---------------------------------------------------------------------------------------------------
+# ---- a server and a page
 @contextmanager
 def jupyter_lab(folder: Path, runs: Path) -> Iterator[str]:
-    """A JupyterLab of its own settings in `folder`, whose notebooks lie in folder/root: its address with {} for a path."""
+    """A JupyterLab of its own settings in `folder`, whose notebooks lie in folder/root: its address
+    with {} for a path.
+    """
     for name, values in SETTINGS.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +80,47 @@ def jupyter_lab(folder: Path, runs: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
-                                                         "IPYTHONDIR", "JUPYTERLAB_WORKSPACES_DIR")}
-    environment = os.environ | own | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "NBHELPERS_RUNS": str(runs),
-                                      "TQDM_DISABLE": "1"}
-    ends_itself = ["--ServerApp.shutdown_no_activity_timeout=300", "--MappingKernelManager.cull_idle_timeout=300",
-                   "--MappingKernelManager.cull_connected=True"]  # should this process be killed
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
-               f"--ServerApp.root_dir={folder / 'root'}", *ends_itself]
+    own = {
+        name: str(folder / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "IPYTHONDIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+        )
+    }
+    environment = (
+        os.environ
+        | own
+        | {
+            "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+            "NBHELPERS_RUNS": str(runs),
+            "TQDM_DISABLE": "1",
+        }
+    )
+    ends_itself = [
+        "--ServerApp.shutdown_no_activity_timeout=300",
+        "--MappingKernelManager.cull_idle_timeout=300",
+        "--MappingKernelManager.cull_connected=True",
+    ]  # should this process be killed
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder / 'root'}",
+        *ends_itself,
+    ]
     with open(folder / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     address = f"http://127.0.0.1:{port}/{{}}?token={TOKEN}"
     try:
         _wait_for(server, address.format("api/status"), folder / "lab.log")
@@ -109,7 +149,9 @@ def _wait_for(server: subprocess.Popen, address: str, log: Path) -> None:
 def browser() -> Iterator:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * LIMIT)
+        browser = driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=1000 * LIMIT
+        )
         try:
             yield browser
         finally:
@@ -120,9 +162,16 @@ class Reader:
     """A page on which a notebook is open, and what its console said."""
 
     def __init__(self, browser, address: str, shots: Path):
-        self.page, self.errors, self.shots = browser.new_page(viewport={"width": 1440, "height": 1000}), [], shots
+        self.page, self.errors, self.shots = (
+            browser.new_page(viewport={"width": 1440, "height": 1000}),
+            [],
+            shots,
+        )
         self.page.set_default_timeout(1000 * LIMIT)
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on(
+            "console",
+            lambda message: self.errors.append(message.text) if message.type == "error" else None,
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
@@ -141,11 +190,18 @@ class Reader:
         return self.after(lambda: query.press("Enter"), answer)
 
     def after(self, action: Callable[[], object], part: str) -> str:
-        """What stands below the query after an action, once it is new, holds `part`, and nothing goes on any more."""
-        self.page.evaluate("document.querySelector('.nbh-status .widget-html-content > *').dataset.old = 1")
+        """What stands below the query after an action, once it is new, holds `part`, and nothing
+        goes on any more.
+        """
+        self.page.evaluate(
+            "document.querySelector('.nbh-status .widget-html-content > *').dataset.old = 1"
+        )
         action()
-        self.page.wait_for_function("part => { const status = document.querySelector('.nbh-status'); return "
-                                    "status.textContent.includes(part) && !status.querySelector('.nbh-busy, [data-old]') }", arg=part)
+        self.page.wait_for_function(
+            "part => { const status = document.querySelector('.nbh-status'); return "
+            "status.textContent.includes(part) && !status.querySelector('.nbh-busy, [data-old]') }",
+            arg=part,
+        )
         return self.page.locator(".nbh-status").inner_text()
 
     def tiles(self) -> list[str]:
@@ -156,7 +212,10 @@ class Reader:
         """Where the parts of the search stand, seen from the first of them, and their sizes."""
         parts = (".nbh-query", ".nbh-status", ".nbh-grid", ".nbh-detail")
         boxes = [self.page.locator(part).first.bounding_box() for part in parts]
-        return [(box["x"] - boxes[0]["x"], box["y"] - boxes[0]["y"], box["width"], box["height"]) for box in boxes]
+        return [
+            (box["x"] - boxes[0]["x"], box["y"] - boxes[0]["y"], box["width"], box["height"])
+            for box in boxes
+        ]
 
     def give(self, file: Path) -> None:
         with self.page.expect_file_chooser() as chooser:
@@ -172,7 +231,9 @@ def opened(folder: Path, parameters: dict) -> None:
     """A copy of 60_search with these parameters, without outputs, in folder/root."""
     path = folder / "root" / "60_search.ipynb"
     path.parent.mkdir()
-    papermill.execute_notebook(str(batch.NOTEBOOKS / path.name), str(path), parameters, prepare_only=True)
+    papermill.execute_notebook(
+        str(batch.NOTEBOOKS / path.name), str(path), parameters, prepare_only=True
+    )
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -180,10 +241,12 @@ def opened(folder: Path, parameters: dict) -> None:
     nbformat.write(notebook, path)
 
 
-# ---- what a reader does ----------------------------------------------------------------------------------------------------
+# ---- what a reader does
 @pytest.fixture(scope="module")
 def reader(request, browser, tmp_path_factory) -> Iterator[Reader]:
-    """60_search of the default profile after Run All; where the run has no models yet, the chain trains them."""
+    """60_search of the default profile after Run All; where the run has no models yet, the chain
+    trains them.
+    """
     if not os.environ.get("NBHELPERS_RUNS"):
         pytest.skip("runs in the folder named by NBHELPERS_RUNS, as `make test` sets it")
     try:
@@ -204,10 +267,15 @@ def test_type_click_and_look(reader):
     page, before, tile = reader.page, reader.places(), reader.page.locator(".nbh-tile button")
     reader.shoot("1_after_run_all")
 
-    assert re.match(r"\d+ ms \(encode", reader.ask("many green trees are near the houses .")) and len(reader.tiles()) == 12
+    assert (
+        re.match(r"\d+ ms \(encode", reader.ask("many green trees are near the houses ."))
+        and len(reader.tiles()) == 12
+    )
     scores = [float(re.search(r"· (-?\d+\.\d+)", note).group(1)) for note in reader.tiles()]
     assert scores == sorted(scores, reverse=True)
-    assert page.evaluate("[...document.querySelectorAll('.nbh-tile img')].every(image => image.naturalWidth > 100)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.nbh-tile img')].every(image => image.naturalWidth > 100)"
+    )
     reader.shoot("2_asked")
 
     reader.after(tile.nth(4).click, "speak for the sentence")
@@ -215,12 +283,16 @@ def test_type_click_and_look(reader):
     assert "Its captions" in page.locator(".nbh-detail").inner_text()
     reader.shoot("3_clicked")
 
-    place = re.search(r"at place (\d+)", reader.after(page.locator(".nbh-sample").click, "own image is"))
+    place = re.search(
+        r"at place (\d+)", reader.after(page.locator(".nbh-sample").click, "own image is")
+    )
     framed = page.locator(".nbh-right:not(.nbh-empty)").count()
     assert (framed > 0) == (int(place.group(1)) <= 12)  # PIR ranks all, so there is a place
     reader.shoot("4_a_caption_of_the_set")
 
-    assert "fine" in reader.after(lambda: page.locator(".nbh-search select").select_option("CFITR"), "coarse")
+    assert "fine" in reader.after(
+        lambda: page.locator(".nbh-search select").select_option("CFITR"), "coarse"
+    )
     assert "(was" in reader.tiles()[0]
     reader.shoot("5_reranked")
     page.click(".nbh-stages button >> nth=0")
@@ -252,14 +324,26 @@ def test_mistakes_are_sentences_and_the_kernel_lives_on(reader, tmp_path):
     assert reader.errors == []
 
 
-QUESTIONS = ("many boats in a harbor", "a tennis court beside trees", "planes are parked", "a dense residential area",
-             "a winding river", "green fields", "an overpass with cars", "storage tanks", "waves on a sandy beach",
-             "a baseball diamond", "a straight freeway")
+QUESTIONS = (
+    "many boats in a harbor",
+    "a tennis court beside trees",
+    "planes are parked",
+    "a dense residential area",
+    "a winding river",
+    "green fields",
+    "an overpass with cars",
+    "storage tanks",
+    "waves on a sandy beach",
+    "a baseball diamond",
+    "a straight freeway",
+)
 
 
 @pytest.mark.realdata
 def test_under_300_ms_on_ucm(browser, tmp_path):
-    """From Enter to the grid with the compact PIR; the figure is kept beside the times of 60_search."""
+    """From Enter to the grid with the compact PIR; the figure is kept beside the times of
+    60_search.
+    """
     run = runs_root() / "ucm"
     try:
         system = trained_systems.trained(run, "pir")
@@ -275,10 +359,21 @@ def test_under_300_ms_on_ucm(browser, tmp_path):
         waited = [_waited(reader, sentence) for sentence in QUESTIONS]
         reader.shoot("ucm")
         assert reader.errors == []
-    figures = {"enter_to_grid": round(float(np.median(waited)), 1), "slowest": round(max(waited), 1)}
-    gallery.write_times(run / "times" / "60_search-browser.json", {"PIR": figures}, profile="ucm", set="ucm", seed=0,
-                        questions=len(waited), cores=os.cpu_count(), device=system.device.type,
-                        checkpoint=str(system.checkpoint.relative_to(run)))
+    figures = {
+        "enter_to_grid": round(float(np.median(waited)), 1),
+        "slowest": round(max(waited), 1),
+    }
+    gallery.write_times(
+        run / "times" / "60_search-browser.json",
+        {"PIR": figures},
+        profile="ucm",
+        set="ucm",
+        seed=0,
+        questions=len(waited),
+        cores=os.cpu_count(),
+        device=system.device.type,
+        checkpoint=str(system.checkpoint.relative_to(run)),
+    )
     assert np.median(waited) < 300, f"{np.median(waited):.0f} ms, each: {np.round(waited)}"
 
 

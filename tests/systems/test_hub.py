@@ -1,4 +1,7 @@
-"""Checkpoints on the hub, against a folder that stands in for it; offline and without a token, what is said."""
+"""Checkpoints on the hub, against a folder that stands in for it; offline and without a token, what
+is said.
+"""
+
 from __future__ import annotations
 
 import inspect
@@ -36,7 +39,9 @@ def checkpoint(tmp_path_factory):
     model = pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny())
     history = [{"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": 1.25}]
     about = {"system": "pir_clip", "model": asdict(model.config), "history": history}
-    return checkpoints.save_checkpoint(tmp_path_factory.mktemp("hub") / "model.safetensors", model, about)
+    return checkpoints.save_checkpoint(
+        tmp_path_factory.mktemp("hub") / "model.safetensors", model, about
+    )
 
 
 @pytest.fixture
@@ -45,7 +50,9 @@ def remote(tmp_path, monkeypatch):
     calls = SimpleNamespace(folder=tmp_path / "remote", created=[])
 
     def refused(repository):
-        response = httpx.Response(404, request=httpx.Request("GET", f"https://huggingface.co/{repository}"))
+        response = httpx.Response(
+            404, request=httpx.Request("GET", f"https://huggingface.co/{repository}")
+        )
         raise RepositoryNotFoundError("404", response=response)
 
     class Api:
@@ -69,9 +76,11 @@ def remote(tmp_path, monkeypatch):
 
 
 def test_the_stand_in_takes_what_the_hub_takes():
-    for function, names in ((HfApi.create_repo, {"repo_id", "private", "exist_ok"}),
-                            (HfApi.upload_folder, {"repo_id", "folder_path", "commit_message"}),
-                            (snapshot_download, {"repo_id", "revision", "allow_patterns"})):
+    for function, names in (
+        (HfApi.create_repo, {"repo_id", "private", "exist_ok"}),
+        (HfApi.upload_folder, {"repo_id", "folder_path", "commit_message"}),
+        (snapshot_download, {"repo_id", "revision", "allow_patterns"}),
+    ):
         assert names <= set(inspect.signature(function).parameters)
 
 
@@ -79,11 +88,17 @@ def test_what_was_pushed_is_pulled_and_loads(checkpoint, remote, tmp_path, capsy
     assert main(["weights", "push", str(checkpoint), "me/mine"]) == 0
     assert capsys.readouterr().out == "The checkpoint is at https://huggingface.co/me/mine.\n"
     assert remote.created == [("me/mine", True, True)]
-    assert sorted(path.name for path in (remote.folder / "me/mine").iterdir()) == ["README.md", "model.safetensors"]
+    assert sorted(path.name for path in (remote.folder / "me/mine").iterdir()) == [
+        "README.md",
+        "model.safetensors",
+    ]
     for _ in range(2):  # pulled again, the file is the same
         assert main(["weights", "pull", "me/mine", "--out", str(tmp_path / "here")]) == 0
     assert checkpoints.sha256(tmp_path / "here/model.safetensors") == checkpoints.sha256(checkpoint)
-    one, other = nbhelpers.load("pir_clip", checkpoint), nbhelpers.load("pir_clip", tmp_path / "here/model.safetensors")
+    one, other = (
+        nbhelpers.load("pir_clip", checkpoint),
+        nbhelpers.load("pir_clip", tmp_path / "here/model.safetensors"),
+    )
     assert (one.encode_texts(["a pond"]) == other.encode_texts(["a pond"])).all()
     hub.push(checkpoint.parent, "me/public", public=True)
     assert remote.created[-1] == ("me/public", False, True)
@@ -93,19 +108,34 @@ def test_the_card_says_what_it_is_and_needs(checkpoint):
     about = checkpoints.load_checkpoint(checkpoint)[1]
     card = hub.card(about, "me/mine")
     _, head, body = card.split("---\n", 2)
-    assert yaml.safe_load(head) == {"library_name": "nbhelpers", "tags": ["remote-sensing", "image-text-retrieval"]}
-    assert "| loss | 1.25 |" in body and "stand-in towers (clip_standin" in body and "not the authors' weights" in body
+    assert yaml.safe_load(head) == {
+        "library_name": "nbhelpers",
+        "tags": ["remote-sensing", "image-text-retrieval"],
+    }
+    assert (
+        "| loss | 1.25 |" in body
+        and "stand-in towers (clip_standin" in body
+        and "not the authors' weights" in body
+    )
     assert "weights pull me/mine" in body
     bare = hub.card({"system": "bita", "model": {"image": "efficientnet_lite0"}}, "me/mine")
-    assert "frozen image tower" in bare and "stand-in" not in bare and "image-captioning" in bare and "| figure" not in bare
+    assert (
+        "frozen image tower" in bare
+        and "stand-in" not in bare
+        and "image-captioning" in bare
+        and "| figure" not in bare
+    )
 
 
 def test_what_is_not_pushed(checkpoint, remote, tmp_path, monkeypatch):
     toy = checkpoints.save_checkpoint(tmp_path / "toy", {"a": torch.zeros(1)}, {"name": "toy"})
     foreign = tmp_path / "foreign.pt"
     torch.save({"a": torch.zeros(1)}, foreign)
-    for file, sentence in ((toy, "is not a trained system"), (foreign, "not a checkpoint of this project"),
-                           (tmp_path / "none", "no weight file")):
+    for file, sentence in (
+        (toy, "is not a trained system"),
+        (foreign, "not a checkpoint of this project"),
+        (tmp_path / "none", "no weight file"),
+    ):
         with pytest.raises(UserError, match=sentence):
             hub.push(file, "me/mine")
     monkeypatch.setattr(hub, "get_token", lambda: None)
@@ -120,7 +150,9 @@ def test_what_is_not_pulled(checkpoint, remote, tmp_path):
     (remote.folder / "me/empty").mkdir(parents=True)
     with pytest.raises(UserError, match="me/empty holds no model.safetensors"):
         hub.pull("me/empty", tmp_path / "here")
-    checkpoints.save_checkpoint(remote.folder / "me/toy/model", {"a": torch.zeros(1)}, {"name": "toy"})
+    checkpoints.save_checkpoint(
+        remote.folder / "me/toy/model", {"a": torch.zeros(1)}, {"name": "toy"}
+    )
     with pytest.raises(UserError, match="is not a trained system"):
         hub.pull("me/toy", tmp_path / "here")
     assert not (tmp_path / "here").exists()
@@ -132,13 +164,20 @@ def test_what_is_not_pulled(checkpoint, remote, tmp_path):
     assert (tmp_path / "here/model.safetensors").read_text() == "mine"
 
 
-@pytest.mark.parametrize("argv", [["push", "FILE", "me/mine"], ["pull", "me/mine", "--out", "here"]])
+@pytest.mark.parametrize(
+    "argv", [["push", "FILE", "me/mine"], ["pull", "me/mine", "--out", "here"]]
+)
 def test_offline_is_one_line(argv, checkpoint, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "get_token", lambda: "a token")
     assert main(["weights", *(str(checkpoint) if word == "FILE" else word for word in argv)]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "cannot be reached" in err and "HF_HUB_OFFLINE" in err
+    assert (
+        out == ""
+        and err.count("\n") == 1
+        and "cannot be reached" in err
+        and "HF_HUB_OFFLINE" in err
+    )
     assert list(Path(tmp_path).iterdir()) == []
 
 
@@ -148,7 +187,7 @@ def test_a_name_that_cannot_be_is_told(checkpoint, monkeypatch):
         hub.push(checkpoint, "a//b")
 
 
-# ---- advice that is followed ---------------------------------------------------------------------
+# ---- advice that is followed
 def refusal(function, *arguments) -> str:
     """The message of a call that must fail."""
     with pytest.raises(UserError) as caught:
@@ -250,19 +289,23 @@ def test_advice_with_a_network_it_works(checkpoint, remote, tmp_path, command):
 
 def test_hf_hub_offline_is_what_keeps_the_client_from_the_network():
     """Without it, the client asks the hub: here a local server, which refuses."""
-    code = ("from nbhelpers import hub; from nbhelpers.errors import UserError\n"
-            "try: hub.pull('me/mine', 'here')\n"
-            "except UserError as error: print(error)")
+    code = (
+        "from nbhelpers import hub; from nbhelpers.errors import UserError\n"
+        "try: hub.pull('me/mine', 'here')\n"
+        "except UserError as error: print(error)"
+    )
     with refusing_hub() as address:
         environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
-        done = subprocess.run([sys.executable, "-c", code], env=environment,
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
     assert "refuses the pull of me/mine (404)" in done.stdout, done.stderr
 
 
 @contextmanager
 def refusing_hub():
     """The address of a server that answers 404, as the hub does for a repository it lacks."""
+
     class Refusing(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(404)

@@ -1,4 +1,7 @@
-"""Maps and the tests that they are put to: cases whose answer is known, and all five systems through one interface."""
+"""Maps and the tests that they are put to: cases whose answer is known, and all five systems
+through one interface.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -42,28 +45,49 @@ def opened(tmp_path_factory) -> dict[str, System]:
     plain, padded = Tokenizer(words, 32), Tokenizer(words, 32, fixed=True, sep=True)
     torch.manual_seed(0)
     captioner = bita.Captioner(bita.BITAConfig.tiny(plain.vocab_size, pairs.vocab_size))
-    made = {"pir": (pir.PIR(pir.PIRConfig.tiny(plain.vocab_size)), plain, image_input("swin_standin")),
-            "pir_clip": (pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny()), CLIPTokenizer(40), CLIP["clip_standin"].image),
-            "pe_rsitr": (pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()), CLIPTokenizer(40), CLIP["clip_standin"].image),
-            "cfitr": (cfitr.CFITR(cfitr.CFITRConfig.tiny(plain.vocab_size)), padded, VILT["vilt_standin"].image),
-            "bita": (captioner, pairs.prompted("a photo of"), reader_input(captioner.config.image))}
-    return {name: System(name, model.eval(), tokenizer, image, {}, Path()) for name, (model, tokenizer, image) in made.items()}
+    made = {
+        "pir": (pir.PIR(pir.PIRConfig.tiny(plain.vocab_size)), plain, image_input("swin_standin")),
+        "pir_clip": (
+            pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny()),
+            CLIPTokenizer(40),
+            CLIP["clip_standin"].image,
+        ),
+        "pe_rsitr": (
+            pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()),
+            CLIPTokenizer(40),
+            CLIP["clip_standin"].image,
+        ),
+        "cfitr": (
+            cfitr.CFITR(cfitr.CFITRConfig.tiny(plain.vocab_size)),
+            padded,
+            VILT["vilt_standin"].image,
+        ),
+        "bita": (captioner, pairs.prompted("a photo of"), reader_input(captioner.config.image)),
+    }
+    return {
+        name: System(name, model.eval(), tokenizer, image, {}, Path())
+        for name, (model, tokenizer, image) in made.items()
+    }
 
 
-# ---- rollout --------------------------------------------------------------------------------------------------------------
+# ---- rollout
 def test_tokens_that_attend_only_to_themselves_stay_where_they_are():
-    assert torch.equal(region_maps.rollout([torch.eye(5).expand(2, 3, 5, 5)] * 4), torch.eye(5).expand(2, 5, 5))
+    assert torch.equal(
+        region_maps.rollout([torch.eye(5).expand(2, 3, 5, 5)] * 4), torch.eye(5).expand(2, 5, 5)
+    )
 
 
 def test_rollout_follows_a_token_through_the_layers():
-    """Token 0 reads 1 in the second layer, which has read 2 in the first: half, a quarter, a quarter."""
+    """Token 0 reads 1 in the second layer, which has read 2 in the first: half, a quarter, a
+    quarter.
+    """
     first, second = torch.eye(3)[None, None].clone(), torch.eye(3)[None, None].clone()
     first[0, 0, 1], second[0, 0, 0] = torch.eye(3)[2], torch.eye(3)[1]
     assert_close(region_maps.rollout([first, second])[0, 0], torch.tensor([0.5, 0.25, 0.25]))
     assert_close(region_maps.rollout([second, first])[0, 0], torch.tensor([0.5, 0.5, 0.0]))
 
 
-# ---- what the hooks see ---------------------------------------------------------------------------------------------------
+# ---- what the hooks see
 def attended(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     heads = value.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
     return (weights @ heads).transpose(1, 2).flatten(2)
@@ -85,10 +109,15 @@ def test_the_weights_of_clip_and_vilt_give_the_outputs_of_their_layers(opened):
     block = opened["pe_rsitr"].model.clip.visual.transformer.resblocks[0]
     with region_maps._watched([block.attn], region_maps._of_torch) as found:
         out = block.attention(x)
-    value = torch.nn.functional.linear(x, *(part.chunk(3)[2] for part in (block.attn.in_proj_weight, block.attn.in_proj_bias)))
+    value = torch.nn.functional.linear(
+        x, *(part.chunk(3)[2] for part in (block.attn.in_proj_weight, block.attn.in_proj_bias))
+    )
     assert_close(block.attn.out_proj(attended(found[0], value)), out)
 
-    attention, x = opened["cfitr"].model.vilt.encoder.layer[0].attention.attention, torch.randn(1, 5, 64)
+    attention, x = (
+        opened["cfitr"].model.vilt.encoder.layer[0].attention.attention,
+        torch.randn(1, 5, 64),
+    )
     with region_maps._watched([attention.dropout], region_maps._of_vilt) as found:
         out = attention(x)[0]
     assert_close(attended(found[0], attention.value(x)), out)
@@ -101,11 +130,13 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
     assert not layer._forward_hooks
 
 
-# ---- the five systems -----------------------------------------------------------------------------------------------------
+# ---- the five systems
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_map_of_every_system(opened, scene, name):
     match = region_maps.match(opened[name], SENTENCE)
-    assert set(match.methods) == {"attention", "relevance", "occlusion"} | ({"belief"} if name in ("pir", "pir_clip") else set())
+    assert set(match.methods) == {"attention", "relevance", "occlusion"} | (
+        {"belief"} if name in ("pir", "pir_clip") else set()
+    )
     for method in match.methods:
         values = match.map(method, scene.pixels)
         assert values.shape == (7, 7) and np.isfinite(values).all() and values.std() > 0
@@ -117,9 +148,12 @@ def test_every_map_of_every_system(opened, scene, name):
 def test_every_map_of_a_pir_with_a_trained_stage(scene):
     start = starting_weights.package_start()
     model = start.build(lambda: pir.PIR(pir.PIRConfig.compact()), 0).eval()
-    match = region_maps.match(System("pir", model, start.read_tokenizer(), image_input("efficientnet_lite0"), {}, Path()), SENTENCE)
+    match = region_maps.match(
+        System("pir", model, start.read_tokenizer(), image_input("efficientnet_lite0"), {}, Path()),
+        SENTENCE,
+    )
     with torch.no_grad():
-        model.head_img.weight.add_(torch.randn_like(model.head_img.weight))   # it starts at zero
+        model.head_img.weight.add_(torch.randn_like(model.head_img.weight))  # it starts at zero
     for method in match.methods:
         values = match.map(method, scene.pixels)
         assert values.shape == (7, 7) and np.isfinite(values).all() and values.std() > 0
@@ -134,7 +168,9 @@ def test_scores_are_those_of_the_system(opened, scene, name):
         ids, mask = system.tokenizer([system.tokenizer.clean(SENTENCE)] * 2)
         with torch.no_grad():
             states = system.model.image_states(match.system.pixels([scene.pixels, other]))
-            expected = system.model.score_pairs(states, system.model.text_states(ids, mask), mask).numpy()
+            expected = system.model.score_pairs(
+                states, system.model.text_states(ids, mask), mask
+            ).numpy()
     else:
         expected = system.encode_images([scene.pixels, other]) @ system.encode_texts([SENTENCE])[0]
     assert_close(found, expected)
@@ -142,21 +178,32 @@ def test_scores_are_those_of_the_system(opened, scene, name):
 
 def test_the_score_of_bita_is_its_loss(opened, scene):
     system, match = opened["bita"], region_maps.match(opened["bita"], SENTENCE)
-    pixels, (ids, mask) = match.system.pixels([scene.pixels]), system.tokenizer([system.tokenizer.clean(SENTENCE)])
+    pixels, (ids, mask) = (
+        match.system.pixels([scene.pixels]),
+        system.tokenizer([system.tokenizer.clean(SENTENCE)]),
+    )
     with torch.no_grad():
-        loss = system.model.loss({"pixels": pixels, "ids": ids, "mask": mask}, system.tokenizer.prompt_length)["loss"]
+        loss = system.model.loss(
+            {"pixels": pixels, "ids": ids, "mask": mask}, system.tokenizer.prompt_length
+        )["loss"]
     assert_close(match.scores(pixels)[0], -loss)
 
 
 @pytest.mark.parametrize("name", ["pir_clip", "pe_rsitr", "cfitr", "bita"])
 def test_relevance_adds_up_to_what_the_blur_takes(opened, scene, name, monkeypatch):
-    """Integrated gradients are complete, with the class token that the map leaves out; PIR is not, since it sorts."""
+    """Integrated gradients are complete, with the class token that the map leaves out; PIR is not,
+    since it sorts.
+    """
     monkeypatch.setattr(region_maps, "PATH", 64)
     kept = []
-    monkeypatch.setattr(region_maps, "_square", lambda values: kept.append(values) or np.zeros((7, 7)))
+    monkeypatch.setattr(
+        region_maps, "_square", lambda values: kept.append(values) or np.zeros((7, 7))
+    )
     match = region_maps.match(opened[name], SENTENCE)
     pixels, layer = match.system.pixels([scene.pixels]), match._layer()
-    found = region_maps.LayerIntegratedGradients(match.score, layer).attribute(pixels, region_maps.blurred(pixels), n_steps=64)
+    found = region_maps.LayerIntegratedGradients(match.score, layer).attribute(
+        pixels, region_maps.blurred(pixels), n_steps=64
+    )
     found = found[0] if isinstance(found, tuple) else found
     match.map("relevance", scene.pixels)
     assert_close(kept[0], found.sum(2)[:, 1:].detach())
@@ -168,19 +215,31 @@ def test_relevance_adds_up_to_what_the_blur_takes(opened, scene, name, monkeypat
 def test_occlusion_is_what_hiding_a_patch_takes(opened, scene):
     match = region_maps.match(opened["pe_rsitr"], SENTENCE)
     all_but = ~np.eye(49, dtype=bool)[[0, 8, 48]]
-    taken = match.scores(match.system.pixels([scene.pixels]))[0] - map_checks.hidden_score(match, scene.pixels)(all_but)
+    taken = match.scores(match.system.pixels([scene.pixels]))[0] - map_checks.hidden_score(
+        match, scene.pixels
+    )(all_but)
     assert_close(match.map("occlusion", scene.pixels).ravel()[[0, 8, 48]], taken)
 
 
 def test_a_dropped_token_has_no_attention_in_pir(opened, scene):
     match = region_maps.match(opened["pir"], SENTENCE)
-    believed, attention = match.map("belief", scene.pixels).ravel(), match.map("attention", scene.pixels).ravel()
-    assert (attention[believed.argsort()[:9]] == 0).all() and (attention[believed.argsort()[-20:]] > 0).all()
+    believed, attention = (
+        match.map("belief", scene.pixels).ravel(),
+        match.map("attention", scene.pixels).ravel(),
+    )
+    assert (attention[believed.argsort()[:9]] == 0).all() and (
+        attention[believed.argsort()[-20:]] > 0
+    ).all()
 
 
 def test_the_belief_does_not_know_the_sentence_but_the_relevance_does(opened, scene):
-    one, other = (region_maps.match(opened["pir_clip"], text) for text in (SENTENCE, "many green trees are near a pond ."))
-    np.testing.assert_array_equal(one.map("belief", scene.pixels), other.map("belief", scene.pixels))
+    one, other = (
+        region_maps.match(opened["pir_clip"], text)
+        for text in (SENTENCE, "many green trees are near a pond .")
+    )
+    np.testing.assert_array_equal(
+        one.map("belief", scene.pixels), other.map("belief", scene.pixels)
+    )
     assert not np.allclose(one.map("relevance", scene.pixels), other.map("relevance", scene.pixels))
 
 
@@ -189,9 +248,14 @@ def test_the_control_has_other_weights_and_the_same_form(opened):
         control = region_maps.untrained(system, 1)
         assert control.model.config == system.model.config and control.tokenizer is system.tokenizer
         pairs = list(zip(system.model.parameters(), control.model.parameters(), strict=True))
-        assert all(a.shape == b.shape for a, b in pairs) and any(not torch.equal(a, b) for a, b in pairs)
+        assert all(a.shape == b.shape for a, b in pairs) and any(
+            not torch.equal(a, b) for a, b in pairs
+        )
         again = region_maps.untrained(system, 1)
-        assert all(torch.equal(a, b) for a, b in zip(control.model.parameters(), again.model.parameters()))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(control.model.parameters(), again.model.parameters(), strict=True)
+        )
 
 
 def test_wrong_questions_are_refused(opened, scene):
@@ -202,13 +266,15 @@ def test_wrong_questions_are_refused(opened, scene):
         region_maps.match(replace(opened["pir"], model=few), SENTENCE).map("belief", scene.pixels)
     with pytest.raises(UserError, match="There are no maps of 'frozen'"):
         region_maps.match(SimpleNamespace(name="frozen"), SENTENCE)
-    with pytest.raises(UserError, match="'pir' has no stream that words and patches share; give 'cfitr'"):
+    with pytest.raises(
+        UserError, match="'pir' has no stream that words and patches share; give 'cfitr'"
+    ):
         region_maps.word_regions(opened["pir"], scene.pixels, SENTENCE)
     with pytest.raises(UserError, match="'bita' has no language cycle attention"):
         region_maps.cycle_attention(opened["bita"], SENTENCE)
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------------
+# ---- words
 def test_words_and_their_pieces(opened):
     words, owner = region_maps.words_of(opened["cfitr"], SENTENCE)
     assert words == SENTENCE.removesuffix(" .").split()
@@ -231,11 +297,14 @@ def test_every_word_has_regions_of_its_own(opened, scene):
 def test_leaving_all_words_or_none_out(opened, scene):
     system = opened["pir"]
     score_of = map_checks.hidden_words(system, scene.pixels, SENTENCE)
-    expected = np.concatenate([system.encode_texts([text]) for text in (SENTENCE, "")]) @ system.encode_images([scene.pixels])[0]
+    expected = (
+        np.concatenate([system.encode_texts([text]) for text in (SENTENCE, "")])
+        @ system.encode_images([scene.pixels])[0]
+    )
     assert_close(score_of(np.array([[True] * 7, [False] * 7])), expected)
 
 
-# ---- deletion and insertion -----------------------------------------------------------------------------------------------
+# ---- deletion and insertion
 WORTH = np.array([0.1, 0.5, -0.2, 0.3, 0.0])
 
 
@@ -258,7 +327,9 @@ def test_curves_begin_and_end_with_all_and_nothing():
 
 
 def test_a_random_order_has_no_gain_whatever_the_score():
-    crooked = lambda shown: (shown @ WORTH) ** 2 + shown[:, 0] * shown[:, 3]
+    def crooked(shown):
+        return (shown @ WORTH) ** 2 + shown[:, 0] * shown[:, 3]
+
     every = map_checks.curves(crooked, list(permutations(range(5))), steps=5)
     assert every[:, 1].mean() == pytest.approx(every[:, 0].mean())
     found = map_checks.compare(crooked, {"any": WORTH}, seed=3)["random"]
@@ -266,7 +337,10 @@ def test_a_random_order_has_no_gain_whatever_the_score():
 
 
 def test_equal_values_are_ordered_at_random():
-    orders = {tuple(map_checks.order_of(np.array([0, 1, 0]), np.random.default_rng(seed))) for seed in range(20)}
+    orders = {
+        tuple(map_checks.order_of(np.array([0, 1, 0]), np.random.default_rng(seed)))
+        for seed in range(20)
+    }
     assert orders == {(1, 0, 2), (1, 2, 0)}
 
 
@@ -275,7 +349,11 @@ def test_gains_tell_good_bad_and_useless_maps_apart():
     found = []
     for image in range(24):
         worth = rng.normal(size=16)
-        maps = {"good": worth + rng.normal(size=16) / 2, "bad": -worth, "useless": rng.normal(size=16)}
+        maps = {
+            "good": worth + rng.normal(size=16) / 2,
+            "bad": -worth,
+            "useless": rng.normal(size=16),
+        }
         found.append(map_checks.compare(lambda shown: shown @ worth, maps, seed=image))
     table = map_checks.gains(found)
     assert table.verdict.to_dict() == {"good": "yes", "bad": "worse", "useless": "no"}
@@ -289,7 +367,12 @@ def test_one_image_has_a_mean_without_an_interval_and_none_is_refused():
     alone = map_checks.against_zero([0.3])
     assert alone["mean"] == 0.3 and alone["verdict"] == "no"
     assert np.isnan([alone["low"], alone["high"]]).all()
-    assert map_checks.against_zero([0.3, 0.3]) == {"mean": 0.3, "low": 0.3, "high": 0.3, "verdict": "yes"}
+    assert map_checks.against_zero([0.3, 0.3]) == {
+        "mean": 0.3,
+        "low": 0.3,
+        "high": 0.3,
+        "verdict": "yes",
+    }
 
 
 def test_hiding_shows_the_blur_and_nothing_else(opened, scene):
@@ -303,14 +386,20 @@ def test_the_blur_keeps_the_mean_and_loses_the_detail():
     pixels = torch.zeros(1, 3, 112, 112)
     pixels[..., 56, 56] = 1
     veil = region_maps.blurred(pixels)
-    assert veil.shape == pixels.shape and veil.max() < 0.002 and float(veil.sum()) == pytest.approx(3, abs=0.02)
-    assert_close(region_maps.blurred(torch.full((1, 3, 28, 28), 0.3)), torch.full((1, 3, 28, 28), 0.3))
+    assert (
+        veil.shape == pixels.shape
+        and veil.max() < 0.002
+        and float(veil.sum()) == pytest.approx(3, abs=0.02)
+    )
+    assert_close(
+        region_maps.blurred(torch.full((1, 3, 28, 28), 0.3)), torch.full((1, 3, 28, 28), 0.3)
+    )
 
 
-# ---- on the object --------------------------------------------------------------------------------------------------------
+# ---- on the object
 def test_share_on_a_mask():
     mask = np.zeros((224, 224), bool)
-    mask[:32, :48] = True                             # one patch and a half
+    mask[:32, :48] = True  # one patch and a half
     first, second = np.zeros((7, 7)), np.zeros((7, 7))
     first[0, 0] = second[0, 1] = 2
     assert map_checks.on_object(first, mask) == 1 and map_checks.on_object(second, mask) == 0.5
@@ -321,13 +410,20 @@ def test_share_on_a_mask():
 
 def test_objects_found_tells_finding_from_habit():
     rng = np.random.default_rng(0)
-    masks = [np.kron(rng.permutation(49).reshape(7, 7) < 5, np.ones((32, 32))).astype(bool) for _ in range(16)]
+    masks = [
+        np.kron(rng.permutation(49).reshape(7, 7) < 5, np.ones((32, 32))).astype(bool)
+        for _ in range(16)
+    ]
     middle = [np.kron(np.pad(np.ones((1, 1)), 3), np.ones((32, 32))).astype(bool)] * 16
     seen = [map_checks.covered(mask, 7) + 0.2 for mask in masks]
     noise = [rng.random((7, 7)) for _ in masks]
     table = map_checks.objects_found({"seen": seen, "noise": noise}, masks)
-    assert table.verdict.to_dict() == {"seen": "yes", "noise": "no"} and table.area["seen"] == pytest.approx(5 / 49)
-    habit = map_checks.objects_found({"middle": [map_checks.covered(mask, 7) for mask in middle]}, middle).loc["middle"]
+    assert table.verdict.to_dict() == {"seen": "yes", "noise": "no"} and table.area[
+        "seen"
+    ] == pytest.approx(5 / 49)
+    habit = map_checks.objects_found(
+        {"middle": [map_checks.covered(mask, 7) for mask in middle]}, middle
+    ).loc["middle"]
     assert habit.share == habit.elsewhere == 1 and habit.excess == 0 and habit.verdict == "no"
 
 
@@ -336,6 +432,8 @@ def test_named_things_are_those_whose_words_stand_in_the_sentence():
     planes = next(told for told in scene.told if told.kind == "plane")
     found = map_checks.named(scene, f"There are {planes.noun} near the terminal.")
     assert list(found) == [planes.noun]
-    np.testing.assert_array_equal(found[planes.noun], np.any([thing.mask for thing in planes.objects], axis=0))
+    np.testing.assert_array_equal(
+        found[planes.noun], np.any([thing.mask for thing in planes.objects], axis=0)
+    )
     assert map_checks.named(scene, "the airport is surrounded by meadows .") == {}
     assert set(map_checks.named(scene, scene.captions[0])) <= {told.noun for told in scene.told}

@@ -1,4 +1,7 @@
-"""The interactive search without a browser: what a gallery finds, what a person is told, what each click does."""
+"""The interactive search without a browser: what a gallery finds, what a person is told, what each
+click does.
+"""
+
 from __future__ import annotations
 
 import io
@@ -33,20 +36,29 @@ GREY = torch.tensor([0.5, 0.5, 0.5])
 
 
 class ByColour(nn.Module):
-    """A dual encoder that can be checked by eye: the mean colour of an image, the colour that a sentence names."""
+    """A dual encoder that can be checked by eye: the mean colour of an image, the colour that a
+    sentence names.
+    """
 
     def __init__(self, tokenizer):
         super().__init__()
         self.config = SimpleNamespace(freeze_towers=False)
-        self.known = nn.Parameter(torch.tensor(list(COLOURS.values())) / 255 - GREY, requires_grad=False)
+        self.known = nn.Parameter(
+            torch.tensor(list(COLOURS.values())) / 255 - GREY, requires_grad=False
+        )
         self.ids = {tokenizer.encode([name])[0][1]: row for row, name in enumerate(COLOURS)}
 
     def encode_images(self, pixels):
         return nn.functional.normalize(pixels.mean((2, 3)) - GREY, dim=1)
 
     def encode_texts(self, ids, mask):
-        rows = [[self.known[self.ids[i]] for i in line if i in self.ids] or [GREY] for line in ids.tolist()]
-        return nn.functional.normalize(torch.stack([torch.stack(row).mean(0) for row in rows]), dim=1)
+        rows = [
+            [self.known[self.ids[i]] for i in line if i in self.ids] or [GREY]
+            for line in ids.tolist()
+        ]
+        return nn.functional.normalize(
+            torch.stack([torch.stack(row).mean(0) for row in rows]), dim=1
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +100,22 @@ def scenes(found, where):
     return list(where.table.images.scene[found.rows])
 
 
-# ---- what a gallery finds --------------------------------------------------------------------------------------------------
+# ---- what a gallery finds
 def test_a_sentence_finds_the_images_it_names(colours):
     (stage,) = colours.find_images("a green field")
     assert scenes(stage, colours)[:3] == ["green"] * 3 and len(stage.rows) == len(colours) == 12
     assert list(stage.scores) == sorted(stage.scores, reverse=True) and stage.scores[0] > 0.9
-    assert list(stage.milliseconds) == ["encode", "compare"] and min(stage.milliseconds.values()) >= 0
+    assert (
+        list(stage.milliseconds) == ["encode", "compare"] and min(stage.milliseconds.values()) >= 0
+    )
 
 
 def test_a_picture_finds_its_sentences_and_its_like(colours):
     red = colours.table.images.scene.tolist().index("red")
     found = colours.find_sentences(colours.picture(red))
-    assert all("red" in sentence for sentence in colours.sentences[found.rows[:4]]) and len(found.rows) == len(colours.sentences)
+    assert all("red" in sentence for sentence in colours.sentences[found.rows[:4]]) and len(
+        found.rows
+    ) == len(colours.sentences)
     similar = colours.similar(colours.picture(red))
     assert similar.rows[0] == red and set(scenes(similar, colours)[:3]) == {"red"}
 
@@ -130,13 +146,19 @@ def test_a_gallery_of_one(by_colour, data):
     assert [shown(tile) for tile in panel.tiles] == [True] + [False] * (len(panel.tiles) - 1)
 
 
-# ---- two stages ------------------------------------------------------------------------------------------------------------
+# ---- two stages
 def test_both_stages_are_those_of_the_search(two_stages, data):
     system, folder = two_stages
     found = TwoStageGallery(system, data, folder, candidates=5)
     coarse, fine = found.find_images("A pale red place with 1 trees.")
-    assert [coarse.name, fine.name] == ["coarse", "reranked"] and set(coarse.rows) == set(fine.rows) and len(fine.rows) == 5
-    assert list(fine.milliseconds) == ["encode", "coarse", "fine"] and list(coarse.milliseconds) == ["encode", "coarse"]
+    assert (
+        [coarse.name, fine.name] == ["coarse", "reranked"]
+        and set(coarse.rows) == set(fine.rows)
+        and len(fine.rows) == 5
+    )
+    assert list(fine.milliseconds) == ["encode", "coarse", "fine"] and list(
+        coarse.milliseconds
+    ) == ["encode", "coarse"]
     assert all(np.diff(fine.scores) <= 0) and all(np.diff(coarse.scores) <= 0)
     ids, mask = system.tokenizer([system.tokenizer.clean("A pale red place with 1 trees.")])
     query = two_stage.encode(system.model, system.model.text_features(ids, mask) | {"mask": mask})
@@ -154,8 +176,13 @@ def test_stores_of_another_split_or_model_are_refused(two_stages, data, tmp_path
     system, folder = two_stages
     fewer = data.table.images.drop(data.table.images.index[data.table.images.split == "test"][0])
     kept = data.table.captions[data.table.captions.image_id.isin(fewer.image_id)]
-    with pytest.raises(UserError, match="hold 12 images and 24 captions, the test split has 11 and 22; run 23_cfitr again"):
-        TwoStageGallery(system, DataSet(CaptionTable("few", fewer, kept), data.pixels, None, []), folder, 5)
+    with pytest.raises(
+        UserError,
+        match="hold 12 images and 24 captions, the test split has 11 and 22; run 23_cfitr again",
+    ):
+        TwoStageGallery(
+            system, DataSet(CaptionTable("few", fewer, kept), data.pixels, None, []), folder, 5
+        )
     torch.manual_seed(1)
     other = replace(system, model=CFITR(system.model.config).eval())
     with pytest.raises(UserError, match="wants a store under"):
@@ -164,7 +191,7 @@ def test_stores_of_another_split_or_model_are_refused(two_stages, data, tmp_path
         TwoStageGallery(system, data, tmp_path, 5)
 
 
-# ---- what is read of a sentence --------------------------------------------------------------------------------------------
+# ---- what is read of a sentence
 @pytest.mark.parametrize("sentence", ["", "   ", "...", " - / !"])
 def test_an_empty_query_is_told(sentence, by_colour):
     for tokenizer in (by_colour.tokenizer, CLIPTokenizer(40)):
@@ -184,14 +211,16 @@ def test_unknown_words_are_named(by_colour):
 def test_a_thousand_words_are_cut_and_that_is_said(by_colour, colours):
     assert reading("red " * 11, by_colour.tokenizer) == []  # and [CLS]: 12 ids
     assert reading("red " * 12, by_colour.tokenizer) == ["only the first 11 of 12 words were read"]
-    assert reading("green " * 1000, CLIPTokenizer(40)) == ["only the first 38 of 1000 words were read"]
+    assert reading("green " * 1000, CLIPTokenizer(40)) == [
+        "only the first 38 of 1000 words were read"
+    ]
     (stage,) = colours.find_images("red " * 1000)
     assert scenes(stage, colours)[0] == "red"
     with pytest.raises(UserError, match="at most 20,000"):
         reading("r" * 20_001, by_colour.tokenizer)
 
 
-# ---- the panel -------------------------------------------------------------------------------------------------------------
+# ---- the panel
 @pytest.fixture
 def panel(colours):
     return SearchPanel({"colours": lambda: colours}, write=lambda picture: "a caption of BITA")
@@ -202,7 +231,11 @@ def shown(tile) -> bool:
 
 
 def right(panel) -> list[int]:
-    return [place for place, tile in enumerate(panel.tiles) if shown(tile) and "nbh-right" in tile._dom_classes]
+    return [
+        place
+        for place, tile in enumerate(panel.tiles)
+        if shown(tile) and "nbh-right" in tile._dom_classes
+    ]
 
 
 def decoded(widget) -> np.ndarray:
@@ -244,15 +277,25 @@ def test_a_click_shows_the_map_of_the_words(panel, colours, monkeypatch):
     asked = []
     looked = np.zeros((4, 4))
     looked[0, 3] = 1
-    monkeypatch.setattr(region_maps, "match", lambda system, sentence: SimpleNamespace(
-        map=lambda method, picture: asked.append((system, sentence, method)) or looked))
+    monkeypatch.setattr(
+        region_maps,
+        "match",
+        lambda system, sentence: SimpleNamespace(
+            map=lambda method, picture: asked.append((system, sentence, method)) or looked
+        ),
+    )
     panel.ask("blue")
     panel.tiles[2].button.click()
     assert asked == [(colours.system, "blue", "relevance")]
-    assert "nbh-chosen" in panel.tiles[2]._dom_classes and "nbh-chosen" not in panel.tiles[0]._dom_classes
+    assert (
+        "nbh-chosen" in panel.tiles[2]._dom_classes
+        and "nbh-chosen" not in panel.tiles[0]._dom_classes
+    )
     large = decoded(panel.detail.image)
     assert large[:10, -10:].sum() > 1.5 * large[-10:, :10].sum()
-    assert all(caption in panel.detail.lines.value for caption in colours.captions(panel.tiles[2].row))
+    assert all(
+        caption in panel.detail.lines.value for caption in colours.captions(panel.tiles[2].row)
+    )
     assert np.array_equal(panel.detail.picture, colours.picture(panel.tiles[2].row))
 
 
@@ -263,7 +306,11 @@ def test_a_system_without_maps_shows_the_picture_all_the_same(panel, monkeypatch
     monkeypatch.setattr(region_maps, "match", refused)
     panel.ask("blue")
     panel.tiles[0].button.click()
-    assert "This one has no maps." in panel.status.value and panel.detail.picture is not None and shown(panel.tiles[0])
+    assert (
+        "This one has no maps." in panel.status.value
+        and panel.detail.picture is not None
+        and shown(panel.tiles[0])
+    )
 
 
 def test_a_picture_asks_and_gets_sentences_images_and_a_caption(panel, colours):
@@ -280,7 +327,13 @@ def test_a_picture_asks_and_gets_sentences_images_and_a_caption(panel, colours):
 
 
 def uploaded(name: str, content: bytes) -> dict:
-    return {"name": name, "type": "", "size": len(content), "content": content, "last_modified": datetime.now()}
+    return {
+        "name": name,
+        "type": "",
+        "size": len(content),
+        "content": content,
+        "last_modified": datetime.now(),
+    }
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -291,26 +344,36 @@ def png(picture: np.ndarray) -> bytes:
 
 def test_both_stages_can_be_watched(two_stages, data, monkeypatch):
     system, folder = two_stages
-    panel = SearchPanel({"CFITR": lambda: TwoStageGallery(system, data, folder, candidates=6)}, method="")
+    panel = SearchPanel(
+        {"CFITR": lambda: TwoStageGallery(system, data, folder, candidates=6)}, method=""
+    )
     seen = []
     panel.tiles[0].note.observe(lambda change: seen.append(change.new), "value")
     panel.ask("A red field.")
     coarse, fine = panel.stages
     assert panel.stage.layout.visibility == "visible" and panel.stage.value == 1
-    assert [tile.row for tile in panel.tiles[:6]] == list(fine.rows) and not any(map(shown, panel.tiles[6:]))
-    assert "(was" in panel.tiles[0].note.value and "(was" not in seen[0]  # the first stage was shown before
+    assert [tile.row for tile in panel.tiles[:6]] == list(fine.rows) and not any(
+        map(shown, panel.tiles[6:])
+    )
+    # the first stage was shown before
+    assert "(was" in panel.tiles[0].note.value and "(was" not in seen[0]
     assert all(part in panel.status.value for part in ("encode", "coarse", "fine"))
     panel.stage.value = 0
-    assert [tile.row for tile in panel.tiles[:6]] == list(coarse.rows) and "(was" not in panel.tiles[0].note.value
+    assert [tile.row for tile in panel.tiles[:6]] == list(
+        coarse.rows
+    ) and "(was" not in panel.tiles[0].note.value
     panel.ask("A blue field.")
-    assert panel.stage.value == 1 and [tile.row for tile in panel.tiles[:6]] == list(panel.stages[1].rows)
+    assert panel.stage.value == 1 and [tile.row for tile in panel.tiles[:6]] == list(
+        panel.stages[1].rows
+    )
 
 
 def test_another_system_answers_the_same_question_and_is_made_once(colours):
     made = []
     panel = SearchPanel({"one": lambda: colours, "other": lambda: made.append(1) or colours})
     panel.system.value = "other"
-    assert panel.query is None and made == [] and "Ready" in panel.status.value  # nothing was asked yet
+    # nothing was asked yet
+    assert panel.query is None and made == [] and "Ready" in panel.status.value
     panel.system.value = "one"
     panel.ask("green")
     panel.system.value = "other"
@@ -319,9 +382,13 @@ def test_another_system_answers_the_same_question_and_is_made_once(colours):
     assert made == [1]
 
 
-# ---- what goes wrong -------------------------------------------------------------------------------------------------------
+# ---- what goes wrong
 def wrong(panel) -> str:
-    assert "nbh-wrong" in panel.status.value and not any(map(shown, panel.tiles)) and panel.detail.picture is None
+    assert (
+        "nbh-wrong" in panel.status.value
+        and not any(map(shown, panel.tiles))
+        and panel.detail.picture is None
+    )
     return panel.status.value
 
 
@@ -332,7 +399,11 @@ def test_bad_queries_become_a_sentence_and_the_search_goes_on(panel):
     panel.ask("   ")
     assert "nothing to search for" in wrong(panel)
     panel.ask("<b>red</b> red")
-    assert "<b>" not in panel.status.value and "&lt;b&gt;" in panel.status.value and shown(panel.tiles[0])
+    assert (
+        "<b>" not in panel.status.value
+        and "&lt;b&gt;" in panel.status.value
+        and shown(panel.tiles[0])
+    )
 
 
 def test_the_grid_leaves_no_old_answer_beside_a_mistake(panel):
@@ -369,25 +440,34 @@ def test_an_unforeseen_error_becomes_a_sentence_too(colours):
     assert "RuntimeError: out of &lt;memory&gt;" in wrong(panel)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------------
+# ---- pictures
 def test_an_overlay_is_bright_where_the_map_is_and_dark_where_it_speaks_against():
     picture = np.full((30, 60, 3), 100, np.uint8)
     drawn = overlay(picture, np.array([[0.0, 5.0], [-3.0, 0.0]]))
     assert drawn.shape == picture.shape and drawn.dtype == np.uint8
-    assert drawn[2, 57].sum() > 300 > drawn[2, 2].sum() and np.array_equal(drawn[28, 2], drawn[28, 3])
+    assert drawn[2, 57].sum() > 300 > drawn[2, 2].sum() and np.array_equal(
+        drawn[28, 2], drawn[28, 3]
+    )
     nothing = overlay(picture, np.array([[-1.0, -2.0], [-3.0, -1.0]]))
     assert len(np.unique(nothing.reshape(-1, 3), axis=0)) == 1
 
 
 def test_every_place_of_the_style_is_filled():
     style = search_panel._css()
-    assert not any(place in style for place in ("{green}", "{tile}", "{large}", "{columns}")) and "repeat(4," in style
+    assert (
+        not any(place in style for place in ("{green}", "{tile}", "{large}", "{columns}"))
+        and "repeat(4," in style
+    )
 
 
 def test_times_are_kept_as_a_record(tmp_path):
     times = {"PIR": {"encode": 3.0, "compare": 0.1}}
     path = gallery.write_times(tmp_path / "times" / "60.json", times, profile="default", images=90)
-    assert json.loads(path.read_text()) == {"profile": "default", "images": 90, "milliseconds": times}
+    assert json.loads(path.read_text()) == {
+        "profile": "default",
+        "images": 90,
+        "milliseconds": times,
+    }
     with pytest.raises(ValueError):
         gallery.write_times(path, {"PIR": {"encode": float("nan")}})
     assert json.loads(path.read_text())["images"] == 90

@@ -1,4 +1,7 @@
-"""From a data set and a dual encoder to embeddings and records: the cache of frozen towers changes nothing but the time."""
+"""From a data set and a dual encoder to embeddings and records: the cache of frozen towers changes
+nothing but the time.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -45,7 +48,14 @@ def build(config, seed: int = 0):
 
 
 def resting(tokenizer, **changes) -> PIRConfig:
-    return PIRConfig.tiny(tokenizer.vocab_size, freeze_towers=True, use_mask=True, instru_num=1, cycle_num=1, **changes)
+    return PIRConfig.tiny(
+        tokenizer.vocab_size,
+        freeze_towers=True,
+        use_mask=True,
+        instru_num=1,
+        cycle_num=1,
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def direct(data, tokenizer):
     return RetrievalTask(data, tokenizer, IMAGE, workers=1)
 
 
-# ---- embeddings ------------------------------------------------------------------------------------------------------
+# ---- embeddings
 def test_embeddings_stand_in_file_order(data, tokenizer, direct):
     table, one = data.table.split("test"), build(PIRConfig.tiny(tokenizer.vocab_size)).eval()
     found = direct.embeddings(one, "test")
@@ -98,9 +108,13 @@ def test_advice_fp32_or_another_checkpoint_gives_finite_embeddings(tokenizer, di
     assert np.isfinite(direct.embeddings(another, "test").similarity()).all()
 
 
-def test_distinct_captions_are_encoded_in_batches_of_the_papers_size(data, tokenizer, direct, monkeypatch):
+def test_distinct_captions_are_encoded_in_batches_of_the_papers_size(
+    data, tokenizer, direct, monkeypatch
+):
     sizes, one = [], build(PIRConfig.tiny(tokenizer.vocab_size))
-    monkeypatch.setattr(one, "encode_texts", lambda ids, mask: sizes.append(len(ids)) or torch.ones(len(ids), 2))
+    monkeypatch.setattr(
+        one, "encode_texts", lambda ids, mask: sizes.append(len(ids)) or torch.ones(len(ids), 2)
+    )
     monkeypatch.setattr(one, "encode_images", lambda pixels: torch.ones(len(pixels), 2))
     monkeypatch.setattr(retrieval, "BATCH", 10)
     direct.embeddings(one, "test")
@@ -112,7 +126,10 @@ def test_cached_features_give_the_embeddings_of_the_towers(model, cached, direct
     assert_close(ours.images, theirs.images, HALF)
     assert_close(ours.texts, theirs.texts, HALF)
     assert np.array_equal(ours.owner, theirs.owner)
-    assert np.ptp(theirs.images, axis=0).max() > 10 * HALF and np.ptp(theirs.texts, axis=0).max() > 10 * HALF
+    assert (
+        np.ptp(theirs.images, axis=0).max() > 10 * HALF
+        and np.ptp(theirs.texts, axis=0).max() > 10 * HALF
+    )
 
 
 def test_the_frozen_floor_reads_the_features_that_pir_cached(tokenizer, model, cached, direct):
@@ -130,26 +147,39 @@ def test_the_mean_of_words_is_taken_after_the_cache(data, tokenizer, model, cach
 
 
 def test_an_image_means_the_same_in_all_its_turns(data, tokenizer):
-    one, plain = (build(resting(tokenizer, turns=turns, dropout=0.0)).eval() for turns in (True, False))
+    one, plain = (
+        build(resting(tokenizer, turns=turns, dropout=0.0)).eval() for turns in (True, False)
+    )
     pixels = next(RetrievalTask(data, tokenizer, IMAGE, workers=1).pixels(data.table.split("val")))
     with torch.no_grad():
-        found, single = one.encode_images(pixels), [plain.encode_images(turned(pixels, number)) for number in range(TURNS)]
+        found, single = (
+            one.encode_images(pixels),
+            [plain.encode_images(turned(pixels, number)) for number in range(TURNS)],
+        )
         for number in range(TURNS):
             assert_close(one.encode_images(turned(pixels, number)), found)
         assert (single[0] - single[1]).abs().max() > 1e-3
         assert_close(found, torch.nn.functional.normalize(sum(single), dim=1))
-        assert_close(one.train().encode_images(pixels), single[0])  # in training each view is an image of its own
+        # in training each view is an image of its own
+        assert_close(one.train().encode_images(pixels), single[0])
 
 
-def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(data, tokenizer, direct, tmp_path):
+def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(
+    data, tokenizer, direct, tmp_path
+):
     one = build(resting(tokenizer, turns=True)).eval()
     task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1, views=2)
     assert_close(task.embeddings(one, "val").images, direct.embeddings(one, "val").images, HALF)
-    assert task.features("val")[0]["vision"].shape[1] == TURNS and task.features("train")[0]["vision"].shape[1] == 2
+    assert (
+        task.features("val")[0]["vision"].shape[1] == TURNS
+        and task.features("train")[0]["vision"].shape[1] == 2
+    )
     plain = build(resting(tokenizer))
     with pytest.raises(UserError, match="not those whose features are cached"):
         task.embeddings(plain, "val")
-    unturned = RetrievalTask(data, tokenizer, IMAGE, towers=plain, cache=tmp_path, workers=1, views=2).features("train")[0]["vision"]
+    unturned = RetrievalTask(
+        data, tokenizer, IMAGE, towers=plain, cache=tmp_path, workers=1, views=2
+    ).features("train")[0]["vision"]
     assert not np.array_equal(unturned, task.features("train")[0]["vision"])
 
 
@@ -166,16 +196,22 @@ def test_the_model_is_left_in_its_mode(model, cached, training):
     assert model.training == training and not model.vision_encoder.training
 
 
-# ---- the cache -------------------------------------------------------------------------------------------------------
+# ---- the cache
 def counted(model, monkeypatch) -> list[int]:
     seen = []
     for name in ("image_features", "text_features"):
         original = getattr(type(model), name)
-        monkeypatch.setattr(model, name, lambda *inputs, o=original: seen.append(len(inputs[0])) or o(model, *inputs))
+        monkeypatch.setattr(
+            model,
+            name,
+            lambda *inputs, o=original: seen.append(len(inputs[0])) or o(model, *inputs),
+        )
     return seen
 
 
-def test_every_image_and_distinct_caption_passes_its_tower_once(data, tokenizer, tmp_path, monkeypatch):
+def test_every_image_and_distinct_caption_passes_its_tower_once(
+    data, tokenizer, tmp_path, monkeypatch
+):
     one = build(resting(tokenizer))
     seen = counted(one, monkeypatch)
     task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1)
@@ -184,13 +220,22 @@ def test_every_image_and_distinct_caption_passes_its_tower_once(data, tokenizer,
     assert seen == [8, distinct] and distinct == 12
     task.embeddings(one, "val")
     task.validate(one)
-    RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1).embeddings(one, "val")
+    RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1).embeddings(
+        one, "val"
+    )
     assert seen == [8, distinct]
 
 
 def test_a_new_folder_for_other_weights_splits_inputs_and_options(data, tokenizer, tmp_path):
     def folders(towers=None, image=IMAGE, split="val"):
-        task = RetrievalTask(data, tokenizer, image, towers=towers or build(resting(tokenizer)), cache=tmp_path, workers=1)
+        task = RetrievalTask(
+            data,
+            tokenizer,
+            image,
+            towers=towers or build(resting(tokenizer)),
+            cache=tmp_path,
+            workers=1,
+        )
         task.features(split)
         return len(list(tmp_path.glob("features-*")))
 
@@ -199,35 +244,54 @@ def test_a_new_folder_for_other_weights_splits_inputs_and_options(data, tokenize
     changed = build(resting(tokenizer))
     next(changed.text_encoder.parameters()).data[3, 3] += 0.5
     assert folders(changed) == 6
-    assert folders(build(replace(resting(tokenizer), embed_dim=32))) == 6  # the same towers below another system
+    # the same towers below another system
+    assert folders(build(replace(resting(tokenizer), embed_dim=32))) == 6
     assert folders(image=replace(IMAGE, mean=(0.0, 0.0, 0.0))) == 8
     assert folders(split="test") == 10
 
 
 def test_tables_share_the_images_and_the_texts_that_they_have_in_common(data, tokenizer, tmp_path):
     def folders(images, captions):
-        task = RetrievalTask(replace(data, table=replace(data.table, images=images, captions=captions)), tokenizer, IMAGE,
-                             towers=build(resting(tokenizer)), cache=tmp_path, workers=1)
+        task = RetrievalTask(
+            replace(data, table=replace(data.table, images=images, captions=captions)),
+            tokenizer,
+            IMAGE,
+            towers=build(resting(tokenizer)),
+            cache=tmp_path,
+            workers=1,
+        )
         task.features("val")
         return len(list(tmp_path.glob("features-*")))
 
     images, captions = data.table.images, data.table.captions
     assert folders(images, captions) == 2
     of_val = captions[captions.image_id.isin(images.image_id[images.split == "val"])]
-    assert folders(images, pd.concat([captions, of_val[-3:]], ignore_index=True)) == 2   # said once more
+    # said once more
+    assert folders(images, pd.concat([captions, of_val[-3:]], ignore_index=True)) == 2
     other = captions.assign(text=captions.text.where(captions.index != of_val.index[-1], "a river"))
     assert folders(images, other) == 3
-    assert folders(images.iloc[::-1].reset_index(drop=True), captions) == 4   # rows follow the order of the table
+    # rows follow the order of the table
+    assert folders(images.iloc[::-1].reset_index(drop=True), captions) == 4
 
 
-def test_towers_see_training_images_in_16_bits_and_the_others_as_ever(data, tokenizer, model, tmp_path):
-    full, half = (RetrievalTask(data, tokenizer, IMAGE, towers=model, cache=tmp_path, workers=1, precision=precision)
-                  for precision in ("fp32", "bf16"))
-    exact, rounded = (np.asarray(task.features("train")[0]["vision"], np.float32) for task in (full, half))
+def test_towers_see_training_images_in_16_bits_and_the_others_as_ever(
+    data, tokenizer, model, tmp_path
+):
+    full, half = (
+        RetrievalTask(
+            data, tokenizer, IMAGE, towers=model, cache=tmp_path, workers=1, precision=precision
+        )
+        for precision in ("fp32", "bf16")
+    )
+    exact, rounded = (
+        np.asarray(task.features("train")[0]["vision"], np.float32) for task in (full, half)
+    )
     off = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert 1e-4 < off < 0.03
     assert np.array_equal(exact, full.features("train")[0]["vision"])
-    assert np.array_equal(full.embeddings(model, "val").images, half.embeddings(model, "val").images)
+    assert np.array_equal(
+        full.embeddings(model, "val").images, half.embeddings(model, "val").images
+    )
 
 
 def test_what_trains_is_not_cached(data, tokenizer):
@@ -236,14 +300,18 @@ def test_what_trains_is_not_cached(data, tokenizer):
 
 
 def test_a_model_of_other_towers_is_not_evaluated_on_cached_features(tokenizer, model, cached):
-    others = [build(resting(tokenizer), seed=1), build(replace(resting(tokenizer), use_mask=False)),
-              build(resting(tokenizer, prior="resnet_standin", vision="efficientnet_lite0"))]
+    others = [
+        build(resting(tokenizer), seed=1),
+        build(replace(resting(tokenizer), use_mask=False)),
+        build(resting(tokenizer, prior="resnet_standin", vision="efficientnet_lite0")),
+    ]
     for other in others:
         other.train()
         with pytest.raises(UserError, match="not those whose features are cached"):
             cached.embeddings(other, "val")
         assert other.training
-    cached.embeddings(build(resting(tokenizer).baseline()), "val")  # has no prior, the rest is the same
+    # has no prior, the rest is the same
+    cached.embeddings(build(resting(tokenizer).baseline()), "val")
 
 
 def test_captions_of_changing_length_cannot_be_cached(data, tmp_path):
@@ -259,24 +327,28 @@ def test_pairs_to_learn_by_heart_repeat_no_image_and_no_sentence(data, tokenizer
     rows = direct.distinct_pairs(batch, 5)
     texts = data.table.split("train").captions.text.to_numpy()[batch["row"][rows]]
     assert len(rows) == len(set(texts)) == len(set(batch["image_index"][rows].tolist())) == 5
-    batch["row"] = torch.full_like(batch["row"], 3)   # one sentence, many images
+    batch["row"] = torch.full_like(batch["row"], 3)  # one sentence, many images
     assert len(direct.distinct_pairs(batch)) == 1
 
 
-# ---- training batches ------------------------------------------------------------------------------------------------
+# ---- training batches
 def test_a_given_transform_takes_the_place_of_the_augmentation(data, direct):
     batch = next(iter(direct.train_loader(16, TestTransform(IMAGE.size))))
     pixels = direct.pixels_of(data.table.split("train"), np.arange(24))
     assert torch.equal(batch["pixels"], pixels[batch["image_index"]])
 
 
-def test_training_batches_hold_pixels_or_the_cached_features_of_the_same_pairs(data, model, cached, direct):
+def test_training_batches_hold_pixels_or_the_cached_features_of_the_same_pairs(
+    data, model, cached, direct
+):
     loader = cached.train_loader(16)
     batch = next(iter(loader))
     assert set(batch) == {"vision", "prior", "text", "mask", "image_index", "scene", "row"}
     plain = next(iter(direct.train_loader(16)))
     assert set(plain) == {"pixels", "ids", "mask", "image_index", "scene", "row"}
-    assert torch.equal(batch["image_index"], plain["image_index"]) and torch.equal(batch["mask"], plain["mask"])
+    assert torch.equal(batch["image_index"], plain["image_index"]) and torch.equal(
+        batch["mask"], plain["mask"]
+    )
     assert torch.equal(batch["scene"], plain["scene"])
     table = data.table.split("train")
     pixels = image_batch(data.pixels, table, np.arange(len(table)), IMAGE)
@@ -289,7 +361,7 @@ def test_training_batches_hold_pixels_or_the_cached_features_of_the_same_pairs(d
     assert not torch.equal(next(iter(loader))["image_index"], batch["image_index"])
 
 
-# ---- results -----------------------------------------------------------------------------------------------------------
+# ---- results
 @pytest.fixture
 def run(tmp_path):
     return Run("20_pir", SimpleNamespace(profile="test", set="scenes", seed=3), "cpu", tmp_path)
@@ -298,41 +370,74 @@ def run(tmp_path):
 def test_a_record_names_the_model_s_file_where_there_is_one(run, model, cached):
     weights = [{"name": "a", "source": "a package", "sha256": "0" * 64, "kind": "package"}]
     file = run.checkpoint("pir", "a" * 64)
-    assert retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0, checkpoint=file)["checkpoint"] == file
+    assert (
+        retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0, checkpoint=file)[
+            "checkpoint"
+        ]
+        == file
+    )
     assert "checkpoint" not in retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0)
 
 
 def test_a_record_agrees_with_the_embeddings(run, model, cached):
-    weights = [{"name": "vision_encoder: swin_standin", "source": "a test", "sha256": "0" * 64, "kind": "stand-in"}]
-    written = retrieval.write_record(run, "PIR", "", model, cached, weights, 1.5, "a note", selected_on="test")
+    weights = [
+        {
+            "name": "vision_encoder: swin_standin",
+            "source": "a test",
+            "sha256": "0" * 64,
+            "kind": "stand-in",
+        }
+    ]
+    written = retrieval.write_record(
+        run, "PIR", "", model, cached, weights, 1.5, "a note", selected_on="test"
+    )
     path = run.records / "20_pir-seed3.json"
     assert records.read([path]) == [written]
     found = cached.embeddings(model, "test")
     scores = found.similarity()
     for rule in recall.TIES:
-        assert written["metrics"][rule] == pytest.approx(recall.evaluate(scores, found.owner, ties=rule).metrics)
+        assert written["metrics"][rule] == pytest.approx(
+            recall.evaluate(scores, found.owner, ties=rule).metrics
+        )
     first = [np.max(scores[i, found.owner == i]) >= scores[i].max() for i in range(len(scores))]
     assert written["metrics"]["optimistic"]["i2t_R@1"] == pytest.approx(100 * np.mean(first))
     again, owner = records.read_recall(path)
-    assert again.metrics == pytest.approx(written["metrics"]["expectation"]) and np.array_equal(owner, found.owner)
+    assert again.metrics == pytest.approx(written["metrics"]["expectation"]) and np.array_equal(
+        owner, found.owner
+    )
     low, high = written["intervals"]["mR"]
     assert low <= written["metrics"]["expectation"]["mR"] <= high and low < high
-    assert all(written["ceiling"][key] >= written["metrics"]["expectation"][key] - 1e-6 for key in written["ceiling"])
+    assert all(
+        written["ceiling"][key] >= written["metrics"]["expectation"][key] - 1e-6
+        for key in written["ceiling"]
+    )
     assert written["chance"] == pytest.approx(recall.chance(found.owner))
     assert written["protocol"] == {"split": "test", "ties": "expectation", "selected_on": "test"}
-    assert written["weights"] == weights and written["data_fingerprint"] == cached.table("test").fingerprint()
+    assert (
+        written["weights"] == weights
+        and written["data_fingerprint"] == cached.table("test").fingerprint()
+    )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert written["parameters"] == {"all": sum(p.numel() for p in model.parameters()), "trainable": trained}
+    assert written["parameters"] == {
+        "all": sum(p.numel() for p in model.parameters()),
+        "trainable": trained,
+    }
 
 
 def test_validation_speaks_of_the_validation_split(model, cached):
     found = cached.embeddings(model, "val")
-    assert cached.validate(model) == pytest.approx(recall.evaluate(found.similarity(), found.owner).metrics)
+    assert cached.validate(model) == pytest.approx(
+        recall.evaluate(found.similarity(), found.owner).metrics
+    )
 
 
 def test_compare_has_a_row_for_each_system_and_metric(model, cached):
     found = cached.embeddings(model, "test")
-    table = retrieval.compare({"one": found.recall(), "two": found.recall("optimistic")}, found.owner)
-    assert len(table) == 14 and (table.low <= table.value).all() and (table.value <= table.high).all()
+    table = retrieval.compare(
+        {"one": found.recall(), "two": found.recall("optimistic")}, found.owner
+    )
+    assert (
+        len(table) == 14 and (table.low <= table.value).all() and (table.value <= table.high).all()
+    )
     one = table[(table.system == "one") & (table.metric == "mR")]
     assert one.value.item() == pytest.approx(found.recall().metrics["mR"])

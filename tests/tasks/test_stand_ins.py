@@ -1,4 +1,7 @@
-"""Scene recognition fitted here: priors, an instruction encoder and image towers, equal for equal seeds."""
+"""Scene recognition fitted here: priors, an instruction encoder and image towers, equal for equal
+seeds.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -57,11 +60,15 @@ def test_scene_batches_depend_on_seed_and_epoch_alone():
     rows = np.arange(20, dtype=np.float32)[:, None]
     first, second = (SceneBatches(pictures, scene, 6, 1, IMAGE) for _ in range(2))
     drawn(first, 7)
-    for (a, own), (b, other) in zip(drawn(first, 2), drawn(second, 2)):
+    for (a, own), (b, other) in zip(drawn(first, 2), drawn(second, 2), strict=True):
         assert torch.equal(a, b) and torch.equal(own, other)
     assert a.shape == (6, 3, 112, 112) and a.dtype == torch.float32 and len(first) == 3
-    orders = [torch.cat([x for x, _ in drawn(SceneBatches(rows, scene, 6, seed), epoch)]).flatten().tolist()
-              for seed, epoch in ((1, 2), (1, 3), (2, 2))]
+    orders = [
+        torch.cat([x for x, _ in drawn(SceneBatches(rows, scene, 6, seed), epoch)])
+        .flatten()
+        .tolist()
+        for seed, epoch in ((1, 2), (1, 3), (2, 2))
+    ]
     assert orders[0] != orders[1] != orders[2] and all(len(set(order)) == 18 for order in orders)
     for inputs, own in drawn(SceneBatches(rows, scene, 6, 1), 0):
         assert torch.equal(inputs.flatten().long() % 2, own)
@@ -71,19 +78,37 @@ def test_pictures_are_turned_but_never_changed_otherwise():
     picture = np.random.default_rng(1).integers(0, 256, size=(1, 112, 112, 3), dtype=np.uint8)
     plain = image_input.ImageInput(112, (0.0,) * 3, (1.0,) * 3)
     batches = SceneBatches(picture, np.zeros(1, int), 1, 0, plain)
-    seen = {tuple((255 * drawn(batches, epoch)[0][0][0]).round().permute(1, 2, 0).numpy().astype(np.uint8)[:2, :2].ravel())
-            for epoch in range(20)}
+    seen = {
+        tuple(
+            (255 * drawn(batches, epoch)[0][0][0])
+            .round()
+            .permute(1, 2, 0)
+            .numpy()
+            .astype(np.uint8)[:2, :2]
+            .ravel()
+        )
+        for epoch in range(20)
+    }
     assert seen == {tuple(np.rot90(picture[0], turns)[:2, :2].ravel()) for turns in range(4)}
 
 
 def test_a_classifier_is_fitted_once_and_its_body_becomes_a_tower(tmp_path):
     pictures, scene = squares(size=32)
-    config = loop.TrainConfig(epochs=15, lr=3e-3, batch_size=10, seed=0, schedule="constant", warmup_fraction=0.0)
+    config = loop.TrainConfig(
+        epochs=15, lr=3e-3, batch_size=10, seed=0, schedule="constant", warmup_fraction=0.0
+    )
 
     def fit(fingerprint="data"):
         batches = SceneBatches(pictures, scene, 10, 0, IMAGE)
-        return stand_ins.fit_scenes("prior", lambda: SceneClassifier(backbones.prior_tower("resnet_standin"), 2), batches, config,
-                                    tmp_path, fingerprint, source="squares")
+        return stand_ins.fit_scenes(
+            "prior",
+            lambda: SceneClassifier(backbones.prior_tower("resnet_standin"), 2),
+            batches,
+            config,
+            tmp_path,
+            fingerprint,
+            source="squares",
+        )
 
     torch.manual_seed(8)
     classifier, tower = fit()
@@ -91,9 +116,15 @@ def test_a_classifier_is_fitted_once_and_its_body_becomes_a_tower(tmp_path):
     again, same = fit()
     assert same == tower and len(list(tmp_path.glob("prior-*/model.safetensors"))) == 1
     torch.manual_seed(9)  # what was drawn before changes nothing
-    assert fit("other data")[1].sha256 == tower.sha256 and len(list(tmp_path.glob("prior-*/model.safetensors"))) == 2
+    assert (
+        fit("other data")[1].sha256 == tower.sha256
+        and len(list(tmp_path.glob("prior-*/model.safetensors"))) == 2
+    )
     filled = Start("", 0, {"conv_encoder": tower}).build(make, 0)
-    assert_close(filled.conv_encoder.state_dict(), {n: v.cpu() for n, v in classifier.body.state_dict().items()})
+    assert_close(
+        filled.conv_encoder.state_dict(),
+        {n: v.cpu() for n, v in classifier.body.state_dict().items()},
+    )
     assert tower.kind == "stand-in" and tower.source == "squares"
 
 
@@ -105,10 +136,13 @@ def test_the_global_token_stands_for_a_vision_tower():
     assert_close(classifier.logits(pixels), expected)
 
 
-# ---- the starts ------------------------------------------------------------------------------------------------------------
+# ---- the starts
 def test_the_tiny_start_fills_both_towers_from_the_other_set(data, other, tmp_path):
     start, accuracy = stand_ins.stand_in_start(data, other, tmp_path, seed=0, epochs=1)
-    assert set(start.towers) == {"vision_encoder", "conv_encoder"} and set(accuracy) == {"swin_standin", "resnet_standin"}
+    assert set(start.towers) == {"vision_encoder", "conv_encoder"} and set(accuracy) == {
+        "swin_standin",
+        "resnet_standin",
+    }
     assert all(0 <= percent <= 100 for percent in accuracy.values())
     tokenizer = start.read_tokenizer()
     model = start.build(lambda: PIR(PIRConfig.tiny(tokenizer.vocab_size)), 0)
@@ -120,11 +154,18 @@ def test_the_tiny_start_fills_both_towers_from_the_other_set(data, other, tmp_pa
 
 def test_a_stand_in_is_judged_by_images_it_did_not_learn_from(other, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(SceneClassifier, "predict", lambda self, inputs, image: asked.append(inputs) or np.zeros(len(inputs), int))
+    monkeypatch.setattr(
+        SceneClassifier,
+        "predict",
+        lambda self, inputs, image: asked.append(inputs) or np.zeros(len(inputs), int),
+    )
     _, percent = stand_ins.fitted("resnet_standin", other, tmp_path, 0, 1)
     held = other.table.split("val", "test")
-    assert len(asked[0]) == len(held) and percent == 100 * (held.images.scene == sorted(COLOURS)[0]).mean()
-    for picture, file in zip(asked[0][:3], held.images.file):
+    assert (
+        len(asked[0]) == len(held)
+        and percent == 100 * (held.images.scene == sorted(COLOURS)[0]).mean()
+    )
+    for picture, file in zip(asked[0][:3], held.images.file, strict=False):
         assert np.array_equal(picture, resize(other.pixels[other.pixels.rows([file])[0]], 112))
 
 
@@ -133,12 +174,16 @@ def test_the_instruction_stand_in_fills_the_encoder_of_pir_clip(other, tmp_path)
     model = Start("", 0, {"res_visual": tower}).build(lambda: PIRCLIP(PIRCLIPConfig.tiny()), 0)
     state = checkpoints.read_state_dict(tower.path)
     assert state.keys() == model.res_visual.state_dict().keys()
-    assert all(torch.equal(model.res_visual.state_dict()[name], value) for name, value in state.items())
+    assert all(
+        torch.equal(model.res_visual.state_dict()[name], value) for name, value in state.items()
+    )
     assert state["bn1.running_mean"].abs().max() > 0  # it has seen images
 
 
 def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_path):
-    start, accuracy = stand_ins.compact_start(data, tmp_path, tmp_path, seed=0, epochs=30, workers=1)
+    start, accuracy = stand_ins.compact_start(
+        data, tmp_path, tmp_path, seed=0, epochs=30, workers=1
+    )
     assert start.classes == sorted(COLOURS) and start.fixed and accuracy["scene_head"] > 50
     assert [tower.kind for tower in start.towers.values()] == ["package", "package", "stand-in"]
     model = start.build(lambda: PIR(PIRConfig.compact()), 0).eval()
@@ -149,26 +194,51 @@ def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_p
     assert ids.shape == (1, 32) and tokenizer.vocab_size == 30522
     seen = model.image_features(torch.zeros(1, 3, 224, 224))
     assert {name: tuple(value.shape) for name, value in seen.items()} == {"vision": (1, 192, 7, 7)}
-    assert model.tokens(seen["vision"]).shape == (1, 50, 1280) and model.belief(**seen).shape == (1, 50)
+    assert model.tokens(seen["vision"]).shape == (1, 50, 1280) and model.belief(**seen).shape == (
+        1,
+        50,
+    )
 
 
-def test_the_scene_head_reads_features_that_other_systems_on_these_towers_find_again(data, tmp_path, monkeypatch):
+def test_the_scene_head_reads_features_that_other_systems_on_these_towers_find_again(
+    data, tmp_path, monkeypatch
+):
     start, _ = stand_ins.compact_start(data, tmp_path, tmp_path, seed=0, epochs=1, workers=1)
     model = start.build(lambda: FrozenHeads(FrozenConfig.compact()), 1)
     monkeypatch.setattr(model, "image_features", None)  # not to be asked again
-    task = RetrievalTask(data, start.read_tokenizer(), backbones.image_input("efficientnet_lite0"), 1, 1, model, tmp_path)
+    task = RetrievalTask(
+        data,
+        start.read_tokenizer(),
+        backbones.image_input("efficientnet_lite0"),
+        1,
+        1,
+        model,
+        tmp_path,
+    )
     assert task.features("train")[0]["vision"].shape == (24, 50, 1280)
 
 
 def test_classes_too_small_to_fit_are_left_out_and_too_few_refused(data):
     table = data.table
-    one = replace(table, images=table.images.assign(scene=table.images.image_id.where(table.images.scene == "red", "other")))
+    one = replace(
+        table,
+        images=table.images.assign(
+            scene=table.images.image_id.where(table.images.scene == "red", "other")
+        ),
+    )
     with pytest.raises(UserError, match="colours has one scene class of 5 or more training images"):
         scene_labels.scene_classes(one)
-    two = replace(table, images=table.images.assign(scene=table.images.scene.where(table.images.scene != "red", table.images.image_id)))
+    two = replace(
+        table,
+        images=table.images.assign(
+            scene=table.images.scene.where(table.images.scene != "red", table.images.image_id)
+        ),
+    )
     assert scene_labels.scene_classes(two) == ["blue", "green", "grey"]
     rows, scene = stand_ins._labelled(two.split("val"), ["blue", "green", "grey"])
-    assert list(two.split("val").images.scene.iloc[rows]) == [["blue", "green", "grey"][i] for i in scene]
+    assert list(two.split("val").images.scene.iloc[rows]) == [
+        ["blue", "green", "grey"][i] for i in scene
+    ]
 
 
 def test_a_fitted_prior_starts_from_the_given_resnet(data, tmp_path, monkeypatch):
@@ -178,7 +248,14 @@ def test_a_fitted_prior_starts_from_the_given_resnet(data, tmp_path, monkeypatch
     body = backbones.prior_tower("resnet50")
     nn.init.constant_(body.layer4[0].bn2.bias, 3.0)
     path = checkpoints.save_checkpoint(tmp_path / "imagenet.safetensors", body, {})
-    tower, accuracy = stand_ins.fitted_prior(data, tmp_path, 0, 2, Tower.stand_in("resnet50", path, "a test"))
+    tower, accuracy = stand_ins.fitted_prior(
+        data, tmp_path, 0, 2, Tower.stand_in("resnet50", path, "a test")
+    )
     state = checkpoints.read_state_dict(tower.path)
-    assert (state["layer4.0.bn2.bias"] - 3).abs().max() < 0.1 and tower.sha256 != checkpoints.sha256(path)
-    assert 0 <= accuracy["resnet50"] <= 100 and "fitted on the training classes of colours" in tower.source
+    assert (
+        state["layer4.0.bn2.bias"] - 3
+    ).abs().max() < 0.1 and tower.sha256 != checkpoints.sha256(path)
+    assert (
+        0 <= accuracy["resnet50"] <= 100
+        and "fitted on the training classes of colours" in tower.source
+    )

@@ -1,4 +1,7 @@
-"""The two-stage search: coarse scores against loops, rankings against all pairs, both directions, and what is refused."""
+"""The two-stage search: coarse scores against loops, rankings against all pairs, both directions,
+and what is refused.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -23,7 +26,9 @@ from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.tasks.two_stage import Search
 from nbhelpers.towers import backbones
 
-HALF = 5e-3  # what states kept in float16 may change in a score of the small models below; those spread over more than 0.5
+# what states kept in float16 may change in a score of the small models below; those spread over
+# more than 0.5
+HALF = 5e-3
 
 
 def words(data, folder, length: int = 32):
@@ -37,7 +42,10 @@ def lively(config, seed: int = 0):
     model = CFITR(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.startswith(("vilt.", "rank_output.", "imagepooler_be.", "textpooler_be.")) and parameter.ndim > 1:
+            if (
+                name.startswith(("vilt.", "rank_output.", "imagepooler_be.", "textpooler_be."))
+                and parameter.ndim > 1
+            ):
                 parameter.mul_(4)
     return model.eval()
 
@@ -75,14 +83,18 @@ def stores(model, task, folder):
 
 @pytest.fixture(scope="module")
 def banks(model, task, tmp_path_factory):
-    return two_stage.write_stores(model, task, "train", tmp_path_factory.mktemp("train"), states=False)
+    return two_stage.write_stores(
+        model, task, "train", tmp_path_factory.mktemp("train"), states=False
+    )
 
 
 @pytest.fixture(scope="module")
 def queries(model, task):
     """(encoded images, encoded texts) of the test split, their states in float32."""
     images, texts = two_stage.split_inputs(model, task, "test")
-    return two_stage.encode(model, images(np.arange(12))), two_stage.encode(model, texts(np.arange(24)))
+    return two_stage.encode(model, images(np.arange(12))), two_stage.encode(
+        model, texts(np.arange(24))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +102,11 @@ def fine(model, stores):
     return two_stage.fine_scores(model, *stores)
 
 
-# ---- coarse scores against loops -------------------------------------------------------------------------------------------
+# ---- coarse scores against loops
 def codes(rows: int, bits: int, seed: int = 0) -> np.ndarray:
-    return two_stage.pack(torch.from_numpy(np.random.default_rng(seed).integers(0, 2, (rows, bits))))
+    return two_stage.pack(
+        torch.from_numpy(np.random.default_rng(seed).integers(0, 2, (rows, bits)))
+    )
 
 
 def stable_best(scores, k: int) -> list[int]:
@@ -111,7 +125,10 @@ def test_packed_codes_differ_in_the_bits_that_differ(queries, items, bits, seed)
 
 def post_processed(scores, neighbours):
     """The formula, item by item."""
-    mean = lambda line: np.mean(sorted(line)[-neighbours:])
+
+    def mean(line):
+        return np.mean(sorted(line)[-neighbours:])
+
     return [[2 * s - mean(row) - mean(scores[:, j]) for j, s in enumerate(row)] for row in scores]
 
 
@@ -119,43 +136,75 @@ def post_processed(scores, neighbours):
 @given(st.integers(1, 14), st.integers(1, 14), st.integers(1, 12), st.integers(0, 99))
 def test_post_processing_follows_its_formula(queries, items, neighbours, seed):
     scores = -np.random.default_rng(seed).integers(0, 17, (queries, items)).astype(np.float32)
-    assert_close(two_stage.post_process(scores, neighbours=neighbours), post_processed(scores, neighbours))
+    assert_close(
+        two_stage.post_process(scores, neighbours=neighbours), post_processed(scores, neighbours)
+    )
 
 
 def test_online_post_processing_takes_its_columns_from_the_bank():
     gallery, bank, query = codes(30, 16), codes(25, 16, 1), codes(4, 16, 2)
     columns = two_stage.bank_means(gallery, bank)
-    assert columns == pytest.approx(np.sort(two_stage.negative_hamming(gallery, bank), axis=1)[:, -10:].mean(1))
+    assert columns == pytest.approx(
+        np.sort(two_stage.negative_hamming(gallery, bank), axis=1)[:, -10:].mean(1)
+    )
     scores = two_stage.negative_hamming(query, gallery)
     together = two_stage.post_process(scores, columns)
     alone = np.vstack([two_stage.post_process(row[None], columns) for row in scores])
     assert np.array_equal(together, alone)  # no query depends on another one
     assert not np.allclose(two_stage.post_process(scores), together)
-    assert two_stage.bank_means(gallery, bank[:3]) == pytest.approx(two_stage.negative_hamming(gallery, bank[:3]).mean(1))
+    assert two_stage.bank_means(gallery, bank[:3]) == pytest.approx(
+        two_stage.negative_hamming(gallery, bank[:3]).mean(1)
+    )
 
 
 def engine(model, gallery, **options) -> Search:
     """A search over codes alone, whose fine stage is never called."""
     key = two_stage.store_key(model, "texts")
-    bank = ArrayStore(key | {"kind": "images"}, {"codes": options.pop("bank")}) if "bank" in options else None
-    return Search(model, ArrayStore(key, {"codes": gallery, "states": gallery, "mask": gallery}), bank, **options)
+    bank = (
+        ArrayStore(key | {"kind": "images"}, {"codes": options.pop("bank")})
+        if "bank" in options
+        else None
+    )
+    return Search(
+        model,
+        ArrayStore(key, {"codes": gallery, "states": gallery, "mask": gallery}),
+        bank,
+        **options,
+    )
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 20), st.sampled_from([0, 1, 1000]), st.integers(0, 10_000))
-def test_candidates_are_the_best_of_all_and_of_equal_ones_the_first(items, k, neighbours, pool, seed):
-    """Codes of few bits, so that many distances and scores tie. `pool` 0 is a search without a bank."""
+@given(
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.sampled_from([0, 1, 1000]),
+    st.integers(0, 10_000),
+)
+def test_candidates_are_the_best_of_all_and_of_equal_ones_the_first(
+    items, k, neighbours, pool, seed
+):
+    """Codes of few bits, so that many distances and scores tie.
+
+    `pool` 0 is a search without a bank.
+    """
     gallery, query, bank = codes(items, 8, seed), codes(3, 8, seed + 1), codes(15, 8, seed + 2)
     scores = two_stage.negative_hamming(query, gallery)
     if pool:
-        scores = two_stage.post_process(scores, two_stage.bank_means(gallery, bank, neighbours), neighbours)
+        scores = two_stage.post_process(
+            scores, two_stage.bank_means(gallery, bank, neighbours), neighbours
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(two_stage, "POOL", pool)
-        found = engine(Plain(), gallery, k=k, neighbours=neighbours, **({"bank": bank} if pool else {})).coarse(query)
+        found = engine(
+            Plain(), gallery, k=k, neighbours=neighbours, **({"bank": bank} if pool else {})
+        ).coarse(query)
     assert found.rows.tolist() == [stable_best(row, k) for row in scores]
     assert np.array_equal(found.scores, np.take_along_axis(scores, found.rows, 1))
     assert np.array_equal(two_stage.chosen(scores, k).sum(1), [min(k, items)] * 3)
-    assert [np.flatnonzero(mask).tolist() for mask in two_stage.chosen(scores, k)] == [sorted(stable_best(row, k)) for row in scores]
+    assert [np.flatnonzero(mask).tolist() for mask in two_stage.chosen(scores, k)] == [
+        sorted(stable_best(row, k)) for row in scores
+    ]
 
 
 @pytest.mark.parametrize("with_bank", [False, True])
@@ -172,17 +221,21 @@ def test_a_far_item_that_no_query_of_the_bank_is_near_to_is_not_missed():
     """By Hamming distance it would come behind the others, which are more than are looked at first."""
     others = two_stage.POOL + 50
     bits = np.zeros((others + 1, 128), dtype=int)
-    bits[:others, :10] = 1    # distance 10 from the query, 0 from the bank
-    bits[others, 20:35] = 1   # distance 15 from the query, 25 from the bank
-    gallery, bank, query = (two_stage.pack(torch.from_numpy(part)) for part in (bits, bits[:1], 0 * bits[:1]))
+    bits[:others, :10] = 1  # distance 10 from the query, 0 from the bank
+    bits[others, 20:35] = 1  # distance 15 from the query, 25 from the bank
+    gallery, bank, query = (
+        two_stage.pack(torch.from_numpy(part)) for part in (bits, bits[:1], 0 * bits[:1])
+    )
     found = engine(Plain(), gallery, bank=bank).coarse(query)
     assert found.rows[0].tolist() == [others, *range(69)]
     assert found.scores[0].tolist() == [-30 + 10 + 25] + 69 * [-20 + 10]
 
 
-# ---- a model with known scores ---------------------------------------------------------------------------------------------
+# ---- a model with known scores
 class Plain(torch.nn.Module):
-    """States are the inputs, codes their signs; a pair scores by the dot product of the sums of its states."""
+    """States are the inputs, codes their signs; a pair scores by the dot product of the sums of its
+    states.
+    """
 
     def __init__(self, bits: int = 8):
         super().__init__()
@@ -208,12 +261,19 @@ class Plain(torch.nn.Module):
 
 def plain_rows(kind: str, rows: int, seed: int = 0) -> dict:
     states = torch.randn(rows, 3, 8, generator=torch.Generator().manual_seed(seed))
-    inputs = {"vision": states} if kind == "images" else {"text": states, "mask": torch.tensor([[1, 1, 0]]).expand(rows, -1)}
+    inputs = (
+        {"vision": states}
+        if kind == "images"
+        else {"text": states, "mask": torch.tensor([[1, 1, 0]]).expand(rows, -1)}
+    )
     return two_stage.encode(Plain(), inputs)
 
 
 def in_memory(kind: str, rows: dict) -> ArrayStore:
-    arrays = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in rows.items()}
+    arrays = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in rows.items()
+    }
     return ArrayStore(two_stage.store_key(Plain(), kind), arrays)
 
 
@@ -232,26 +292,40 @@ def test_masked_words_do_not_count():
     changed = texts | {"states": texts["states"].clone()}
     changed["states"][:, 2] += 9
     query = plain_rows("images", 2, seed=1)
-    assert np.array_equal(*(Search(Plain(), in_memory("texts", rows))(query).scores for rows in (texts, changed)))
+    assert np.array_equal(
+        *(Search(Plain(), in_memory("texts", rows))(query).scores for rows in (texts, changed))
+    )
 
 
-def test_texts_of_like_length_are_read_together_without_padding_and_no_score_changes(model, queries, monkeypatch):
+def test_texts_of_like_length_are_read_together_without_padding_and_no_score_changes(
+    model, queries, monkeypatch
+):
     images, texts = queries
     rows, seen, score = np.arange(12), [], model.score_pairs
-    expected = score(images["states"][rows].float(), texts["states"][rows].float(), texts["mask"][rows].long())
-    monkeypatch.setattr(model, "score_pairs", lambda image, text, mask: seen.append(text.shape[1]) or score(image, text, mask))
+    expected = score(
+        images["states"][rows].float(), texts["states"][rows].float(), texts["mask"][rows].long()
+    )
+    monkeypatch.setattr(
+        model,
+        "score_pairs",
+        lambda image, text, mask: seen.append(text.shape[1]) or score(image, text, mask),
+    )
     found = two_stage.pair_scores(model, images, rows, texts, rows, batch=4)
     lengths = texts["mask"][rows].sum(1).sort().values
     assert seen == lengths[3::4].tolist() and seen[0] < seen[2] < texts["mask"].shape[1]
     assert_close(found, expected.detach().numpy())
 
 
-# ---- the search against all pairs ------------------------------------------------------------------------------------------
+# ---- the search against all pairs
 @pytest.mark.parametrize("kind", ["images", "texts"])
 @pytest.mark.parametrize("k", [1, 5, 70])
-def test_rankings_are_those_of_all_pairs_within_the_candidates(model, stores, banks, queries, fine, kind, k):
+def test_rankings_are_those_of_all_pairs_within_the_candidates(
+    model, stores, banks, queries, fine, kind, k
+):
     """Also with K beyond the gallery; the query's states are float32, the stored ones float16."""
-    gallery, bank, query = (stores[0], banks[1], queries[1]) if kind == "images" else (stores[1], banks[0], queries[0])
+    gallery, bank, query = (
+        (stores[0], banks[1], queries[1]) if kind == "images" else (stores[1], banks[0], queries[0])
+    )
     expected = fine.T if kind == "images" else fine
     engine = Search(model, gallery, bank, k)
     found, candidates = engine(query), engine.coarse(query["codes"]).rows
@@ -266,13 +340,15 @@ def test_a_batch_of_queries_gives_what_each_gives_alone(model, stores, banks, qu
     engine = Search(model, stores[kind], banks[1 - kind], k=5, batch=4)
     together = engine(queries[1 - kind])
     for row in range(len(together.rows)):
-        alone = engine({name: value[row:row + 1] for name, value in queries[1 - kind].items()})
+        alone = engine({name: value[row : row + 1] for name, value in queries[1 - kind].items()})
         assert np.array_equal(alone.rows[0], together.rows[row])
         assert_close(alone.scores[0], together.scores[row])
 
 
 def test_states_in_float16_keep_the_scores(model, queries, fine):
-    exact = two_stage.pair_scores(model, queries[0], np.repeat(np.arange(12), 24), queries[1], np.tile(np.arange(24), 12))
+    exact = two_stage.pair_scores(
+        model, queries[0], np.repeat(np.arange(12), 24), queries[1], np.tile(np.arange(24), 12)
+    )
     assert np.ptp(exact) > 0.5
     assert_close(fine.ravel(), exact, HALF)
 
@@ -280,7 +356,15 @@ def test_states_in_float16_keep_the_scores(model, queries, fine):
 def test_scores_from_scratch_are_those_from_the_store(model, task, stores, fine):
     images, texts = two_stage.split_inputs(model, task, "test")
     one = np.zeros(1, dtype=int)
-    directions = (stores[1], images(one), texts, fine[0]), (stores[0], texts(one), images, fine[:, 0])
+    directions = (
+        (stores[1], images(one), texts, fine[0]),
+        (
+            stores[0],
+            texts(one),
+            images,
+            fine[:, 0],
+        ),
+    )
     for gallery, inputs, items, expected in directions:
         engine = Search(model, gallery, batch=5)
         assert_close(search_times.from_scratch(engine, inputs, items), expected, HALF)
@@ -291,8 +375,13 @@ def test_added_images_are_found(model, task, stores, queries, tmp_path):
     items = [str(row) for row in range(12)]
 
     def built(count):
-        return ArrayStore.build(tmp_path / "images", two_stage.store_key(model, "images"), items[:count],
-                           lambda rows: two_stage.encode(model, images(rows)), batch=4)
+        return ArrayStore.build(
+            tmp_path / "images",
+            two_stage.store_key(model, "images"),
+            items[:count],
+            lambda rows: two_stage.encode(model, images(rows)),
+            batch=4,
+        )
 
     assert Search(model, built(7), k=12)(queries[1]).rows.max() == 6
     grown = Search(model, built(12), k=12)(queries[1])
@@ -301,15 +390,26 @@ def test_added_images_are_found(model, task, stores, queries, tmp_path):
     assert_close(np.sort(grown.scores), np.sort(whole.scores), HALF)
 
 
-# ---- a whole split ---------------------------------------------------------------------------------------------------------
+# ---- a whole split
 def test_every_stage_of_a_split(stores, banks, task, fine):
     owner = task.table("test").owner()
     coarse = two_stage.coarse_scores(*stores, neighbours=3, banks=banks)
     found = two_stage.stages(coarse, fine, owner, k=5)
-    assert list(found) == ["Hamming", "Hamming + fine", "PPSR", "PPSR + fine", "PPSR online", "PPSR online + fine", "exhaustive"]
+    assert list(found) == [
+        "Hamming",
+        "Hamming + fine",
+        "PPSR",
+        "PPSR + fine",
+        "PPSR online",
+        "PPSR online + fine",
+        "exhaustive",
+    ]
     hamming = two_stage.negative_hamming(stores[0]["codes"], stores[1]["codes"])
     assert found["Hamming"].metrics == recall.evaluate(hamming, owner).metrics
-    assert found["PPSR"].metrics == recall.evaluate(two_stage.post_process(hamming, neighbours=3), owner).metrics
+    assert (
+        found["PPSR"].metrics
+        == recall.evaluate(two_stage.post_process(hamming, neighbours=3), owner).metrics
+    )
     assert found["exhaustive"].metrics == recall.evaluate(fine, owner).metrics
     wanted = two_stage.candidate_pairs(coarse, 5)
     without = two_stage.stages(coarse, np.where(wanted, fine, -np.inf), owner, k=5)
@@ -320,7 +420,9 @@ def test_every_stage_of_a_split(stores, banks, task, fine):
 
 def test_equal_texts_are_scored_once(model, stores, fine, monkeypatch):
     same, scored, score = stores[1].same, [], model.score_pairs
-    monkeypatch.setattr(model, "score_pairs", lambda *given: scored.append(len(given[0])) or score(*given))
+    monkeypatch.setattr(
+        model, "score_pairs", lambda *given: scored.append(len(given[0])) or score(*given)
+    )
     wanted = np.zeros(fine.shape, dtype=bool)
     wanted[0], wanted[5, 3] = True, True
     found = two_stage.fine_scores(model, *stores, wanted)
@@ -332,22 +434,32 @@ def test_equal_texts_are_scored_once(model, stores, fine, monkeypatch):
 
 def test_scores_that_are_kept_are_not_computed_again(model, stores, fine, monkeypatch, tmp_path):
     same, scored, pairs = stores[1].same, [], two_stage.pair_scores
-    monkeypatch.setattr(two_stage, "pair_scores", lambda *given: scored.append(len(given[2])) or pairs(*given))
+    monkeypatch.setattr(
+        two_stage, "pair_scores", lambda *given: scored.append(len(given[2])) or pairs(*given)
+    )
     twins = np.flatnonzero(same == np.bincount(same).argmax())
     wanted, more, twin = (np.zeros(fine.shape, dtype=bool) for _ in range(3))
     wanted[0], more[0], more[5, twins[0]], twin[5, twins] = True, True, True, True
-    found = [two_stage.fine_scores(model, *stores, one, kept=tmp_path) for one in (wanted, more, twin)]
-    assert len(twins) > 1 and scored == [len(np.unique(same)), 1]   # the twin of a text that was scored is known, too
+    found = [
+        two_stage.fine_scores(model, *stores, one, kept=tmp_path) for one in (wanted, more, twin)
+    ]
+    # the twin of a text that was scored is known, too
+    assert len(twins) > 1 and scored == [len(np.unique(same)), 1]
     assert np.array_equal(found[0][0], found[1][0])
-    for one, scores in zip((wanted, more, twin), found):
+    for one, scores in zip((wanted, more, twin), found, strict=True):
         assert np.array_equal(np.isfinite(scores), one)
         assert_close(scores[one], fine[one])
 
 
-def test_kept_scores_that_are_damaged_are_refused_until_they_are_deleted(model, stores, fine, tmp_path):
+def test_kept_scores_that_are_damaged_are_refused_until_they_are_deleted(
+    model, stores, fine, tmp_path
+):
     two_stage.fine_scores(model, *stores, kept=tmp_path)
     [path] = tmp_path.glob("fine-*.npy")
-    for harm in (lambda: path.write_bytes(b"\x93NUMPY"), lambda: np.save(path, np.zeros((3, 4), np.float32))):
+    for harm in (
+        lambda: path.write_bytes(b"\x93NUMPY"),
+        lambda: np.save(path, np.zeros((3, 4), np.float32)),
+    ):
         harm()
         with pytest.raises(UserError, match="is damaged .* delete it"):
             two_stage.fine_scores(model, *stores, kept=tmp_path)
@@ -360,7 +472,9 @@ def test_validation_is_the_two_stage_search_over_first_captions(model, task, tmp
     first = np.arange(0, len(texts), 2)
     texts = ArrayStore(texts.key, {name: array[first] for name, array in texts.arrays.items()})
     hamming = two_stage.negative_hamming(images["codes"], texts["codes"])
-    expected = two_stage.two_stage(hamming, two_stage.fine_scores(model, images, texts), np.arange(len(images)), k=3)
+    expected = two_stage.two_stage(
+        hamming, two_stage.fine_scores(model, images, texts), np.arange(len(images)), k=3
+    )
     assert two_stage.validate(model, task, k=3) == pytest.approx(expected.metrics)
 
 
@@ -371,17 +485,26 @@ def test_the_online_stage_is_what_the_search_finds(model, stores, banks, queries
     found = two_stage.stages(coarse, fine, owner, k, ties="optimistic")["PPSR online + fine"]
     by_image = Search(model, stores[1], banks[0], k, neighbours=3)(half(queries[0])).rows
     by_text = Search(model, stores[0], banks[1], k, neighbours=3)(half(queries[1])).rows
-    i2t, t2i = coarse["PPSR online"]  # of candidates that tie for the last place the search takes the first
+    # of candidates that tie for the last place the search takes the first
+    i2t, t2i = coarse["PPSR online"]
     by_code = two_stage.chosen(i2t, k), two_stage.chosen(t2i.T, k).T
-    taken = [recall.evaluate(np.where(mask, fine, -np.inf), owner, ties="optimistic") for mask in by_code]
+    taken = [
+        recall.evaluate(np.where(mask, fine, -np.inf), owner, ties="optimistic") for mask in by_code
+    ]
     own = owner[None, :] == np.arange(len(fine))[:, None]
-    wanted = (taken[0].i2t_hits * (by_code[0] & own).any(axis=1)[:, None],
-              taken[1].t2i_hits * (by_code[1] & own).any(axis=0)[:, None])
+    wanted = (
+        taken[0].i2t_hits * (by_code[0] & own).any(axis=1)[:, None],
+        taken[1].t2i_hits * (by_code[1] & own).any(axis=0)[:, None],
+    )
     for column, cut in enumerate((1, 5)):
-        hits = ([i in owner[line[:cut]] for i, line in enumerate(by_image)],
-                [owner[t] in line[:cut] for t, line in enumerate(by_text)])
+        hits = (
+            [i in owner[line[:cut]] for i, line in enumerate(by_image)],
+            [owner[t] in line[:cut] for t, line in enumerate(by_text)],
+        )
         assert wanted[0][:, column].tolist() == hits[0] and wanted[1][:, column].tolist() == hits[1]
-        assert (found.i2t_hits[:, column] >= hits[0]).all() and (found.t2i_hits[:, column] >= hits[1]).all()
+        assert (found.i2t_hits[:, column] >= hits[0]).all() and (
+            found.t2i_hits[:, column] >= hits[1]
+        ).all()
 
 
 def half(query):
@@ -392,7 +515,11 @@ def half(query):
 def scored(seed: int, images: int = 9, captions: int = 3):
     rng = np.random.default_rng(seed)
     owner = rng.permutation(np.repeat(np.arange(images), captions))
-    return rng.integers(-4, 1, (images, len(owner))).astype(np.float32), rng.standard_normal((images, len(owner))), owner
+    return (
+        rng.integers(-4, 1, (images, len(owner))).astype(np.float32),
+        rng.standard_normal((images, len(owner))),
+        owner,
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 100])
@@ -408,22 +535,31 @@ def test_a_query_fails_without_an_own_candidate_and_is_ranked_by_fine_scores_wit
         best = sorted(stable_best(coarse[:, text], k), key=lambda item: -fine[item, text])
         assert found.t2i_hits[text].tolist() == [image in best[:cut] for cut in (1, 5, 10)]
     if k == 100:
-        assert two_stage.two_stage(coarse, fine, owner, k).metrics == recall.evaluate(fine, owner).metrics
+        assert (
+            two_stage.two_stage(coarse, fine, owner, k).metrics
+            == recall.evaluate(fine, owner).metrics
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 10_000))
 def test_by_expectation_candidates_and_ranks_are_means_over_all_orders_of_the_ties(images, k, seed):
-    """Both stages have few different scores, so that items tie for the last candidates and behind it."""
+    """Both stages have few different scores, so that items tie for the last candidates and behind
+    it.
+    """
     rng = np.random.default_rng(seed)
-    owner = rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, 5 - images)]))
+    owner = rng.permutation(
+        np.concatenate([np.arange(images), rng.integers(0, images, 5 - images)])
+    )
     coarse, fine = rng.integers(0, 3, (2, images, 5)).astype(np.float32)
     found = two_stage.two_stage(coarse, fine, owner, k, ks=(1, 2, 3))
     for image in range(images):
         rank, hits = mean_over_orders(coarse[image], fine[image], owner == image, k)
         assert (found.i2t_ranks[image], *found.i2t_hits[image]) == pytest.approx((rank, *hits))
     for text in range(5):
-        rank, hits = mean_over_orders(coarse[:, text], fine[:, text], np.arange(images) == owner[text], k)
+        rank, hits = mean_over_orders(
+            coarse[:, text], fine[:, text], np.arange(images) == owner[text], k
+        )
         assert (found.t2i_ranks[text], *found.t2i_hits[text]) == pytest.approx((rank, *hits))
 
 
@@ -431,26 +567,40 @@ def test_by_expectation_candidates_and_ranks_are_means_over_all_orders_of_the_ti
 @settings(deadline=None)
 def test_the_optimistic_rule_is_nowhere_below_the_others(images, k, seed):
     rng = np.random.default_rng(seed)
-    owner = rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, 5 - images)]))
+    owner = rng.permutation(
+        np.concatenate([np.arange(images), rng.integers(0, images, 5 - images)])
+    )
     coarse, fine = rng.integers(0, 3, (2, images, 5)).astype(np.float32)
-    found = {rule: two_stage.two_stage(coarse, fine, owner, k, ks=(1, 2, 3), ties=rule) for rule in recall.TIES}
+    found = {
+        rule: two_stage.two_stage(coarse, fine, owner, k, ks=(1, 2, 3), ties=rule)
+        for rule in recall.TIES
+    }
     for other in (found["expectation"], found["released"]):
         assert (found["optimistic"].i2t_hits >= other.i2t_hits - 1e-9).all()
         assert (found["optimistic"].t2i_hits >= other.t2i_hits - 1e-9).all()
 
 
 def mean_over_orders(coarse, fine, right, k):
-    """Rank and hits at 1, 2, 3 of one query, over every order in which its candidates can be chosen."""
+    """Rank and hits at 1, 2, 3 of one query, over every order in which its candidates can be
+    chosen.
+    """
     found = []
     for order in permutations(range(len(coarse))):
         some = sorted(order, key=lambda item: -coarse[item])[:k]
         best = max((fine[item] for item in some if right[item]), default=None)
         if best is None:
-            found.append([len(some) + (len(coarse) - len(some) - right.sum()) / (right.sum() + 1), 0, 0, 0])
+            found.append(
+                [len(some) + (len(coarse) - len(some) - right.sum()) / (right.sum() + 1), 0, 0, 0]
+            )
             continue
         above, level = (fine[some] > best).sum(), (fine[some] == best).sum()
         own = (right[some] & (fine[some] == best)).sum()
-        found.append([above + (level - own) / (own + 1), *recall.hit_probability(above, level, own, (1, 2, 3))[0]])
+        found.append(
+            [
+                above + (level - own) / (own + 1),
+                *recall.hit_probability(above, level, own, (1, 2, 3))[0],
+            ]
+        )
     mean = np.mean(found, axis=0)
     return mean[0], mean[1:]
 
@@ -475,19 +625,28 @@ def test_candidates_without_a_fine_score_are_refused(model, stores):
     assert np.array_equal(np.isfinite(found), wanted)
 
 
-# ---- frozen towers ---------------------------------------------------------------------------------------------------------
+# ---- frozen towers
 def test_stores_from_cached_towers_are_those_from_pixels(data, tmp_path):
     torch.manual_seed(0)
     config = CFITRConfig.compact(bits=16, hidden=32)
     model, image = CFITR(config).eval(), backbones.vilt_size("vilt_compact").image
-    model.text_encoder = backbones.bert(vocab_size=200, hidden_size=384, num_hidden_layers=1, num_attention_heads=2,
-                                        intermediate_size=32, max_position_embeddings=64)
+    model.text_encoder = backbones.bert(
+        vocab_size=200,
+        hidden_size=384,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
     model.text_encoder.requires_grad_(False).eval()
     tokenizer = words(data, tmp_path)
     cached = RetrievalTask(data, tokenizer, image, towers=model, cache=tmp_path, workers=1)
     direct = RetrievalTask(data, tokenizer, image, workers=1)
-    ours, theirs = (two_stage.write_stores(model, task, "val", tmp_path / name) for name, task in (("a", cached), ("b", direct)))
-    for one, other in zip(ours, theirs):
+    ours, theirs = (
+        two_stage.write_stores(model, task, "val", tmp_path / name)
+        for name, task in (("a", cached), ("b", direct))
+    )
+    for one, other in zip(ours, theirs, strict=True):
         assert one.key == other.key and len(one) == len(other)
         np.testing.assert_allclose(one["states"], other["states"], atol=0.05)
         assert np.ptp(one["states"].astype(np.float32), axis=0).max() > 0.5
@@ -498,22 +657,33 @@ def test_stores_from_cached_towers_are_those_from_pixels(data, tmp_path):
 
 def test_of_several_cached_views_the_first_is_encoded(data):
     table, model = data.table.split("train"), Plain()
-    vision, text = np.arange(24 * 2 * 3, dtype=np.float16).reshape(24, 2, 3), np.ones((48, 3, 8), np.float16)
+    vision, text = (
+        np.arange(24 * 2 * 3, dtype=np.float16).reshape(24, 2, 3),
+        np.ones((48, 3, 8), np.float16),
+    )
     model.IMAGE_FEATURES, model.TEXT_FEATURES = ("vision",), ("text",)
-    task = SimpleNamespace(table=lambda split: table, towers=model, views=2,
-                           distinct_texts=lambda split: SimpleNamespace(row=np.arange(48)),
-                           features=lambda split: ({"vision": vision if split == "train" else vision[:, 0]},
-                                                   {"text": text, "mask": np.ones((48, 3), int)}),
-                           _check_towers=lambda model: None)
+    task = SimpleNamespace(
+        table=lambda split: table,
+        towers=model,
+        views=2,
+        distinct_texts=lambda split: SimpleNamespace(row=np.arange(48)),
+        features=lambda split: (
+            {"vision": vision if split == "train" else vision[:, 0]},
+            {"text": text, "mask": np.ones((48, 3), int)},
+        ),
+        _check_towers=lambda model: None,
+    )
     for split in ("train", "test"):
         found = two_stage.split_inputs(model, task, split)[0](np.array([5, 2]))["vision"]
         assert torch.equal(found, torch.from_numpy(vision[[5, 2], 0]).float())
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------------
+# ---- what is refused
 def test_a_store_belongs_to_its_model(model, stores, banks, task, folder):
     other = lively(model.config, seed=1)
-    with pytest.raises(UserError, match="wants a store under .*, not .*; encode it with this model"):
+    with pytest.raises(
+        UserError, match="wants a store under .*, not .*; encode it with this model"
+    ):
         Search(other, stores[0])
     with pytest.raises(UserError, match="model: stored"):
         two_stage.write_stores(other, task, "test", folder)
@@ -532,7 +702,9 @@ def test_a_model_that_was_trained_reads_the_store_of_its_copy(model, task, store
 
 
 def test_a_store_of_other_inputs_is_refused(model, task, stores, folder):
-    other = RetrievalTask(task.data, task.tokenizer, replace(task.image, mean=(0.0, 0.0, 0.0)), workers=1)
+    other = RetrievalTask(
+        task.data, task.tokenizer, replace(task.image, mean=(0.0, 0.0, 0.0)), workers=1
+    )
     with pytest.raises(UserError, match="inputs: stored 'ImageInput"):
         two_stage.write_stores(model, other, "test", folder)
 
@@ -542,7 +714,10 @@ def test_training_mode_is_refused(model, task, stores):
     before = two_stage.store_key(model, "images")
     model.train()
     try:
-        for use in (lambda: two_stage.encode(model, images(np.arange(2))), lambda: Search(model, stores[0])):
+        for use in (
+            lambda: two_stage.encode(model, images(np.arange(2))),
+            lambda: Search(model, stores[0]),
+        ):
             with pytest.raises(UserError, match="training mode"):
                 use()
     finally:
@@ -581,7 +756,7 @@ def test_queries_of_the_wrong_kind_and_senseless_sizes_are_refused():
             Search(Plain(), texts, **options)
 
 
-# ---- what a query costs ----------------------------------------------------------------------------------------------------
+# ---- what a query costs
 def test_a_tiled_gallery_repeats_its_rows(model, stores, banks, queries, fine):
     large = search_times.tiled(stores[1], 60)
     engine = Search(model, large, banks[0], k=60)
@@ -607,7 +782,9 @@ def test_every_part_of_a_query_is_timed(model, task, stores, banks):
 
 def test_a_trade_off_is_read_as_it_was_written(tmp_path):
     points = [{"k": 10, "mR": 20.5, "i2t_fine_ms": 3.0}, {"k": 20, "mR": 22.0, "i2t_fine_ms": 6.0}]
-    path = search_times.write_tradeoff(tmp_path / "tradeoff" / "23.json", points, profile="default", seed=0)
+    path = search_times.write_tradeoff(
+        tmp_path / "tradeoff" / "23.json", points, profile="default", seed=0
+    )
     read, about = search_times.read_tradeoff(path)
     assert read.to_dict("records") == points and about == {"profile": "default", "seed": 0}
     with pytest.raises(UserError, match="holds NaN or infinity"):

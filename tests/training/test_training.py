@@ -1,4 +1,8 @@
-"""The training loop: schedules, resume, refusals, load-or-train. As a script this file is what is killed."""
+"""The training loop: schedules, resume, refusals, load-or-train.
+
+As a script this file is what is killed.
+"""
+
 from __future__ import annotations
 
 import errno
@@ -29,7 +33,8 @@ from nbhelpers.training.loop import fit, load_or_train
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates
 
 CONFIG = TrainConfig(epochs=3, lr=0.02, batch_size=4, accumulate=2, warmup_fraction=0.2)
-# As in the killed processes: the number of threads changes the order of sums, and with it the last bits.
+# As in the killed processes: the number of threads changes the order of sums, and with it the last
+# bits.
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -48,11 +53,13 @@ class Toy(nn.Module):
     def loss(self, batch):
         found = self.head(self.drop(self.norm(self.frozen(batch["pixels"]))))[:, 0]
         error = (found - batch["target"]).abs().mean()
-        return {"loss": error + 0.5 * error ** 2, "error": error}
+        return {"loss": error + 0.5 * error**2, "error": error}
 
     def parameter_groups(self, weight_decay):
-        return [{"params": self.norm.parameters(), "weight_decay": 0.0},
-                {"params": self.head.parameters(), "weight_decay": weight_decay, "rate": 0.5}]
+        return [
+            {"params": self.norm.parameters(), "weight_decay": 0.0},
+            {"params": self.head.parameters(), "weight_decay": weight_decay, "rate": 0.5},
+        ]
 
 
 class Mean(nn.Module):
@@ -63,7 +70,12 @@ class Mean(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.full((6,), 0.5)), nn.Parameter(torch.zeros(1))
 
     def loss(self, batch, scale=1.0):
-        return {"loss": scale * (batch["pixels"] @ self.weight + self.bias - batch["target"]).square().mean()}
+        return {
+            "loss": (
+                scale
+                * (batch["pixels"] @ self.weight + self.bias - batch["target"]).square().mean()
+            )
+        }
 
 
 def loader(pairs=30, batch_size=4, shuffle=True):
@@ -89,11 +101,15 @@ def without_times(history):
     return history.table().drop(columns=["seconds", "images_per_second"])
 
 
-# ---- schedules ---------------------------------------------------------------------------------------------
+# ---- schedules
 def test_linear_schedule_is_the_released_one():
-    with np.load(Path(__file__).parents[1] / "reference/pir/lr_linear.npz", allow_pickle=False) as file:
+    with np.load(
+        Path(__file__).parents[1] / "reference/pir/lr_linear.npz", allow_pickle=False
+    ) as file:
         for name, spec in json.loads(str(file["meta"]))["specs"].items():
-            config = TrainConfig(spec["epochs"], spec["lr"], warmup_fraction=spec["warmup_fraction"])
+            config = TrainConfig(
+                spec["epochs"], spec["lr"], warmup_fraction=spec["warmup_fraction"]
+            )
             rates = learning_rates(config, spec["step_per_epoch"])
             np.testing.assert_allclose(rates, file[f"output/{name}"], rtol=1e-6)
 
@@ -113,7 +129,8 @@ def test_warmup_in_steps_takes_the_place_of_the_fraction():
     config = TrainConfig(1, 2.0, schedule="constant", warmup_fraction=0.5, warmup_steps=3)
     np.testing.assert_allclose(learning_rates(config, 8), [0, 2 / 3, 4 / 3, 2, 2, 2, 2, 2])
     np.testing.assert_allclose(learning_rates(replace(config, warmup_steps=0), 2), [2, 2])
-    longer = replace(config, schedule="cosine", warmup_steps=20)  # than the training: it never reaches its peak
+    # than the training: it never reaches its peak
+    longer = replace(config, schedule="cosine", warmup_steps=20)
     np.testing.assert_allclose(learning_rates(longer, 4), [0.1, 0.2, 0.3, 0.4])
 
 
@@ -127,19 +144,27 @@ def test_step_schedule_falls_with_every_twentieth_epoch():
 
 def test_the_optimiser_gets_rates_groups_and_settings(tmp_path):
     seen, kept = [], ("lr", "weight_decay", "betas", "eps")
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(
-        [{key: group[key] for key in kept} for group in optimizer.param_groups]))
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append(
+            [{key: group[key] for key in kept} for group in optimizer.param_groups]
+        )
+    )
     try:
-        fit(Toy(), loader(), replace(CONFIG, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3), tmp_path)
+        fit(
+            Toy(), loader(), replace(CONFIG, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3), tmp_path
+        )
     finally:
         hook.remove()
     rates = learning_rates(CONFIG, 4)  # 7 batches per epoch, 2 per step, the last step of one batch
     assert len(seen) == len(rates) == 12
-    for groups, rate in zip(seen, rates):
-        assert groups == [dict(zip(kept, (rate * share, decay, (0.8, 0.9), 1e-6))) for share, decay in ((1.0, 0.0), (0.5, 0.3))]
+    for groups, rate in zip(seen, rates, strict=True):
+        assert groups == [
+            dict(zip(kept, (rate * share, decay, (0.8, 0.9), 1e-6), strict=True))
+            for share, decay in ((1.0, 0.0), (0.5, 0.3))
+        ]
 
 
-# ---- one loop ----------------------------------------------------------------------------------------------
+# ---- one loop
 def test_history_best_checkpoint_and_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -162,14 +187,21 @@ def test_history_best_checkpoint_and_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scalars = events.Scalars("train/loss")
     assert [scalar.step for scalar in scalars] == list(range(21))
-    assert np.mean([scalar.value for scalar in scalars[:7]]) == pytest.approx(table.loss[0], rel=1e-5)
+    assert np.mean([scalar.value for scalar in scalars[:7]]) == pytest.approx(
+        table.loss[0], rel=1e-5
+    )
     assert [scalar.value for scalar in events.Scalars("epoch/val_mR")] == [10, 30, 30]
 
 
 def test_keep_last_leaves_the_last_weights(tmp_path):
     figures, snapshots, model = iter([30.0, 10.0, 10.0]), [], Mean()
-    fit(model, loader(), replace(CONFIG, keep="last"), tmp_path,
-        lambda m: snapshots.append(weights_of(m)) or {"mR": next(figures)})
+    fit(
+        model,
+        loader(),
+        replace(CONFIG, keep="last"),
+        tmp_path,
+        lambda m: snapshots.append(weights_of(m)) or {"mR": next(figures)},
+    )
     assert equal(weights_of(model), snapshots[2]) and not equal(snapshots[0], snapshots[2])
 
 
@@ -197,8 +229,13 @@ def test_gradients_that_the_caller_left_do_not_count(tmp_path):
 
 def test_gradients_are_clipped(tmp_path):
     norms = []
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: norms.append(
-        torch.nn.utils.get_total_norm([p.grad for g in optimizer.param_groups for p in g["params"]]).item()))
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: norms.append(
+            torch.nn.utils.get_total_norm(
+                [p.grad for g in optimizer.param_groups for p in g["params"]]
+            ).item()
+        )
+    )
     try:
         fit(Mean(), loader(), replace(CONFIG, clip_norm=0.1), tmp_path / "clipped")
         clipped, norms = norms[:], []
@@ -239,14 +276,20 @@ def test_precisions_follow_one_another_in_one_process(tmp_path):
         history = fit(model, loader(), replace(CONFIG, precision=precision), tmp_path / precision)
         losses[precision] = history.rows[0]["loss"]
         assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(
+        losses["fp32"], rel=0.02
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attention_in_bf16_on_a_cpu_goes_without_the_fused_kernel(tmp_path, precision):
-    """Its backward pass is slow there (bench_training); afterwards, and in fp32, it serves as before."""
+    """Its backward pass is slow there (bench_training); afterwards, and in fp32, it serves as
+    before.
+    """
     model, fused = Toy(), []
-    model.loss = lambda batch: fused.append(torch.backends.cuda.flash_sdp_enabled()) or Toy.loss(model, batch)
+    model.loss = lambda batch: (
+        fused.append(torch.backends.cuda.flash_sdp_enabled()) or Toy.loss(model, batch)
+    )
     fit(model, loader(), replace(CONFIG, precision=precision, epochs=1), tmp_path)
     assert set(fused) == {precision == "fp32"} and torch.backends.cuda.flash_sdp_enabled()
 
@@ -279,14 +322,18 @@ def test_the_generators_of_the_caller_are_untouched_and_do_not_matter(tmp_path):
         fit(model, loader(), CONFIG, tmp_path / str(number))
         assert torch.equal(torch.rand(3), torch.rand(3, generator=expected))
         results.append(weights_of(model))
-    results = [{k: v for k, v in result.items() if not k.startswith("frozen")} for result in results]
+    results = [
+        {k: v for k, v in result.items() if not k.startswith("frozen")} for result in results
+    ]
     assert equal(*results)
     other = Toy()
     fit(other, loader(), replace(CONFIG, seed=1), tmp_path / "seed")
     assert not torch.equal(other.head.weight, results[0]["head.weight"])
 
 
-def test_the_bar_shows_terms_and_images_per_second_where_somebody_looks(tmp_path, monkeypatch, capsys):
+def test_the_bar_shows_terms_and_images_per_second_where_somebody_looks(
+    tmp_path, monkeypatch, capsys
+):
     fit(Toy(), loader(), CONFIG, tmp_path / "quiet")
     assert capsys.readouterr() == ("", "")
     for name in ("CI", "TQDM_DISABLE"):
@@ -300,7 +347,7 @@ def test_the_bar_shows_terms_and_images_per_second_where_somebody_looks(tmp_path
     assert capsys.readouterr() == ("", "")
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------
+# ---- what is refused
 class TwoTerms(Mean):
     def loss(self, batch):
         loss = super().loss(batch)["loss"]
@@ -321,12 +368,17 @@ class Bad(TwoTerms):
             return terms
         # the root of 0 is 0, with a gradient that is not a number
         root = (self.bias * 0).sum().sqrt()
-        return {**terms, "loss": terms["loss"] * torch.inf if self.what == "loss" else terms["loss"] + root}
+        return {
+            **terms,
+            "loss": terms["loss"] * torch.inf if self.what == "loss" else terms["loss"] + root,
+        }
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_last_state_stays(tmp_path):
     model, config = Bad(12, "loss"), replace(CONFIG, epochs=2)
-    with pytest.raises(UserError, match=r"loss is not finite at step 7 \(loss inf\).*smaller lr") as error:
+    with pytest.raises(
+        UserError, match=r"loss is not finite at step 7 \(loss inf\).*smaller lr"
+    ) as error:
         fit(model, loader(), config, tmp_path)
     assert "fine" not in str(error.value)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -340,7 +392,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(UserError, match="norm of the weights is not finite at step 14"):
         fit(Bad(14, "gradient"), loader(), config, tmp_path)
     state = torch.load(tmp_path / "resume.pt")
-    assert state["progress"]["epoch"] == 1 and all(v.isfinite().all() for v in state["model"].values())
+    assert state["progress"]["epoch"] == 1 and all(
+        v.isfinite().all() for v in state["model"].values()
+    )
 
 
 def test_a_full_disk_is_told_and_the_last_state_stays(tmp_path, monkeypatch):
@@ -384,13 +438,20 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     for figures in ({"mR": math.nan}, {"other": 1.0}):
         with pytest.raises(UserError, match="among them mR"):
             fit(Toy(), loader(), CONFIG, tmp_path / str(len(figures)), lambda model: figures)
-    for change in ({"epochs": 0}, {"schedule": "stairs"}, {"precision": "fp8"}, {"warmup_fraction": 2.0},
-                   {"warmup_steps": -1}, {"step_epochs": 0}, {"keep": "all"}):
+    for change in (
+        {"epochs": 0},
+        {"schedule": "stairs"},
+        {"precision": "fp8"},
+        {"warmup_fraction": 2.0},
+        {"warmup_steps": -1},
+        {"step_epochs": 0},
+        {"keep": "all"},
+    ):
         with pytest.raises(UserError, match=next(iter(change))):
             replace(CONFIG, **change)
 
 
-# ---- resume ------------------------------------------------------------------------------------------------
+# ---- resume
 class Killed(Toy):
     """Kills its process at a batch."""
 
@@ -403,8 +464,13 @@ class Killed(Toy):
         return super().loss(batch)
 
 
-KILLS = {"within_an_epoch": 13, "without_states_within": 13, "in_the_first_epoch": 3, "while_saving": 0,
-         "after_best": 0}
+KILLS = {
+    "within_an_epoch": 13,
+    "without_states_within": 13,
+    "in_the_first_epoch": 3,
+    "while_saving": 0,
+    "after_best": 0,
+}
 
 
 def config_of(kill):
@@ -412,7 +478,9 @@ def config_of(kill):
 
 
 def be_killed(kill: str, folder: Path):
-    """Trains until killed: at a batch, half-way through writing the fifth state, or before writing one."""
+    """Trains until killed: at a batch, half-way through writing the fifth state, or before writing
+    one.
+    """
     model = Killed()
     model.batch = KILLS[kill]
     if kill == "while_saving":
@@ -433,7 +501,9 @@ def be_killed(kill: str, folder: Path):
 
 
 def train_a_key(folder: Path, number: int):
-    model, history, trained = load_or_train("twice", Toy, loader(), CONFIG, folder, "a" * 64, validate)
+    model, history, trained = load_or_train(
+        "twice", Toy, loader(), CONFIG, folder, "a" * 64, validate
+    )
     state = {"trained": trained, "rows": history.rows, "model": model.state_dict()}
     torch.save(state, folder / f"twice{number}.pt")
 
@@ -442,9 +512,17 @@ def train_a_key(folder: Path, number: int):
 def killed(tmp_path_factory):
     """A folder in which trainings were killed, and two runs trained the same key at once."""
     folder = tmp_path_factory.mktemp("killed")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, __file__, str(folder)], env=environment, capture_output=True,
-                          text=True, timeout=120)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1]), done.stdout
 
@@ -462,9 +540,13 @@ def test_a_killed_training_goes_on_bit_for_bit(killed, uninterrupted, kill):
     assert signals[kill] == signal.SIGKILL
     state = folder / kill / "resume.pt"
     before = torch.load(state)["progress"] if state.exists() else {"epoch": 0, "seen": 0}
-    assert (before["epoch"], before["seen"]) == {"within_an_epoch": (1, 4), "without_states_within": (1, 0),
-                                                 "in_the_first_epoch": (0, 2), "while_saving": (1, 0),
-                                                 "after_best": (0, 0)}[kill]
+    assert (before["epoch"], before["seen"]) == {
+        "within_an_epoch": (1, 4),
+        "without_states_within": (1, 0),
+        "in_the_first_epoch": (0, 2),
+        "while_saving": (1, 0),
+        "after_best": (0, 0),
+    }[kill]
     model = Killed()
     history = fit(model, loader(), config_of(kill), folder / kill, validate)
     batches = 21 - 7 * before["epoch"] - before["seen"]
@@ -486,7 +568,7 @@ def test_two_runs_with_one_key_train_once(killed, uninterrupted):
     assert len(lines) == 2 and lines[0] == lines[1]
 
 
-# ---- load or train -----------------------------------------------------------------------------------------
+# ---- load or train
 def test_a_run_names_the_file_that_was_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path))
     run = nbhelpers.start("20_pir")
@@ -498,22 +580,38 @@ def test_load_or_train_says_and_leaves_the_same_either_way(tmp_path, capsys):
     outcomes = []
     for _ in range(2):
         torch.manual_seed(0)
-        model, history, trained = load_or_train("toy", Toy, loader(), CONFIG, tmp_path, "f" * 64, validate)
-        outcomes.append((trained, capsys.readouterr().out, history.rows, weights_of(model),
-                         torch.rand(1).item(), model.training))
+        model, history, trained = load_or_train(
+            "toy", Toy, loader(), CONFIG, tmp_path, "f" * 64, validate
+        )
+        outcomes.append(
+            (
+                trained,
+                capsys.readouterr().out,
+                history.rows,
+                weights_of(model),
+                torch.rand(1).item(),
+                model.training,
+            )
+        )
     (first, *trained), (second, *loaded) = outcomes
     assert (first, second) == (True, False)
     assert trained[0] == loaded[0] and trained[0].startswith("toy: 3 epochs, loss ")
     assert trained[1] == loaded[1] and equal(trained[2], loaded[2]) and trained[3:] == loaded[3:]
     assert sorted(path.name for path in (tmp_path / f"toy-{'f' * 16}").iterdir()) == [
-        "history.csv", "model.json", "model.safetensors", "tensorboard"]
+        "history.csv",
+        "model.json",
+        "model.safetensors",
+        "tensorboard",
+    ]
     assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, "e" * 64, validate)[2]
 
 
 def test_a_checkpoint_of_another_training_is_refused_until_it_is_deleted(tmp_path):
     key, other = "a" * 64, "a" * 16 + "b" * 48
     load_or_train("toy", Toy, loader(), CONFIG, tmp_path, key, validate)
-    with pytest.raises(UserError, match="belongs to another training than its folder says; delete") as error:
+    with pytest.raises(
+        UserError, match="belongs to another training than its folder says; delete"
+    ) as error:
         load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, validate)
     shutil.rmtree(str(error.value).split("delete ")[1].removesuffix(" and run again."))
     assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, validate)[2]
@@ -521,15 +619,21 @@ def test_a_checkpoint_of_another_training_is_refused_until_it_is_deleted(tmp_pat
 
 def test_history_in_words():
     rows = [{"epoch": 1, "loss": 2.0, "val_mR": 5.0}, {"epoch": 2, "loss": 1.0, "val_mR": 7.25}]
-    assert str(History(rows)) == "2 epochs, loss 2.000 to 1.000, best validation mR 7.25 after epoch 2"
+    assert (
+        str(History(rows)) == "2 epochs, loss 2.000 to 1.000, best validation mR 7.25 after epoch 2"
+    )
     assert str(History(rows, "CIDEr")) == "2 epochs, loss 2.000 to 1.000"
 
 
 if __name__ == "__main__":
-    # Each training in a fork, so that one start of Python serves all; nothing is computed before the forks.
+    # Each training in a fork, so that one start of Python serves all; nothing is computed before
+    # the forks.
     folder, pids = Path(sys.argv[1]), {}
-    for name, call in {**{kill: lambda kill=kill: be_killed(kill, folder) for kill in KILLS},
-                       0: lambda: train_a_key(folder, 0), 1: lambda: train_a_key(folder, 1)}.items():
+    for name, call in {
+        **{kill: lambda kill=kill: be_killed(kill, folder) for kill in KILLS},
+        0: lambda: train_a_key(folder, 0),
+        1: lambda: train_a_key(folder, 1),
+    }.items():
         pids[name] = os.fork()
         if not pids[name]:
             call()

@@ -1,9 +1,10 @@
 """Integer drawing: loops of points to coverage, noise to texture, and a canvas that knows its objects.
 
-Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels), directions in steps of five degrees
-(72 to the full turn, clockwise on the picture because y points down). Everything is integer arithmetic, so
-that every machine draws the same pixels.
+Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels), directions in steps of five
+degrees (72 to the full turn, clockwise on the picture because y points down). Everything is integer
+arithmetic, so that every machine draws the same pixels.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -18,13 +19,40 @@ SPAN = SIDE * UNIT
 FULL = UNIT * UNIT
 
 # 1024 times the cosine of 0, 5, ... 85 degrees
-_QUARTER = (1024, 1020, 1008, 989, 962, 928, 887, 839, 784, 724, 658, 587, 512, 433, 350, 265, 178, 89)
-COS = np.array(_QUARTER + (0,) + tuple(-c for c in _QUARTER[:0:-1]) + tuple(-c for c in _QUARTER) + (0,)
-               + _QUARTER[:0:-1], dtype=np.int64)
+_QUARTER = (
+    1024,
+    1020,
+    1008,
+    989,
+    962,
+    928,
+    887,
+    839,
+    784,
+    724,
+    658,
+    587,
+    512,
+    433,
+    350,
+    265,
+    178,
+    89,
+)
+COS = np.array(
+    _QUARTER
+    + (0,)
+    + tuple(-c for c in _QUARTER[:0:-1])
+    + tuple(-c for c in _QUARTER)
+    + (0,)
+    + _QUARTER[:0:-1],
+    dtype=np.int64,
+)
 SIN = np.roll(COS, 18)
 
 
 # loops: lists of (n, 2) int64 arrays, all turning the same way; a hole is a reversed loop
+
 
 def turn(points, direction: int, x: int = 0, y: int = 0) -> np.ndarray:
     """Points turned about the origin by `direction` steps of five degrees, then moved to (x, y)."""
@@ -71,7 +99,9 @@ def smooth(points, rounds: int = 3, closed: bool = False) -> np.ndarray:
     return points
 
 
-def blob(x: int, y: int, radius: int, rng, wobble: int = 5, corners: int = 10, stretch: int = 16) -> list:
+def blob(
+    x: int, y: int, radius: int, rng, wobble: int = 5, corners: int = 10, stretch: int = 16
+) -> list:
     """A rounded free shape; `wobble` sixteenths of unevenness, `stretch` sixteenths of width."""
     k = np.arange(corners) * 72 // corners
     radii = radius * rng.integers(16 - wobble, 17 + wobble, corners) >> 4
@@ -83,12 +113,15 @@ def band(points, width: int, round_ends: bool = False) -> list:
     """A line of the given width along the points, with round joints."""
     points = np.asarray(points, dtype=np.int64)
     loops = []
-    for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist()):
+    for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
         length = isqrt(4 * ((x1 - x0) ** 2 + (y1 - y0) ** 2))
         if length:
             nx, ny = (y0 - y1) * width // length, (x1 - x0) * width // length
-            loops.append(np.array([(x0 - nx, y0 - ny), (x1 - nx, y1 - ny), (x1 + nx, y1 + ny),
-                                   (x0 + nx, y0 + ny)]))
+            loops.append(
+                np.array(
+                    [(x0 - nx, y0 - ny), (x1 - nx, y1 - ny), (x1 + nx, y1 + ny), (x0 + nx, y0 + ny)]
+                )
+            )
     joints = points if round_ends else points[1:-1]
     return loops + [disc(x, y, width // 2)[0] for x, y in joints.tolist()]
 
@@ -97,13 +130,15 @@ def dashes(points, width: int, on: int, off: int) -> list:
     """A dashed line along the points."""
     points = np.asarray(points, dtype=np.int64)
     loops, gone = [], 0
-    for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist()):
+    for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
         length = isqrt((x1 - x0) ** 2 + (y1 - y0) ** 2)
         start = -(gone % (on + off))
         while start < length:
             a, b = max(start, 0), min(start + on, length)
             if b > a:
-                ends = [(x0 + (x1 - x0) * t // length, y0 + (y1 - y0) * t // length) for t in (a, b)]
+                ends = [
+                    (x0 + (x1 - x0) * t // length, y0 + (y1 - y0) * t // length) for t in (a, b)
+                ]
                 loops += band(ends, width)
             start += on + off
         gone += length
@@ -116,7 +151,7 @@ def beside(points, offset: int) -> np.ndarray:
     before = np.concatenate([points[:1], points[:-1]])
     after = np.concatenate([points[1:], points[-1:]])
     moved = []
-    for (x, y), (dx, dy) in zip(points.tolist(), (after - before).tolist()):
+    for (x, y), (dx, dy) in zip(points.tolist(), (after - before).tolist(), strict=True):
         length = max(isqrt(dx * dx + dy * dy), 1)
         moved.append((x - dy * offset // length, y + dx * offset // length))
     return np.array(moved)
@@ -127,17 +162,21 @@ def swept(loops: list, dx: int, dy: int) -> list:
     out = loops + [loop + (dx, dy) for loop in loops]
     for loop in loops:
         corners = loop.tolist()
-        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1]):
+        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
             quad = [(x0, y0), (x1, y1), (x1 + dx, y1 + dy), (x0 + dx, y0 + dy)]
-            out.append(np.array(quad if (x1 - x0) * dy - (y1 - y0) * dx >= 0 else quad[::-1], dtype=np.int64))
+            out.append(
+                np.array(
+                    quad if (x1 - x0) * dy - (y1 - y0) * dx >= 0 else quad[::-1], dtype=np.int64
+                )
+            )
     return out
 
 
 def coverage(loops: list, tilt: int = 0):
     """(rows, columns, cover): a window of the picture and how much of each pixel the loops cover, 0..16.
 
-    The loops are first turned about the middle by `tilt` steps. Non-zero winding at 4x4 samples per pixel.
-    None if nothing lies on the picture.
+    The loops are first turned about the middle by `tilt` steps. Non-zero winding at 4x4 samples per
+    pixel. None if nothing lies on the picture.
     """
     points, middle = np.concatenate(loops), SPAN // 2
     if tilt:
@@ -150,8 +189,14 @@ def coverage(loops: list, tilt: int = 0):
     ends = ends[ends[:, 1] != ends[:, 3]]
     if not len(ends):
         return None
-    left, right = max(int(ends[:, 0].min()), 0) // UNIT, -(-min(int(ends[:, 0].max()), SPAN) // UNIT)
-    top, bottom = max(int(ends[:, 1].min()), 0) // UNIT, -(-min(int(ends[:, 1].max()), SPAN) // UNIT)
+    left, right = (
+        max(int(ends[:, 0].min()), 0) // UNIT,
+        -(-min(int(ends[:, 0].max()), SPAN) // UNIT),
+    )
+    top, bottom = (
+        max(int(ends[:, 1].min()), 0) // UNIT,
+        -(-min(int(ends[:, 1].max()), SPAN) // UNIT),
+    )
     if left >= right or top >= bottom:
         return None
     falling = ends[:, 3] > ends[:, 1]
@@ -166,7 +211,8 @@ def coverage(loops: list, tilt: int = 0):
     place = (row - top * UNIT) * (width + 1) + np.clip(crossing - left * UNIT, 0, width)
     winding = np.zeros(height * (width + 1), dtype=np.int16)
     np.add.at(winding, place, np.where(falling, np.int16(1), np.int16(-1))[edge])
-    winding = winding.cumsum(dtype=np.int16).reshape(height, width + 1)[:, :-1]  # every row sums to nought
+    # every row sums to nought
+    winding = winding.cumsum(dtype=np.int16).reshape(height, width + 1)[:, :-1]
     inside = (winding != 0).view(np.uint8).reshape(height // UNIT, UNIT, width)
     down = inside[:, 0] + inside[:, 1] + inside[:, 2] + inside[:, 3]
     cover = down[:, 0::4] + down[:, 1::4] + down[:, 2::4] + down[:, 3::4]
@@ -174,6 +220,7 @@ def coverage(loops: list, tilt: int = 0):
 
 
 # textures: (224, 224) int16 fields around zero, and colours spread over them
+
 
 @cache
 def _spline(cell: int) -> np.ndarray:
@@ -188,9 +235,9 @@ def noise(rng, cell: int, strength: int = 128) -> np.ndarray:
     count = -(-SIDE // cell)
     knots = rng.integers(-256, 257, (count + 3, count + 3)) << 6
     weights = _spline(cell)
-    tall = sum(weights[k][None, :, None] * knots[k:k + count, None, :] for k in range(4)) >> 14
+    tall = sum(weights[k][None, :, None] * knots[k : k + count, None, :] for k in range(4)) >> 14
     tall = tall.reshape(count * cell, count + 3)[:SIDE]
-    wide = sum(weights[k][None, None, :] * tall[:, k:k + count, None] for k in range(4)) >> 14
+    wide = sum(weights[k][None, None, :] * tall[:, k : k + count, None] for k in range(4)) >> 14
     return (wide.reshape(SIDE, -1)[:, :SIDE] * strength >> 13).astype(np.int16)
 
 
@@ -243,7 +290,9 @@ def relief(height: np.ndarray, light: tuple[int, int], gain: int) -> np.ndarray:
 
 
 def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tree crowns from above: (shade, tone), int16 fields; each crown is a lit dome of its own tone."""
+    """Tree crowns from above: (shade, tone), int16 fields; each crown is a lit dome of its own
+    tone.
+    """
     count = SIDE // cell + 3
     spots = rng.integers(0, cell * UNIT, (count, count, 2), dtype=np.int32)
     tones = rng.integers(-128, 129, (count, count), dtype=np.int32)
@@ -255,18 +304,31 @@ def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
         for dcol in range(3):
             row, col = axis // cell + drow, axis // cell + dcol
             at = np.ix_(row, col)
-            dx = axis[None, :] * UNIT + UNIT * cell - (col * cell * UNIT)[None, :] - spots[at][..., 0]
-            dy = axis[:, None] * UNIT + UNIT * cell - (row * cell * UNIT)[:, None] - spots[at][..., 1]
+            dx = (
+                axis[None, :] * UNIT
+                + UNIT * cell
+                - (col * cell * UNIT)[None, :]
+                - spots[at][..., 0]
+            )
+            dy = (
+                axis[:, None] * UNIT
+                + UNIT * cell
+                - (row * cell * UNIT)[:, None]
+                - spots[at][..., 1]
+            )
             apart = (dx * dx + dy * dy) * 16 // sizes[at]
             nearer = apart < best
             np.copyto(best, apart, where=nearer)
             np.copyto(tone, tones[at], where=nearer)
             np.copyto(slope, dx * light[0] + dy * light[1], where=nearer)
     dome = 400 - best * 3200 // (cell * UNIT) ** 2
-    return (np.clip(dome, -800, 400) - slope * 60 // (cell * UNIT)).astype(np.int16), tone.astype(np.int16)
+    return (np.clip(dome, -800, 400) - slope * 60 // (cell * UNIT)).astype(np.int16), tone.astype(
+        np.int16
+    )
 
 
 # canvas
+
 
 class Canvas:
     """A picture being painted.
@@ -293,12 +355,16 @@ class Canvas:
         self._item = -1
 
     def item(self, kind: str, colour: str = "", count: int = 1):
-        """What is painted inside belongs to a new object of that kind and named colour (`count` of them)."""
+        """What is painted inside belongs to a new object of that kind and named colour (`count` of
+        them).
+        """
         self.names.append((kind, colour, count))
         return self.again(len(self.names) - 1)
 
     def paint(self, loops: list, colour, strength: int = FULL):
-        """Fills the loops with a colour (3,) or texture (224, 224, 3); below full strength owners stay."""
+        """Fills the loops with a colour (3,) or texture (224, 224, 3); below full strength owners
+        stay.
+        """
         found = coverage(loops, self.tilt) if loops else None
         if found is None:
             return
@@ -313,7 +379,9 @@ class Canvas:
 
     def shadow(self, loops: list, height: int, depth: int = 9):
         """Darkens what the loops' shadow falls on; `height` in units."""
-        found = coverage(swept(loops, self.light[0] * height // 16, self.light[1] * height // 16), self.tilt)
+        found = coverage(
+            swept(loops, self.light[0] * height // 16, self.light[1] * height // 16), self.tilt
+        )
         if found is None:
             return
         rows, columns, cover = found
@@ -323,5 +391,7 @@ class Canvas:
 
     def lit(self, colour, direction: int) -> tuple[int, int, int]:
         """The colour of a roof that slopes down in the given direction: lighter towards the sun."""
-        towards = -int(COS[direction % 72] * self.light[0] + SIN[direction % 72] * self.light[1]) // 1024
+        towards = (
+            -int(COS[direction % 72] * self.light[0] + SIN[direction % 72] * self.light[1]) // 1024
+        )
         return tuple(min(255, max(0, int(c) * (64 + towards) // 64)) for c in colour)

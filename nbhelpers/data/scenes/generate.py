@@ -1,14 +1,16 @@
 """The built-in data set: aerial scenes drawn by code from a seed, with captions that say what was drawn.
 
-It is generated, not measured from space: no number obtained on it is comparable with a paper. The same seed
-gives the same pixels and captions on every machine. It has the vices of the field's sets on purpose:
+It is generated, not measured from space: no number obtained on it is comparable with a paper. The
+same seed gives the same pixels and captions on every machine. It has the vices of the field's sets
+on purpose:
 - repeated captions within an image and between images of a class;
-- near-duplicates: every class has an image that is another one taken again (same things at the same places,
-  other grain, brightness and wording): for a third of the classes both are in train, for a third one is in
-  val and one in test, for a third one in train and one in test;
-- the scene class as a prefix of the file name, one TIFF among PNGs, and files listed with another extension
-  than they have on disk.
+- near-duplicates: every class has an image that is another one taken again (same things at the same
+  places, other grain, brightness and wording): for a third of the classes both are in train, for a
+  third one is in val and one in test, for a third one in train and one in test;
+- the scene class as a prefix of the file name, one TIFF among PNGs, and files listed with another
+  extension than they have on disk.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,15 +33,17 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_folder
 
 CLASSES = tuple(sorted(RECIPES))
-SMALLEST = 16                       # pixels an object must show to be spoken of
-PERIOD = 20                         # splits and twins repeat after so many images of a class
+SMALLEST = 16  # pixels an object must show to be spoken of
+PERIOD = 20  # splits and twins repeat after so many images of a class
 VAL, TEST = (1, 8, 15), (2, 9, 16)  # places within the period; the others are train: 70/15/15
-TWINS = (4, 9, 17)                  # place of the image that repeats the one before it, by class number mod 3
+# place of the image that repeats the one before it, by class number mod 3
+TWINS = (4, 9, 17)
 
 
 @dataclass(frozen=True)
 class SceneSpec:
     """Which picture: scene class, number within the class (0, 1, ...), seed and world ("a" or "b")."""
+
     scene: str
     number: int
     seed: int = 0
@@ -69,6 +73,7 @@ class Object:
     centre  (x, y) of the pixels that show it
     mask    (224, 224) bool: the pixels that show it
     """
+
     kind: str
     colour: str
     count: int
@@ -86,7 +91,10 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One image: pixels (224, 224, 3) uint8, the objects in it, the facts told of them, five captions."""
+    """One image: pixels (224, 224, 3) uint8, the objects in it, the facts told of them, five
+    captions.
+    """
+
     spec: SceneSpec
     pixels: np.ndarray = field(repr=False)
     objects: list[Object] = field(repr=False)
@@ -101,7 +109,9 @@ class Scene:
     @cached_property
     def captions(self) -> list[str]:
         rng = _stream(self.spec, self.spec.number, 2)
-        return scene_captions.captions(self.spec.scene, self.told, self.around, rng, self.spec.world)
+        return scene_captions.captions(
+            self.spec.scene, self.told, self.around, rng, self.spec.world
+        )
 
 
 def _stream(spec: SceneSpec, number: int, purpose: int) -> np.random.Generator:
@@ -110,10 +120,15 @@ def _stream(spec: SceneSpec, number: int, purpose: int) -> np.random.Generator:
 
 
 def draw(spec: SceneSpec) -> Scene:
-    """Draws one scene. The finished page is turned and mirrored at random; the sun stays where it is."""
+    """Draws one scene.
+
+    The finished page is turned and mirrored at random; the sun stays where it is.
+    """
     if spec.scene not in CLASSES or spec.world not in WORLDS:
-        raise UserError(f"There is no scene '{spec.scene}' in world '{spec.world}'; the worlds are "
-                        f"{', '.join(WORLDS)}, the scenes {', '.join(CLASSES)}.")
+        raise UserError(
+            f"There is no scene '{spec.scene}' in world '{spec.world}'; the worlds are "
+            f"{', '.join(WORLDS)}, the scenes {', '.join(CLASSES)}."
+        )
     layout = _stream(spec, spec.number if spec.twin_of is None else spec.twin_of, 0)
     world = WORLDS[spec.world]
     light = world.light[int(layout.integers(len(world.light)))]
@@ -137,12 +152,24 @@ def _objects(names: list[tuple[str, str, int]], owner: np.ndarray) -> list[Objec
     rows, columns = rows[order], columns[order]
     numbers, first = np.unique(owner[rows, columns], return_index=True)
     objects = []
-    for number, y, x in zip(numbers.tolist(), np.split(rows, first[1:]), np.split(columns, first[1:])):
+    for number, y, x in zip(
+        numbers.tolist(), np.split(rows, first[1:]), np.split(columns, first[1:]), strict=True
+    ):
         if len(x) >= SMALLEST:
-            left, top, right, bottom = int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
-            objects.append(Object(*names[number], (left, top, right, bottom),
-                                  (int(x.sum()) // len(x), int(y.sum()) // len(y)),
-                                  owner[top:bottom, left:right] == number))
+            left, top, right, bottom = (
+                int(x.min()),
+                int(y.min()),
+                int(x.max()) + 1,
+                int(y.max()) + 1,
+            )
+            objects.append(
+                Object(
+                    *names[number],
+                    (left, top, right, bottom),
+                    (int(x.sum()) // len(x), int(y.sum()) // len(y)),
+                    owner[top:bottom, left:right] == number,
+                )
+            )
     return objects
 
 
@@ -153,10 +180,13 @@ def specs(count: int = 600, seed: int = 0, world: str = "a") -> list[SceneSpec]:
     """
     if count < 3:
         raise UserError(f"{count} images are too few for three splits; ask for 3 or more.")
-    classes = CLASSES[:count // 3]
+    classes = CLASSES[: count // 3]
     share, more = divmod(count, len(classes))
-    return [SceneSpec(scene, number, seed, world) for k, scene in enumerate(classes)
-            for number in range(share + (k < more))]
+    return [
+        SceneSpec(scene, number, seed, world)
+        for k, scene in enumerate(classes)
+        for number in range(share + (k < more))
+    ]
 
 
 def generate(count: int = 600, seed: int = 0, world: str = "a") -> Iterator[Scene]:
@@ -178,9 +208,9 @@ def fingerprint() -> str:
 def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: str = "a") -> Path:
     """Writes `images/` and a caption file `dataset_scenes.json` (Karpathy layout); returns the caption file.
 
-    A folder that holds just this set stays as it is, an outdated one is replaced, anything else is refused.
-    The caption file names the generator's version, seed and world. The first image is a TIFF; the second
-    image of every fifth class is listed as .tif but lies there as .png.
+    A folder that holds just this set stays as it is, an outdated one is replaced, anything else is
+    refused. The caption file names the generator's version, seed and world. The first image is a
+    TIFF; the second image of every fifth class is listed as .tif but lies there as .png.
     """
     folder = Path(folder)
     listing = folder / "dataset_scenes.json"
@@ -189,11 +219,15 @@ def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: st
         if _made_by(listing) == made_by:
             return listing
         if _made_by(listing) is None:
-            raise UserError(f"{folder} holds files that are not a generated data set; choose another folder.")
+            raise UserError(
+                f"{folder} holds files that are not a generated data set; choose another folder."
+            )
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
-        images = [_write_image(temporary / "images", scene, number)
-                  for number, scene in enumerate(generate(count, seed, world))]
+        images = [
+            _write_image(temporary / "images", scene, number)
+            for number, scene in enumerate(generate(count, seed, world))
+        ]
         text = json.dumps({"dataset": "scenes", **made_by, "images": images}, indent=1)
         (temporary / listing.name).write_text(text, encoding="utf-8")
         if folder.exists() and _made_by(listing) != made_by:
@@ -217,7 +251,19 @@ def _write_image(folder: Path, scene: Scene, number: int) -> dict:
     Image.fromarray(scene.pixels).save(folder / (spec.name + suffix), compress_level=1)
     if spec.number == 1 and CLASSES.index(spec.scene) % 5 == 0:
         suffix = ".tif"
-    sentences = [{"raw": text, "tokens": re.findall(r"[a-z-]+", text.lower()), "imgid": number,
-                  "sentid": 5 * number + k} for k, text in enumerate(scene.captions)]
-    return {"filename": spec.name + suffix, "imgid": number, "split": spec.split,
-            "sentids": [sentence["sentid"] for sentence in sentences], "sentences": sentences}
+    sentences = [
+        {
+            "raw": text,
+            "tokens": re.findall(r"[a-z-]+", text.lower()),
+            "imgid": number,
+            "sentid": 5 * number + k,
+        }
+        for k, text in enumerate(scene.captions)
+    ]
+    return {
+        "filename": spec.name + suffix,
+        "imgid": number,
+        "split": spec.split,
+        "sentids": [sentence["sentid"] for sentence in sentences],
+        "sentences": sentences,
+    }

@@ -1,4 +1,7 @@
-"""What is said about a generated scene: counts, colours and places of what was drawn, in short sentences."""
+"""What is said about a generated scene: counts, colours and places of what was drawn, in short
+sentences.
+"""
+
 from __future__ import annotations
 
 import re
@@ -7,26 +10,72 @@ from dataclasses import dataclass
 import numpy as np
 
 NAMES = {
-    "airport": "airport", "bareland": "piece of bare land", "baseballfield": "baseball field",
-    "beach": "beach", "bridge": "bridge", "center": "civic center", "church": "church",
-    "commercial": "commercial area", "denseresidential": "dense residential area", "desert": "desert",
-    "farmland": "piece of farmland", "forest": "forest", "industrial": "industrial area",
-    "meadow": "meadow", "mediumresidential": "medium residential area", "mountain": "mountain area",
-    "park": "park", "parking": "parking lot", "playground": "playground", "pond": "pond", "port": "port",
-    "railwaystation": "railway station", "resort": "resort", "river": "river", "school": "school",
-    "sparseresidential": "sparse residential area", "square": "square", "stadium": "stadium",
-    "storagetanks": "storage tank area", "viaduct": "viaduct"}
+    "airport": "airport",
+    "bareland": "piece of bare land",
+    "baseballfield": "baseball field",
+    "beach": "beach",
+    "bridge": "bridge",
+    "center": "civic center",
+    "church": "church",
+    "commercial": "commercial area",
+    "denseresidential": "dense residential area",
+    "desert": "desert",
+    "farmland": "piece of farmland",
+    "forest": "forest",
+    "industrial": "industrial area",
+    "meadow": "meadow",
+    "mediumresidential": "medium residential area",
+    "mountain": "mountain area",
+    "park": "park",
+    "parking": "parking lot",
+    "playground": "playground",
+    "pond": "pond",
+    "port": "port",
+    "railwaystation": "railway station",
+    "resort": "resort",
+    "river": "river",
+    "school": "school",
+    "sparseresidential": "sparse residential area",
+    "square": "square",
+    "stadium": "stadium",
+    "storagetanks": "storage tank area",
+    "viaduct": "viaduct",
+}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PLURALS = {"church": "churches", "bush": "bushes", "sheep": "sheep"}
-ROOFED = {"house", "villa", "building", "factory building", "hangar", "platform", "station building"}
+ROOFED = {
+    "house",
+    "villa",
+    "building",
+    "factory building",
+    "hangar",
+    "platform",
+    "station building",
+}
 MASSES = {"sea"}
 AT = {"beach"}
 # kinds that are the scene itself: other things lie near them, not in them, save for those INSIDE
-SELVES = {"baseball field", "bridge", "church", "pond", "river", "playground", "stadium", "storage tank",
-          "viaduct", "tall building", "factory building", "mountain"}
-INSIDE = {"stadium": ("football field", "stand"), "playground": ("football field",), "bridge": ("river",),
-          "river": ("bridge", "island")}
-NEAR, FAR = 75, 149   # pixels: a third of the picture
+SELVES = {
+    "baseball field",
+    "bridge",
+    "church",
+    "pond",
+    "river",
+    "playground",
+    "stadium",
+    "storage tank",
+    "viaduct",
+    "tall building",
+    "factory building",
+    "mountain",
+}
+INSIDE = {
+    "stadium": ("football field", "stand"),
+    "playground": ("football field",),
+    "bridge": ("river",),
+    "river": ("bridge", "island"),
+}
+NEAR, FAR = 75, 149  # pixels: a third of the picture
 # "parked near the terminal", to which "on the left side" may be added
 ACTION = re.compile(r"(?!surrounded|covered)\w+(ed|ing) (?!.*side by side)")
 
@@ -37,6 +86,7 @@ class Told:
 
     kind, objects   what it is about; masks and boxes are those of the objects
     """
+
     kind: str
     objects: tuple
     noun: str
@@ -53,8 +103,9 @@ def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def noun_phrase(kind: str, count: int, colour: str = "", having: str = "",
-                amount: str = "") -> tuple[str, str]:
+def noun_phrase(
+    kind: str, count: int, colour: str = "", having: str = "", amount: str = ""
+) -> tuple[str, str]:
     """("three houses with red roofs", "are"): what there is, and the verb that goes with it."""
     single = (count == 1 and not amount) or kind in MASSES
     words = kind if single else plural(kind)
@@ -75,7 +126,9 @@ def noun_phrase(kind: str, count: int, colour: str = "", having: str = "",
     return f"{NUMBERS[count] if count < len(NUMBERS) else 'many'} {words}", "are"
 
 
-def place_of(centres: list[tuple[int, int]], box: tuple[int, int, int, int], alone: bool = False) -> str:
+def place_of(
+    centres: list[tuple[int, int]], box: tuple[int, int, int, int], alone: bool = False
+) -> str:
     """Where things lie, "" if all over: centres (x, y) of each, (left, top, right, bottom) of all together.
 
     Only a thing that is alone may be large and still lie in the middle.
@@ -96,7 +149,10 @@ def place_of(centres: list[tuple[int, int]], box: tuple[int, int, int, int], alo
 
 
 def tell(facts, objects) -> list[Told]:
-    """The facts whose objects can be seen, in words. Objects need kind, colour, count, box and centre."""
+    """The facts whose objects can be seen, in words.
+
+    Objects need kind, colour, count, box and centre.
+    """
     told = []
     for fact in facts:
         seen = [o for o in objects if o.kind == fact.kind and fact.colour in ("", o.colour)]
@@ -121,16 +177,24 @@ def _whole(name: str, told: list[Told]) -> str:
 
 
 def _field_sentences(scene: str, told: list[Told], around: str, rng):
-    """Sentences in the field's style: (about the main thing, about the rest, that fit any such scene)."""
+    """Sentences in the field's style: (about the main thing, about the rest, that fit any such
+    scene).
+    """
     name = NAMES[scene]
     at = "at" if scene in AT else "in"
-    main, rest, plain = [], [], [f"this is {article(name)}", f"it is {article(name)} seen from above"]
+    main, rest, plain = (
+        [],
+        [],
+        [f"this is {article(name)}", f"it is {article(name)} seen from above"],
+    )
     if around:
         rest.append(f"{_whole(name, told)} {around}")
     for k, t in enumerate(told):
         pool = main if k == 0 else rest
         for where in [t.does, t.place] if t.place else [t.does]:
-            there = not t.noun.startswith("the ") and (k > 0 or where == t.place) and rng.integers(2)
+            there = (
+                not t.noun.startswith("the ") and (k > 0 or where == t.place) and rng.integers(2)
+            )
             pool.append(f"there {t.be} {t.noun} {where}" if there else f"{t.noun} {t.be} {where}")
         if t.place and ACTION.match(t.does):
             pool.append(f"{t.noun} {t.be} {t.does} {t.place}")
@@ -156,8 +220,11 @@ def _other_sentences(scene: str, told: list[Told], around: str, rng):
             seen = f"{t.noun} can be seen {t.place}"
             pool.append(f"{t.place} {t.be} {t.noun}" if rng.integers(2) else seen)
     for other in told[1:]:
-        main.append(f"besides {told[0].noun} we also see {other.noun}" if rng.integers(2) else
-                    f"{told[0].noun} and {other.noun} appear in this photo of {article(name)}")
+        main.append(
+            f"besides {told[0].noun} we also see {other.noun}"
+            if rng.integers(2)
+            else f"{told[0].noun} and {other.noun} appear in this photo of {article(name)}"
+        )
     return main, rest, plain, lambda text: text[0].upper() + text[1:] + "."
 
 
@@ -165,7 +232,10 @@ GRAMMARS = {"a": _field_sentences, "b": _other_sentences}
 
 
 def captions(scene: str, told: list[Told], around: str, rng, world: str) -> list[str]:
-    """Five captions. A quarter of the images repeat themselves, some sentences fit the whole class."""
+    """Five captions.
+
+    A quarter of the images repeat themselves, some sentences fit the whole class.
+    """
     main, rest, plain, write = GRAMMARS[world](scene, told, around, rng)
     main, rest = ([pool[k] for k in rng.permutation(len(pool)).tolist()] for pool in (main, rest))
     chosen = main[:2] + rest[:3] + main[2:] + rest[3:]
@@ -173,5 +243,5 @@ def captions(scene: str, told: list[Told], around: str, rng, world: str) -> list
         chosen = chosen[:4] + [plain[int(rng.integers(len(plain)))]]
     chosen = list(dict.fromkeys(chosen))[:5]
     if rng.integers(4) == 0:
-        chosen = chosen[:int(rng.integers(1, 4))]
+        chosen = chosen[: int(rng.integers(1, 4))]
     return [write(chosen[k * len(chosen) // 5]) for k in range(5)]

@@ -1,4 +1,7 @@
-"""What the generated scenes are made of: a stage to draw on, and houses, trees, roads, cars, boats ..."""
+"""What the generated scenes are made of: a stage to draw on, and houses, trees, roads, cars, boats
+...
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -32,36 +35,95 @@ from nbhelpers.data.scenes.drawing import (
 MIDDLE = SPAN // 2
 
 # how rough each surface is: large-scale and pixel-scale strength, sixteenths
-ROUGH = {"grass": (26, 14), "meadow": (22, 10), "dry": (26, 14), "soil": (30, 14), "sand": (14, 8),
-         "water": (8, 4), "deep": (12, 4), "shallow": (10, 4), "asphalt": (10, 6), "concrete": (10, 6),
-         "paving": (10, 8), "tree": (30, 26), "crop": (12, 12), "gravel": (16, 16), "pool": (6, 5)}
+ROUGH = {
+    "grass": (26, 14),
+    "meadow": (22, 10),
+    "dry": (26, 14),
+    "soil": (30, 14),
+    "sand": (14, 8),
+    "water": (8, 4),
+    "deep": (12, 4),
+    "shallow": (10, 4),
+    "asphalt": (10, 6),
+    "concrete": (10, 6),
+    "paving": (10, 8),
+    "tree": (30, 26),
+    "crop": (12, 12),
+    "gravel": (16, 16),
+    "pool": (6, 5),
+}
 
 
 @dataclass(frozen=True)
 class World:
     """A palette and a sun. light: the way shadows fall, sixteenths of the height."""
+
     light: tuple
     surfaces: dict
     colours: dict
 
 
 WORLDS = {
-    "a": World(((12, 8), (10, 10), (8, 12)), {
-        "grass": (108, 130, 76), "meadow": (132, 154, 88), "dry": (158, 150, 104), "soil": (166, 134, 100),
-        "sand": (226, 206, 164), "water": (58, 92, 104), "deep": (26, 74, 112), "shallow": (108, 178, 178),
-        "asphalt": (116, 116, 118), "concrete": (186, 182, 172), "paving": (204, 194, 176),
-        "tree": (58, 88, 48), "gravel": (150, 138, 124), "pool": (88, 190, 214)},
-        {"white": (226, 226, 220), "grey": (150, 152, 156), "red": (180, 60, 48), "orange": (218, 136, 66),
-         "yellow": (230, 200, 84), "brown": (122, 86, 62), "green": (76, 124, 72), "blue": (58, 106, 182),
-         "black": (44, 46, 50)}),
-    "b": World(((-12, 8), (-10, 10), (-8, 12)), {
-        "grass": (124, 130, 68), "meadow": (150, 156, 84), "dry": (180, 158, 106), "soil": (150, 106, 76),
-        "sand": (236, 222, 192), "water": (70, 84, 92), "deep": (40, 82, 92), "shallow": (136, 184, 160),
-        "asphalt": (98, 96, 102), "concrete": (170, 168, 170), "paving": (188, 172, 158),
-        "tree": (84, 90, 40), "gravel": (136, 122, 108), "pool": (112, 204, 206)},
-        {"white": (246, 242, 234), "grey": (138, 138, 146), "red": (196, 74, 64), "orange": (226, 150, 86),
-         "yellow": (238, 212, 110), "brown": (106, 76, 60), "green": (94, 130, 64), "blue": (76, 120, 170),
-         "black": (36, 36, 44)}),
+    "a": World(
+        ((12, 8), (10, 10), (8, 12)),
+        {
+            "grass": (108, 130, 76),
+            "meadow": (132, 154, 88),
+            "dry": (158, 150, 104),
+            "soil": (166, 134, 100),
+            "sand": (226, 206, 164),
+            "water": (58, 92, 104),
+            "deep": (26, 74, 112),
+            "shallow": (108, 178, 178),
+            "asphalt": (116, 116, 118),
+            "concrete": (186, 182, 172),
+            "paving": (204, 194, 176),
+            "tree": (58, 88, 48),
+            "gravel": (150, 138, 124),
+            "pool": (88, 190, 214),
+        },
+        {
+            "white": (226, 226, 220),
+            "grey": (150, 152, 156),
+            "red": (180, 60, 48),
+            "orange": (218, 136, 66),
+            "yellow": (230, 200, 84),
+            "brown": (122, 86, 62),
+            "green": (76, 124, 72),
+            "blue": (58, 106, 182),
+            "black": (44, 46, 50),
+        },
+    ),
+    "b": World(
+        ((-12, 8), (-10, 10), (-8, 12)),
+        {
+            "grass": (124, 130, 68),
+            "meadow": (150, 156, 84),
+            "dry": (180, 158, 106),
+            "soil": (150, 106, 76),
+            "sand": (236, 222, 192),
+            "water": (70, 84, 92),
+            "deep": (40, 82, 92),
+            "shallow": (136, 184, 160),
+            "asphalt": (98, 96, 102),
+            "concrete": (170, 168, 170),
+            "paving": (188, 172, 158),
+            "tree": (84, 90, 40),
+            "gravel": (136, 122, 108),
+            "pool": (112, 204, 206),
+        },
+        {
+            "white": (246, 242, 234),
+            "grey": (138, 138, 146),
+            "red": (196, 74, 64),
+            "orange": (226, 150, 86),
+            "yellow": (238, 212, 110),
+            "brown": (106, 76, 60),
+            "green": (94, 130, 64),
+            "blue": (76, 120, 170),
+            "black": (36, 36, 44),
+        },
+    ),
 }
 
 
@@ -73,6 +135,7 @@ class Fact:
     having  goes with the noun: "with a tall tower"
     amount  replaces the counted number: "many", "the"
     """
+
     kind: str
     does: str
     colour: str = ""
@@ -83,7 +146,11 @@ class Fact:
 
 @dataclass
 class Stage:
-    """One scene in the making. `rng` lays things out, `grain` roughens surfaces (twins differ in it)."""
+    """One scene in the making.
+
+    `rng` lays things out, `grain` roughens surfaces (twins differ in it).
+    """
+
     world: World
     rng: np.random.Generator
     grain: np.random.Generator
@@ -148,12 +215,13 @@ class Stage:
 
     def take_line(self, points, radius: int):
         points = np.asarray(points)
-        for a, b in zip(points[:-1], points[1:]):
+        for a, b in zip(points[:-1], points[1:], strict=False):
             steps = int(np.abs(b - a).max()) // max(radius, 1) + 1
             self.taken += [(*(a + (b - a) * t // steps).tolist(), radius) for t in range(steps + 1)]
 
-    def spots(self, count: int, radius: int, box=(0, 0, SPAN, SPAN), whole: bool = True,
-              tries: int = 40) -> list:
+    def spots(
+        self, count: int, radius: int, box=(0, 0, SPAN, SPAN), whole: bool = True, tries: int = 40
+    ) -> list:
         """Up to `count` free places (x, y) for things of that radius inside the box, which are then taken.
 
         `whole`: nothing may stick out of the picture.
@@ -174,14 +242,21 @@ class Stage:
         self.facts.append(Fact(kind, does, colour, **more))
 
     def finish(self) -> np.ndarray:
-        """(224, 224, 3) uint8: the picture as taken from high above: a little soft, pale and grainy."""
+        """(224, 224, 3) uint8: the picture as taken from high above: a little soft, pale and
+        grainy.
+        """
         p = np.clip(self.canvas.pixels, 0, 255).astype(np.int32)
         padded = np.pad(p, ((1, 1), (1, 1), (0, 0)), mode="edge")
-        p = (10 * p + padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2]) * 37 >> 9
+        p = (
+            10 * p + padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2]
+        ) * 37 >> 9
         grey = (5 * p[..., :1] + 9 * p[..., 1:2] + 2 * p[..., 2:]) >> 4
         p = p + ((grey - p) * 3 >> 4)
-        dust = (self.grain.integers(-4, 5, (SIDE, SIDE, 1)) + self.grain.integers(-2, 3, (SIDE, SIDE, 3))
-                + self.grain.integers(-5, 6))
+        dust = (
+            self.grain.integers(-4, 5, (SIDE, SIDE, 1))
+            + self.grain.integers(-2, 3, (SIDE, SIDE, 3))
+            + self.grain.integers(-5, 6)
+        )
         return np.clip(p + dust + (6, 7, 9), 0, 255).astype(np.uint8)
 
     # plants
@@ -199,18 +274,32 @@ class Stage:
         self.canvas.shadow(shapes, max(r for _, _, r in spots), 8)
         with self.canvas.item("tree", "green", sum(self.inside(x, y, 0) for x, y, _ in spots)):
             self.canvas.paint(shapes, dark)
-            self.canvas.paint([blob(x - lx * r // 72, y - ly * r // 72, r * 3 // 4, self.rng, 4, 9)[0]
-                               for x, y, r in spots], mid)
-            self.canvas.paint([blob(x - lx * r // 36, y - ly * r // 36, r * 7 // 16, self.rng, 5, 9)[0]
-                               for x, y, r in spots], light)
+            self.canvas.paint(
+                [
+                    blob(x - lx * r // 72, y - ly * r // 72, r * 3 // 4, self.rng, 4, 9)[0]
+                    for x, y, r in spots
+                ],
+                mid,
+            )
+            self.canvas.paint(
+                [
+                    blob(x - lx * r // 36, y - ly * r // 36, r * 7 // 16, self.rng, 5, 9)[0]
+                    for x, y, r in spots
+                ],
+                light,
+            )
 
     def shade(self, colour, by: int) -> tuple:
         return tuple(min(255, max(0, c + by)) for c in self.rgb(colour))
 
-    def scatter_trees(self, count: int, low: int = 16, high: int = 30, box=(-20, -20, SPAN + 20, SPAN + 20)):
+    def scatter_trees(
+        self, count: int, low: int = 16, high: int = 30, box=(-20, -20, SPAN + 20, SPAN + 20)
+    ):
         """Up to `count` trees wherever there is room."""
         sizes = [self.r(low, high) for _ in range(count)]
-        self.trees([(x, y, r) for r in sizes for x, y in self.spots(1, r, box, whole=False, tries=12)])
+        self.trees(
+            [(x, y, r) for r in sizes for x, y in self.spots(1, r, box, whole=False, tries=12)]
+        )
 
     def grove(self, loops: list, cell: int = 8):
         """The loops filled with closed woodland."""
@@ -222,7 +311,9 @@ class Stage:
         key = ("canopy", cell, colour)
         if key not in self.made:
             shade, tone = crowns(self.rng, cell, self.canvas.light)
-            self.made[key] = tint(self.shade(colour, 6), shade + tone * 2 + self.rough + (self.fine >> 1))
+            self.made[key] = tint(
+                self.shade(colour, 6), shade + tone * 2 + self.rough + (self.fine >> 1)
+            )
         return self.made[key]
 
     # ways
@@ -260,12 +351,20 @@ class Stage:
             glass = [turn(pane, d, x, y) for x, y, d in spots for pane in panes]
             self.canvas.paint(glass, (50, 58, 68) if colour != "black" else (120, 130, 140), 13)
 
-    def drive(self, points, offset: int, count: int, colours=("white", "red", "blue", "black", "grey"),
-              gap: int = 70):
-        """Up to `count` cars on the lane `offset` units to the right of the points, whole on the picture."""
+    def drive(
+        self,
+        points,
+        offset: int,
+        count: int,
+        colours=("white", "red", "blue", "black", "grey"),
+        gap: int = 70,
+    ):
+        """Up to `count` cars on the lane `offset` units to the right of the points, whole on the
+        picture.
+        """
         points = beside(points, offset)
         ways = []
-        for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist()):
+        for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
             length = max(abs(x1 - x0), abs(y1 - y0))
             for t in range(gap // 2, length, gap):
                 x, y = x0 + (x1 - x0) * t // length, y0 + (y1 - y0) * t // length
@@ -275,26 +374,50 @@ class Stage:
             self.car(*ways[k], self.pick(*colours))
 
     # buildings
-    def house(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str,
-              kind: str = "house", height: int = 26):
+    def house(
+        self,
+        x: int,
+        y: int,
+        half_width: int,
+        half_height: int,
+        direction: int,
+        colour: str,
+        kind: str = "house",
+        height: int = 26,
+    ):
         """A hipped roof, its ridge along the longer side."""
         if half_width < half_height:
             half_width, half_height, direction = half_height, half_width, direction + 18
         w, h = half_width, half_height
         corners = [(-w, -h), (w, -h), (w, h), (-w, h)]
         left, right = (-w + h * 3 // 4, 0), (w - h * 3 // 4, 0)
-        facets = [((corners[0], corners[1], right, left), 54), ((corners[1], corners[2], right), 0),
-                  ((corners[2], corners[3], left, right), 18), ((corners[3], corners[0], left), 36)]
+        facets = [
+            ((corners[0], corners[1], right, left), 54),
+            ((corners[1], corners[2], right), 0),
+            ((corners[2], corners[3], left, right), 18),
+            ((corners[3], corners[0], left), 36),
+        ]
         self.canvas.shadow(rect(x, y, w, h, direction), height)
         with self.canvas.item(kind, colour):
             self.canvas.paint(rect(x, y, w, h, direction), self.rgb(colour))
             for points, way in facets:
                 shade = self.canvas.lit(self.rgb(colour), way + direction)
                 self.canvas.paint(polygon(points, direction, x, y), shade)
-            self.canvas.paint(band(turn([left, right], direction, x, y), 3), self.shade(colour, 30), 10)
+            self.canvas.paint(
+                band(turn([left, right], direction, x, y), 3), self.shade(colour, 30), 10
+            )
 
-    def block(self, x: int, y: int, half_width: int, half_height: int, colour: str, kind: str = "building",
-              height: int = 60, clutter: int = 3):
+    def block(
+        self,
+        x: int,
+        y: int,
+        half_width: int,
+        half_height: int,
+        colour: str,
+        kind: str = "building",
+        height: int = 60,
+        clutter: int = 3,
+    ):
         """A flat roof with a parapet and some machines on it."""
         self.canvas.shadow(rect(x, y, half_width, half_height), height)
         with self.canvas.item(kind, colour):
@@ -302,14 +425,27 @@ class Stage:
 
     def flat_roof(self, x: int, y: int, w: int, h: int, colour: str, clutter: int):
         self.canvas.paint(rect(x, y, w, h), self.shade(colour, 16))
-        self.canvas.paint(rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6)))
+        self.canvas.paint(
+            rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6))
+        )
         for _ in range(clutter):
-            box = rect(x + self.r(-w, w) * 5 // 8, y + self.r(-h, h) * 5 // 8, self.r(6, 14), self.r(5, 10))
+            box = rect(
+                x + self.r(-w, w) * 5 // 8, y + self.r(-h, h) * 5 // 8, self.r(6, 14), self.r(5, 10)
+            )
             self.canvas.shadow(box, 12)
             self.canvas.paint(box, self.shade(colour, 22 if self.chance(50) else -34))
 
-    def shed(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str,
-             kind: str = "building", height: int = 40):
+    def shed(
+        self,
+        x: int,
+        y: int,
+        half_width: int,
+        half_height: int,
+        direction: int,
+        colour: str,
+        kind: str = "building",
+        height: int = 40,
+    ):
         """A long ribbed metal roof in two slopes."""
         w, h = half_width, half_height
         self.canvas.shadow(rect(x, y, w, h, direction), height)
@@ -317,15 +453,22 @@ class Stage:
             for side, way in ((-1, 54), (1, 18)):
                 half = polygon([(-w, 0), (w, 0), (w, side * h), (-w, side * h)], direction, x, y)
                 self.canvas.paint(half, self.canvas.lit(self.rgb(colour), way + direction))
-            ribs = [turn([(k, -h), (k + 4, -h), (k + 4, h), (k, h)], direction, x, y)
-                    for k in range(-w + 10, w - 6, 16)]
+            ribs = [
+                turn([(k, -h), (k + 4, -h), (k + 4, h), (k, h)], direction, x, y)
+                for k in range(-w + 10, w - 6, 16)
+            ]
             self.canvas.paint(ribs, self.shade(colour, -40), 5)
-            vents = [loop for k in range(-w + 40, w - 20, 72)
-                     for loop in rect(*turn([(k, 0)], direction, x, y)[0].tolist(), 8, 5, direction)]
+            vents = [
+                loop
+                for k in range(-w + 40, w - 20, 72)
+                for loop in rect(*turn([(k, 0)], direction, x, y)[0].tolist(), 8, 5, direction)
+            ]
             self.canvas.paint(vents, self.shade(colour, 30), 13)
 
     # water
-    def water(self, loops: list, kind: str, colour: str = "", surface="water", shore="soil", rim: int = 6):
+    def water(
+        self, loops: list, kind: str, colour: str = "", surface="water", shore="soil", rim: int = 6
+    ):
         """A body of water with a shore; the shore is painted slightly wider than the water."""
         if shore:
             for loop in loops:
@@ -338,7 +481,9 @@ class Stage:
                 deeper = [(loops[0] - middle) * size // 16 + middle]
                 self.canvas.paint(deeper, self.surface("water", self.shade(surface, size - 22)), 9)
 
-    def pool(self, x: int, y: int, half_width: int, half_height: int, direction: int, free: bool = False):
+    def pool(
+        self, x: int, y: int, half_width: int, half_height: int, direction: int, free: bool = False
+    ):
         """A swimming pool: a free shape or a rectangle, with a pale edge."""
         if free:
             outer = blob(x, y, half_width, self.rng, 4, 7)
@@ -356,14 +501,19 @@ class Stage:
 
         def at(points):
             return [turn([(a * n // 32, b * n // 32) for a, b in points], direction, x, y)]
+
         if wake:
-            self.canvas.paint(at([(-30, -6), (-30, 6), (-96, 26), (-96, -26)]), self.rgb("white"), 4)
+            self.canvas.paint(
+                at([(-30, -6), (-30, 6), (-96, 26), (-96, -26)]), self.rgb("white"), 4
+            )
             self.canvas.paint(at([(-30, -5), (-30, 5), (-80, 9), (-80, -9)]), self.rgb("white"), 7)
         hull = at([(32, 0), (22, 7), (4, 10), (-28, 9), (-31, 0), (-28, -9), (4, -10), (22, -7)])
         self.canvas.shadow(hull, 8, 7)
         with self.canvas.item("boat", colour):
             self.canvas.paint(hull, self.rgb(colour))
-            self.canvas.paint(at([(2, 5), (-20, 5), (-20, -5), (2, -5)]), self.shade(colour, -36), 12)
+            self.canvas.paint(
+                at([(2, 5), (-20, 5), (-20, -5), (2, -5)]), self.shade(colour, -36), 12
+            )
             self.canvas.paint(at([(10, 4), (3, 5), (3, -5), (10, -4)]), (60, 70, 80), 12)
 
     # sport
@@ -372,15 +522,27 @@ class Stage:
 
     def frame(self, x, y, w, h, direction, width: int = 3) -> list:
         """Loops of a rectangle's outline."""
-        return band(turn([(-w, -h), (w, -h), (w, h), (-w, h), (-w, -h)], direction, x, y), width, True)
+        return band(
+            turn([(-w, -h), (w, -h), (w, h), (-w, h), (-w, -h)], direction, x, y), width, True
+        )
 
-    def court(self, x: int, y: int, half_width: int, half_height: int, direction: int, colour: str,
-              kind: str):
+    def court(
+        self,
+        x: int,
+        y: int,
+        half_width: int,
+        half_height: int,
+        direction: int,
+        colour: str,
+        kind: str,
+    ):
         """A tennis or basketball court with its lines."""
         w, h = half_width, half_height
         with self.canvas.item(kind, colour):
             self.canvas.paint(rect(x, y, w, h, direction), self.surface("concrete", colour))
-            self.canvas.paint(rect(x, y, w * 3 // 4, h * 3 // 4, direction), self.shade(colour, 16), 9)
+            self.canvas.paint(
+                rect(x, y, w * 3 // 4, h * 3 // 4, direction), self.shade(colour, 16), 9
+            )
             self.lines(self.frame(x, y, w * 3 // 4, h * 3 // 4, direction))
             self.lines(band(turn([(0, -h * 3 // 4), (0, h * 3 // 4)], direction, x, y), 3))
             if kind == "basketball court":
@@ -396,10 +558,13 @@ class Stage:
     def pitch(self, x: int, y: int, half_width: int, half_height: int, direction: int = 0):
         """A football field: mown stripes, white lines, goals."""
         w, h = half_width, half_height
-        mown = self.surface("grass", (92, 142, 72), stripes(direction + self.tilt, max(w // 4, 24), 70))
+        mown = self.surface(
+            "grass", (92, 142, 72), stripes(direction + self.tilt, max(w // 4, 24), 70)
+        )
 
         def at(points):
             return turn(points, direction, x, y)
+
         with self.canvas.item("football field", "green"):
             self.canvas.paint(rect(x, y, w, h, direction), mown)
             a, b = w - 10, h - 10
@@ -409,7 +574,9 @@ class Stage:
             for side in (-1, 1):
                 for depth, half in ((a // 5, b // 2), (a // 12, b // 4)):
                     inner, outer = side * (a - depth), side * a
-                    self.lines(band(at([(outer, -half), (inner, -half), (inner, half), (outer, half)]), 3))
+                    self.lines(
+                        band(at([(outer, -half), (inner, -half), (inner, half), (outer, half)]), 3)
+                    )
 
 
 def heading(dx: int, dy: int) -> int:
@@ -421,7 +588,9 @@ def oval(x: int, y: int, half_length: int, radius: int, direction: int = 0) -> l
     """Two half circles joined by straights: a running track."""
     k = np.arange(72)
     shift = np.where((k <= 18) | (k >= 54), half_length, -half_length)
-    return polygon(np.stack([(COS * radius >> 10) + shift, SIN * radius >> 10], axis=1), direction, x, y)
+    return polygon(
+        np.stack([(COS * radius >> 10) + shift, SIN * radius >> 10], axis=1), direction, x, y
+    )
 
 
 def wavy(stage: Stage, start: int, end: int, sway: int, knots: int = 5) -> np.ndarray:

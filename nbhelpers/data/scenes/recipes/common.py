@@ -1,7 +1,9 @@
 """What several recipes share: page, palettes, sentences about groups, houses around, and a few things.
 
-The page runs from 0 to 896 units; backgrounds reach from LOW to HIGH because a tilted page shows its corners.
+The page runs from 0 to 896 units; backgrounds reach from LOW to HIGH because a tilted page shows
+its corners.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -13,10 +15,24 @@ LOW, HIGH = -190, SPAN + 190
 PAGE = (0, 0, SPAN, SPAN)
 ROOFS = ("red", "grey", "orange", "brown", "white", "blue")
 CARS = ("white", "red", "blue", "black", "grey", "yellow")
-POND = {"green": (92, 134, 92), "blue": (70, 122, 158), "brown": (134, 112, 82), "dark": (44, 60, 62)}
-CROPS = {"green": (104, 150, 70), "dark green": (68, 102, 60), "yellow": (214, 188, 92),
-         "brown": (150, 112, 80)}
-GROUND = {"grass": "green grass", "meadow": "green meadows", "dry": "yellow grass", "soil": "bare land"}
+POND = {
+    "green": (92, 134, 92),
+    "blue": (70, 122, 158),
+    "brown": (134, 112, 82),
+    "dark": (44, 60, 62),
+}
+CROPS = {
+    "green": (104, 150, 70),
+    "dark green": (68, 102, 60),
+    "yellow": (214, 188, 92),
+    "brown": (150, 112, 80),
+}
+GROUND = {
+    "grass": "green grass",
+    "meadow": "green meadows",
+    "dry": "yellow grass",
+    "soil": "bare land",
+}
 
 
 def below(line: np.ndarray) -> list:
@@ -83,7 +99,11 @@ def tank(s: Stage, x: int, y: int, radius: int, colour: str):
         s.canvas.paint(disc(x - lx // 4, y - ly // 4, radius * 15 // 16), s.shade(colour, -4))
         s.canvas.paint(disc(x - lx, y - ly, radius * 5 // 8), s.shade(colour, 10), 10)
         s.canvas.paint(ring(x, y, radius * 15 // 16, 3), s.shade(colour, -52), 11)
-        spokes = [loop for k in range(0, 72, 12) for loop in band([(x, y), disc(x, y, radius - 3)[0][k]], 2)]
+        spokes = [
+            loop
+            for k in range(0, 72, 12)
+            for loop in band([(x, y), disc(x, y, radius - 3)[0][k]], 2)
+        ]
         s.canvas.paint(spokes, s.shade(colour, -40), 6)
         s.canvas.paint(disc(x, y, max(radius // 10, 4)), s.shade(colour, -50))
 

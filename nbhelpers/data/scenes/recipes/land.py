@@ -1,4 +1,5 @@
 """Recipes: open land. A recipe draws one scene on a stage and tells what it drew."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -26,12 +27,19 @@ BUSHES = {"bush": "green", "rock": "brown"}
 
 
 def bareland(s: Stage):
-    colour, name = s.pick(((176, 138, 104), "brown"), ((196, 168, 128), "yellow"), ((168, 156, 142), "grey"),
-                          ((170, 122, 98), "red"))
+    colour, name = s.pick(
+        ((176, 138, 104), "brown"),
+        ((196, 168, 128), "yellow"),
+        ((168, 156, 142), "grey"),
+        ((170, 122, 98), "red"),
+    )
     s.start("soil", colour, fractal(s.rng, 72, 260) + relief(fractal(s.rng, 28, 90), s.light, 10))
     for _ in range(s.r(2, 5)):
-        s.canvas.paint(blob(s.r(0, SPAN), s.r(0, SPAN), s.r(90, 220), s.rng, 6, 8, s.r(10, 26)),
-                       s.surface("soil", s.shade(colour, s.pick(-20, 14, 22))), 9)
+        s.canvas.paint(
+            blob(s.r(0, SPAN), s.r(0, SPAN), s.r(90, 220), s.rng, 6, 8, s.r(10, 26)),
+            s.surface("soil", s.shade(colour, s.pick(-20, 14, 22))),
+            9,
+        )
     for _ in range(s.r(0, 3)):
         track = wavy(s, s.r(60, 840), s.r(60, 840), 90, 5)
         for side in (-9, 9):
@@ -62,12 +70,17 @@ def mound(s: Stage, x: int, y: int, radius: int, colour):
     with s.canvas.item("mound"):
         for k in range(8):
             size = radius * (8 - k) // 8
-            s.canvas.paint(blob(x - lx * k * radius // 300, y - ly * k * radius // 300, size, s.rng, 2, 9),
-                           s.surface("soil", s.shade(colour, -14 + k * 5)), 10)
+            s.canvas.paint(
+                blob(x - lx * k * radius // 300, y - ly * k * radius // 300, size, s.rng, 2, 9),
+                s.surface("soil", s.shade(colour, -14 + k * 5)),
+                10,
+            )
 
 
 def desert(s: Stage):
-    colour, name = s.pick(((222, 186, 128), "yellow"), ((206, 148, 96), "orange"), ((184, 150, 116), "brown"))
+    colour, name = s.pick(
+        ((222, 186, 128), "yellow"), ((206, 148, 96), "orange"), ((184, 150, 116), "brown")
+    )
     period = s.r(100, 200)
     bend = noise(s.rng, 90, s.r(120, 420)).astype(np.int64) + noise(s.rng, 36, 60)
     phase = (along(s.r(0, 71)) + bend) % period
@@ -85,7 +98,9 @@ def desert(s: Stage):
         for x, y in s.spots(1, 130):
             s.canvas.paint(blob(x, y, 118, s.rng, 3), s.surface("grass"), 12)
             s.water(blob(x, y, 64, s.rng, 4), "lake", "blue", (70, 130, 160), "grass")
-            s.trees([(*place, s.r(12, 20)) for place in disc(x, y, 92)[0][::9][:s.r(5, 8)].tolist()])
+            s.trees(
+                [(*place, s.r(12, 20)) for place in disc(x, y, 92)[0][::9][: s.r(5, 8)].tolist()]
+            )
         s.tell("lake", "in the desert", "blue")
         tell_trees(s, "around the small lake")
     count = s.r(0, 9)
@@ -100,7 +115,9 @@ def farmland(s: Stage):
     s.start("dry", (136, 134, 88))
     if s.chance(25):
         return pivots(s)
-    columns, rows = s.pick((2, 1), (1, 3), (2, 2), (3, 2), (2, 3), (3, 3), (4, 2), (2, 4), (5, 2), (3, 1))
+    columns, rows = s.pick(
+        (2, 1), (1, 3), (2, 2), (3, 2), (2, 3), (3, 3), (4, 2), (2, 4), (5, 2), (3, 1)
+    )
     gap = s.r(5, 9)
     xs = [0] + [SPAN * k // columns + s.r(-50, 50) for k in range(1, columns)] + [SPAN]
     ys = [0] + [SPAN * k // rows + s.r(-50, 50) for k in range(1, rows)] + [SPAN]
@@ -109,8 +126,16 @@ def farmland(s: Stage):
     chosen = [s.pick(*names) for _ in range(columns * rows)]
     for k, name in enumerate(chosen):
         column, row = k % columns, k // columns
-        crop(s, name, [(xs[column] + gap, ys[row] + gap), (xs[column + 1] - gap, ys[row] + gap),
-                       (xs[column + 1] - gap, ys[row + 1] - gap), (xs[column] + gap, ys[row + 1] - gap)])
+        crop(
+            s,
+            name,
+            [
+                (xs[column] + gap, ys[row] + gap),
+                (xs[column + 1] - gap, ys[row] + gap),
+                (xs[column + 1] - gap, ys[row + 1] - gap),
+                (xs[column] + gap, ys[row + 1] - gap),
+            ],
+        )
     for name in dict.fromkeys(chosen):
         s.tell("field", "in the farmland", name)
     if s.chance(45):
@@ -131,13 +156,20 @@ def farmland(s: Stage):
 def pivots(s: Stage):
     """Round fields watered by turning arms."""
     count = s.pick(1, 2, 4, 4)
-    radius, places = {1: (360, [(448, 448)]), 2: (215, [(225, 448), (671, 448)]),
-                      4: (195, [(228, 228), (668, 228), (228, 668), (668, 668)])}[count]
+    radius, places = {
+        1: (360, [(448, 448)]),
+        2: (215, [(225, 448), (671, 448)]),
+        4: (195, [(228, 228), (668, 228), (228, 668), (668, 668)]),
+    }[count]
     names = [s.pick(*CROPS) for _ in places]
-    s.canvas.paint(rect(MIDDLE, MIDDLE, 700, 700), s.surface("soil", s.pick((186, 164, 124), (146, 148, 92))))
-    for name, (x, y) in zip(names, places):
+    s.canvas.paint(
+        rect(MIDDLE, MIDDLE, 700, 700), s.surface("soil", s.pick((186, 164, 124), (146, 148, 92)))
+    )
+    for name, (x, y) in zip(names, places, strict=True):
         with s.canvas.item("round field", name):
-            s.canvas.paint(disc(x, y, radius), s.surface("crop", CROPS[name], stripes(s.r(0, 35), 20, 60)))
+            s.canvas.paint(
+                disc(x, y, radius), s.surface("crop", CROPS[name], stripes(s.r(0, 35), 20, 60))
+            )
             for k in range(1, 6):
                 s.canvas.paint(ring(x, y, radius * k // 6, 3), s.shade(CROPS[name], -24), 8)
             arm = [disc(x, y, radius - 2)[0][s.r(0, 71)], (x, y)]
@@ -170,7 +202,9 @@ def forest(s: Stage):
     elif what == "clearing":
         for x, y in s.spots(s.r(1, 4), 92):
             with s.canvas.item("clearing"):
-                s.canvas.paint(blob(x, y, s.r(60, 88), s.rng, 4), s.surface(s.pick("meadow", "soil", "dry")))
+                s.canvas.paint(
+                    blob(x, y, s.r(60, 88), s.rng, 4), s.surface(s.pick("meadow", "soil", "dry"))
+                )
         s.tell("clearing", "surrounded by the trees")
     elif what == "lake":
         for x, y in s.spots(s.r(1, 2), 150):
@@ -210,7 +244,12 @@ def meadow(s: Stage):
             s.water(blob(x, y, s.r(70, 110), s.rng, 4), "pond", "blue", (74, 118, 146), "dry")
         s.tell("pond", "in the meadow", "blue")
     if kind != "tree" and s.chance(50):
-        s.grove(polygon([(LOW, LOW), *wavy(s, s.r(90, 150), s.r(90, 150), 30, 7).tolist(), (HIGH, LOW)]), 8)
+        s.grove(
+            polygon(
+                [(LOW, LOW), *wavy(s, s.r(90, 150), s.r(90, 150), 30, 7).tolist(), (HIGH, LOW)]
+            ),
+            8,
+        )
         tell_trees(s, "beside the meadow")
 
 
@@ -233,21 +272,33 @@ def sheep(s: Stage, x: int, y: int):
 
 
 def mountain(s: Stage):
-    folds = [np.abs(noise(s.rng, cell, strength * 16)).astype(np.int32)
-             for cell, strength in ((110, 400), (56, 240), (28, 110), (14, 40))]
+    folds = [
+        np.abs(noise(s.rng, cell, strength * 16)).astype(np.int32)
+        for cell, strength in ((110, 400), (56, 240), (28, 110), (14, 40))
+    ]
     shade = relief(4800 - sum(folds), s.light, 1)
     height = 300 - (sum(folds) >> 4)
     kind = s.pick("green", "brown", "snow")
-    lowland, upland = {"green": ((70, 96, 56), (112, 122, 80)), "brown": ((120, 92, 66), (190, 160, 122)),
-                       "snow": ((96, 96, 82), (140, 128, 116))}[kind]
+    lowland, upland = {
+        "green": ((70, 96, 56), (112, 122, 80)),
+        "brown": ((120, 92, 66), (190, 160, 122)),
+        "snow": ((96, 96, 82), (140, 128, 116)),
+    }[kind]
     base = between(lowland, upland, height * 3 // 2)
     if kind == "snow":
         base = between(base, (240, 244, 248), (height - s.r(60, 130)) * 4)
     light = (shade.astype(np.int32) + s.fine // 2)[..., None]
     s.start("grass")
     s.canvas.pixels = np.clip(base + (light * (base + 60) >> 10), 0, 255).astype(np.int16)
-    s.tell("mountain", {"green": "covered with green plants", "brown": "bare and brown",
-                        "snow": "covered with white snow"}[kind], amount="the")
+    s.tell(
+        "mountain",
+        {
+            "green": "covered with green plants",
+            "brown": "bare and brown",
+            "snow": "covered with white snow",
+        }[kind],
+        amount="the",
+    )
     what = s.pick("lake", "road", "river", "nothing", "houses")
     if what == "lake":
         for x, y in s.spots(s.r(1, 2), 110):

@@ -1,4 +1,8 @@
-"""Recipes: sport, school and leisure. A recipe draws one scene on a stage and tells what it drew."""
+"""Recipes: sport, school and leisure.
+
+A recipe draws one scene on a stage and tells what it drew.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -55,19 +59,25 @@ def baseballfield(s: Stage):
 
 def diamond(s: Stage, x: int, y: int, size: int, direction: int):
     """A baseball field, its home plate at (x, y), opening in the given direction."""
+
     def fan(radius, half=9):
         return [(0, 0)] + [tuple(turn([(radius, 0)], k)[0]) for k in range(-half, half + 1)]
 
     def at(points):
         return turn(points, direction, x, y)
+
     dirt = s.surface("soil", (186, 138, 96))
     with s.canvas.item("baseball field"):
         s.canvas.paint([at(fan(size + size // 14, 10))], s.surface("soil", (170, 132, 92)))
         s.canvas.paint([at(fan(size))], s.surface("grass", (100, 142, 74)))
         s.canvas.paint([at(fan(size * 15 // 32))], dirt)
         side = size * 9 // 32
-        infield = [(size // 14, 0), (side * 5 // 8 + size // 28, -side * 5 // 8), (side * 5 // 4, 0),
-                   (side * 5 // 8 + size // 28, side * 5 // 8)]
+        infield = [
+            (size // 14, 0),
+            (side * 5 // 8 + size // 28, -side * 5 // 8),
+            (side * 5 // 4, 0),
+            (side * 5 // 8 + size // 28, side * 5 // 8),
+        ]
         s.canvas.paint([at(infield)], s.surface("grass", (108, 150, 80)))
         s.canvas.paint(disc(x, y, size // 9), dirt)
         mound = at([(side * 11 // 16, 0)])[0].tolist()
@@ -123,7 +133,10 @@ def playground(s: Stage):
     s.canvas.paint(rect(MIDDLE, MIDDLE, 520, 420), s.surface("concrete", ground))
     track = s.pick("red", "red", "orange", "blue", "brown")
     courts = s.r(0, 4)
-    kind, colour = s.pick("basketball court", "tennis court"), s.pick("green", "blue", "red", "orange")
+    kind, colour = (
+        s.pick("basketball court", "tennis court"),
+        s.pick("green", "blue", "red", "orange"),
+    )
     for k in range(courts):
         s.court(770, 180 + 180 * k, 78, 58, 0, colour, kind)
         s.take(770, 180 + 180 * k, 96)
@@ -152,8 +165,12 @@ def resort(s: Stage):
     s.start("meadow")
     if sea:
         coast = wavy(s, s.r(680, 760), s.r(680, 760), 26)
-        s.canvas.paint(polygon([(LOW, HIGH), *(coast - (0, 90)).tolist(), (HIGH, HIGH)]), s.surface("sand"))
-        s.water(polygon([(LOW, HIGH), *coast.tolist(), (HIGH, HIGH)]), "sea", "blue", "shallow", None)
+        s.canvas.paint(
+            polygon([(LOW, HIGH), *(coast - (0, 90)).tolist(), (HIGH, HIGH)]), s.surface("sand")
+        )
+        s.water(
+            polygon([(LOW, HIGH), *coast.tolist(), (HIGH, HIGH)]), "sea", "blue", "shallow", None
+        )
         s.canvas.paint(band(coast, 9), s.rgb("white"), 12)
         s.take_line(coast, 60)
         s.take_line(coast + (0, 90), 60)
@@ -193,15 +210,26 @@ def school(s: Stage):
         s.take(x, 620, 240)
     else:
         s.canvas.paint(rect(x, 620, 230, 150), s.surface("grass"))
-        kind, colour = s.pick("basketball court", "tennis court"), s.pick("green", "blue", "red", "orange")
+        kind, colour = (
+            s.pick("basketball court", "tennis court"),
+            s.pick("green", "blue", "red", "orange"),
+        )
         for k in range(s.r(1, 4)):
             s.court(x - 105 + 210 * (k % 2), 550 + 140 * (k // 2), 92, 56, 0, colour, kind)
         s.take(x, 620, 240)
     roof = s.pick(*ROOFS)
     far = 636 if side else 260
-    slots = [(190, 150, 120), (480, 150, 120), (740, 150, 84), (190, 330, 120), (480, 330, 120),
-             (740, 330, 84), (far, 520, 60), (far, 700, 60)]
-    for k in sorted(s.rng.permutation(len(slots))[:s.r(2, 7)].tolist()):
+    slots = [
+        (190, 150, 120),
+        (480, 150, 120),
+        (740, 150, 84),
+        (190, 330, 120),
+        (480, 330, 120),
+        (740, 330, 84),
+        (far, 520, 60),
+        (far, 700, 60),
+    ]
+    for k in sorted(s.rng.permutation(len(slots))[: s.r(2, 7)].tolist()):
         bx, by, w = slots[k]
         s.house(bx, by, w + s.r(-10, 6), 42, 0, roof, "building", 44)
         s.take(bx - w // 2, by, 82)
@@ -223,7 +251,10 @@ def stadium(s: Stage):
         seats = s.pick("red", "blue", "yellow", "green")
     half, radius = s.r(70, 130), s.r(220, 260)
     ring_width = s.r(80, 104)
-    outer, inner = oval(MIDDLE, MIDDLE, half, radius), oval(MIDDLE, MIDDLE, half, radius - ring_width)
+    outer, inner = (
+        oval(MIDDLE, MIDDLE, half, radius),
+        oval(MIDDLE, MIDDLE, half, radius - ring_width),
+    )
     s.canvas.paint(oval(MIDDLE, MIDDLE, half, radius + 34), s.surface("paving"))
     s.canvas.shadow(outer, 90)
     whole = len(s.canvas.names)
@@ -243,10 +274,16 @@ def stadium(s: Stage):
         s.canvas.paint(outer + [inner[0][::-1]], s.rgb(colour))
         for k in range(0, 72, 3):
             n = (k + 3) % 72
-            s.canvas.paint(polygon([outer[0][k], outer[0][n], inner[0][n], inner[0][k]]),
-                           s.canvas.lit(s.rgb(colour), k + 1), 10)
-        s.canvas.paint([loop for k in range(0, 72, 3) for loop in band([outer[0][k], inner[0][k]], 3)],
-                       s.shade(colour, -40), 9)
+            s.canvas.paint(
+                polygon([outer[0][k], outer[0][n], inner[0][n], inner[0][k]]),
+                s.canvas.lit(s.rgb(colour), k + 1),
+                10,
+            )
+        s.canvas.paint(
+            [loop for k in range(0, 72, 3) for loop in band([outer[0][k], inner[0][k]], 3)],
+            s.shade(colour, -40),
+            9,
+        )
     s.take(MIDDLE - half, MIDDLE, radius + 40)
     s.take(MIDDLE + half, MIDDLE, radius + 40)
     s.tell("stadium", "standing on the open ground", colour, having="with a football field inside")

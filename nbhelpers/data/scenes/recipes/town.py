@@ -1,4 +1,5 @@
 """Recipes: houses and streets. A recipe draws one scene on a stage and tells what it drew."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -35,12 +36,30 @@ def church(s: Stage):
             s.canvas.paint(polygon(nave, 0, x, y), s.canvas.lit(s.rgb(colour), 36 - 18 * side))
         for side in (-1, 1):
             eave = side * width
-            transept = [(0, -arm), (eave, -arm), (eave, -width), (0, 0), (eave, width), (eave, arm), (0, arm)]
-            s.canvas.paint(polygon(transept, 0, x + at, y), s.canvas.lit(s.rgb(colour), 18 - 18 * side))
-        ridges = band([(x - length, y), (x + length, y)], 4) + band([(x + at, y - arm), (x + at, y + arm)], 4)
+            transept = [
+                (0, -arm),
+                (eave, -arm),
+                (eave, -width),
+                (0, 0),
+                (eave, width),
+                (eave, arm),
+                (0, arm),
+            ]
+            s.canvas.paint(
+                polygon(transept, 0, x + at, y), s.canvas.lit(s.rgb(colour), 18 - 18 * side)
+            )
+        ridges = band([(x - length, y), (x + length, y)], 4) + band(
+            [(x + at, y - arm), (x + at, y + arm)], 4
+        )
         s.canvas.paint(ridges, s.shade(colour, 34))
     if dome:
-        _dome(s, x + at, y, width + 8, s.pick("white", "green", "blue") if colour != "white" else "grey")
+        _dome(
+            s,
+            x + at,
+            y,
+            width + 8,
+            s.pick("white", "green", "blue") if colour != "white" else "grey",
+        )
         s.tell("church", "in the middle of a small square", colour, having="with a round dome")
     else:
         _tower(s, x - length, y, width - 6, colour)
@@ -75,7 +94,9 @@ def _dome(s: Stage, x: int, y: int, radius: int, colour: str):
     lx, ly = (way * radius // 190 for way in s.canvas.light)
     with s.canvas.item("dome", colour):
         for k in range(8):
-            s.canvas.paint(disc(x - lx * k, y - ly * k, radius * (8 - k) // 8), s.shade(colour, -40 + 9 * k))
+            s.canvas.paint(
+                disc(x - lx * k, y - ly * k, radius * (8 - k) // 8), s.shade(colour, -40 + 9 * k)
+            )
         s.canvas.paint(disc(x, y, 6), s.shade(colour, 40))
 
 
@@ -87,8 +108,14 @@ def commercial(s: Stage):
     if crossing:
         s.road([(x, LOW), (x, HIGH)], 66)
         s.canvas.paint(rect(x, y, 32, 32), s.surface("asphalt"))
-    colours = s.pick(("white", "grey"), ("white",), ("grey",), ("white", "brown"), ("blue", "white"),
-                     ("red", "grey"))
+    colours = s.pick(
+        ("white", "grey"),
+        ("white",),
+        ("grey",),
+        ("white", "brown"),
+        ("blue", "white"),
+        ("red", "grey"),
+    )
     spots = s.spots(s.r(3, 10), 104, (100, 100, 796, 796), tries=120)
     plots = [(*spot, s.r(72, 96), s.r(72, 96)) for spot in spots]
     for x1, y1, w, h in plots:
@@ -101,7 +128,11 @@ def commercial(s: Stage):
     s.drive([(LOW, y), (HIGH, y)], 17, s.r(0, 5), CARS)
     s.drive([(HIGH, y), (LOW, y)], 17, s.r(0, 5), CARS)
     tell_colours(s, "tall building", "in the commercial area")
-    s.tell("road", "crossing each other in the commercial area", one="passing through the commercial area")
+    s.tell(
+        "road",
+        "crossing each other in the commercial area",
+        one="passing through the commercial area",
+    )
     tell_all(s, "car", "on the roads" if crossing else "on the road")
     tell_trees(s, "between the buildings")
 
@@ -143,7 +174,7 @@ def center(s: Stage):
     corners = {"round": 24, "oval": 24, "star": 12, "hexagon": 6}[shape]
     direction = s.r(0, 11)
     rx, ry = (radius * 5 // 4, radius * 3 // 4) if shape == "oval" else (radius, radius)
-    rim = disc(0, 0, rx, ry)[0][::72 // corners]
+    rim = disc(0, 0, rx, ry)[0][:: 72 // corners]
     if shape == "star":
         rim[1::2] = rim[1::2] * 5 // 8
     rim = turn(rim, direction, x, y)
@@ -186,16 +217,28 @@ def dense(s: Stage):
     pools = s.r(0, 4)
     for x, y in s.spots(pools, 26):
         s.pool(x, y, 20, 14, s.pick(0, 18))
-    colours = s.pick(("red",), ("grey",), ("orange", "orange", "red"), ("brown", "grey"), ("white", "grey"),
-                     ("red", "blue"))
-    for top, bottom in zip((LOW, *ys), (*ys, HIGH)):
+    colours = s.pick(
+        ("red",),
+        ("grey",),
+        ("orange", "orange", "red"),
+        ("brown", "grey"),
+        ("white", "grey"),
+        ("red", "blue"),
+    )
+    for top, bottom in zip((LOW, *ys), (*ys, HIGH), strict=True):
         rows = max((bottom - top - 80) // 82, 1)
         for k in range(rows):
             y = top + 40 + (bottom - top - 80) * (2 * k + 1) // (2 * rows)
             for x in range(-40, SPAN + 60, 76):
                 if s.free(x, y, 30) and s.inside(x, y, -20):
-                    s.house(x + s.r(-4, 4), y + s.r(-5, 5), s.r(26, 32), s.r(22, 28), s.pick(0, 18),
-                            s.pick(*colours))
+                    s.house(
+                        x + s.r(-4, 4),
+                        y + s.r(-5, 5),
+                        s.r(26, 32),
+                        s.r(22, 28),
+                        s.pick(0, 18),
+                        s.pick(*colours),
+                    )
                     s.take(x, y, 34)
     moving = s.r(0, 6)
     for y in ys:
@@ -216,8 +259,11 @@ def medium(s: Stage):
     other = s.pick(roof, s.pick(*ROOFS))
     count = s.r(5, 10)
     shift = s.r(-20, 20)
-    slots = [(x + shift, int(way[np.abs(way[:, 0] - x).argmin(), 1]) + side * depth, side)
-             for x in (120, 285, 450, 615, 780) for side, depth in ((-1, 130), (1, 130), (-1, 310), (1, 310))]
+    slots = [
+        (x + shift, int(way[np.abs(way[:, 0] - x).argmin(), 1]) + side * depth, side)
+        for x in (120, 285, 450, 615, 780)
+        for side, depth in ((-1, 130), (1, 130), (-1, 310), (1, 310))
+    ]
     slots = [p for p in slots if s.inside(p[0], p[1], 60)]
     chosen = s.rng.permutation(len(slots))[:count].tolist()
     for n, k in enumerate(chosen):
@@ -276,10 +322,14 @@ def square(s: Stage):
         for sx in (-1, 1):
             for sy in (-1, 1):
                 with s.canvas.item("lawn", "green"):
-                    s.canvas.paint(rect(MIDDLE + sx * a, MIDDLE + sy * b, a - 36, b - 36), s.surface("grass"))
+                    s.canvas.paint(
+                        rect(MIDDLE + sx * a, MIDDLE + sy * b, a - 36, b - 36), s.surface("grass")
+                    )
     elif style == "rings":
         for k in range(6):
-            s.canvas.paint(ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s.shade(paving, -26), 12)
+            s.canvas.paint(
+                ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s.shade(paving, -26), 12
+            )
     else:
         for k in range(-h + 30, h, 60):
             s.canvas.paint(rect(MIDDLE, MIDDLE + k, w, 3), s.shade(paving, -28), 11)
@@ -306,13 +356,19 @@ def square(s: Stage):
         s.canvas.paint(ring(MIDDLE, MIDDLE, 50, 12), s.surface("grass"))
     s.take(MIDDLE, MIDDLE, max(w, h) * 9 // 8)
     sides = s.r(1, 4)
-    for way in ([(LOW, 60), (HIGH, 60)], [(LOW, 836), (HIGH, 836)], [(60, LOW), (60, HIGH)],
-                [(836, LOW), (836, HIGH)])[:sides]:
+    for way in (
+        [(LOW, 60), (HIGH, 60)],
+        [(LOW, 836), (HIGH, 836)],
+        [(60, LOW), (60, HIGH)],
+        [(836, LOW), (836, HIGH)],
+    )[:sides]:
         s.road(way, 52)
         s.drive(way, 13, s.r(0, 3), CARS)
     for sx, sy in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
         if s.chance(60):
-            s.trees([(MIDDLE + sx * (w + 20), MIDDLE + sy * k, s.r(13, 17)) for k in range(30, h, 44)])
+            s.trees(
+                [(MIDDLE + sx * (w + 20), MIDDLE + sy * k, s.r(13, 17)) for k in range(30, h, 44)]
+            )
     if s.chance(50):
         s.trees([(MIDDLE + k, MIDDLE - h - 20, s.r(13, 17)) for k in range(-w, w, 44)])
     if s.chance(65):

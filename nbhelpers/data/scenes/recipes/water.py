@@ -1,4 +1,8 @@
-"""Recipes: water and what lies on it. A recipe draws one scene on a stage and tells what it drew."""
+"""Recipes: water and what lies on it.
+
+A recipe draws one scene on a stage and tells what it drew.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -34,7 +38,7 @@ def beach(s: Stage):
             share = (k * 22, 256 - k * 22)
             colour = ((sea[0] * share[0] + sea[1] * share[1]) >> 8).astype(np.int16)
             s.canvas.paint(below(coast + (0, 14 + k * k * 2 + k * 8)), colour)
-    for offset in (12, 34, 62)[:s.r(2, 3)]:
+    for offset in (12, 34, 62)[: s.r(2, 3)]:
         surf = smooth(coast[::3] + (0, offset) + s.rng.integers(-7, 8, coast[::3].shape), 2)
         s.canvas.paint(band(surf, s.r(5, 9)), s.rgb("white"), 12)
         s.canvas.paint(band(surf + (0, 8), 12), s.rgb("white"), 4)
@@ -91,13 +95,24 @@ def bridge(s: Stage):
         s.canvas.shadow(span, 60)
         with s.canvas.item("bridge", "grey"):
             s.canvas.paint(span, s.shade("concrete", 20))
-            s.canvas.paint(rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130)))
+            s.canvas.paint(
+                rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130))
+            )
             if style == "beams":
-                s.lines([loop for y in range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
-                         for loop in rect(x, y, wide // 2, 2)], 9)
+                s.lines(
+                    [
+                        loop
+                        for y in range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
+                        for loop in rect(x, y, wide // 2, 2)
+                    ],
+                    9,
+                )
             elif style == "towers":
-                feet = [rect(x + side * (wide // 2 + 4), MIDDLE + up * width // 3, 9, 9)[0]
-                        for side in (-1, 1) for up in (-1, 1)]
+                feet = [
+                    rect(x + side * (wide // 2 + 4), MIDDLE + up * width // 3, 9, 9)[0]
+                    for side in (-1, 1)
+                    for up in (-1, 1)
+                ]
                 s.canvas.shadow(feet, 90)
                 s.canvas.paint(feet, s.rgb("white"))
             s.lines(band([(x, MIDDLE - width // 2 - 30), (x, MIDDLE + width // 2 + 30)], 3))
@@ -186,8 +201,14 @@ def marina(s: Stage, quay: int):
         length = s.r(420, 520)
         s.canvas.shadow(band([(x, quay), (x, quay + length)], 22), 10)
         with s.canvas.item("pier"):
-            s.canvas.paint(band([(x, quay), (x, quay + length)], 22), s.surface("concrete", (190, 176, 150)))
-        slots += [(x + dx, quay + k, way) for k in range(50, length, 52) for dx, way in ((-50, 36), (50, 0))]
+            s.canvas.paint(
+                band([(x, quay), (x, quay + length)], 22), s.surface("concrete", (190, 176, 150))
+            )
+        slots += [
+            (x + dx, quay + k, way)
+            for k in range(50, length, 52)
+            for dx, way in ((-50, 36), (50, 0))
+        ]
     slots = [p for p in slots if s.inside(p[0], p[1], 44)]
     many = s.chance(35)
     colour = s.pick("white", "white", "red", "blue", "yellow")
@@ -211,8 +232,12 @@ def marina(s: Stage, quay: int):
 def docks(s: Stage, quay: int):
     colour = s.pick("red", "blue", "green", "brown", "white")
     count = s.r(1, 4)
-    places = [(s.r(240, 300), quay + 56, 0), (s.r(640, 660), quay + 340, 36), (s.r(240, 260), quay + 480, 36),
-              (s.r(700, 720), quay + 150, 0)]
+    places = [
+        (s.r(240, 300), quay + 56, 0),
+        (s.r(640, 660), quay + 340, 36),
+        (s.r(240, 260), quay + 480, 36),
+        (s.r(700, 720), quay + 150, 0),
+    ]
     places = [p for p in places if s.inside(p[0], p[1], 100)][:count]
     for place in places:
         ship(s, *place, colour)
@@ -238,14 +263,29 @@ def docks(s: Stage, quay: int):
 
 def ship(s: Stage, x: int, y: int, direction: int, colour: str):
     """A cargo ship of about 110 by 20 pixels, loaded with containers."""
+
     def at(points):
         return [turn(points, direction, x, y)]
-    hull = at([(220, 0), (196, 22), (160, 40), (-200, 40), (-216, 28), (-216, -28), (-200, -40), (160, -40),
-               (196, -22)])
+
+    hull = at(
+        [
+            (220, 0),
+            (196, 22),
+            (160, 40),
+            (-200, 40),
+            (-216, 28),
+            (-216, -28),
+            (-200, -40),
+            (160, -40),
+            (196, -22),
+        ]
+    )
     s.canvas.shadow(hull, 30)
     with s.canvas.item("ship", colour):
         s.canvas.paint(hull, s.rgb(colour))
-        s.canvas.paint(at([(150, 26), (-140, 26), (-140, -26), (150, -26)]), s.shade(colour, -34), 12)
+        s.canvas.paint(
+            at([(150, 26), (-140, 26), (-140, -26), (150, -26)]), s.shade(colour, -34), 12
+        )
         s.canvas.paint(at([(-156, 30), (-196, 30), (-196, -30), (-156, -30)]), s.rgb("white"))
         s.canvas.paint(at([(-160, 8), (-190, 8), (-190, -8), (-160, -8)]), s.shade("white", -60))
         s.lines(band(turn([(178, -24), (206, 0), (178, 24)], direction, x, y), 4), 9)
@@ -253,7 +293,13 @@ def ship(s: Stage, x: int, y: int, direction: int, colour: str):
         for k in range(-130, 130, 34):
             for row in (-18, 0, 18):
                 boxes.setdefault(s.pick(colour, colour, colour, "grey", "orange"), []).append(
-                    turn([(k, row - 8), (k + 30, row - 8), (k + 30, row + 8), (k, row + 8)], direction, x, y))
+                    turn(
+                        [(k, row - 8), (k + 30, row - 8), (k + 30, row + 8), (k, row + 8)],
+                        direction,
+                        x,
+                        y,
+                    )
+                )
         for name, loops in boxes.items():
             s.canvas.paint(loops, s.shade(name, 14), 13)
 
@@ -274,14 +320,19 @@ def river(s: Stage):
     way = wavy(s, s.r(300, 600), s.r(300, 600), s.r(40, 200), s.r(4, 6))
     s.water(band(way, width), "river", colour, tone, s.pick("soil", "sand", "tree"), s.r(5, 14))
     s.take_line(way, width // 2 + 14)
-    s.tell("river", {"meadow": "winding across the meadow", "bare land": "crossing the bare land"}.get(
-        land, f"flowing through the {land}"), colour)
-    middle = way[len(way) // 2 - 2:len(way) // 2 + 3].tolist()
+    s.tell(
+        "river",
+        {"meadow": "winding across the meadow", "bare land": "crossing the bare land"}.get(
+            land, f"flowing through the {land}"
+        ),
+        colour,
+    )
+    middle = way[len(way) // 2 - 2 : len(way) // 2 + 3].tolist()
     what = s.pick("boats", "boats", "island", "bridge")
     if what == "boats":
         sails = s.pick("white", "red", "blue", "yellow")
-        slots = [p for p in way[2::max(len(way) // 9, 1)].tolist() if s.inside(*p, 40)]
-        for x, y in slots[:s.r(1, 6)]:
+        slots = [p for p in way[2 :: max(len(way) // 9, 1)].tolist() if s.inside(*p, 40)]
+        for x, y in slots[: s.r(1, 6)]:
             y += s.r(-width // 5, width // 5)
             s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
         s.tell("boat", "sailing on the river", sails)
@@ -296,8 +347,10 @@ def river(s: Stage):
         x, y = middle[2]
         s.canvas.shadow(rect(x, y, 20, width), 26)
         s.road([(x, y - width), (x, y + width)], 30, lines=False, kind="bridge")
-        s.canvas.paint(band([(x, LOW), (x, y - width + 6)], 30) + band([(x, y + width - 6), (x, HIGH)], 30),
-                       s.surface("asphalt"))
+        s.canvas.paint(
+            band([(x, LOW), (x, y - width + 6)], 30) + band([(x, y + width - 6), (x, HIGH)], 30),
+            s.surface("asphalt"),
+        )
         s.take_line([(x, LOW), (x, HIGH)], 24)
         s.tell("bridge", "over the river")
     if land in ("meadow", "bare land"):
@@ -308,4 +361,6 @@ def river(s: Stage):
         for x, y in s.spots(s.r(1, 4), 44):
             s.house(x, y, s.r(28, 36), s.r(20, 26), s.r(0, 35), roof)
         s.tell("house", "near the river", roof)
-    s.around = "surrounded by " + {"forest": "a dense forest", "meadow": "green meadows"}.get(land, land)
+    s.around = "surrounded by " + {"forest": "a dense forest", "meadow": "green meadows"}.get(
+        land, land
+    )

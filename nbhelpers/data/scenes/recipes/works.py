@@ -1,4 +1,5 @@
 """Recipes: traffic and industry. A recipe draws one scene on a stage and tells what it drew."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -31,7 +32,9 @@ def airport(s: Stage):
     s.canvas.paint(rect(MIDDLE, 260, 800, 260), s.surface("concrete"))
     for y in range(60, 520, 64):
         s.canvas.paint(band([(LOW, y), (HIGH, y)], 2), s.shade("concrete", -20), 10)
-    s.canvas.paint(band([(s.r(150, 750), 500), (s.r(150, 750), 720)], 56), s.surface("concrete", "asphalt"))
+    s.canvas.paint(
+        band([(s.r(150, 750), 500), (s.r(150, 750), 720)], 56), s.surface("concrete", "asphalt")
+    )
     runway(s, [(LOW, 720), (HIGH, 720)], 96)
     count = s.r(1, 6)
     slots = [130 + 128 * k for k in range(6)]
@@ -65,13 +68,26 @@ def airport(s: Stage):
 
 def plane(s: Stage, x: int, y: int, direction: int, size: int, colour: str):
     """A plane of length 2 * size, its nose in the given direction."""
+
     def at(points):
         return polygon([(a * size // 128, b * size // 128) for a, b in points], direction, x, y)
 
     def both(points):
         return at(points) + at([(a, -b) for a, b in points])
-    body = at([(128, 0), (118, 9), (92, 14), (-70, 13), (-126, 4), (-126, -4), (-70, -13), (92, -14),
-               (118, -9)])
+
+    body = at(
+        [
+            (128, 0),
+            (118, 9),
+            (92, 14),
+            (-70, 13),
+            (-126, 4),
+            (-126, -4),
+            (-70, -13),
+            (92, -14),
+            (118, -9),
+        ]
+    )
     wings = both([(46, 8), (-34, 116), (-58, 116), (-22, 8)])
     tail = both([(-92, 3), (-122, 46), (-134, 46), (-118, 3)])
     s.canvas.shadow(body + wings + tail, 22)
@@ -79,7 +95,9 @@ def plane(s: Stage, x: int, y: int, direction: int, size: int, colour: str):
         s.canvas.paint(wings + tail, s.shade(colour, -14))
         s.canvas.paint(both([(34, 44), (34, 56), (4, 56), (4, 44)]), s.shade(colour, -60))
         s.canvas.paint(body, s.rgb(colour))
-        s.canvas.paint(at([(104, 0), (116, 6), (110, 8), (100, 0), (110, -8), (116, -6)]), (60, 70, 84), 13)
+        s.canvas.paint(
+            at([(104, 0), (116, 6), (110, 8), (100, 0), (110, -8), (116, -6)]), (60, 70, 84), 13
+        )
         s.canvas.paint(at([(-84, 0), (-122, 2), (-130, 0), (-122, -2)]), s.shade(colour, -70))
 
 
@@ -106,9 +124,16 @@ def crossing_runways(s: Stage, land: str, colour: str):
         runway(s, [(LOW, s.r(180, 300)), (HIGH, s.r(180, 300))], 80)
     x = 700
     s.canvas.paint(rect(x, 640, 150, 220), s.surface("concrete"))
-    slots = [(x - 72, 500), (x + 72, 500), (x - 72, 640), (x + 72, 640), (x - 72, 780), (x + 72, 780)]
+    slots = [
+        (x - 72, 500),
+        (x + 72, 500),
+        (x - 72, 640),
+        (x + 72, 640),
+        (x - 72, 780),
+        (x + 72, 780),
+    ]
     slots = [p for p in slots if s.inside(*p, 56)]
-    for k in s.rng.permutation(len(slots))[:s.r(1, 6)].tolist():
+    for k in s.rng.permutation(len(slots))[: s.r(1, 6)].tolist():
         plane(s, *slots[k], 36, 56, colour)
     s.take(x, 540, 190)
     s.take(x, 740, 190)
@@ -123,8 +148,15 @@ def industrial(s: Stage):
     s.start("concrete", s.pick((160, 156, 148), (172, 160, 142), (148, 148, 150)))
     y = s.r(400, 500)
     s.road([(LOW, y), (HIGH, y)], 60)
-    colours = s.pick(("blue",), ("white",), ("red",), ("grey",), ("blue", "white"), ("white", "grey"),
-                     ("blue", "red"))
+    colours = s.pick(
+        ("blue",),
+        ("white",),
+        ("red",),
+        ("grey",),
+        ("blue", "white"),
+        ("white", "grey"),
+        ("blue", "red"),
+    )
     for middle in (y - 230, y + 230):
         x = -40
         while x < SPAN:
@@ -150,7 +182,9 @@ def industrial(s: Stage):
 
 def parking(s: Stage):
     s.start("grass")
-    lot = s.surface(*s.pick(("asphalt",), ("concrete", (150, 148, 144)), ("asphalt", (96, 96, 100))))
+    lot = s.surface(
+        *s.pick(("asphalt",), ("concrete", (150, 148, 144)), ("asphalt", (96, 96, 100)))
+    )
     s.canvas.paint(rect(MIDDLE, MIDDLE, 430, 390), s.surface("paving"))
     s.canvas.paint(rect(MIDDLE, MIDDLE, 422, 382), lot)
     few = s.chance(60)
@@ -162,7 +196,9 @@ def parking(s: Stage):
         for x in range(60, 836, 30):
             s.lines(band([(x, y - 46), (x, y + 46)], 2), 12)
         s.lines(band([(60, y), (830, y)], 2), 12)
-        slots += [(x + 15, y + side * 24, 18 * side) for x in range(60, 820, 30) for side in (-1, 1)]
+        slots += [
+            (x + 15, y + side * 24, 18 * side) for x in range(60, 820, 30) for side in (-1, 1)
+        ]
         if islands:
             s.canvas.paint(rect(445, y, 385, 7), s.surface("grass"))
     slots = [p for p in slots if s.inside(p[0], p[1], 24)]
@@ -175,16 +211,18 @@ def parking(s: Stage):
         tell_colours(s, "car", "parked in the parking lot")
     else:
         share = s.pick(45, 70, 92)
-        taken = order[:len(order) * share // 100]
+        taken = order[: len(order) * share // 100]
         for k, colour in enumerate(CARS):
-            s.cars([slots[i] for i in taken[k::len(CARS)]], colour)
+            s.cars([slots[i] for i in taken[k :: len(CARS)]], colour)
         s.tell("car", "parked neatly in rows" if share > 80 else "parked in the parking lot")
     if s.chance(60):
         y = s.pick(14, 882)
         s.trees([(x + s.r(-8, 8), y, s.r(18, 26)) for x in range(-60, SPAN + 80, s.r(52, 80))])
         tell_trees(s, "next to the parking lot")
     else:
-        s.block(MIDDLE + s.r(-120, 120), -20, s.r(240, 400), 66, s.pick("white", "grey", "red", "blue"))
+        s.block(
+            MIDDLE + s.r(-120, 120), -20, s.r(240, 400), 66, s.pick("white", "grey", "red", "blue")
+        )
         tell_colours(s, "building", "beside the parking lot")
 
 
@@ -195,11 +233,15 @@ def railwaystation(s: Stage):
     bottom = top + step * tracks
     ys = [top + step // 2 + step * k for k in range(tracks)]
     used = s.rng.permutation(tracks).tolist()
-    s.canvas.paint(rect(MIDDLE, (top + bottom) // 2, 800, (bottom - top) // 2 + 20), s.surface("gravel"))
+    s.canvas.paint(
+        rect(MIDDLE, (top + bottom) // 2, 800, (bottom - top) // 2 + 20), s.surface("gravel")
+    )
     for k in used[platforms:]:
         with s.canvas.item("railway track"):
             s.canvas.paint([rect(x, ys[k], 2, 13)[0] for x in range(LOW, HIGH, 13)], (98, 84, 72))
-            s.canvas.paint([rect(MIDDLE, ys[k] + side, 700, 2)[0] for side in (-7, 7)], (82, 78, 78))
+            s.canvas.paint(
+                [rect(MIDDLE, ys[k] + side, 700, 2)[0] for side in (-7, 7)], (82, 78, 78)
+            )
     roof = s.pick("grey", "blue", "white", "red")
     for k in used[:platforms]:
         s.canvas.paint(rect(MIDDLE, ys[k], 640, 20), s.surface("concrete"))
@@ -236,7 +278,9 @@ def train(s: Stage, x: int, y: int, coaches: int, colour: str):
     with s.canvas.item("train", colour):
         s.canvas.paint([rect(x + 35 * (coaches - 1), y, 35 * (coaches - 1), 4)[0]], s.rgb("black"))
         s.canvas.paint(cars, s.rgb(colour))
-        s.canvas.paint([rect(x + 70 * k, y, 28, 3)[0] for k in range(coaches)], s.shade(colour, 40), 10)
+        s.canvas.paint(
+            [rect(x + 70 * k, y, 28, 3)[0] for k in range(coaches)], s.shade(colour, 40), 10
+        )
 
 
 def storagetanks(s: Stage):
@@ -259,21 +303,27 @@ def storagetanks(s: Stage):
         size = min(size, 760 // columns // 2 - 14, 640 // rows // 2 - 14)
         top = 130 if y < 400 else 60
         step_x, step_y = 780 // columns, 700 // rows
-        places = [(58 + step_x * (k % columns) + step_x // 2, top + step_y * (k // columns) + step_y // 2)
-                  for k in range(count)]
+        places = [
+            (58 + step_x * (k % columns) + step_x // 2, top + step_y * (k // columns) + step_y // 2)
+            for k in range(count)
+        ]
         places = [p for p in places if s.inside(*p, size + 4)]
     else:
         places = s.spots(count, size + 16, tries=90)
     for x, y1 in places:
         pad = s.surface("gravel", s.pick((176, 164, 146), (164, 158, 150)))
         s.canvas.paint(rect(x, y1, size + 15, size + 15), pad, 13)
-    for (x0, y0), (x1, y1) in zip(places[:-1], places[1:]):
+    for (x0, y0), (x1, y1) in zip(places[:-1], places[1:], strict=False):
         s.canvas.shadow(band([(x0, y0), (x1, y0), (x1, y1)], 6), 8)
         s.canvas.paint(band([(x0, y0), (x1, y0), (x1, y1)], 6), s.shade("grey", 30))
     for x, y1 in places:
         tank(s, x, y1, size - s.r(0, size // 8), colour)
         s.take(x, y1, size + 20)
-    ground = {"grass": "on the grass", "soil": "on the bare land", "concrete": "on the concrete ground"}[land]
+    ground = {
+        "grass": "on the grass",
+        "soil": "on the bare land",
+        "concrete": "on the concrete ground",
+    }[land]
     s.tell("storage tank", ground if beside == "nothing" else f"near the {beside}", colour)
     group = "storage tanks" if len(places) > 1 else "storage tank"
     s.tell("road", f"beside the {group}")
@@ -281,7 +331,9 @@ def storagetanks(s: Stage):
     tell_all(s, "car", "on the road")
     s.scatter_trees(s.pick(0, 10, 24), 16, 26)
     tell_trees(s, f"near the {group}")
-    s.around = {"grass": "surrounded by green grass", "soil": "surrounded by bare land"}.get(land, "")
+    s.around = {"grass": "surrounded by green grass", "soil": "surrounded by bare land"}.get(
+        land, ""
+    )
 
 
 def viaduct(s: Stage):
@@ -300,8 +352,15 @@ def viaduct(s: Stage):
         centre = (x + sx * (wide // 2 + radius), y + sy * (wide // 2 + radius))
         loop = disc(*centre, radius)[0]
         s.road(np.concatenate([loop, loop[:1]]), 30, False, kind="loop")
-        outer = smooth([(x + sx * wide // 2, y + sy * 900), (x + sx * (wide // 2 + 40), y + sy * 430),
-                        (x + sx * 430, y + sy * (wide // 2 + 40)), (x + sx * 900, y + sy * wide // 2)], 4)
+        outer = smooth(
+            [
+                (x + sx * wide // 2, y + sy * 900),
+                (x + sx * (wide // 2 + 40), y + sy * 430),
+                (x + sx * 430, y + sy * (wide // 2 + 40)),
+                (x + sx * 900, y + sy * wide // 2),
+            ],
+            4,
+        )
         s.road(outer, 30, False, kind="ramp")
         s.take(*centre, radius)
     lower = [(LOW, y), (HIGH, y)]

@@ -368,7 +368,8 @@ def _read_archive(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file}, dict(file.metadata() or {})
+        names = file.keys()  # the file object itself cannot be iterated over
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
 
 def _children(value: Any) -> dict:

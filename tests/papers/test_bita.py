@@ -829,7 +829,7 @@ def test_configurations_that_cannot_be_are_refused(fields, said):
 
 
 def test_what_the_compact_size_lacks_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(starting_weights.weights, "resolve", lambda name, folder=None: None)
+    monkeypatch.setattr(starting_weights.public_weights, "resolve", lambda name, folder=None: None)
     monkeypatch.setattr(starting_weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install gguf"):
         starting_weights.smollm2(tmp_path)

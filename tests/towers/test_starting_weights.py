@@ -361,7 +361,7 @@ def test_the_activation_of_a_file_must_be_said_and_that_of_a_known_clip_cannot_b
 
 
 def test_a_clip_that_is_missing_is_an_error_before_any_training(small_b32, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_on_hub", lambda known, download: None)
+    monkeypatch.setattr(public_weights, "_on_hub", lambda known, download: None)
     with pytest.raises(UserError, match="RemoteCLIP-ViT-B-32.pt, 605 MB"):
         starting_weights.paper_clip_start("remoteclip_vit_b32", folder=small_b32)
 

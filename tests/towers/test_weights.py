@@ -863,8 +863,8 @@ def test_unsayable_meta_leaves_nothing(tmp_path):
 @pytest.fixture
 def nowhere(monkeypatch):
     """No package, no hub, no folder of weights."""
-    monkeypatch.setattr(checkpoints, "_in_package", lambda known: None)
-    monkeypatch.setattr(checkpoints, "_on_hub", lambda known, download: None)
+    monkeypatch.setattr(public_weights, "_in_package", lambda known: None)
+    monkeypatch.setattr(public_weights, "_on_hub", lambda known, download: None)
     monkeypatch.delenv("NBHELPERS_WEIGHTS", raising=False)
 
 
@@ -899,10 +899,10 @@ def test_order_is_folder_package_cache_hub(tmp_path, monkeypatch):
     torch.save({"w": torch.ones(1)}, state)
     have = {"package", "cached", "online"}
     monkeypatch.setattr(
-        checkpoints, "_in_package", lambda known: state if "package" in have else None
+        public_weights, "_in_package", lambda known: state if "package" in have else None
     )
     monkeypatch.setattr(
-        checkpoints,
+        public_weights,
         "_on_hub",
         lambda known, download: state if ("online" if download else "cached") in have else None,
     )
@@ -1223,7 +1223,7 @@ def test_advice_a_package_that_was_installed_is_found(name, nowhere, tmp_path, m
     about = tmp_path / f"{module}-1.0.dist-info"
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {known.package}\nVersion: 1.0\n")
     (about / "RECORD").write_text("".join(f"{module}/{file},,\n" for file in known.files))
-    monkeypatch.setattr(checkpoints, "_in_package", IN_PACKAGE)
+    monkeypatch.setattr(public_weights, "_in_package", IN_PACKAGE)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = public_weights.resolve(name)
     assert found.source == "package" and tmp_path in found.path.parents
@@ -1246,7 +1246,7 @@ def test_advice_weights_of_the_hub_are_found(name, nowhere, tmp_path, monkeypatc
             raise OSError("not in the cache" if online else "no network")
         return str(tmp_path / repository / file)
 
-    monkeypatch.setattr(checkpoints, "_on_hub", ON_THE_HUB)
+    monkeypatch.setattr(public_weights, "_on_hub", ON_THE_HUB)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", not online)
     found = public_weights.resolve(name)

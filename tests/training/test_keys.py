@@ -408,7 +408,7 @@ MOVED = {
     "nbhelpers.training.loop": "nbhelpers.train.loop",
     "nbhelpers.towers.checkpoints": "nbhelpers.io.weights",
     "nbhelpers.towers.starting_weights": "nbhelpers.train.starting",
-    "nbhelpers.data.images": "nbhelpers.io.pixels",
+    "nbhelpers.data.pixel_cache": "nbhelpers.io.pixels",
     "nbhelpers.papers.pir": "nbhelpers.pir.model",
     "nbhelpers.towers.backbones": "nbhelpers.towers",
     "nbhelpers.errors": "nbhelpers.io.errors",
@@ -1089,7 +1089,7 @@ def test_codes_and_scores_of_changed_code_or_pixels_are_not_served(
 
 # ---- notebooks
 def calls(name: str) -> list[ast.Call]:
-    """The calls of `training.checkpoint_key` in a notebook."""
+    """The calls of `loop.checkpoint_key` in a notebook."""
     cells = json.loads((ROOT.parent / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))[
         "cells"
     ]
@@ -1098,7 +1098,7 @@ def calls(name: str) -> list[ast.Call]:
         node
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "training.checkpoint_key"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "loop.checkpoint_key"
     ]
 
 

@@ -18,8 +18,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 
 from nbhelpers.data.table import SPLITS
 from nbhelpers.errors import UserError
@@ -354,6 +352,9 @@ def _known(record: Record, runs: dict[tuple, Record]) -> bool:
 
 # what a record must be
 def _validate(record: dict, where: str) -> None:
+    from jsonschema import Draft202012Validator  # slow to import
+    from jsonschema.exceptions import best_match
+
     version = record.get("schema") if isinstance(record, dict) else None
     if version != VERSION:
         raise UserError(

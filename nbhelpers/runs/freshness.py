@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from nbhelpers.code_identity import text_digest
 from nbhelpers.errors import UserError
 
@@ -36,6 +34,8 @@ def package() -> str:
 
 def cells(notebook: Path) -> str:
     """Digest of a notebook's code cells, as of the package's modules. Its text does not count."""
+    import nbformat  # slow to import
+
     found = nbformat.read(notebook, as_version=4).cells
     return digest_of([_code(cell.source) for cell in found if cell.cell_type == "code"])
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import nbformat
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -146,6 +145,8 @@ def declared(notebook: Path) -> dict[str, Any]:
     """
     if not notebook.is_file():
         raise UserError(f"There is no notebook {notebook}; name one of that folder, e.g. 20_pir.")
+    import nbformat  # slow to import
+
     cells = nbformat.read(notebook, as_version=4).cells
     sources = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     lines = ast.parse("\n".join(sources)).body

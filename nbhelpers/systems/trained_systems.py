@@ -8,7 +8,6 @@ captions = bita.caption(["harbor.png"])
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,9 @@ from nbhelpers.data.distinct import Once, Rows, distinct, text_keys
 from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.tokenization import Tokenizer, caption_batches
 from nbhelpers.errors import UserError
+from nbhelpers.systems.trained_files import NAMES as NAMES
+from nbhelpers.systems.trained_files import NOTEBOOKS as NOTEBOOKS
+from nbhelpers.systems.trained_files import RETRIEVAL, SYSTEMS, trained_files
 from nbhelpers.tasks.retrieval import BATCH, finite
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.towers.starting_weights import Start
@@ -36,13 +38,6 @@ if TYPE_CHECKING:
     pass
 
 
-RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
-SYSTEMS = (*RETRIEVAL, "bita")
-NOTEBOOKS = dict(
-    zip(SYSTEMS, ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr", "24_bita"), strict=False)
-)
-# as records and figures call them
-NAMES = dict(zip(SYSTEMS, ("PIR", "PIR-CLIP", "PE-RSITR", "CFITR", "BITA"), strict=False))
 ENCODES_NOTHING = f"writes captions and encodes nothing; load one of {', '.join(RETRIEVAL)}"
 # towers whose tokenizer was made from the captions of one set
 WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")
@@ -258,24 +253,8 @@ def trained(
     UserError if that notebook has not run there, trained nothing (it was given a CHECKPOINT), or
     its file is gone.
     """
-    if system not in SYSTEMS:
-        raise UserError(f"There is no system '{system}'; choose one of {', '.join(SYSTEMS)}.")
-    folder, notebook = Path(folder), NOTEBOOKS[system]
-    note = folder / ("captions" if system == "bita" else "records") / f"{notebook}-seed{seed}.json"
-    try:
-        file = json.loads(note.read_text(encoding="utf-8")).get("checkpoint", "")
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} has no trained {system} of seed {seed} yet; run {notebook} first."
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{note} cannot be read ({error}); run {notebook} again.") from error
-    if not file or not (folder / file).is_file():
-        raise UserError(
-            f"{note} names no checkpoint that is there{file and f' ({file})'}; run {notebook}"
-            " again, without CHECKPOINT."
-        )
-    return load(system, folder / file, folder / "starting" / f"{system}-seed{seed}.json", device)
+    checkpoint, start = trained_files(folder, system, seed)
+    return load(system, checkpoint, start, device)
 
 
 def _fed(

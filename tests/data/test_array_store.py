@@ -22,7 +22,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import errors
+from nbhelpers import files
 from nbhelpers.data import array_store
 from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.errors import UserError
@@ -125,7 +125,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch, 
             if moment == "encoding":
                 raise KeyboardInterrupt
             monkeypatch.setattr(
-                errors.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+                files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
             )
         return encode(rows)
 
@@ -161,7 +161,7 @@ test_array_store.built(sys.argv[1], encode=slow)
 
 def test_a_process_that_is_killed_lets_go_of_the_store(tmp_path, whole):
     run = subprocess.Popen(
-        [sys.executable, "-c", KILLED, tmp_path / "store", Path(__file__).parents[1]],
+        [sys.executable, "-c", KILLED, tmp_path / "store", Path(__file__).parent],
         stdout=subprocess.PIPE,
     )
     assert run.stdout.readline() == b"third batch\n"

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from test_decoding import RGB, file_of, tiff
 
-from nbhelpers.data import images, pixel_cache
+from nbhelpers.data import archives, pixel_cache
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.errors import UserError
@@ -146,7 +146,7 @@ def test_links_that_lead_round_end(tmp_path, monkeypatch):
         (folder / link).symlink_to(folder / target)
     (folder / "self").symlink_to(folder / "self")
     assert open_images(folder).names == ["a/1.png", "a/other/2.png", "b/2.png", "b/other/1.png"]
-    monkeypatch.setattr(images, "MAX_FOLDERS", 4)
+    monkeypatch.setattr(archives, "MAX_FOLDERS", 4)
     with pytest.raises(UserError, match="x leads to more than 4 folders; remove links"):
         open_images(folder)
     for link in ("a/up", "a/other", "b/other"):  # the advice
@@ -208,7 +208,7 @@ def test_links_in_a_tar_are_no_images(tmp_path):
 
 @pytest.mark.parametrize("put", [put_zip, put_tar, put_folder])
 def test_a_member_that_unpacks_to_too_much_is_refused(tmp_path, put, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 10_000_000)
+    monkeypatch.setattr(archives, "MAX_BYTES", 10_000_000)
     put(tmp_path / "bomb", {"a.png": bytes(10_000_001)})
     assert put is not put_zip or (tmp_path / "bomb").stat().st_size < 20_000
     with pytest.raises(UserError, match="a.png in .*bomb unpacks to 10 MB, more than the 9 MB"):
@@ -426,7 +426,7 @@ def full_disk(monkeypatch, name):
             Full(path, mode) if name in Path(path).name and "w" in mode else open(path, mode, *rest)
         )
 
-    monkeypatch.setattr(images, "open", opened, raising=False)
+    monkeypatch.setattr(pixel_cache, "open", opened, raising=False)
     return written
 
 
@@ -473,7 +473,8 @@ def test_a_damaged_cache_is_named(tmp_path, store, pictures, harm):
 
 WRITER = """
 import sys
-from nbhelpers.data.images import DecodedCache, ImageStore
+from nbhelpers.data.archives import open_images
+from nbhelpers.data.pixel_cache import DecodedCache
 sys.stdin.readline()
 cache = DecodedCache.build(open_images(sys.argv[1]), sys.argv[3:], sys.argv[2])
 print(int(cache.resized(16).sum()) + int(cache[0].sum()))
@@ -510,7 +511,7 @@ def test_a_second_builder_that_comes_late_takes_the_first_ones_cache(
             built[0] = DecodedCache.build(*other)
         return write(*arguments)
 
-    monkeypatch.setattr(images, "_write_pixels", slow)
+    monkeypatch.setattr(pixel_cache, "_write_pixels", slow)
     other = store, list(pictures), tmp_path / "cache"
     cache = DecodedCache.build(*other)
     assert cache.folder == built[0].folder and os.listdir(tmp_path / "cache") == [cache.folder.name]

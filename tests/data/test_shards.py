@@ -529,7 +529,7 @@ def test_two_processes_share_one_stream(packed, tokenizer, folder, tmp_path):
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3])),
     }
     command = [
         sys.executable,

@@ -4,7 +4,6 @@ kept.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -576,35 +575,6 @@ def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
             print(f"{step.name:24}{seconds:9.0f}{note}")
         print(f"{'together':24}{sum(plan.seconds(step.name) for step in steps):9.0f}")
     print(f"\nfigures             {folder / 'figures'}\nexecuted notebooks  {folder / 'notebooks'}")
-
-
-# the command line
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """`python -m nbhelpers run`: arguments profile, data, seeds, upto, jobs."""
-    return run_chain(
-        arguments.profile, arguments.data, arguments.seeds, arguments.upto, arguments.jobs
-    )
-
-
-def train_main(arguments: argparse.Namespace) -> int:
-    """`python -m nbhelpers train`: arguments system, profile, data, seed."""
-    train(arguments.system, arguments.profile, arguments.data, arguments.seed)
-    return 0
-
-
-def notebooks_main(arguments: argparse.Namespace) -> int:
-    """`python -m nbhelpers notebooks store|verify`: arguments action and names; 1 where a form
-    differs.
-    """
-    from nbhelpers.runs import stored_notebooks
-
-    if arguments.action == "store":
-        stored_notebooks.store(arguments.names)
-    problems = stored_notebooks.verify(arguments.names)
-    print("\n".join(problems) or "The notebooks are in their stored form.")
-    return 1 if problems else 0
 
 
 def _step_main(plan_file: str, name: str) -> int:

@@ -16,7 +16,20 @@ from typing import Any
 from nbhelpers.code_identity import text_digest
 from nbhelpers.errors import UserError
 
-UNUSED = {"batch.py", "stored_notebooks.py", "cache.py", "hub.py", "__main__.py", "README.md"}
+UNUSED = {
+    "batch.py",
+    "stored_notebooks.py",
+    "cache.py",
+    "hub.py",
+    "commands.py",
+    "data_commands.py",
+    "record_commands.py",
+    "system_commands.py",
+    "weight_commands.py",
+    "options.py",
+    "__main__.py",
+    "README.md",
+}
 KINDS = (".py", ".md", ".css")
 PATHS = ("CHECKPOINT", "SHARDS", "CLIP", "VILT", "INSTRUCTION")  # parameters that may name a file
 

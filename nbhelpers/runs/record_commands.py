@@ -1,128 +1,145 @@
-"""`python -m nbhelpers records`: what can be done with result records from the command line."""
+"""The commands of `records`: show, check, table, export and merge result records."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import typer
 
 from nbhelpers.errors import UserError
-from nbhelpers.paths import repository_root
-from nbhelpers.results import exports, leaderboard, pages, records
+from nbhelpers.runs.options import AsJson, group, print_json, rows_of
+
+app = group("Show, check and table result records.")
+Folders = Annotated[
+    list[str], typer.Argument(help="Folders, e.g. runs/default/records or data/results.")
+]
+Out = Annotated[str, typer.Option(help="Folder to write.")]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Looks at result records, checks, merges and tables them."""
-    parser = argparse.ArgumentParser(prog="python -m nbhelpers records", description=main.__doc__)
-    commands = parser.add_subparsers(
-        required=True, metavar="show|check|table|export|merge|readme", dest="command"
-    )
-    parsers = {
-        name: commands.add_parser(name, help=said, description=said)
-        for name, said in {
-            "show": "what each record says",
-            "check": "whether they and their ranks are whole; 1 if one is at fault",
-            "table": "the leaderboard",
-            "export": (
-                "the leaderboard as Markdown, LaTeX and CSV, and a card for each paper, as files"
-            ),
-            "merge": "copies records of several machines, with their ranks, into one new folder",
-            "readme": "renews the tables of records in README.md",
-        }.items()
-    }
-    for name, command in parsers.items():
-        if name != "readme":
-            command.add_argument(
-                "folder", nargs="+", help="e.g. runs/default/records or data/results"
-            )
-    parsers["table"].add_argument("--format", choices=("text", "markdown", "latex"), default="text")
-    for name in ("export", "merge"):
-        parsers[name].add_argument("--out", required=True, help="folder to write")
-    arguments = parser.parse_args(argv)
-    return COMMANDS[arguments.command](arguments) or 0
+@app.command()
+def show(folder: Folders, as_json: AsJson = False) -> None:
+    """Print what each record says."""
+    from nbhelpers.results import records
 
-
-def _show(arguments: argparse.Namespace) -> None:
-    print("\n\n".join(map(_shown, exports.read(arguments.folder))))
-
-
-def _table(arguments: argparse.Namespace) -> None:
-    found = exports.read(arguments.folder)
-    if arguments.format == "text":
-        print(leaderboard.table(found), end="")
+    found = [records.read_one(path) for path in records.paths(folder)]
+    if as_json:
+        print_json(found)
     else:
-        print(
-            (exports.markdown if arguments.format == "markdown" else exports.latex)(
-                leaderboard.boards(found)
-            ),
-            end="",
-        )
+        print("\n\n".join(map(_shown, found)))
 
 
-def _export(arguments: argparse.Namespace) -> None:
-    print("\n".join(map(str, pages.write(arguments.folder, arguments.out))))
+@app.command()
+def check(folder: Folders, as_json: AsJson = False) -> None:
+    """Check records and their ranks; exit code 1 for a problem."""
+    from nbhelpers.results import records
 
-
-def _merge(arguments: argparse.Namespace) -> None:
-    print(f"{records.merge(arguments.folder, arguments.out)} records lie in {arguments.out}.")
-
-
-def _readme(_: argparse.Namespace) -> None:
-    path = repository_root() / "README.md"
-    print(f"{path.name} {'was renewed' if pages.readme(path) else 'is current'}.")
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    problems, found = [], records.paths(arguments.folder)
+    problems, found = [], records.paths(folder)
     for path in found:
         try:
             records.read_checked(path)
         except UserError as error:
             problems.append(str(error))
-    print("\n".join([*problems, f"{len(found)} records, {len(problems)} with a problem."]))
-    return 1 if problems else 0
-
-
-COMMANDS = {
-    "show": _show,
-    "check": _check,
-    "table": _table,
-    "export": _export,
-    "merge": _merge,
-    "readme": _readme,
-}
-
-
-def _shown(record: dict) -> str:
-    git, protocol = record["git"], record["protocol"]
-    lines = [
-        f"{records.file_stem(record)}: {record['system']} {record['variant']}".rstrip(),
-        f"profile {record['profile']}, set {record['set']}, data {record['data_fingerprint'][:12]}",
-        f"{protocol['split']} split, selected on {protocol['selected_on']}",
-    ]
-    if "parameters" in record:
-        lines.append("{all:,} parameters, {trainable:,} trainable".format(**record["parameters"]))
-    took = f"{record['seconds']:.0f} s " if "seconds" in record else ""
-    lines += [
-        f"{took}on {record['device']}",
-        (
-            "revision"
-            f" {(git['revision'] or 'unknown')[:12]}{' with local changes' if git['dirty'] else ''}"
-        ),
-    ]
-    lines += [
-        f"weights {w['name']} ({w['kind']}): {w['source']} {w['sha256'][:12]}".rstrip()
-        for w in record["weights"]
-    ]
-    if records.kind_of(record) == "captions":
-        named = {
-            f"captions of {protocol['images']} images, x 100": {
-                k: 100 * v for k, v in record["metrics"].items()
-            }
-        }
+    if as_json:
+        print_json({"records": [str(path) for path in found], "problems": problems})
     else:
-        named = {f"ties by {ties} rule": numbers for ties, numbers in record["metrics"].items()}
-        named |= {bound: record[bound] for bound in ("ceiling", "chance")}
-    for name, numbers in named.items():
-        lines.append(
-            f"{name}: " + (", ".join(f"{key} {value:.2f}" for key, value in numbers.items()) or "-")
-        )
-    return "\n  ".join(lines + [record["notes"]] * bool(record["notes"]))
+        print("\n".join([*problems, f"{len(found)} records, {len(problems)} with a problem."]))
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def table(
+    folder: Folders,
+    form: Annotated[
+        Literal["text", "markdown", "latex"], typer.Option("--format", help="Form of the tables.")
+    ] = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Print the leaderboard."""
+    from nbhelpers.results import exports, leaderboard
+
+    found = exports.read(folder)
+    if as_json:
+        print_json([_board(board) for board in leaderboard.boards(found)])
+    elif form == "text":
+        print(leaderboard.table(found), end="")
+    elif form == "markdown":
+        print(exports.markdown(leaderboard.boards(found)), end="")
+    else:
+        print(exports.latex(leaderboard.boards(found)), end="")
+
+
+def _board(board: Any) -> dict[str, Any]:
+    rows = rows_of(board.rows.rename_axis("name").reset_index())
+    return {"heading": board.heading, "rows": rows, "notes": list(board.notes)}
+
+
+@app.command()
+def export(folder: Folders, out: Out) -> None:
+    """Write the leaderboard and a card for each paper as files."""
+    from nbhelpers.results import pages
+
+    print("\n".join(map(str, pages.write(folder, out))))
+
+
+@app.command()
+def merge(folder: Folders, out: Out) -> None:
+    """Copy records and ranks of several machines into a new folder."""
+    from nbhelpers.results import records
+
+    print(f"{records.merge(folder, out)} records lie in {out}.")
+
+
+@app.command()
+def readme() -> None:
+    """Renew the tables of records in README.md."""
+    from nbhelpers.paths import repository_root
+    from nbhelpers.results import pages
+
+    path = repository_root() / "README.md"
+    print(f"{path.name} {'was renewed' if pages.readme(path) else 'is current'}.")
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    lines = [*_origin(record), *_numbers(record)]
+    if record["notes"]:
+        lines.append(record["notes"])
+    return "\n  ".join(lines)
+
+
+def _origin(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about system, data, cost, code and weights."""
+    from nbhelpers.results.records import file_stem
+
+    git, protocol = record["git"], record["protocol"]
+    yield f"{file_stem(dict(record))}: {record['system']} {record['variant']}".rstrip()
+    data = record["data_fingerprint"][:12]
+    yield f"profile {record['profile']}, set {record['set']}, data {data}"
+    yield f"{protocol['split']} split, selected on {protocol['selected_on']}"
+    if "parameters" in record:
+        yield "{all:,} parameters, {trainable:,} trainable".format(**record["parameters"])
+    took = f"{record['seconds']:.0f} s " if "seconds" in record else ""
+    yield f"{took}on {record['device']}"
+    changes = " with local changes" if git["dirty"] else ""
+    yield f"revision {(git['revision'] or 'unknown')[:12]}{changes}"
+    for one in record["weights"]:
+        hashed = one["sha256"][:12]
+        yield f"weights {one['name']} ({one['kind']}): {one['source']} {hashed}".rstrip()
+
+
+def _numbers(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line of numbers for each tie rule, or for the captions, and for the bounds."""
+    if record.get("kind") == "captions":
+        images = record["protocol"]["images"]
+        scores = {name: 100 * value for name, value in record["metrics"].items()}
+        yield f"captions of {images} images, x 100: {_listed(scores)}"
+        return
+    for ties, metrics in record["metrics"].items():
+        yield f"ties by {ties} rule: {_listed(metrics)}"
+    for bound in ("ceiling", "chance"):
+        yield f"{bound}: {_listed(record[bound])}"
+
+
+def _listed(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in numbers.items()) or "-"

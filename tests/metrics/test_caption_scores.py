@@ -1035,6 +1035,15 @@ def test_the_command_scores_files(coco, capsys):
     )
 
 
+def test_the_command_scores_files_as_json(coco, capsys):
+    argv = ["score", "--captions", coco[0], "--references", coco[1], "--metrics", "Bleu", "CIDEr"]
+    assert main([*argv, "--samples", "50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["scores"]["CIDEr"]["value"] == pytest.approx(1.3697, abs=1e-4)
+    assert found["scores"]["Bleu_4"]["low"] < found["scores"]["Bleu_4"]["value"]
+    assert found["images"] == 20 and found["degenerate"] == 2
+
+
 def test_the_command_says_what_it_left_out(coco, capsys, no_java):
     assert main(["score", "--captions", coco[0], "--references", coco[1], "--samples", "50"]) == 0
     out = capsys.readouterr().out

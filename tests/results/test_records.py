@@ -278,6 +278,18 @@ def test_command_line_shows_and_checks(tmp_path, capsys):
     assert "PIR no-vir" in shown and "ties by released rule" in shown and "lite0 (package)" in shown
 
 
+def test_records_as_json(tmp_path, capsys):
+    path = write(tmp_path, variant="no-vir")
+    assert main(["records", "show", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [json.loads(path.read_text("utf-8"))]
+    assert main(["records", "check", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"records": [str(path)], "problems": []}
+    assert main(["records", "table", str(tmp_path), "--json"]) == 0
+    (board,) = json.loads(capsys.readouterr().out)
+    (metrics,) = [record["metrics"] for record in records.read(tmp_path)]
+    assert board["rows"][0]["mR"] == pytest.approx(metrics["expectation"]["mR"])
+
+
 def test_check_names_every_record_at_fault(tmp_path, capsys):
     for seed in range(4):
         write(tmp_path, seed=seed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,13 @@ def test_what_is_there_is_told_by_kind_with_size_and_last_use(runs, capsys):
         "other 3",
         "together 7",
     ]
+
+
+def test_what_is_there_as_json(runs, capsys):
+    assert main(["cache", "show", "--json"]) == 0
+    found = {Path(one["path"]).name: one for one in json.loads(capsys.readouterr().out)}
+    assert len(found) == 7 and found["features-0b"]["kind"] == "features"
+    assert found["features-0b"]["bytes"] >= 8192 and found["features-0b"]["last_used"][:2] == "20"
 
 
 def test_features_in_the_making_are_not_cleared(runs):

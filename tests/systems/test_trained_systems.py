@@ -851,7 +851,7 @@ def test_cfitr_reads_image_and_sentence_together(two_stages, pictures, monkeypat
     [
         (["--text", " "], "nothing to search for"),
         (["--text", "a green field", "--top", "0"], "ask for at least 1"),
-        (["--image", "none.png"], "none.png cannot be read"),
+        (["--image", "none.png"], "none.png does not exist"),
         (["--text", "a green field", "--images", "none"], "none does not exist"),
     ],
 )
@@ -948,13 +948,14 @@ def test_the_released_rule_can_be_asked_for(
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(checkpoint, captions, pictures, tmp_path, capsys):
-    wrong = ["--split", "dev", "--out", str(tmp_path / "out")]
-    assert main(arguments(checkpoint, captions, pictures, *wrong)) == 1
+    only_test = put(tmp_path / "test.json", listed(captions))
+    wrong = ["--split", "val", "--out", str(tmp_path / "out")]
+    assert main(arguments(checkpoint, only_test, pictures, *wrong)) == 1
     out, err = capsys.readouterr()
     assert (
         out == ""
         and err.count("\n") == 1
-        and "no image in split 'dev'" in err
+        and "no image in split 'val'" in err
         and not (tmp_path / "out").exists()
     )
 
@@ -1023,3 +1024,17 @@ def test_the_other_splits_of_a_list_tell_which_folders_count(tmp_path, use):
     captions = captions_of(tmp_path / "c.csv", {"a/1.png": "test", "b/2.png": "train"})
     with pytest.raises(UserError, match="^a/1.png is not in .*, where b/1.png lies in"):
         use(captions, folder)
+
+
+def test_results_as_json(checkpoint, captions, pictures, trained, tmp_path, capsys):
+    assert main(arguments(checkpoint, captions, pictures, "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    frame = evaluation.evaluate(trained, captions, pictures).recalls()
+    assert [row["name"] for row in found["recalls"]] == ["pir", "chance", "ceiling"]
+    assert found["recalls"][0]["mR"] == pytest.approx(frame.loc["pir", "mR"])
+    assert found["recalls"][1]["mR low"] is None and found["images"] == 8
+    named = ["--system", "pir", "--checkpoint", str(checkpoint), "--images", str(pictures)]
+    assert main(["search", *named, "--text", "a green pond", "--top", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    best = image_folder.search(trained, pictures, "a green pond", 3)
+    assert [row["file"] for row in found["images"]] == list(best.file)

@@ -1,0 +1,165 @@
+"""The command line: `nbhelpers`, or `python -m nbhelpers`.
+
+A command checks its options and files first. Only then it imports what it needs, because torch
+and transformers take many seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.main import get_command
+
+from nbhelpers.errors import UserError
+from nbhelpers.runs import data_commands, record_commands, system_commands, weight_commands
+from nbhelpers.runs.options import (
+    AsJson,
+    Data,
+    Profile,
+    Seed,
+    SeveralValues,
+    System,
+    group,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from nbhelpers.runs.cache import Entry
+
+app = group("Run the notebooks, and use trained systems, data sets and records without them.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: it succeeded. 1: it failed, with a sentence on stderr. 2: the command line is wrong.
+    130: it was interrupted.
+    """
+    try:
+        get_command(app).main(argv)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        if code == 130:
+            print("Interrupted.", file=sys.stderr)
+        return code
+    return 0
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"nbhelpers {version('nbhelpers')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=SeveralValues)
+def run(
+    profile: Profile = "default",
+    data: Data = "",
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(help="One seed or several, one after the other; by default the profile's."),
+    ] = None,
+    upto: Annotated[
+        str, typer.Option(help="Stop after the notebook whose name starts so, e.g. 20.")
+    ] = "",
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Notebooks at a time, which share the cores: 1; 2 in profile default."),
+    ] = None,
+) -> None:
+    """Run the notebooks in order, without a browser."""
+    from nbhelpers.runs import batch
+
+    batch.read_profile(profile)  # before all notebooks are read, which takes seconds
+    raise typer.Exit(batch.run_chain(profile, data, seeds or None, upto, jobs))
+
+
+@app.command()
+def train(
+    system: Annotated[System, typer.Option(help="The system to train.")],
+    profile: Profile = "default",
+    data: Data = "",
+    seed: Seed = None,
+) -> None:
+    """Train one system, on one GPU or several.
+
+    On several: accelerate launch -m nbhelpers train ...
+    """
+    from nbhelpers.runs import batch
+
+    batch.read_profile(profile)  # before torch is imported
+    batch.train(system, profile, data, seed)
+
+
+@app.command()
+def notebooks(
+    action: Literal["store", "verify"],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Beginnings of notebook names, e.g. 20; by default all."),
+    ] = None,
+) -> None:
+    """Write notebooks in their stored form, or verify it."""
+    from nbhelpers.runs import stored_notebooks
+
+    if action == "store":
+        stored_notebooks.store(names or ())
+    problems = stored_notebooks.verify(names or ())
+    print("\n".join(problems) or "The notebooks are in their stored form.")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(cls=SeveralValues)
+def cache(
+    action: Literal["show", "clear"],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="To clear: images, features, sets, weights, unfinished; default all."),
+    ] = None,
+    days: Annotated[
+        float, typer.Option(help="Clear only what was not used for so many days.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show or clear runs/cache, which makes runs faster."""
+    from nbhelpers.paths import runs_root
+    from nbhelpers.runs import cache as room
+
+    if action == "clear":
+        removed = room.clear(runs_root(), kind or None, days)
+        print(room.cleared(removed), file=sys.stderr if as_json else sys.stdout)
+    entries = room.entries(runs_root())
+    if not as_json:
+        print(room.table(entries))
+        return
+    print_json([_described(entry) for entry in entries])
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    used = datetime.fromtimestamp(entry.used).isoformat(timespec="seconds")
+    return {"path": str(entry.path), "kind": entry.kind, "bytes": entry.size, "last_used": used}
+
+
+app.add_typer(data_commands.app, name="data")
+app.add_typer(system_commands.app)
+app.add_typer(weight_commands.app, name="weights")
+app.add_typer(record_commands.app, name="records")

@@ -1,0 +1,91 @@
+"""The commands of `data`: check a data set, decode it, write it as shards."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from nbhelpers.runs.options import (
+    AsJson,
+    Captions,
+    Images,
+    SeveralValues,
+    Split,
+    check_paths,
+    group,
+    print_json,
+)
+
+app = group("Check a data set, decode it, or write it as shards.")
+
+
+@app.command()
+def check(
+    captions: Captions,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Folder, zip or tar of the images; by default they are not checked."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "karpathy, precomp, rows, lavis, nwpu, shards, arrow, hub or csv; recognised by "
+                "default."
+            )
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count captions and images, and list what is wrong."""
+    from nbhelpers.data.check import check as check_data
+
+    report = check_data(captions, images, layout)
+    if as_json:
+        print_json({"lines": report.lines, "problems": report.problems})
+    else:
+        print("\n".join(report.lines), end="\n" if report.lines else "")
+    for problem in report.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    name: Annotated[
+        str,
+        typer.Option("--set", help="ucm, rsicd, ... or a name of your own; scenes is generated."),
+    ] = "scenes",
+    data: Annotated[str, typer.Option(help="Folder that holds the set; none for scenes.")] = "",
+) -> None:
+    """Decode the images of a set once, into the cache."""
+    from nbhelpers.data.catalog import open_dataset
+
+    dataset = open_dataset(name, data)
+    print("\n".join(dataset.where))
+    print(dataset.table.counts().to_string())
+    print(f"The decoded images lie in {dataset.pixels.folder}.")
+
+
+@app.command(cls=SeveralValues)
+def shards(
+    captions: Captions,
+    images: Images,
+    out: Annotated[str, typer.Option(help="New folder for the shards.")],
+    split: Annotated[
+        list[Split] | None, typer.Option(help="One or several; default train.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Most captions in a shard.")] = 1000,
+) -> None:
+    """Write images and captions as WebDataset shards."""
+    check_paths(captions=captions, images=images)
+    from nbhelpers.data import layouts
+    from nbhelpers.data import shards as room
+    from nbhelpers.data.archives import open_images
+
+    table, store = layouts.read(captions), open_images(images)
+    written = room.write(table, store, out, tuple(split or [Split.train]), size)
+    print(f"{sum(written.values())} samples in {len(written)} shards lie in {out}.")

@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 from nbhelpers.data import shards
 from nbhelpers.data.images import MAX_BYTES, ImageStore
@@ -18,7 +18,7 @@ MAX_FOLDERS = 100_000  # below one folder; links between folders may lead to any
 
 
 def open_images(path: Path | str) -> ImageStore:
-    """The images of a folder, zip, tar, shard or table.
+    """Open the images of a folder, zip, tar, shard or table.
 
     UserError if `path` is missing, holds no images, is damaged or has unsafe names.
     """
@@ -50,7 +50,7 @@ def _is_image(name: str) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _refuse_unsafe(members, path: Path) -> None:
+def _refuse_unsafe(members: list[str], path: Path) -> None:
     unsafe = [name for name in members if not safe_file_name(name)]
     if unsafe:
         raise UserError(
@@ -68,8 +68,12 @@ def _limit(size: int, name: str, path: Path) -> None:
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """The image files below a folder, through linked folders too, but never round in a circle."""
-    waiting, seen = [(folder, frozenset())], 0
+    """Find the image files below a folder. Links to folders are followed, but not in circles.
+
+    UserError if there are more than MAX_FOLDERS folders.
+    """
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    seen = 0
     while waiting:
         place, above = waiting.pop()
         stat = place.stat()
@@ -114,7 +118,7 @@ def _open_zip(path: Path):
 
 def _open_tar(path: Path):
     try:
-        archive = tarfile.open(path, mode="r:")
+        archive = tarfile.TarFile.open(path, mode="r:")  # stays open while images are read
         files = [entry for entry in archive.getmembers() if entry.isfile()]  # no links, no devices
     except tarfile.TarError as error:
         raise UserError(
@@ -124,7 +128,7 @@ def _open_tar(path: Path):
 
     def read(entry: tarfile.TarInfo) -> bytes:
         _limit(entry.size, entry.name, path)
-        return archive.extractfile(entry).read()
+        return cast(IO[bytes], archive.extractfile(entry)).read()  # None only for folders
 
     return _open_archive(path, entries, read)
 
@@ -134,10 +138,10 @@ def _open_archive(path: Path, entries: list[tuple[str, Any]], read_entry: Callab
     _refuse_unsafe([name for name, _ in entries], path)
     members = dict(entries)
     for name, entry in entries:
-        if entry is not members[name] and _is_image(name):
-            if read_entry(entry) != read_entry(members[name]):
-                raise UserError(
-                    f"{path} holds two different files called {name}; pack it again "
-                    "with a name for each."
-                )
+        again = entry is not members[name] and _is_image(name)
+        if again and read_entry(entry) != read_entry(members[name]):
+            raise UserError(
+                f"{path} holds two different files called {name}; pack it again "
+                "with a name for each."
+            )
     return list(members), lambda name: read_entry(members[name])

@@ -1,9 +1,9 @@
-"""Arrays that are computed once and read from then on: append-only files, too large to be made or loaded twice.
+"""Compute large arrays once, keep them in files, and read them from there.
 
-A folder holds one raw file per array, and `store.json`, which alone says how many rows count. A
-batch is first appended to the files and then to the count, so a killed run leaves at most bytes
-that nothing refers to. Going on after a kill and adding new rows to a finished store are therefore
-the same act. Equal items are computed once.
+A folder holds one raw file for each array, and `store.json`. Only `store.json` says how many rows
+are valid. Each batch is first appended to the files, then counted, so a killed run leaves at most
+unused bytes at the end. Continuing after a kill and adding rows to a finished store work alike.
+Equal items are computed once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +30,14 @@ Compute = Callable[[np.ndarray], Mapping[str, object]]  # row numbers (B,) -> {n
 
 
 class ArrayStore:
-    """Arrays of N rows each: `store[name]` is (N, ...), floats as float16, a read-only memory map if it lies on disk.
+    """Hold arrays of N rows each: `store[name]` is (N, ...), floats as float16.
+
+    Arrays on disk are read-only memory maps.
 
     key       JSON values by name: what the rows depend on besides the items themselves
     arrays    by name
     same      (N,) for each row the first row of an equal item
-    manifest  what `store.json` says of all rows, with checksums; empty in memory
+    manifest  the content of `store.json`, with checksums; empty in memory
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class ArrayStore:
         key: Mapping[str, object],
         arrays: Mapping[str, np.ndarray],
         same: np.ndarray | None = None,
-        manifest: Mapping[str, object] | None = None,
+        manifest: Mapping[str, Any] | None = None,
     ):
         self.key, self.arrays, self.manifest = dict(key), dict(arrays), dict(manifest or {})
         self.same = np.arange(len(next(iter(arrays.values())))) if same is None else same
@@ -61,7 +64,7 @@ class ArrayStore:
         compute: Compute,
         batch: int = 128,
     ) -> ArrayStore:
-        """As `build`, but written nowhere; items may be anything that can be compared."""
+        """Compute as `build` does, but in memory; items may be any hashable values."""
         first, row = distinct(items)
         parts = [as_stored(compute(rows)) for rows in in_batches(first, batch)]
         arrays = {name: np.concatenate([part[name] for part in parts])[row] for name in parts[0]}
@@ -80,16 +83,17 @@ class ArrayStore:
     ) -> ArrayStore:
         """Compute those of `items` that the folder does not hold yet, append them, open the store.
 
-        items    one string per row, by which a row is known again: a digest of an image, the ids
-                 of a caption, the name of a file; equal items get equal rows
+        items    one string for each row that identifies it: a digest of an image, the ids of a
+                 caption, the name of a file; equal items get equal rows
         compute  row numbers (B,) -> {name: array or tensor (B, ...)}; called for at most `batch`
-                 rows, of equal items for the first alone
-        renew    True: a store of other items is replaced, not refused
+                 rows, and only for the first of equal items
+        renew    True: replace a store of other items; False: refuse it
         verify   as in `open`, for the rows that are there
-        A build that was killed goes on behind its last whole batch; equal batches then give equal
-        files. Of two builds into one folder the second waits. UserError without items, on a folder
-        of another key, of other items or damaged, on values that float16 does not hold, and on rows
-        whose form changes.
+
+        A killed build continues after its last whole batch. With equal batches, the files are then
+        equal to those of an uninterrupted build. Of two builds into one folder the second waits.
+        UserError without items, for a folder that is damaged or has another key or other items, for
+        values that float16 cannot hold, and for rows whose shape or type changes.
         """
         folder = Path(folder)
         if not len(items):
@@ -117,7 +121,7 @@ class ArrayStore:
         compute: Compute,
         batch: int,
     ) -> ArrayStore:
-        """As `build`, in a folder of the cache for this key and these items alone."""
+        """Build in the folder of the cache that belongs to this key and these items."""
         folder = Path(cache) / f"features-{key_digest(key, items)[:16]}"
         return cls.build(folder, key, items, compute, batch, verify=False)
 
@@ -125,14 +129,14 @@ class ArrayStore:
     def open(
         cls, folder: Path | str, key: Mapping[str, object] | None = None, verify: bool = True
     ) -> ArrayStore:
-        """The store in `folder`. With `verify`, every byte is read and compared with its checksum.
+        """Open the store in `folder`. With `verify`, compare all bytes with their checksums.
 
         UserError if there is none, if it was built under another `key`, or is damaged.
         """
         folder = Path(folder)
         about, forms = _read_manifest(folder, key or {})
         arrays = {
-            name: _mapped(folder / f"{name}.bin", *form, verify) for name, form in forms.items()
+            name: _mapped(folder / f"{name}.bin", form, verify) for name, form in forms.items()
         }
         same = arrays.pop(SAME)
         return cls(about["key"], arrays, same, about)
@@ -153,7 +157,7 @@ class ArrayStore:
         renew: bool,
         verify: bool,
     ) -> ArrayStore:
-        """What `folder` holds, which must be the first of the items; else nothing with `renew`."""
+        """Open the rows in `folder`; refuse those of other items, or with `renew` drop them."""
         store = cls._found(folder, key, verify)
         rows = len(store)
         if store.manifest["items"] == _items_crc32(items[:rows]):
@@ -170,7 +174,7 @@ class ArrayStore:
     def _append(
         self, folder: Path, items: Sequence[str], same: np.ndarray, compute: Compute
     ) -> ArrayStore:
-        """Write a batch behind the rows that count; same (B,) as in the class, of these rows."""
+        """Append a batch after the valid rows; same (B,) as in the class, of these rows."""
         known, fresh = np.unique(same[same < len(self)]), np.unique(same[same >= len(self)])
         computed = as_stored(compute(fresh)) if len(fresh) else _no_rows(self.arrays)
         before = self.arrays or _no_rows(computed)
@@ -181,11 +185,16 @@ class ArrayStore:
             for name, array in computed.items()
         }
         forms, count = self.manifest["arrays"], _items_crc32(items, self.manifest["items"])
-        about = {"key": self.key, "rows": len(self) + len(items), "items": count, "arrays": {}}
-        with atomic_write(folder / MANIFEST) as temporary:  # a full disk kills who writes to a map
+        about: dict[str, Any] = {
+            "key": self.key,
+            "rows": len(self) + len(items),
+            "items": count,
+            "arrays": {},
+        }
+        with atomic_write(folder / MANIFEST) as temporary:
             for name, array in (arrays | {SAME: same}).items():
                 with open(folder / f"{name}.bin", "ab") as file:
-                    file.truncate(len(self) * array[0].nbytes)  # what a killed run wrote further on
+                    file.truncate(len(self) * array[0].nbytes)  # drop what a killed run left
                     file.write(array.tobytes())
                 crc32 = zlib.crc32(array.tobytes(), forms[name]["crc32"] if forms else 0)
                 form = {"dtype": array.dtype.str, "shape": array.shape[1:], "crc32": crc32}
@@ -197,7 +206,7 @@ class ArrayStore:
 
 @dataclass(frozen=True)
 class Computed:
-    """An array whose rows are computed when they are asked for: only those are in memory."""
+    """Compute the rows of an array when they are asked for, so that only those are in memory."""
 
     rows_of: Callable[[np.ndarray], np.ndarray]
 
@@ -206,12 +215,12 @@ class Computed:
 
 
 def in_batches(rows: np.ndarray, batch: int) -> list[np.ndarray]:
-    """The row numbers (N,) in parts of at most `batch`."""
+    """Split the row numbers (N,) into parts of at most `batch`."""
     return np.split(rows, range(batch, len(rows), batch))
 
 
 def as_stored(computed: Mapping[str, object]) -> dict[str, np.ndarray]:
-    """What is stored of computed arrays or tensors: floats as float16, everything else as it is.
+    """Convert computed arrays or tensors for storing: floats to float16, others unchanged.
 
     UserError on values that float16 cannot hold.
     """
@@ -222,6 +231,7 @@ def as_stored(computed: Mapping[str, object]) -> dict[str, np.ndarray]:
 
 
 def storable(name: str, array: np.ndarray) -> np.ndarray:
+    """Convert floats to float16. UserError on NaN and on values that float16 cannot hold."""
     if not np.issubdtype(array.dtype, np.floating):
         return array
     most = np.finfo(np.float16).max
@@ -234,12 +244,20 @@ def storable(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _read_manifest(folder: Path, key: Mapping[str, object]) -> tuple[dict, dict[str, tuple]]:
-    """The manifest of a store, and the type, shape and checksum of each of its arrays."""
+class _Form(NamedTuple):
+    """Describe an array of a store."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    crc32: int
+
+
+def _read_manifest(folder: Path, key: Mapping[str, object]) -> tuple[dict, dict[str, _Form]]:
+    """Read the manifest of a store, and the form of each of its arrays."""
     try:
         about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         forms = {
-            name: (np.dtype(form["dtype"]), (about["rows"], *form["shape"]), form["crc32"])
+            name: _Form(np.dtype(form["dtype"]), (about["rows"], *form["shape"]), form["crc32"])
             for name, form in about["arrays"].items()
         }
         different = [
@@ -264,18 +282,16 @@ def _read_manifest(folder: Path, key: Mapping[str, object]) -> tuple[dict, dict[
     return about, forms
 
 
-def _mapped(
-    path: Path, dtype: np.dtype, shape: tuple[int, ...], crc32: int, verify: bool
-) -> np.ndarray:
+def _mapped(path: Path, form: _Form, verify: bool) -> np.ndarray:
     found = path.stat().st_size if path.exists() else 0
-    expected = dtype.itemsize * int(np.prod(shape))
+    expected = form.dtype.itemsize * int(np.prod(form.shape))
     if found < expected:
         raise UserError(
             f"{path} is cut short ({found} of {expected} bytes); delete {path.parent} "
             "and build it again."
         )
-    array = np.memmap(path, dtype, "r", shape=shape)
-    if verify and zlib.crc32(array) != crc32:
+    array = np.memmap(path, form.dtype, "r", shape=form.shape)
+    if verify and zlib.crc32(array.data) != form.crc32:
         raise UserError(
             f"{path} does not match its checksum; delete {path.parent} and build it again."
         )

@@ -1,8 +1,9 @@
-"""Train and test transforms of the retrieval papers on uint8 images, and their normalisation (PIR)."""
+"""Transform uint8 images for training and testing as the retrieval papers do, and normalise."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -19,19 +20,21 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 GREY = (128, 128, 128)  # what geometric operations fill with
 
 
-# ---- RandAugment: every operation maps (H, W, 3) uint8 to another of that shape
+# Operations of RandAugment. Each maps an image (H, W, 3) uint8 to another of that shape.
 def identity(image):
+    """Return the image unchanged."""
     return image
 
 
 def auto_contrast(image):
-    """Each channel stretched to 0..255 (Pillow's)."""
+    """Stretch each channel to 0..255 (Pillow's)."""
     return np.asarray(ImageOps.autocontrast(Image.fromarray(image)))
 
 
 def auto_contrast_released(image):
-    """The released operation negates an unsigned minimum: a channel without a 0 becomes 255
-    throughout.
+    """Stretch each channel as PIR's released code does.
+
+    That code negates an unsigned minimum, so a channel without a 0 becomes 255 everywhere.
     """
     stretched = auto_contrast(image).copy()
     for channel, plane in enumerate(cv2.split(image)):
@@ -42,19 +45,18 @@ def auto_contrast_released(image):
 
 
 def equalize(image):
-    """Each channel's histogram made flat (Pillow's)."""
+    """Flatten the histogram of each channel (Pillow's)."""
     return np.asarray(ImageOps.equalize(Image.fromarray(image)))
 
 
 def brightness(image, factor):
+    """Multiply all values by `factor`."""
     levels = np.arange(256, dtype=np.float32) * np.float32(factor)
     return cv2.LUT(image, levels.clip(0, 255).astype(np.uint8))
 
 
 def _sharpened(image, factor):
-    """The inner pixels, float32, moved away from their 3x3 mean (weight 5 in the centre) by
-    `factor`.
-    """
+    """Move the inner pixels, float32, away from their 3x3 mean (weight 5 in the centre)."""
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
     smooth = cv2.filter2D(image, -1, kernel / 13)[1:-1, 1:-1].astype(np.float32)
@@ -62,15 +64,16 @@ def _sharpened(image, factor):
 
 
 def sharpness(image, factor):
-    """Border pixels stay as they are."""
+    """Sharpen the inner pixels; border pixels stay as they are."""
     sharp = image.copy()
     sharp[1:-1, 1:-1] = _sharpened(image, factor).clip(0, 255)
     return sharp
 
 
 def sharpness_released(image, factor):
-    """The released operation does not clip: values below 0 or above 255 wrap round (by way of
-    int32, so that every CPU wraps alike).
+    """Sharpen as PIR's released code does, which does not clip.
+
+    Values below 0 or above 255 wrap round, by way of int32, so that every CPU wraps alike.
     """
     sharp = image.copy()
     sharp[1:-1, 1:-1] = _sharpened(image, factor).astype(np.int32)
@@ -83,29 +86,32 @@ def _warp(image, matrix, fill):
 
 
 def shear_x(image, factor, fill=GREY):
+    """Shift each row by `factor` times its number."""
     return _warp(image, [[1, factor, 0], [0, 1, 0]], fill)
 
 
 def shear_y(image, factor, fill=GREY):
+    """Shift each column by `factor` times its number."""
     return _warp(image, [[1, 0, 0], [factor, 1, 0]], fill)
 
 
 def translate_x(image, offset, fill=GREY):
-    """Offset in pixels."""
+    """Shift the image to the right by `offset` pixels."""
     return _warp(image, [[1, 0, -offset], [0, 1, 0]], fill)
 
 
 def translate_y(image, offset, fill=GREY):
-    """Offset in pixels."""
+    """Shift the image up by `offset` pixels."""
     return _warp(image, [[1, 0, 0], [0, 1, -offset]], fill)
 
 
 def rotate(image, degrees, fill=GREY):
+    """Rotate counter-clockwise about the centre."""
     height, width = image.shape[:2]
     return _warp(image, cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1), fill)
 
 
-OPS = {
+OPS: dict[str, Callable[..., np.ndarray]] = {
     "Identity": identity,
     "AutoContrast": auto_contrast,
     "Equalize": equalize,
@@ -123,11 +129,13 @@ SIGNED = {"ShearX": 0.21, "ShearY": 0.21, "TranslateX": 7.0, "TranslateY": 7.0, 
 
 
 def rand_augment(image: np.ndarray, rng: np.random.Generator, ops: dict = OPS) -> np.ndarray:
-    """Two operations drawn with replacement, each applied with probability 0.5; level 7 of 10,
-    geometry in a random direction.
+    """Draw two operations with replacement and apply each with probability 0.5.
+
+    Strengths are those of level 7 of 10; geometric operations go in a random direction.
     """
     names = list(ops)
-    for name in (names[i] for i in rng.integers(len(names), size=2)):
+    for number in rng.integers(len(names), size=2):
+        name = names[number]
         if rng.random() < 0.5:
             arguments = [MAGNITUDE[name]] if name in MAGNITUDE else []
             if name in SIGNED:
@@ -164,21 +172,20 @@ def torchvision_rand_augment(image: np.ndarray, rng: np.random.Generator) -> np.
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
-RAND_AUGMENT = {
+RAND_AUGMENT: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "fixed": rand_augment,
     "released": partial(rand_augment, ops=RELEASED_OPS),
     "torchvision": torchvision_rand_augment,
-    None: lambda image, rng: image,
 }
 
 
-# ---- transforms
 def random_crop(
     height: int, width: int, scale, ratio, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop whose area share is uniform in `scale` and whose log
-    aspect ratio is uniform in `ratio`; after ten draws that do not fit, the largest central crop
-    within `ratio` (torchvision's RandomResizedCrop).
+    """Draw a crop as torchvision's RandomResizedCrop does: (top, left, height, width).
+
+    Its share of the area is uniform in `scale`, its log aspect ratio uniform in `ratio`. After ten
+    draws that do not fit, take the largest central crop within `ratio`.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -192,15 +199,16 @@ def random_crop(
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop resized to size x size (bicubic) -> flip -> turn -> RandAugment.
+    """Make augmented views: crop, resize to size x size (bicubic), flip, turn, RandAugment.
 
     randaugment  "fixed" (AutoContrast as Pillow's, Sharpness clipped), "released" (the authors'
-                 code, where both wrap round in uint8), "torchvision" (another set of operations),
-                 None
-    scale        area share of the crop; the aspect ratio is drawn in 3/4..4/3
+                 code, where both wrap round in uint8), "torchvision" (its own set of operations),
+                 or None
+    scale        smallest and largest share of the image area that a crop has; its aspect ratio is
+                 drawn in 3/4..4/3
     flip         probability of the horizontal flip
-    turn         whether a quarter turn, 0 to 3 times, follows the flip (a deviation: an aerial
-                 image has no up)
+    turn         True: also rotate by 0 to 3 quarter turns; not in the papers (an aerial image has
+                 no "up")
     """
 
     size: int
@@ -210,38 +218,45 @@ class TrainTransform:
     turn: bool = False
 
     def __post_init__(self):
-        if self.randaugment not in RAND_AUGMENT:
+        names = (*RAND_AUGMENT, None)
+        if self.randaugment not in names:
             raise UserError(
                 f"There is no randaugment '{self.randaugment}'; take one of "
-                f"{', '.join(map(str, RAND_AUGMENT))}."
+                f"{', '.join(map(str, names))}."
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(H, W, 3) uint8 -> (size, size, 3) uint8; the same draw from an equal `rng`."""
-        top, left, height, width = random_crop(*image.shape[:2], self.scale, (3 / 4, 4 / 3), rng)
+        """Augment (H, W, 3) uint8 to (size, size, 3) uint8; equal `rng` give equal views."""
+        full_height, full_width = image.shape[:2]
+        ratio = (3 / 4, 4 / 3)
+        top, left, height, width = random_crop(full_height, full_width, self.scale, ratio, rng)
         image = images.resize(image[top : top + height, left : left + width], self.size)
         if rng.random() < self.flip:
             image = cv2.flip(image, 1)
         if self.turn:
-            image = np.ascontiguousarray(np.rot90(image, rng.integers(4)))
+            image = np.ascontiguousarray(np.rot90(image, int(rng.integers(4))))
+        if self.randaugment is None:
+            return image
         return RAND_AUGMENT[self.randaugment](image, rng)
 
 
 @dataclass(frozen=True)
 class TestTransform:
-    """Resized to exactly size x size (Pillow's bicubic), aspect ratio not kept."""
+    """Resize to exactly size x size (Pillow's bicubic); the aspect ratio is not kept."""
 
     __test__ = False  # not a test for pytest to collect
     size: int
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 -> (size, size, 3) uint8."""
+        """Resize (H, W, 3) uint8 to (size, size, 3) uint8; `rng` is not used."""
         return images.resize(image, self.size)
 
 
 class Normalizer:
-    """uint8 RGB -> float32 channels first: (value / 255 - mean) / std, looked up in a table of 256
-    values a channel, so exactly what torchvision's ToTensor and Normalize give.
+    """Turn uint8 RGB into float32, channels first: (value / 255 - mean) / std.
+
+    Values are looked up in a table of 256 for each channel. They equal those of torchvision's
+    ToTensor and Normalize exactly.
     """
 
     def __init__(self, mean=CLIP_MEAN, std=CLIP_STD):
@@ -251,13 +266,13 @@ class Normalizer:
         )
 
     def into(self, image: np.ndarray, out: np.ndarray) -> None:
-        """Image (H, W, 3) uint8 into out (3, H, W) float32."""
+        """Write the normalised image (H, W, 3) uint8 into out (3, H, W) float32."""
         for plane, table, target in zip(cv2.split(image), self._tables, out, strict=True):
             cv2.LUT(plane, table, dst=target)
 
 
 def normalize(batch: np.ndarray, mean=CLIP_MEAN, std=CLIP_STD) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 tensor."""
+    """Normalise a batch (B, S, S, 3) uint8 to a tensor (B, 3, S, S) float32."""
     count, height, width, _ = batch.shape
     out = np.empty((count, 3, height, width), np.float32)
     normalizer = Normalizer(mean, std)

@@ -1,9 +1,10 @@
-"""Files of generated captions and of their references, by image id."""
+"""Read files of generated captions and of their references, by image id."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from nbhelpers.data import layouts
@@ -21,9 +22,11 @@ from nbhelpers.errors import UserError
 
 
 def read_captions(path: Path | str, notes: list[str] | None = None) -> dict[str, str]:
-    """Captions by image id (as text): `{"captions": {id: text}}`, as `caption` writes it, COCO's results `[{"image_id", "caption"}]`, also as JSON lines, or `{id: text}`.
+    """Read captions by image id (as text).
 
-    `notes` gets what was decided about the file. UserError if an image has no text, or two.
+    The file holds `{"captions": {id: text}}`, as the command `caption` writes it; or `{id: text}`;
+    or COCO's results `[{"image_id", "caption"}]`, also as JSON lines. Decisions about the file are
+    added to `notes`. UserError if an image has no text, or two.
     """
     found = _content(path, [] if notes is None else notes)
     if isinstance(found, dict):
@@ -49,12 +52,15 @@ def read_references(
     captioned: Iterable[str] = (),
     notes: list[str] | None = None,
 ) -> dict[str, list[str]]:
-    """References by image id: ours (`{"references": {id: [text]}}`), `{id: [text]}`, COCO's ground truth or rows of image_id and caption, or a split of a published layout.
+    """Read reference captions by image id.
 
-    captioned  the ids of captions. Where these call the same images otherwise, the references take
-               their ids: joined by file name or stem, by the lists or the ground truth beside the
-               file, or else by numbers (UCM_3 is 3).
-    notes      gets what was decided
+    The file holds `{"references": {id: [text]}}`, `{id: [text]}`, COCO's ground truth, rows of
+    image_id and caption, or a split of a published layout.
+
+    captioned  the ids of the generated captions. Where they differ from those of the references,
+               the references take them: matched by file name or stem, by the lists or the ground
+               truth beside the file, or else by number (UCM_3 is 3).
+    notes      list to which decisions are added
     """
     notes, wanted = [] if notes is None else notes, list(captioned)
     namings = _namings(Path(path).expanduser(), split, notes)
@@ -167,7 +173,7 @@ def _references(rows: list | dict, path: Path) -> dict[str, list[str]]:
     found = {}
     for one, texts in _texts_by_id(rows, path).items():
         try:
-            found[one] = [reference for text in texts for reference in captions_in(text)]
+            found[one] = list(chain.from_iterable(map(captions_in, texts)))
         except ValueError:
             raise UserError(
                 f"{path}: a reference of image {one} begins as a list but is none; write a "

@@ -1,6 +1,4 @@
-"""The known data sets: what was published, where it comes from, and how a set is found in a user's
-folder.
-"""
+"""Know the published data sets, and find a set in a user's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ import pandas as pd
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import layouts, shards
-from nbhelpers.data.archives import open_images
+from nbhelpers.data.archives import image_files, open_images
 from nbhelpers.data.reading import split_file
 from nbhelpers.data.rows import draw
 from nbhelpers.data.table import SPLITS, CaptionTable
@@ -56,8 +54,9 @@ RSICD_PAGE = "https://github.com/201528014227051/RSICD_optimal"  # also of UCM- 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A published data set; `splits` are the (train, val, test) image counts of each split in
-    circulation.
+    """Describe a published data set.
+
+    splits  name of a split in use -> image counts (train, val, test)
     """
 
     title: str
@@ -71,10 +70,11 @@ class KnownSet:
 
     @property
     def images(self) -> int:
+        """Count all images."""
         return sum(next(iter(self.splits.values())))
 
     def split_name(self, table: CaptionTable) -> str | None:
-        """Which of the splits in circulation the table has, if any; train and val may be merged."""
+        """Name the published split that the table has, if any; train and val may be merged."""
         counts = tuple(int((table.images.split == split).sum()) for split in SPLITS)
         for name, (train, val, test) in self.splits.items():
             if counts == (train, val, test):
@@ -84,9 +84,7 @@ class KnownSet:
         return None
 
     def caption_fault(self, table: CaptionTable) -> str | None:
-        """In one sentence how the captions differ from the published ones in number; None if they
-        agree.
-        """
+        """Say how the number of captions differs from the published one; None if it agrees."""
         counts = table.captions.image_id.value_counts().reindex(table.images.image_id, fill_value=0)
         other = counts[counts != self.captions_per_image]
         if other.empty:
@@ -150,12 +148,12 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set ready to use.
+    """Hold a data set that is ready to use.
 
     table   images and captions; row i of table.images has the pixels pixels[i]
     known   its entry in KNOWN, None for other sets
-    where   one sentence for each thing that was taken or decided, for the reader of the run
-    files   the captions and the images it was read from, where it was opened by name
+    where   sentences for the user: which files were read, and what was decided about them
+    files   paths of the captions and of the images
     """
 
     table: CaptionTable
@@ -165,9 +163,7 @@ class DataSet:
     files: tuple[Path, Path] | None = None
 
     def content(self) -> dict[str, str]:
-        """What decides the pairs that are made of it, for keys: table, pixels, and the code that
-        decodes and reads them.
-        """
+        """Return what decides its pairs, for keys: table, pixels, and the code that reads them."""
         from nbhelpers.data.loaders import PIXEL_CODE
 
         return {
@@ -178,9 +174,7 @@ class DataSet:
 
 
 def recognise(table: CaptionTable) -> str | None:
-    """The key in KNOWN of the set in a table, by its name or else by its image counts; None if
-    unknown.
-    """
+    """Find the key in KNOWN of a table, by its name or else its image counts; None if unknown."""
     words = re.split(r"[^a-z0-9]+", table.name.lower())
     if named := [key for key in KNOWN if key in words]:
         return named[0]
@@ -188,9 +182,7 @@ def recognise(table: CaptionTable) -> str | None:
 
 
 def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
-    """The scene classes that file names do not tell: image N of UCM-Captions is of class (N-1) //
-    100.
-    """
+    """Add the scene classes of UCM-Captions: image N has class number (N-1) // 100."""
     if key != "ucm" or not (table.images.scene == table.images.file).all():
         return table
     numbers = pd.to_numeric(
@@ -203,9 +195,10 @@ def name_scenes(table: CaptionTable, key: str | None) -> CaptionTable:
 
 
 def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
-    """Moves that share of the training images to val, chosen by a hash of each id alone: always the same.
+    """Move that share of the training images to val.
 
-    Of two or more training images at least one is moved and at least one stays.
+    A hash of the id alone decides, so the choice is always the same. Of two or more training
+    images at least one is moved and at least one stays.
     """
     draws = table.images.image_id[table.images.split == "train"].map(draw).sort_values()
     count = int((draws < share).sum())
@@ -219,7 +212,7 @@ def hold_out(table: CaptionTable, share: float = HELD_OUT) -> CaptionTable:
 def open_dataset(
     set_name: str, data_folder: Path | str = "", cache_folder: Path | str | None = None
 ) -> DataSet:
-    """The set of that name from a user's folder, or without a folder the generated set "scenes".
+    """Open a set from a user's folder, or without a folder the generated set "scenes".
 
     Images are decoded once into `cache_folder` (default: `cache/` under the run folder). A set
     without val gets one by `hold_out`. UserError with the expected tree if the set is not found,
@@ -237,7 +230,7 @@ def open_dataset(
         where = [f"Captions were taken from {captions}.", f"Images were taken from {pictures}."]
     reading = layouts.scan(captions)
     recognised = key if key in KNOWN else recognise(reading.table)
-    known = KNOWN.get(recognised)
+    known = KNOWN[recognised] if recognised else None
     where += [f"The layout of the captions is {reading.layout}.", *reading.notes]
     if known:
         split = known.split_name(reading.table)
@@ -266,9 +259,9 @@ def open_dataset(
 
 
 def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
-    """The captions and the images of a set in a user's folder, in any letter case.
+    """Find the captions and the images of a set in a user's folder, in any letter case.
 
-    Raises UserError that names the tree it expected if one of the two is not there.
+    UserError, with the expected tree, if one of the two is not there.
     """
     folder = Path(data_folder).expanduser()
     if not folder.is_dir():
@@ -279,16 +272,16 @@ def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
     pictures = captions if captions and shards.layout_of(captions) else _find_images(key, folder)
     if captions and pictures:
         return captions, pictures
-    lacking = " and ".join(["captions"] * (not captions) + ["images"] * (not pictures))
-    source = (
-        f" {KNOWN[key].title} comes from {KNOWN[key].captions_source}."
-        if key in KNOWN
-        else (f" Known sets: scenes, {', '.join(KNOWN)}.")
-    )
-    raise UserError(f"No {lacking} of the set '{key}' in {folder}; {expected_tree(key)}.{source}")
+    found = {"captions": captions, "images": pictures}
+    lacking = " and ".join(name for name, path in found.items() if not path)
+    source = f"Known sets: scenes, {', '.join(KNOWN)}."
+    if key in KNOWN:
+        source = f"{KNOWN[key].title} comes from {KNOWN[key].captions_source}."
+    raise UserError(f"No {lacking} of the set '{key}' in {folder}; {expected_tree(key)}. {source}")
 
 
 def expected_tree(key: str) -> str:
+    """Say where the files of a set are looked for."""
     return (
         f"expected dataset_{key}.json, {key}/dataset*.json, {key}.csv, {key}.jsonl, "
         f"{key}_train.json (or .jsonl, .csv) with its other splits or a folder {key}_precomp, "
@@ -304,50 +297,43 @@ def _find_captions(key: str, folder: Path) -> Path | None:
     for name in (*names, f"{key}.json", f"{key}_precomp", f"{key}_shards", f"{key}_train.arrow"):
         if name in entries:
             return entries[name]
+    endings = (*layouts.SUFFIXES, "_caps.txt", "_caps_verify.txt")
     for own in _own_folders(key, folder):
-        names = _entries(own)
+        inner = _entries(own)
         if shards.layout_of(own):
             return own
-        endings = (*layouts.SUFFIXES, "_caps.txt", "_caps_verify.txt")
-        if any(name.endswith(endings) for name in names):
+        if any(name.endswith(endings) for name in inner):
             try:
                 return layouts.caption_file(own)
             except UserError as error:
                 raise UserError(f"{str(error).rstrip('.')}; {expected_tree(key)}.") from None
-        if f"{key}_precomp" in names:
-            return names[f"{key}_precomp"]
+        if f"{key}_precomp" in inner:
+            return inner[f"{key}_precomp"]
     return None
 
 
 def _is_part(key: str, name: str) -> bool:
     """Whether a file is one split of the set, as in S_train.json."""
     named = split_file(name)
-    return bool(named) and named.set.lower() == key and name.endswith(layouts.SUFFIXES)
+    return named is not None and named.set.lower() == key and name.endswith(layouts.SUFFIXES)
 
 
 def _find_images(key: str, folder: Path) -> Path | None:
-    places = [(folder, (f"{key}_images", f"{key}_imgs"))]
-    places += [
-        (own, ("images", "imgs", f"{key}_images", f"{key}_imgs"))
-        for own in _own_folders(key, folder)
-    ]
-    for place, names in places:
+    named = (f"{key}_images", f"{key}_imgs")
+    own_folders = _own_folders(key, folder)
+    places = [(own, ("images", "imgs", *named)) for own in own_folders]
+    for place, names in [(folder, named), *places]:
         entries = _entries(place)
         for name in names:
             for suffix in ("", *ARCHIVES):
                 found = entries.get(name + suffix)
                 if found and found.is_dir() == (suffix == ""):
                     return found
-    from nbhelpers.data.archives import image_files
-
-    own = (place for place in _own_folders(key, folder) if any(image_files(place)))
-    return next(own, None)
+    return next((place for place in own_folders if any(image_files(place))), None)
 
 
 def _own_folders(key: str, folder: Path) -> list[Path]:
-    """Folders that are only about this set: `S/`, `S_captions/` or `S_precomp/` in the folder, or
-    the folder itself.
-    """
+    """List the folders of this set alone: `S/`, `S_captions/`, `S_precomp/`, or the folder."""
     names = (key, f"{key}_captions", f"{key}-captions", f"{key}_precomp")
     entries = _entries(folder)
     own = [entries[name] for name in names if name in entries and entries[name].is_dir()]

@@ -1,4 +1,4 @@
-"""`data check`: what a caption file and its images hold, and everything that is wrong with them."""
+"""Report what a caption file and its images hold, and all their problems (`data check`)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from nbhelpers.errors import UserError
 
 @dataclass
 class CheckReport:
-    """Lines to print, and one sentence per class of problem (empty: the data can be used)."""
+    """Collect lines to print, and one sentence for each kind of problem (none: usable data)."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def say(self, topic: str, text: str) -> None:
+        """Add a line under a topic."""
         self.lines.append(f"{topic:<12}{text}")
 
 
 def check(
     captions: Path | str, images: Path | str | None = None, layout: str | None = None
 ) -> CheckReport:
-    """Reads the captions and, where given, every image; never raises for bad data, it reports it."""
+    """Read the captions and, if named, every image. Bad data is reported, never raised."""
     report = CheckReport()
     try:
         reading = layouts.scan(captions, layout)
@@ -52,7 +53,7 @@ def check(
 
 
 def too_small(table: CaptionTable, values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each training of the notebooks that a set is too small for.
+    """Say in one sentence each which trainings of the notebooks a set is too small for.
 
     values  name -> value of the notebooks' parameters
     """
@@ -160,12 +161,25 @@ def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
 def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
     named = table.images.scene[table.images.scene != table.images.file]
     names = sorted(set(named))
-    listed = ": " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") if names else ""
+    listed = f": {_first_of(names, 40)}" if names else ""
     report.say("scenes", f"{len(names)} classes{listed}")
     if len(named) < len(table):
         report.say(
             "", f"{len(table) - len(named)} images without a known class, each a class of its own"
         )
+
+
+def _first_of(names: list[str], most: int) -> str:
+    return ", ".join([*names[:most], "..."] if len(names) > most else names)
+
+
+def _listed_sizes(sizes: Counter[str]) -> str:
+    """List the most common size of the images, then the others."""
+    usual, *others = [f"{size} ({count})" for size, count in sizes.most_common()]
+    if not others:
+        return usual
+    count = sizes.total() - sizes.most_common(1)[0][1]
+    return f"{usual}; {count} odd-sized: {_first_of(others, 8)}"
 
 
 def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) -> None:
@@ -177,7 +191,8 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
         report.problems.append(str(error))
         return
     members, missing = store.resolve(table.images.file)
-    unreadable, sizes = [], Counter()
+    unreadable: list[str] = []
+    sizes: Counter[str] = Counter()
     for member in tqdm(members.values(), desc="images", disable=None, leave=False):
         try:
             height, width = store.read(member).shape[:2]
@@ -194,18 +209,7 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
             "", f"{renamed} have another extension than in the list and were found by their stem"
         )
     if sizes:
-        (usual, count), *odd = sizes.most_common()
-        report.say(
-            "sizes",
-            f"{usual} ({count})"
-            + (
-                f"; {sum(n for _, n in odd)} odd-sized: "
-                + ", ".join(f"{size} ({n})" for size, n in odd[:8])
-                + (", ..." if len(odd) > 8 else "")
-                if odd
-                else ""
-            ),
-        )
+        report.say("sizes", _listed_sizes(sizes))
     if missing:
         report.problems.append(
             f"{len(missing)} of {len(table)} listed images have no file of "

@@ -1,4 +1,4 @@
-"""Encoded image files of every kind that published sets use -> (H, W, 3) uint8 RGB."""
+"""Decode image files of every kind that published sets use to (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
 ORIENTATION, INK_SET, REFERENCE_BLACK_WHITE, PHOTOMETRIC_TAG = 274, 332, 532, 262  # TIFF tags
 CMYK_INKS = 1
 FULL_RANGE = (0, 255, 128, 255, 128, 255)  # of Y, Cb and Cr, as in JPEG
-for _chatty in ("tifffile", "PIL.TiffImagePlugin"):  # their complaints become UserErrors
-    logging.getLogger(_chatty).addHandler(logging.NullHandler())
+for _logger in ("tifffile", "PIL.TiffImagePlugin"):  # their errors become UserErrors
+    logging.getLogger(_logger).addHandler(logging.NullHandler())
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -95,7 +95,7 @@ def _decode_usual(data: bytes, name: str) -> np.ndarray:
 def _by_pillow(image: Image.Image, name: str) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return _thrice(_high_byte(np.asarray(image)[..., None], name))
-    kept_the_high_byte = any(";16" in str(part) for part in image.tile)
+    kept_the_high_byte = any(";16" in str(part) for part in getattr(image, "tile", ()))
     pixels = np.asarray(image.convert("RGB"))
     return _high_byte(pixels.astype(np.uint16) << 8, name) if kept_the_high_byte else pixels
 
@@ -107,8 +107,8 @@ def _thrice(band: np.ndarray) -> np.ndarray:
 
 def _high_byte(stored: np.ndarray, name: str) -> np.ndarray:
     """(H, W, bands) uint16 -> uint8. UserError unless the values use the range of 16 bits."""
-    lit = (stored >= DARK).any(axis=-1)
-    counted = (stored != stored.max()).any(axis=-1)
+    lit = np.any(stored >= DARK, axis=-1)
+    counted = np.any(stored != stored.max(), axis=-1)
     if not stored[counted].any():  # two-coloured, or one colour alone
         counted[:] = True
     if lit[counted].mean() < LIT_SHARE:
@@ -131,11 +131,10 @@ def _too_large(name: str) -> UserError:
     )
 
 
-# ---- TIFF
 def _decode_tiff(data: bytes, name: str) -> np.ndarray:
-    """Tifffile tells what the file is and reads it if it is not compressed, else Pillow does."""
+    """Decode an uncompressed TIFF with tifffile, a compressed one with Pillow where it can."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages[0]
+        page = tiff.pages.first
         _refuse_tiff(page, name)
         whole_bytes = page.bitspersample in (1, 8, 16)
         if page.compression == COMPRESSION.NONE and whole_bytes:

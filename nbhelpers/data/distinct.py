@@ -1,8 +1,8 @@
-"""Equal inputs are computed once, so that equal pairs have equal scores.
+"""Compute equal inputs once, so that equal pairs have equal scores.
 
-How a library sums depends on the place of a row and on the size of its batch. Two equal captions
-would get embeddings that differ in the last bit, or by far where a model attends the padding of its
-batch, and their scores would not tie.
+The order in which a library sums depends on the place of a row in its batch and on the size of the
+batch. Two equal captions would get embeddings that differ in the last bit, or more where a model
+attends to padding. Their scores would then not tie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Distinct(NamedTuple):
-    """Which of N items are equal, D of them distinct, numbered by first appearance.
+    """Say which of N items are equal. The D distinct ones are numbered by first appearance.
 
     first  (D,) the position of the first item of each number;  row  (N,) the number of each item
     """
@@ -35,7 +35,7 @@ def distinct(keys: Sequence[Hashable]) -> Distinct:
 
 
 def text_keys(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """The token ids of each text: equal for texts that a model cannot tell apart."""
+    """Join the token ids of each text; equal for texts that a model cannot tell apart."""
     cleaned = [tokenizer.clean(text) for text in texts]
     once = list(dict.fromkeys(cleaned))
     keys = {
@@ -46,13 +46,15 @@ def text_keys(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
 
 
 class Once:
-    """Lets the first of equal items pass; `distinct` tells which of all that came are equal."""
+    """Let only the first of equal items pass; `distinct` says which of all items are equal."""
 
     def __init__(self, key: Callable[[object], Hashable]):
-        self._key, self._numbers, self._row = key, {}, []
+        self._key = key
+        self._numbers: dict[Hashable, int] = {}
+        self._row: list[int] = []
 
     def __call__(self, items: Iterable) -> Iterator:
-        """The distinct ones of `items`, as they come."""
+        """Yield the distinct ones of `items` in their order."""
         for item in items:
             new = len(self._numbers)
             number = self._numbers.setdefault(self._key(item), new)
@@ -62,23 +64,25 @@ class Once:
 
     @property
     def distinct(self) -> Distinct:
+        """Which of all items that came are equal."""
         row = np.array(self._row, np.int64)
         return Distinct(np.unique(row, return_index=True)[1], row)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """N vectors, of which equal ones were computed once: vectors (D,C), row (N,); the n-th is
-    `vectors[row[n]]`.
+    """Hold N vectors, of which equal ones were computed once.
+
+    vectors (D,C), row (N,): the n-th vector is `vectors[row[n]]`.
     """
 
     vectors: np.ndarray
     row: np.ndarray
 
     def all(self) -> np.ndarray:
-        """(N,C)."""
+        """Return all vectors (N,C)."""
         return self.vectors[self.row]
 
     def products(self, other: Rows) -> np.ndarray:
-        """(N,M) dot products with those of `other`; equal pairs have equal ones."""
+        """Multiply with the vectors of `other`: (N,M) dot products, equal for equal pairs."""
         return (self.vectors @ other.vectors.T)[np.ix_(self.row, other.row)]

@@ -1,4 +1,4 @@
-"""Say how an image tower wants its pixels."""
+"""The image size and normalisation that an image tower expects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image tower wants to be fed: edge length in pixels and the normalisation of [0, 1]
-    values.
+    """Describe the input of an image tower.
+
+    size       edge length in pixels
+    mean, std  of the normalisation of values in [0, 1], for red, green and blue
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""Images from folders and archives, decoded once into a memory-mapped cache of uint8 RGB."""
+"""Find and read image files by their listed names (`archives` opens folders and archives)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ MAX_BYTES = 256 * 2**20  # of one encoded file; a larger one is taken for an arc
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3): Pillow's antialiased bicubic, aspect ratio not kept."""
+    """Resize (H, W, 3) uint8 to (size, size, 3) with Pillow's antialiased bicubic filter.
+
+    The aspect ratio is not kept.
+    """
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 class ImageStore:
-    """The image files of a folder tree, a zip or an uncompressed tar, read in place.
+    """Read the image files of a folder tree, a zip or an uncompressed tar in place.
 
     names  the members, sorted POSIX paths relative to the root, image extensions only
 
-    Listed names and the files on disk often differ in folder and extension: `Naming` says what a
-    listed name means.
+    Listed names and the files on disk often differ in folder and extension. `Naming` finds the
+    file that a listed name means.
     """
 
     def __init__(self, path: Path, members: Iterable[str], read: Callable[[str], bytes]):
@@ -42,32 +45,33 @@ class ImageStore:
         self._read = read
 
     def locate(self, file: str) -> str:
-        """The member a listed name means. UserError if there is none, or several are likely."""
+        """Find the member that a listed name means. UserError if none or several are likely."""
         return self._naming.find(file)
 
     def resolve(
         self, files: Iterable[str], others: Iterable[str] = ()
     ) -> tuple[dict[str, str], list[str]]:
-        """(listed name -> member, a sentence for each name without a member of its own).
+        """Find the members of a list of names, and say which names have no member of their own.
 
-        Prefer it to `locate` where there is a list: the folders of the other names tell more, and
-        two names that mean one member are found out. `others`: further names of the same list.
+        Returns (listed name -> member, sentences). Prefer it to `locate` for a list: the folders of
+        all names are compared, and two names that mean one member are reported. `others` are
+        further names of the same list.
         """
         return self._naming.find_all(files, others)
 
     def members(self, files: Iterable[str], others: Iterable[str] = ()) -> list[str]:
-        """The member of each listed name, as `resolve`. UserError if one has none, or several."""
+        """Find the member of each listed name, as `resolve`. UserError if one has no own member."""
         files = list(files)
         found, wrong = self.resolve(files, others)
         refuse_broken(wrong, len(files))
         return [found[file] for file in files]
 
     def read(self, file: str) -> np.ndarray:
-        """(H, W, 3) uint8 of a listed file. UserError as `encoded` and `decode`."""
+        """Decode a listed file to (H, W, 3) uint8. UserError as `encoded` and `decode`."""
         return decode(self.encoded(file), self.where(self.locate(file)))
 
     def encoded(self, file: str) -> bytes:
-        """The bytes of a listed file as they are stored.
+        """Read the bytes of a listed file as they are stored.
 
         UserError as `locate`, and if they cannot be read.
         """
@@ -87,19 +91,19 @@ class ImageStore:
             ) from error
 
     def digest(self, file: str) -> str:
-        """The checksum (hex) of the stored bytes of a listed file, read anew each time.
+        """Read a listed file anew and return the checksum (hex) of its bytes.
 
         UserError as `encoded`.
         """
         return checksum(self.encoded(file))
 
     def where(self, member: str) -> str:
-        """What messages call a member."""
+        """Name a member in messages."""
         return f"{member} in {self.path}"
 
 
-def checksum(*parts: bytes) -> str:
-    """BLAKE2b of the parts one after the other, 128 bits, hex."""
+def checksum(*parts: bytes | memoryview) -> str:
+    """Hash the parts one after the other with BLAKE2b: 128 bits, hex."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
@@ -107,7 +111,7 @@ def checksum(*parts: bytes) -> str:
 
 
 def refuse_broken(sentences: list[str], count: int) -> None:
-    """UserError if there is a sentence: it alone, or the first of several with their number."""
+    """Raise UserError if there are sentences: the only one, or the first with their number."""
     if len(sentences) == 1:
         raise UserError(sentences[0])
     if sentences:

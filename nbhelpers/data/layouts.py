@@ -1,4 +1,4 @@
-"""Readers and writers of the caption layouts that papers publish; every reader ends in a CaptionTable.
+"""Read the caption layouts that papers publish into a CaptionTable, and write some of them.
 
 | layout   | on disk                                                                             |
 |----------|-------------------------------------------------------------------------------------|
@@ -15,12 +15,13 @@
 | hub      | parquet tables of `datasets`, all three with their images inside: see `shards`      |
 | csv      | your own table: a first line `image,caption` and, if there are, `split`, `class`    |
 
-A row says its split itself, else the name of its file does (`reading.split_file`), else a hash of
-the image's name. Files whose names differ only in the split are read together.
+The split of a row is in the row itself, or else in the name of its file (`reading.split_file`). If
+it is in neither, a hash of the image's name decides. Files whose names differ only in the split are
+read together.
 
-No layout has image ids that survive from one release to the next, so an id is the stem of the file
-name (or the path, where stems repeat): the same set has the same ids and the same fingerprint in
-every layout.
+In no layout do image ids stay the same from one release to the next. So the id is the stem of the
+file name (or the path, where stems repeat). The same set then has the same ids and the same
+fingerprint in every layout.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -75,17 +76,19 @@ _MORE_CAPTIONS = re.compile(r"(?:caption|sentence|raw|text)s?[_ -]?\d+")
 
 
 def read(path: Path | str, layout: str | None = None) -> CaptionTable:
-    """The images and captions at `path` (a file, or the folder of a layout of several files).
+    """Read the images and captions at `path` (a file, or the folder of a layout of several files).
 
-    Empty captions are dropped as in `without_empty`. Raises UserError, one sentence per class of
+    Empty captions are dropped as in `without_empty`. UserError, with one sentence for each kind of
     problem.
     """
     return scan(path, layout).usable()
 
 
 def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> Reading:
-    """As `read`, but goes on past broken rows and reports them; with `joined`, captions of an image
-    that is listed twice in its split are joined. UserError where nothing can be read.
+    """Read as `read` does, but continue after broken rows and report them.
+
+    With `joined`, captions of an image that is listed twice in its split are joined. UserError if
+    nothing can be read.
     """
     path = Path(path).expanduser()
     if layout not in (None, *LAYOUTS):
@@ -112,12 +115,12 @@ def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> R
 
 
 def write(table: CaptionTable, path: Path | str, layout: str) -> None:
-    """Writes layouts 1-4: a file for karpathy, else a folder; all of its files or, on an error, none.
+    """Write a table in one of the layouts WRITABLE: a file for karpathy, else a folder.
 
-    `read` gives the table back, captions grouped by image, where ids are stems (no layout stores
-    ids). Precomp and lavis have no field for the scene class, so only classes that are in the file
-    names come back. Raises UserError for an unknown layout and for images without captions, which
-    no reader accepts.
+    On an error nothing is written. `read` returns the same table with captions grouped by image, if
+    ids are stems (no layout stores ids). Precomp and lavis have no field for the scene class, so
+    only classes that are in the file names are kept. UserError for an unknown layout and for images
+    without captions, which no reader accepts.
     """
     if layout not in WRITABLE:
         raise UserError(
@@ -136,9 +139,6 @@ def write(table: CaptionTable, path: Path | str, layout: str) -> None:
             stack.enter_context(atomic_write(target)).write_text(
                 text, encoding="utf-8", newline="\n"
             )
-
-
-# ---- finding and opening ----
 
 
 def _plain_name(name: str) -> str:
@@ -160,7 +160,7 @@ def _agree(found: str, layout: str | None, path: Path) -> None:
 
 
 def caption_file(folder: Path) -> Path:
-    """The folder itself if it holds precomp lists, else the caption file in it that leads to the others.
+    """Find the caption file of a set in a folder; for precomp lists, the folder itself.
 
     UserError if it holds none, or more than one set.
     """
@@ -191,7 +191,7 @@ def _is_published(file: Path) -> bool:
 
 def _sets(files: Iterable[Path]) -> list[Path]:
     """One file of each set, the one with the shortest name."""
-    first: dict = {}
+    first: dict[object, Path] = {}
     for file in sorted(sorted(files), key=lambda file: len(file.name)):
         named = split_file(file.name)
         first.setdefault(named.family if named else file.name, file)
@@ -217,9 +217,7 @@ def _family(path: Path) -> dict[tuple[str | None, bool], Path]:
 
 
 def _in_split_folder(path: Path) -> bool:
-    """Whether a file is like train/metadata.jsonl, which `datasets` keeps beside the images of each
-    split.
-    """
+    """Whether a file is like train/metadata.jsonl, which `datasets` puts beside the images."""
     return path.stem.lower() == "metadata" and split_of(path.parent.name) is not None
 
 
@@ -251,11 +249,11 @@ def _note_beside(path: Path, read_files: list[Path], rows: Rows) -> None:
 
 
 class _Part(NamedTuple):
-    """One file of a set: its layout, and the JSON in it or, of a table, its rows with their places."""
+    """Hold a file of a set: its layout, and its JSON or, of a table, its rows and their places."""
 
     path: Path
     layout: str
-    content: list | dict
+    content: Any
 
 
 def _open(path: Path, rows: Rows) -> _Part:
@@ -285,20 +283,16 @@ def _any_has(rows: Iterable, *fields: str) -> bool:
     return any(isinstance(row, dict) and first_field(row, fields) for row in rows)
 
 
-# ---- the readers ----
-
-
 def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | None]:
-    """Reads a file and the other splits of its set; returns the layout and the name that the file
-    gives.
-    """
+    """Read a file and the other splits of its set; return the layout and the name in the file."""
     own = _open(path, rows)
     if own.layout == "nwpu":
         _agree("nwpu", layout, path)
         _read_nwpu(own.content, rows)
         return "nwpu", None
     alone = own.layout == "karpathy" and _any_has(own.content["images"], "split")
-    files = {(None, False): path} if alone else _family(path)
+    only: dict[tuple[str | None, bool], Path] = {(None, False): path}
+    files = only if alone else _family(path)
     parts = {key: own if file == path else _open(file, rows) for key, file in files.items()}
     found = _common_layout(parts)
     found = layout if found == "rows" and layout == "lavis" else found  # a train list is of both
@@ -315,18 +309,18 @@ def _read_files(path: Path, layout: str | None, rows: Rows) -> tuple[str, str | 
 def _common_layout(parts: dict[tuple[str | None, bool], _Part]) -> str:
     """The layout of all parts; "lavis" where one is a ground truth. UserError if they differ."""
     first = next((part for (_, truth), part in parts.items() if not truth), None)
+    listed = first.layout if first else "coco"
     for (_, truth), part in parts.items():
-        wanted = "coco" if truth or first is None else first.layout
-        if part.layout != wanted:
+        if part.layout != ("coco" if truth else listed):
             beside = f" of {first.path.name}" if first else ""
             raise UserError(
                 f"{part.path} does not belong to the layout{beside}; move it to another folder."
             )
-    return "lavis" if any(truth for _, truth in parts) else first.layout
+    return "lavis" if any(truth for _, truth in parts) else listed
 
 
 def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[str, dict]]:
-    """The rows of one split with their places; with a ground truth, the captions are taken from it."""
+    """List the rows of one split with their places; captions come from its ground truth, if any."""
     if part is None:
         return _coco_rows(truth.content, rows) if truth else []
     if part.layout == "csv":
@@ -343,12 +337,10 @@ def _listed(part: _Part | None, truth: _Part | None, rows: Rows) -> list[tuple[s
 
 
 def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Rows) -> None:
-    """Adds rows of one form, whatever their layout: the fields are FILE_FIELDS, CAPTION_FIELDS,
-    class.
-    """
+    """Add rows of any layout by their fields FILE_FIELDS, CAPTION_FIELDS, split and class."""
     fields = set().union(*(row for _, row in listed))
-    told = "split" in fields
-    if not told and split is None:
+    has_split = "split" in fields
+    if not has_split and split is None:
         rows.notes.append(
             f"Neither a column or field 'split' nor the name {name} tells a split: a "
             "tenth of the images went to val and a tenth to test, by a hash of "
@@ -356,7 +348,7 @@ def _add(listed: list[tuple[str, dict]], split: str | None, name: str, rows: Row
         )
     for where, row in listed:
         file, given = _file(row), _given(row)
-        of = row.get("split") if told else split or hashed_split(str(file))
+        of = row.get("split") if has_split else split or hashed_split(str(file))
         several = isinstance(given, list)
         texts = [sentence(one) for one in (given if several else [given])]
         scene = row.get("class", row.get("label_name"))
@@ -376,7 +368,7 @@ def _below(folder: str, row: dict) -> dict:
     """The row with the folder before its file name."""
     if not isinstance(_file(row), str):
         return row
-    return row | {first_field(row, FILE_FIELDS): f"{folder}/{_file(row)}"}
+    return row | {str(first_field(row, FILE_FIELDS)): f"{folder}/{_file(row)}"}
 
 
 def _given(row: dict):
@@ -423,9 +415,9 @@ def _with_truth(listed: list[tuple[str, dict]], truth: dict, rows: Rows) -> list
     either = (match_ids(given, captions), match_ids(files, captions))
     ids = min(either, key=lambda ids: ids.count(None))
     rows.stray(one for one in captions if one not in set(ids))
+    texts = [None if one is None else captions.get(one) for one in ids]
     return [
-        (where, row | {"captions": captions.get(one)})
-        for (where, row), one in zip(listed, ids, strict=True)
+        (where, row | {"captions": own}) for (where, row), own in zip(listed, texts, strict=True)
     ]
 
 
@@ -475,9 +467,6 @@ def _csv_rows(text: str, path: Path, rows: Rows) -> list[tuple[str, dict]]:
         else:
             rows.faults["cells"].append(f"line {number} of {path.name}")
     return listed
-
-
-# ---- lists of lines (precomp) ----
 
 
 def _read_precomp(folder: Path, rows: Rows) -> None:
@@ -580,10 +569,8 @@ def _full(lines: list[str]) -> int:
     return max((number for number, line in enumerate(lines, 1) if line.strip()), default=0)
 
 
-# ---- the writers: (name, images) -> {file name: text}, "" the path itself ----
+# Each writer below maps (name, images) to {file name: text}; "" means the path itself.
 # Columns of the images: image_id (0, 1, ...), image (the file), split, scene, caption (a list).
-
-
 def _write_karpathy(name: str, images: pd.DataFrame) -> dict[str, str]:
     listed, count = [], 0
     for row in images.itertuples():
@@ -641,6 +628,9 @@ def _write_lavis(name: str, images: pd.DataFrame) -> dict[str, str]:
     return files
 
 
-_WRITERS = dict(
-    zip(WRITABLE, (_write_karpathy, _write_precomp, _write_rows, _write_lavis), strict=False)
-)
+_WRITERS = {
+    "karpathy": _write_karpathy,
+    "precomp": _write_precomp,
+    "rows": _write_rows,
+    "lavis": _write_lavis,
+}

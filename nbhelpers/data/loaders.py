@@ -1,15 +1,14 @@
-"""From a caption table and cached pixels to batches: caption cleaning, tokenizers, pairs of pixels or of cached features.
+"""Make batches from a caption table with cached pixels or cached features.
 
-Threads build the batches, not worker processes: images are decoded once (DecodedCache), the rest
-runs in C without Python's lock, no batch is copied through shared memory, and threads start safely
-after CUDA did.
+Threads build the batches, not worker processes. Images are decoded once (DecodedCache), and the
+rest runs in C without Python's lock. No batch is copied through shared memory, and threads start
+safely after CUDA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,34 +18,28 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform, TrainTransform
+from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.images import ImageStore
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.errors import UserError
-
-if TYPE_CHECKING:
-    from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.tokenization import Tokenizer
+from nbhelpers.errors import UserError
 
 PIXEL_CODE = (DecodedCache, (ImageStore, "read"))  # what makes pixels of files, for `code_digest`
 
 
-# ---- pixels
 def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
-    """function(0) ...
+    """Call function(0) to function(count - 1) in at most `workers` threads, a part for each."""
 
-    function(count - 1), in at most `workers` threads that take one contiguous part each.
-    """
+    def call(part: np.ndarray) -> None:
+        for index in part:
+            function(index)
+
     parts = np.array_split(np.arange(count), max(1, min(workers, count)))
     if len(parts) == 1:
-        return _each(function, parts[0])
+        return call(parts[0])
     with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(lambda part: _each(function, part), parts))
-
-
-def _each(function, indices) -> None:
-    for index in indices:
-        function(index)
+        list(pool.map(call, parts))
 
 
 def image_batch(
@@ -58,8 +51,10 @@ def image_batch(
     augmented: TrainTransform | None = None,
     seed: tuple[int, ...] = (),
 ) -> Tensor:
-    """(B, 3, S, S) float32 normalised pixels of these rows of the table: those of the test
-    transform, or of one draw of `augmented` from default_rng([*seed, row]).
+    """Return normalised pixels (B, 3, S, S) float32 of these rows of the table.
+
+    Images are resized as for testing. With `augmented`, each is one augmented view, drawn from
+    default_rng([*seed, row]).
     """
     place = pixels.rows(table.images.file.iloc[rows])
     source = pixels if augmented else pixels.resized(image.size)
@@ -69,21 +64,20 @@ def image_batch(
         return augmented(whole, np.random.default_rng([*seed, rows[i]])) if augmented else whole
 
     shape = len(rows), 3, image.size, image.size
-    return _normalized(view, shape, Normalizer(image.mean, image.std), workers)
+    return normalized(view, shape, Normalizer(image.mean, image.std), workers)
 
 
-def _normalized(
+def normalized(
     view: Callable[[int], np.ndarray], shape: tuple[int, ...], normalizer: Normalizer, workers: int
 ) -> Tensor:
-    """view(0) ... view(B - 1) as one batch (B, 3, S, S)."""
+    """Normalise view(0) to view(B - 1) into one batch (B, 3, S, S)."""
     out = np.empty(shape, np.float32)
     _in_threads(lambda i: normalizer.into(view(i), out[i]), len(out), workers)
     return torch.from_numpy(out)
 
 
-# ---- pairs
 class _Pairs(Dataset):
-    """Row r is caption r of the table with its image.
+    """Give pairs as dictionaries: row r is caption r of the table with its image.
 
     Every random draw of a row comes from `default_rng([seed, epoch, row])`, so neither threads nor
     a resumed run change it.
@@ -104,14 +98,14 @@ class _Pairs(Dataset):
         return np.random.default_rng([self.seed, self.epoch, row])
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
-        """A whole batch; the door through which a DataLoader asks for it."""
-        rows = np.asarray(rows)
-        image = self.owner[rows]
+        """Make a whole batch; a DataLoader calls this method."""
+        captions = np.asarray(rows)
+        image = self.owner[captions]
         return {
-            **self._fields(rows, image),
+            **self._fields(captions, image),
             "image_index": torch.from_numpy(image),
             "scene": torch.from_numpy(self.scene[image]),
-            "row": torch.from_numpy(rows),
+            "row": torch.from_numpy(captions),
         }
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
@@ -119,10 +113,18 @@ class _Pairs(Dataset):
 
 
 class PairDataset(_Pairs):
-    """Pairs as pixels and ids: a batch has pixels (B,3,S,S) float32 normalised, ids and mask (B,L) int64, image_index, scene and row (B,) int64 (row of table.images; class by first appearance; row of table.captions).
+    """Give pairs as pixels and token ids.
+
+    A batch has
+    pixels         (B,3,S,S) float32, normalised
+    ids, mask      (B,L) int64
+    image_index    (B,) int64, the row of the image in table.images
+    scene          (B,) int64, the number of its class, by first appearance
+    row            (B,) int64, the row of the caption in table.captions
 
     transform  augment.TrainTransform or TestTransform
     pixels     the cache of the table, or of one it was split from
+
     Captions are cleaned and encoded once. UserError if an image of the table was not cached.
     """
 
@@ -137,14 +139,10 @@ class PairDataset(_Pairs):
         std=CLIP_STD,
     ):
         super().__init__(table, seed)
-        self.transform, self.tokenizer, self.normalizer = (
-            transform,
-            tokenizer,
-            Normalizer(mean, std),
-        )
-        self.pixels = (
-            pixels.resized(transform.size) if isinstance(transform, TestTransform) else pixels
-        )
+        self.transform, self.tokenizer = transform, tokenizer
+        self.normalizer = Normalizer(mean, std)
+        tested = isinstance(transform, TestTransform)
+        self.pixels = pixels.resized(transform.size) if tested else pixels
         self.pixel_rows = pixels.rows(table.images.file)
         self.encoded = tokenizer.encode([tokenizer.clean(text) for text in table.captions.text])
 
@@ -153,16 +151,20 @@ class PairDataset(_Pairs):
             return self.transform(self.pixels[self.pixel_rows[image[i]]], self.draw(rows[i]))
 
         shape = len(rows), 3, self.transform.size, self.transform.size
-        pixels = _normalized(view, shape, self.normalizer, self.workers)
+        pixels = normalized(view, shape, self.normalizer, self.workers)
         ids, mask = self.tokenizer.pad([self.encoded[row] for row in rows])
         return {"pixels": pixels, "ids": ids, "mask": mask}
 
 
 class FeatureDataset(_Pairs):
-    """Pairs as cached features: a batch has image_features[name][image] and text_features[name][row] under the model's own names, floats as float32, and image_index, scene and row as PairDataset.
+    """Give pairs as cached features.
 
-    views  V > 0: every image array is (N, V, ...), and each pair draws one of its V views in each
-           epoch.
+    A batch has image_features[name][image] and text_features[name][row] under the model's own
+    names, floats as float32. It also has image_index, scene and row as in PairDataset.
+
+    views  V > 0: every image array is (N, V, ...), and each pair draws one of its V augmented views
+           in each epoch
+
     UserError if the numbers of images or captions differ from the table's.
     """
 
@@ -204,7 +206,7 @@ class FeatureDataset(_Pairs):
 
 
 class EpochSampler(Sampler):
-    """The rows of a dataset in an order drawn from (seed, epoch) alone."""
+    """Give the rows of a dataset in an order that depends on (seed, epoch) alone."""
 
     def __init__(self, dataset: _Pairs):
         self.dataset = dataset
@@ -213,6 +215,7 @@ class EpochSampler(Sampler):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of which order and random draws are."""
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
@@ -225,9 +228,10 @@ class EpochSampler(Sampler):
 def train_loader(
     dataset: PairDataset | FeatureDataset, batch_size: int, workers: int = 1
 ) -> DataLoader:
-    """Shuffled full batches of the dataset, built by `workers` threads;
-    `loader.sampler.set_epoch(e)` sets the order and all random draws. UserError if there is not one
-    full batch.
+    """Load shuffled full batches of the dataset, built by `workers` threads.
+
+    `loader.sampler.set_epoch(e)` sets the order and all random draws. UserError if the dataset does
+    not fill one batch.
     """
     if len(dataset) < batch_size:
         raise UserError(

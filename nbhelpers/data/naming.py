@@ -1,4 +1,4 @@
-"""Which image file a listed name means, where folder, extension, case or Unicode form differ."""
+"""Find the image file that a listed name means, if folder, extension, case or form differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os.path
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ def _same_form(name: str) -> str:
 
 
 def _parsed(name: str) -> _Name:
-    """Its parts in NFC without regard to case; only the extension of an image is one."""
+    """Split a name into its parts, in NFC and without case; only image extensions count."""
     path = PurePosixPath(_same_form(_same_form(name).casefold()))
     extension = path.suffix if path.suffix in EXTENSIONS else ""
     return _Name(path.parent.parts, path.name.removesuffix(extension), extension)
@@ -36,7 +36,7 @@ def _common(folders: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 class Naming:
-    """The image files at one place, found by the names that lists give them.
+    """Find the image files at one place by their listed names.
 
     A listed name means, of these, the first that there is:
     1. the file of exactly that path, or of that path in another Unicode form;
@@ -58,25 +58,28 @@ class Naming:
             self._by_stem[parsed.stem].append(name)
         folders = {parsed.folder for parsed in self._parsed.values()}
         self._around, self._in_one_folder = _common(folders), len(folders) == 1
-        self._parts = {part for folder in folders for part in folder}
-        self._folders = set()
+        self._parts = set(chain.from_iterable(folders))
+        self._folders: set[tuple[str, ...]] = set()
         for folder in folders:
             self._folders |= {folder[:depth] for depth in range(1, len(folder) + 1)}
 
     def find(self, file: str) -> str:
-        """The file that a listed name means. UserError if there is none, or several are likely."""
+        """Find the file that a listed name means. UserError if none or several are likely."""
         return self._find(file, _Listed([file]))
 
     def find_all(
         self, files: Iterable[str], others: Iterable[str] = ()
     ) -> tuple[dict[str, str], list[str]]:
-        """(listed name -> file, a sentence for each name that cannot be used).
+        """Find the files of a list: (listed name -> file, a sentence for each unusable name).
 
-        Two names that mean one file cannot be used either. `others` are further names of the same
-        list, since all its names together tell which folders count.
+        Two names that mean one file are unusable too. `others` are further names of the same list,
+        since the folders of all names are compared.
         """
         files = list(dict.fromkeys(files))
-        listed, found, wrong, owner = _Listed([*files, *others]), {}, [], {}
+        listed = _Listed([*files, *others])
+        found: dict[str, str] = {}
+        owner: dict[str, str] = {}
+        wrong = []
         for file in files:
             try:
                 name = self._find(file, listed)
@@ -147,9 +150,9 @@ class Naming:
 
 
 class _Listed:
-    """What the folders of a list tell: their parts, and the one around all."""
+    """Hold the parts of the folders in a list, and the folder around all of them."""
 
     def __init__(self, files: list[str]):
         folders = {_parsed(file).folder for file in files}
-        self.parts = {part for folder in folders for part in folder}
+        self.parts = set(chain.from_iterable(folders))
         self.around = _common(folders) if len(files) > 1 else None

@@ -1,9 +1,10 @@
-"""Images that lie in one file with their captions: what shards and tables have in common."""
+"""Read images that lie in one file with their captions: what shards and tables share."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +15,15 @@ from nbhelpers.errors import UserError
 
 
 class Entry(NamedTuple):
-    """An image with captions, in a sample of a shard or in a row of a table.
+    """Hold an image with captions, from a sample of a shard or a row of a table.
 
-    place   what messages call it
-    name    the name of the image as listed, None where none is
-    split   as the column or the name of the file says
-    texts   as they are stored: a list of captions, of which a text may hold several
+    place   its name in messages
+    name    the name of the image as listed, None without one
+    split   from the column or the name of the file
+    texts   as stored: a list of texts, each with one or several captions
     digest  `images.checksum` of the encoded image: equal images have equal digests
-    read    gives the encoded image
-    once    an entry of the same name is a fault, because nothing shows that it is the same image
+    read    returns the encoded image
+    once    True: a second entry of the same name is an error, since the images cannot be compared
     """
 
     place: str
@@ -35,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class PackedImages(ImageStore):
-    """Images that lie beside their captions; messages name the sample or the row of each."""
+    """Read images that lie beside their captions; messages name the sample or row of each."""
 
     def __init__(self, path: Path, entries: list[Entry]):
         found: dict[str, Entry] = {}
@@ -45,6 +46,7 @@ class PackedImages(ImageStore):
         self._found = found
 
     def where(self, member: str) -> str:
+        """Name an image in messages, with its sample or row."""
         return f"{member} ({self._found[member].place})"
 
     def _read_unchanged(self, member: str) -> bytes:
@@ -58,15 +60,16 @@ class PackedImages(ImageStore):
 
 
 def image_names(entries: list[Entry]) -> list[str]:
-    """The name of the image of each entry, so that one name stands for one image.
+    """Name the image of each entry, so that one name stands for one image.
 
-    Equal images of one name are one image. Of different images with one name each gets its split
-    as a folder (`0.png` in train and test: `train/0.png`, `test/0.png`), or within a split the
-    first digits of its digest (`1f3b5a7c9e0d/1.png`). An image without a name is called by its
-    split and the number of its first row there, counted from 0 (`test/17`).
+    Equal images of one name are one image. Different images with one name get their split as a
+    folder (`0.png` in train and test: `train/0.png`, `test/0.png`), or within a split the first
+    digits of their digests (`1f3b5a7c9e0d/1.png`). An image without a name is named after its split
+    and the number of its first row there, counted from 0 (`test/17`).
     """
     names = _listed_names(entries)
-    images, of_split = defaultdict(set), defaultdict(set)
+    images: dict[str, set[str]] = defaultdict(set)
+    of_split: dict[tuple[str, str], set[str]] = defaultdict(set)
     for name, entry in zip(names, entries, strict=True):
         images[name].add(entry.digest)
         of_split[name, entry.split].add(entry.digest)
@@ -81,7 +84,8 @@ def image_names(entries: list[Entry]) -> list[str]:
 
 
 def _listed_names(entries: list[Entry]) -> list[str]:
-    rows, first = Counter(), {}
+    rows: Counter[str] = Counter()
+    first: dict[tuple[str, str], str] = {}
     names = []
     for entry in entries:
         of_row = f"{entry.split}/{rows[entry.split]}"
@@ -94,7 +98,7 @@ def _listed_names(entries: list[Entry]) -> list[str]:
 
 
 def add_entries(entries: list[Entry], rows: Rows) -> None:
-    """Adds images and captions to `rows`, which notes how many names stood for several images."""
+    """Add images and captions to `rows`, and note how many names stood for several images."""
     names = image_names(entries)
     renamed = {}
     for name, entry in zip(names, entries, strict=True):
@@ -112,13 +116,13 @@ def add_entries(entries: list[Entry], rows: Rows) -> None:
 
 
 def split_by_name(file: Path) -> str | None:
-    """The split in the name of a file, or else in that of its folder; None if neither tells one."""
+    """Read the split in the name of a file, or else of its folder; None if there is none."""
     named = split_file(file.name)
     return named.split if named else split_of(file.resolve().parent.name)
 
 
 def set_name(files: Iterable[Path], folder: Path) -> str:
-    """The set that the names of all files tell, or else the folder not named after a split."""
+    """Read the set in the names of all files, or else in that of their folder."""
     named = [split_file(file.name) for file in files]
     sets = {found.set if found else "" for found in named}
     if len(sets) == 1 and (only := sets.pop()):
@@ -129,15 +133,16 @@ def set_name(files: Iterable[Path], folder: Path) -> str:
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """The files of a kind in a folder, or in its folders named after splits, by name.
+    """List the files of a kind in a folder, or in its folders named after splits, by name.
 
-    Where there are none, those of its folder `data` or `default`, as the hub lays them out.
+    If there are none, list those of its folder `data` or `default`, as in data sets on the Hugging
+    Face hub.
     """
     for place in (folder, folder / "data", folder / "default"):
         inner = [one for one in _visible(place) if split_of(one.name) and one.is_dir()]
         for folders in ([place], inner):
-            found = [file for one in folders for file in _visible(one)]
-            found = [file for file in found if file.suffix.lower() == suffix and file.is_file()]
+            visible = chain.from_iterable(map(_visible, folders))
+            found = [one for one in visible if one.suffix.lower() == suffix and one.is_file()]
             if found:
                 return found
     return []

@@ -17,13 +17,12 @@ from nbhelpers.files import atomic_folder, atomic_write
 
 
 class DecodedCache:
-    """All images of a set, decoded at source size: `cache[i]` is a read-only (H, W, 3) uint8 view.
+    """Hold all images of a set at source size: `cache[i]` is a read-only (H, W, 3) uint8 view.
 
     files    the listed names, row i of the cache being files[i]
     shapes   (N, 2) int64, height and width
     digests  N hex strings; two are equal if and only if the images have equal shapes and pixels
-    key      hex, of the code that decodes, the files in their order and the bytes of each; nothing
-             else decides
+    key      hex digest of the code that decodes, the files in their order and the bytes of each
     """
 
     def __init__(
@@ -44,13 +43,13 @@ class DecodedCache:
     def build(
         cls, store: ImageStore, files: list[str], folder: Path | str, others: Iterable[str] = ()
     ) -> DecodedCache:
-        """Decode `files` into `<folder>/images-<key>/`, or open it if it is there.
+        """Decode `files` into `<folder>/images-<key>/`, or open it if it exists.
 
         `others` are further names of the list that `files` are of; see `ImageStore.resolve`.
-        Every file is read each time, since only its bytes tell what it is (RSICD's 117 MB take a
-        second). Nothing is written if an image is missing or unreadable, or two names mean one
-        (UserError with their number and the first), or if the disk fills up. Of two processes that
-        build the same cache, the first to finish wins.
+        Every file is read each time, because the key depends on its bytes (RSICD's 117 MB take a
+        second). UserError, and nothing written, if an image is missing or unreadable, if two names
+        mean one image, or if the disk is full. Of two processes that build the same cache, the
+        first to finish wins.
         """
         files = list(files)
         if not files:
@@ -73,7 +72,7 @@ class DecodedCache:
 
     @classmethod
     def open(cls, folder: Path | str) -> DecodedCache:
-        """UserError if the folder is no cache or is damaged."""
+        """Open a finished cache. UserError if the folder is no cache or is damaged."""
         folder = Path(folder)
         try:
             index = json.loads((folder / "index.json").read_text())
@@ -97,7 +96,7 @@ class DecodedCache:
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def rows(self, files) -> np.ndarray:
-        """(len(files),) int64: the cache row of each listed file.
+        """Find the cache row of each listed file: (len(files),) int64.
 
         UserError on one that was not cached.
         """
@@ -110,9 +109,10 @@ class DecodedCache:
         return np.array([self._row[file] for file in files], np.int64)
 
     def resized(self, size: int) -> np.ndarray:
-        """(N, size, size, 3) uint8 memmap of every image after `resize`, derived once and kept
-        beside the source pixels (the source pixels themselves where every image has that size
-        already).
+        """Resize every image once and keep the result: (N, size, size, 3) uint8 memory map.
+
+        The file lies beside the source pixels. If every image has that size already, the source
+        pixels themselves are returned.
         """
         shape = (len(self), size, size, 3)
         if (self.shapes == size).all():
@@ -128,7 +128,7 @@ class DecodedCache:
 
 
 def _stored_digest(store: ImageStore, member: str) -> str | None:
-    """None for a file that cannot be read; decoding it says why."""
+    """Return the digest of a file; None if it cannot be read (decoding it then says why)."""
     try:
         return store.digest(member)
     except UserError:
@@ -138,15 +138,14 @@ def _stored_digest(store: ImageStore, member: str) -> str | None:
 def _write_pixels(
     store: ImageStore, members: list[str], stored: list[str | None], path: Path
 ) -> dict[str, list]:
-    """{"shapes", "digests"} of the images, their pixels written one after the other.
+    """Write the pixels of the images one after the other; return {"shapes", "digests"}.
 
-    Plain writes, since a memory map on a full disk kills the process instead of raising.
+    Files are written plainly, since on a full disk a memory map kills the process without an error.
     """
     shapes, digests, broken = [], [], []
     with open(path, "wb") as out:
-        for member, known in zip(
-            tqdm(members, desc="decode images", disable=None), stored, strict=True
-        ):
+        listed = tqdm(members, desc="decode images", disable=None)
+        for member, known in zip(listed, stored, strict=True):
             try:
                 pixels = _decode_unchanged(store, member, known)
             except UserError as error:
@@ -154,7 +153,7 @@ def _write_pixels(
                 continue
             out.write(pixels.tobytes())
             shapes.append(list(pixels.shape[:2]))
-            digests.append(checksum(str(pixels.shape).encode(), pixels))
+            digests.append(checksum(str(pixels.shape).encode(), pixels.data))
     refuse_broken(broken, len(members))
     return {"shapes": shapes, "digests": digests}
 

@@ -1,4 +1,4 @@
-"""The rules that all readers of captions share: text, JSON, splits, packed captions, ids."""
+"""Read text, JSON, splits, packed captions and ids by the rules that all readers share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -56,13 +57,10 @@ _LIST_GOES_ON = re.compile(r"""['"]\s*,\s*['"{]|\]$""")
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
-# ---- text and JSON ----
-
-
 def decode_text(data: bytes, name: str, notes: list[str]) -> str:
-    """The text in `data`, by its byte order mark, else UTF-8, else Windows-1252, which is noted.
+    """Decode text by its byte order mark, else as UTF-8, else as Windows-1252 with a note.
 
-    UserError, which calls the file `name`, if it holds null bytes or is not what its mark says.
+    UserError about the file `name` if it holds null bytes or contradicts its mark.
     """
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -84,7 +82,7 @@ def decode_text(data: bytes, name: str, notes: list[str]) -> str:
 
 
 def read_text(path: Path | str, notes: list[str]) -> str:
-    """The text of a file as `decode_text` reads it.
+    """Read the text of a file as `decode_text` does.
 
     UserError if it is empty, too large or cannot be read.
     """
@@ -106,9 +104,9 @@ def read_text(path: Path | str, notes: list[str]) -> str:
 
 
 def parse_json(text: str, name: str):
-    """The content of JSON text.
+    """Parse JSON text.
 
-    UserError, which calls it `name`, if it is damaged or an object has a key twice.
+    UserError about the file `name` if it is damaged or an object has a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, name))
@@ -122,10 +120,10 @@ def parse_json(text: str, name: str):
 
 
 def json_content(text: str, path: Path):
-    """The content of a file of JSON; of JSON lines, a list. UserError as of `parse_json`.
+    """Parse the text of a file of JSON, or of JSON lines (a list). UserError as `parse_json`.
 
-    They are JSON lines if the first line is a whole object and another object follows, which may
-    lack in a .jsonl.
+    The text is JSON lines if its first line is a whole object and another object follows. In a file
+    .jsonl one object is enough.
     """
     match = re.match(r"\s*\{.*\}[ \t\r]*(?:\n\s*(?P<more>\{)|\s*$)", text)
     if not match or not (match["more"] or path.suffix.lower() in JSON_LINES):
@@ -135,20 +133,22 @@ def json_content(text: str, path: Path):
 
 
 def first_field(names: Iterable[str], fields: tuple[str, ...]) -> str | None:
-    """The first of the fields that is among the names."""
+    """Find the first of the fields that is among the names; None without one."""
     return next((field for field in fields if field in names), None)
 
 
 def sentence(item):
-    """The text of a caption with fields: `raw`, the joined tokens where only they were kept, or one
-    of CAPTION_FIELDS. What has no fields stays as it is.
+    """Take the text of a caption with fields; anything without fields is returned unchanged.
+
+    The text is the field `raw`, the joined tokens if only they were kept, or the first of
+    CAPTION_FIELDS.
     """
     if not isinstance(item, Mapping):
         return item
     tokens = item.get("tokens")
-    if "raw" not in item and isinstance(tokens, list):
-        if all(isinstance(one, str) for one in tokens):
-            return " ".join(tokens)
+    only_tokens = "raw" not in item and isinstance(tokens, list)
+    if only_tokens and all(isinstance(one, str) for one in tokens):
+        return " ".join(tokens)
     return item.get(first_field(item, ("raw", *CAPTION_FIELDS)))
 
 
@@ -165,12 +165,12 @@ def _object(pairs: list[tuple], name: str) -> dict:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """The first of the names that occurs more than once."""
+    """Find the first of the names that occurs more than once; None without one."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def column_names(names: Iterable[str], place: str) -> list[str]:
-    """Names of columns without byte order mark, outer spaces and letter case.
+    """Strip byte order mark, outer spaces and letter case from the names of columns.
 
     UserError if one occurs twice.
     """
@@ -182,20 +182,18 @@ def column_names(names: Iterable[str], place: str) -> list[str]:
     return plain
 
 
-# ---- splits ----
-
-
 def split_of(word) -> str | None:
-    """train, val or test for any word that means it (`SPLIT_WORDS`, any letter case); None for
-    anything else.
-    """
+    """Return train, val or test for a word that means it (`SPLIT_WORDS`, any case), else None."""
     return SPLIT_WORDS.get(word.strip().lower()) if isinstance(word, str) else None
 
 
 class SplitFile(NamedTuple):
-    """What the name of a file tells: its set ("" without one), its split, and whether it is a COCO ground truth.
+    """Hold the parts of the name of a file with a split.
 
-    Files of one `family` are the splits of one set.
+    set     the name of the set, "" without one
+    split   train, val or test
+    truth   whether the file is a COCO ground truth
+    family  equal for the files of one set
     """
 
     set: str
@@ -205,9 +203,7 @@ class SplitFile(NamedTuple):
 
 
 def split_file(name: str) -> SplitFile | None:
-    """The parts of a name like S_train.json, S.valid.csv, S_test_gt.json, captions_val2017.json;
-    None without a split.
-    """
+    """Read a name like S_train.json, S.valid.csv or captions_val2017.json; None without a split."""
     match = _SPLIT_FILE.fullmatch(name)
     if not match:
         return None
@@ -216,11 +212,11 @@ def split_file(name: str) -> SplitFile | None:
     return SplitFile(own, SPLIT_WORDS[match["word"].lower()], bool(match["truth"]), family)
 
 
-# ---- captions ----
-
-
 def captions_in(text: str) -> list[str]:
-    """The captions in a text: the strings of a JSON, Python or numpy list, or its lines that are not empty; else the text.
+    """Split a text into its captions.
+
+    They are the strings of a JSON, Python or numpy list, or the lines that are not empty, or else
+    the text itself.
 
     ValueError for a text that begins as a list of strings but is none.
     """
@@ -228,13 +224,11 @@ def captions_in(text: str) -> list[str]:
     texts = _listed(inner) if inner[:1] in _BRACKETS else None
     if texts is None and _LIST_BEGINS.match(inner) and _LIST_GOES_ON.search(inner):
         raise ValueError("begins as a list")
-    return [line for one in ([text] if texts is None else texts) for line in _lines(one)]
+    return list(chain.from_iterable(map(_lines, [text] if texts is None else texts)))
 
 
 def _listed(text: str) -> list[str] | None:
-    """The strings of a list, or the two and more of a tuple or set, written as text; None if it is
-    no such thing.
-    """
+    """Parse a list of strings, or a tuple or set of at least two, written as text; else None."""
     try:
         found = json.loads(text)
         strings = isinstance(found, list) and all(isinstance(one, str) for one in found)
@@ -250,8 +244,9 @@ def _listed(text: str) -> list[str] | None:
 
 
 def _unquoted(literal: str) -> str:
-    """The text of a Python string literal, which may hold line breaks; the bare text if its escapes
-    are not Python's.
+    """Evaluate a Python string literal, which may hold line breaks.
+
+    If its escapes are not Python's, its text is returned unchanged.
     """
     if "\\" not in literal:
         return literal[1:-1]
@@ -269,20 +264,20 @@ def _lines(text: str) -> list[str]:
     return full if len(full) > 1 else [text.strip("\r\n")]
 
 
-# ---- ids ----
-
-
 def match_ids(wanted: list[str], known: Iterable[str], numbers: bool = True) -> list[str | None]:
-    """The known id of the same image for each wanted id or file name, None where there is none.
+    """Find the known id of the same image for each wanted id or file name, None without one.
 
-    One rule holds for all of them, the first that finds most: equal ids; equal paths without
-    extension; equal stems; equal numbers at the end (`UCM_3.png`, `UCM_3` and 3, as LAVIS numbers
-    its ground truth). A rule under which two ids become one is not used, nor is that of numbers
-    without `numbers`, or where neither side is bare numbers.
+    One rule is used for all, the first that finds most: equal ids; equal paths without extension;
+    equal stems; equal numbers at the end (`UCM_3.png`, `UCM_3` and 3, as LAVIS numbers its ground
+    truth). A rule under which two ids become equal is not used. Numbers are compared only with
+    `numbers`, and only if all ids of one side are numbers.
     """
-    known, best = list(dict.fromkeys(known)), [None] * len(wanted)
-    bare = any(all(_stem(one).isdigit() for one in side) for side in (known, wanted))
-    for rule in (str, _without_extension, _stem, *([_number] if numbers and bare else [])):
+    known = list(dict.fromkeys(known))
+    best: list[str | None] = [None for _ in wanted]
+    rules: list[Callable[[str], str]] = [str, _without_extension, _stem]
+    if numbers and any(all(_stem(one).isdigit() for one in side) for side in (known, wanted)):
+        rules.append(_number)
+    for rule in rules:
         keys = [rule(one) for one in known]
         asked = [rule(one) for one in wanted]
         if len(set(keys)) < len(keys) or len(set(asked)) < len(set(wanted)):
@@ -304,7 +299,7 @@ def _stem(name: str) -> str:
 
 
 def _number(name: str) -> str:
-    """The number at the end of a stem, without leading zeros; the stem itself if it ends in none."""
+    """Return the number that ends a stem, without leading zeros; the stem if there is none."""
     stem = _stem(name)
     digits = re.search("[0-9]+$", stem)
     return digits[0].lstrip("0") or "0" if digits else stem

@@ -1,6 +1,4 @@
-"""Rows of a caption file on their way into a CaptionTable: what is kept, what is cleaned, what is
-wrong.
-"""
+"""Collect the rows of a caption file into a CaptionTable; clean them and report problems."""
 
 from __future__ import annotations
 
@@ -65,7 +63,12 @@ _CHANGES = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What `scan` found: every good row (empty captions included), what was decided, what is wrong."""
+    """Hold what `scan` found.
+
+    table     every good row, empty captions included
+    notes     sentences about what was decided
+    problems  one sentence for each kind of problem
+    """
 
     path: Path
     table: CaptionTable
@@ -74,9 +77,9 @@ class Reading:
     problems: list[str]
 
     def usable(self) -> CaptionTable:
-        """The table as `without_empty` leaves it.
+        """Return the table after `without_empty`.
 
-        UserError with one sentence per class of problem.
+        UserError with one sentence for each kind of problem.
         """
         if self.problems:
             raise UserError(f"{self.path}: " + " ".join(self.problems))
@@ -84,10 +87,9 @@ class Reading:
 
 
 class Rows:
-    """Collects images and captions, and for each kind of fault the places where it was met.
+    """Collect images and captions, and for each kind of problem the places where it occurs.
 
-    joined  an image that is listed again in its split is no fault: its captions are joined, and
-            that is noted
+    joined  True: join the captions of an image that is listed again in its split, and note it
     """
 
     def __init__(self, joined: bool = False):
@@ -101,10 +103,8 @@ class Rows:
         self.marked: list[str] = []  # of each text that holds a separator: its file and the mark
 
     def add(self, where: str, file, split, texts, scene=None, once: bool = True) -> None:
-        """One image with its captions; with once=False it may come again in its split, with more of
-        them.
-        """
-        part = split_of(split)
+        """Add one image with its captions; with once=False it may be added again with more."""
+        part = split_of(split) or ""
         if fault := _fault_of_name(file, where) or self._fault_of_place(file, split, part, once):
             kind, place = fault
             self.faults[kind].append(place)
@@ -120,11 +120,9 @@ class Rows:
             self.changes["cleaned"] += clean != text
             self.captions.append((file, clean))
 
-    def _fault_of_place(
-        self, file: str, split, part: str | None, once: bool
-    ) -> tuple[str, str] | None:
+    def _fault_of_place(self, file: str, split, part: str, once: bool) -> tuple[str, str] | None:
         """The kind of fault, and its place, in the split of an image or in its coming again."""
-        if part is None:
+        if not part:
             return "split", f"{file}: {split!r}"
         if file not in self.images:
             return None
@@ -155,7 +153,7 @@ class Rows:
         return found
 
     def objects(self, rows: list, where: str):
-        """The JSON objects among the rows, with the place of each."""
+        """Yield the JSON objects among the rows, with the place of each."""
         for index, row in enumerate(rows):
             if isinstance(row, dict):
                 yield f"{where}[{index}]", row
@@ -163,11 +161,12 @@ class Rows:
                 self.faults["row"].append(f"{where}[{index}]")
 
     def stray(self, ids) -> None:
-        """Reports ids of annotations that no image has."""
+        """Report ids of annotations that no image has."""
         if ids := list(ids):
             self.faults["stray"] += ids
 
     def reading(self, path: Path, name: str, layout: str) -> Reading:
+        """Make a table of all rows, with notes and problems."""
         ids = dict(zip(self.images, image_ids(list(self.images)), strict=True))
         images = [(ids[file], file, split, scene) for file, (split, scene) in self.images.items()]
         captions = [(ids[file], text) for file, text in self.captions]
@@ -226,22 +225,18 @@ def _fault_of_name(file, where: str) -> tuple[str, str] | None:
 
 
 def scene_of(file: str) -> str:
-    """The class in a file name (`airport_1.jpg` -> airport); a name without one is a class of its
-    own.
-    """
+    """Read the class in a file name (airport_1.jpg -> airport); else the name is the class."""
     match = _NUMBERED.fullmatch(PurePosixPath(file).stem)
     return match[1] if match else file
 
 
 def draw(name: str) -> float:
-    """A number in [0, 1) that is always the same for a name: whoever is below a share is held out."""
+    """Draw a number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def hashed_split(name: str) -> str:
-    """The split of an image whose file tells none, the same on every machine: a tenth val, a tenth
-    test, the rest train.
-    """
+    """Draw the split of an image by its name: a tenth val, a tenth test, the rest train."""
     place = draw(name)
     if place < 0.1:
         return "val"
@@ -249,9 +244,7 @@ def hashed_split(name: str) -> str:
 
 
 def image_ids(files: list[str]) -> list[str]:
-    """Stems of the file names, or paths without extension where stems repeat, or else the names as
-    listed.
-    """
+    """Return the stems of the file names; if they repeat, the paths, with extension if needed."""
     paths = [PurePosixPath(file) for file in files]
     for ids in ([p.stem for p in paths], [str(p.with_suffix("")) for p in paths]):
         if len(set(ids)) == len(files):
@@ -260,18 +253,14 @@ def image_ids(files: list[str]) -> list[str]:
 
 
 def without_empty(table: CaptionTable) -> CaptionTable:
-    """The table without the empty captions of train and val, and without images that have no other there.
+    """Drop the empty captions of train and val, and images there that have no other caption.
 
-    The test split stays as published: a query less would be another protocol.
+    The test split stays as published, because fewer queries would be another protocol.
     """
     test = table.captions.image_id.isin(table.images.image_id[table.images.split == "test"])
     captions = table.captions[test | ~_empty(table)]
     keep = table.images.image_id.isin(captions.image_id)
-    return (
-        table
-        if keep.all() and len(captions) == len(table.captions)
-        else CaptionTable(table.name, table.images[keep], captions)
-    )
+    return CaptionTable(table.name, table.images[keep], captions)
 
 
 def _empty(table: CaptionTable) -> pd.Series:

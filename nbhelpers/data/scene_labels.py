@@ -10,7 +10,7 @@ SMALLEST_CLASS = 5
 
 
 def scene_classes(table: CaptionTable) -> list[str]:
-    """The classes with at least SMALLEST_CLASS training images, sorted.
+    """List the classes with at least SMALLEST_CLASS training images, sorted.
 
     UserError without two of them.
     """

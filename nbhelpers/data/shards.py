@@ -1,12 +1,13 @@
-"""Images and captions in the same files: WebDataset shards, and the tables of `tables`.
+"""Read and write images with their captions: WebDataset shards, and the tables of `tables`.
 
 A shard is a tar of samples, whose members share a key, the path up to the first dot of the name:
 
     000123.img_content, 000123.caption, 000123.img_name      PIR-CLIP's, a caption each
     000123.jpg, 000123.txt or 000123.json                    RS5M's and others'
 
-`S-train-000000.tar` tells set and split, or else the name of its folder tells the split. A text may
-hold several captions, as lines or as a list in JSON. Members of a sample may stand apart.
+Set and split are in the name, as in `S-train-000000.tar`, or the split is in that of the folder. A
+text may hold several captions, as lines or as a list in JSON. The members of a sample need not
+follow each other.
 
 `streaming` trains from shards without unpacking them. Importing this module does not import torch.
 """
@@ -19,6 +20,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +53,7 @@ _ABOUT = {"readme", "license", "licence", "citation", "dataset_info", "dataset_i
 
 
 def layout_of(path: Path) -> str | None:
-    """ "shards", "arrow" or "hub" for such a file or a folder of them; None for anything else."""
+    """Return "shards", "arrow" or "hub" for such a file or a folder of them, else None."""
     if path.is_dir():
         if any(map(_is_shard, packed.files_in(path, ".tar"))):
             return "shards"
@@ -61,17 +63,17 @@ def layout_of(path: Path) -> str | None:
 
 
 def read(path: Path, rows: Rows) -> str:
-    """Adds the images and captions at `path` to `rows`; returns the name of the set.
+    """Add the images and captions at `path` to `rows`; return the name of the set.
 
     `path` is a shard or a folder of shards, or a table, whose other splits are read with it, or
-    their folder. UserError with shard and sample, or table and column, of what cannot be read.
+    their folder. UserError, with shard and sample or table and column, if something is unreadable.
     """
     packed.add_entries(_entries(path, rows.notes), rows)
     return packed.set_name(_files(path), path if path.is_dir() else path.parent)
 
 
 def image_store(path: Path) -> ImageStore | None:
-    """The images in shards or tables, by the names that `read` gives them; None without either."""
+    """Open the images in shards or tables by the names that `read` gives them; else None."""
     layout = layout_of(path) if path.is_dir() or path.is_file() else None
     if layout is None or layout == "shards" and path.is_file() and not _is_shard(path):
         return None  # any other tar is a plain archive of images
@@ -86,17 +88,20 @@ def _files(path: Path) -> list[Path]:
 
 
 def _entries(path: Path, notes: list[str]) -> list[Entry]:
-    entries = []
+    entries: list[Entry] = []
     for file in _files(path):
-        shard = file.suffix.lower() == ".tar"
-        entries += (_shard_entries if shard else tables.read_entries)(file, notes)
+        read_file = _shard_entries if file.suffix.lower() == ".tar" else tables.read_entries
+        entries += read_file(file, notes)
     return entries
 
 
-# ---- shards: reading
 class Sample(NamedTuple):
-    """What a sample of a shard holds: the name of its image, the encoded image, its texts, and what
-    messages call it. A text may hold several captions.
+    """Hold a sample of a shard.
+
+    file   the name of its image
+    image  the encoded image
+    texts  each with one or several captions
+    place  its name in messages
     """
 
     file: str
@@ -105,9 +110,9 @@ class Sample(NamedTuple):
     place: str
 
     def captions(self) -> list[str]:
-        """The captions in the texts. UserError if there are none."""
+        """Split the texts into captions. UserError if there are none."""
         try:
-            found = [one for text in self.texts for one in captions_in(text)]
+            found = list(chain.from_iterable(map(captions_in, self.texts)))
         except ValueError:
             found = []
         if not found:
@@ -119,9 +124,9 @@ class Sample(NamedTuple):
 
 
 def sample_of(parts: Mapping[str, bytes], key: str, shard: Path, notes: list[str]) -> Sample:
-    """The sample in the parts of a key. UserError if one is missing or its text is not readable.
+    """Make a sample of the parts of a key. UserError if one is missing or a text is unreadable.
 
-    Without img_name, which few shards but PIR-CLIP's have, an image is named by its shard and key.
+    An image without img_name (only PIR-CLIP's shards have it) is named after its shard and key.
     """
     place = f"sample {key} of {shard.name}"
     image, caption, name = (_first(parts, kinds) for kinds in (IMAGE, CAPTION, (NAME,)))
@@ -155,7 +160,7 @@ def _json_texts(text: str, place: str) -> list[str]:
 
 
 def _named(parts: Iterable[str], kinds: tuple[str, ...]) -> list[str]:
-    """The part of the first such kind; else all that end in one, as `input.jpg`, by kind."""
+    """List the part of the first such kind; else all that end in one, as `input.jpg`."""
     if plain := [kind for kind in kinds if kind in parts]:
         return plain[:1]
     dotted = [part for part in parts if _kind(part) in kinds]
@@ -171,14 +176,14 @@ def _first(parts: Iterable[str], kinds: tuple[str, ...]) -> str | None:
 
 
 def shard_files(path: Path | str, split: str | None = None) -> list[Path]:
-    """The shards at `path`, a tar or a folder of tars, by name; with `split`, those of it.
+    """List the shards at `path`, a tar or a folder of tars, by name; with `split`, those of it.
 
-    The name of a shard tells its split, or else that of its folder; where neither does, it is of
-    train. UserError if there is none.
+    The split is in the name of a shard, or else of its folder; if in neither, it is train.
+    UserError if there is none.
     """
     path = Path(path).expanduser().resolve()
-    files = packed.files_in(path, ".tar") if path.is_dir() else [path] if path.is_file() else []
-    files = [file for file in files if split in (None, _split(file))]
+    files = packed.files_in(path, ".tar") if path.is_dir() else [path]
+    files = [file for file in files if file.is_file() and split in (None, _split(file))]
     if not files:
         of_split = f" of {split}" if split else ""
         raise UserError(
@@ -189,7 +194,7 @@ def shard_files(path: Path | str, split: str | None = None) -> list[Path]:
 
 
 def sizes(files: list[Path]) -> dict[Path, int]:
-    """How many samples each shard holds, as `write` notes in `sizes.json` beside it, else counted."""
+    """Count the samples of each shard; `sizes.json` beside it, from `write`, saves the reading."""
     listed: dict[Path, dict] = {}
     for folder in {file.parent for file in files}:
         try:
@@ -204,11 +209,12 @@ def sizes(files: list[Path]) -> dict[Path, int]:
 
 
 def samples(shard: Path, notes: list[str]) -> Iterator[tuple[Sample, tarfile.TarInfo]]:
-    """Each sample of a shard, and the member that is its image.
+    """Yield each sample of a shard, and the member that is its image.
 
     UserError as `sample_of`, and if the shard is damaged.
     """
-    index, odd = _index(shard, notes), []
+    index = _index(shard, notes)
+    odd: list[str] = []
     with open(shard, "rb") as file:
         for key, members in index:
             parts = {part: _content(file, member) for part, member in members.items()}
@@ -218,7 +224,7 @@ def samples(shard: Path, notes: list[str]) -> Iterator[tuple[Sample, tarfile.Tar
 
 
 def not_shards(folder: Path) -> str:
-    """What a message adds about the tars in a folder without shards; "" if there are none."""
+    """Say why the tars in a folder are no shards; "" if there are none."""
     for file in packed.files_in(folder, ".tar"):
         return (
             f" {file.name} is no shard, since no key in it has both an image "
@@ -260,16 +266,17 @@ def _is_shard(path: Path) -> bool:
 
 
 def _index(shard: Path, notes: list[str]) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(key, {part: member}) of each sample, in the order of their first members.
+    """List (key, {part: member}) of each sample, in the order of their first members.
 
-    Members that tell of the whole set are left out, and noted. UserError if the shard is damaged
+    Members about the whole set are left out and noted. UserError if the shard is damaged
     or a sample has several images.
     """
-    found, about = [], []
+    found = []
+    about: list[str] = []
     groups = _grouped(_members(shard))
     with open(shard, "rb") as file:
         for key, parts in groups:
-            if _tells_of_the_set(key, parts, file):
+            if _is_about_the_set(key, parts, file):
                 about += [member.name for member in parts.values()]
             else:
                 found += _divided(key, parts, shard)
@@ -283,7 +290,8 @@ def _index(shard: Path, notes: list[str]) -> list[tuple[str, dict[str, tarfile.T
 
 def _grouped(members: list[tarfile.TarInfo]) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
     """The members by key, wherever they stand; a part that comes again begins another sample."""
-    groups, latest = [], {}
+    groups = []
+    latest: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in members:
         if named := _key_and_part(member):
             key, part = named
@@ -294,7 +302,7 @@ def _grouped(members: list[tarfile.TarInfo]) -> list[tuple[str, dict[str, tarfil
     return groups
 
 
-def _tells_of_the_set(key: str, parts: dict[str, tarfile.TarInfo], file) -> bool:
+def _is_about_the_set(key: str, parts: dict[str, tarfile.TarInfo], file) -> bool:
     """Whether parts without an image are no sample: by their name, or as they hold no caption."""
     if NAME in parts or _named(parts, IMAGE):
         return False
@@ -343,8 +351,10 @@ def _members(shard: Path) -> list[tarfile.TarInfo]:
     try:
         with tarfile.open(shard, mode="r:") as archive:
             members = [member for member in archive if member.isfile()]
-            archive.fileobj.seek(archive.offset)
-            end = archive.fileobj.read(tarfile.BLOCKSIZE)
+            end_of_members = archive.offset
+        with open(shard, "rb") as file:
+            file.seek(end_of_members)
+            end = file.read(tarfile.BLOCKSIZE)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"The shard {shard} is damaged, cut off or compressed ({error}); fetch or write it"
@@ -377,7 +387,6 @@ def _read_image(shard: Path, member: tarfile.TarInfo) -> bytes:
         return _content(file, member)
 
 
-# ---- shards: writing
 def write(
     table: CaptionTable,
     store: ImageStore,
@@ -386,18 +395,15 @@ def write(
     size: int = 1000,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes `<set>-<split>-000000.tar`, ...
+    """Write shards and `sizes.json` into a new folder; return shard name -> number of samples.
 
-    and `sizes.json` into a new folder; returns shard name -> samples.
-
-    One sample for each caption, its image as the encoded file; at most `size` samples or about 1
-    GiB a shard. Equal arguments give equal bytes. The captions of train stand in an order drawn
-    from `seed`, since a reader shuffles only within its buffer, those of val and test as in the
-    table. Of a scene class only what the file name tells is kept. UserError, and nothing written,
-    if the folder is not empty or an image is missing, unreadable or without captions.
+    Shards are called `<set>-<split>-000000.tar` and so on. Each caption is a sample with the
+    encoded file of its image. A shard has at most `size` samples or about 1 GiB. Equal arguments
+    give equal bytes. The captions of train are in an order drawn from `seed`, since a reader
+    shuffles only within its buffer; those of val and test are in the order of the table. Scene
+    classes are kept only in file names. UserError, and nothing written, if the folder is not empty
+    or an image is missing, unreadable or without captions.
     """
-    import webdataset  # here, because it imports torch, which reading does without
-
     folder = Path(folder).expanduser()
     if size < 1:
         raise UserError(f"The size of a shard is {size}; it must be at least 1 sample.")
@@ -415,27 +421,33 @@ def write(
     with atomic_folder(folder) as temporary:
         for split in splits:
             part = table.split(split)
-            pattern = f"{str(temporary.resolve()).replace('%', '%%')}/{table.name}-{split}-%06d.tar"
-            order = (
-                np.random.default_rng(seed).permutation(len(part.captions))
-                if split == "train"
-                else range(len(part.captions))
-            )
-            with webdataset.ShardWriter(
-                pattern,
-                maxcount=size,
-                maxsize=MAX_SHARD,
-                verbose=0,
-                encoder=False,
-                mtime=0,
-                post=lambda name: written.update({Path(name).name: shards.count}),
-            ) as shards:
-                order = tqdm(order, desc=split, disable=None)
-                for number, sample in enumerate(_pairs(part, store, member_of, order)):
-                    shards.write({"__key__": f"{number:09d}", **sample})
-        (temporary / "sizes.json").write_text(
-            json.dumps(written, indent=1) + "\n", encoding="utf-8"
-        )
+            order = np.arange(len(part.captions))
+            if split == "train":
+                order = np.random.default_rng(seed).permutation(len(order))
+            samples = _pairs(part, store, member_of, tqdm(order, desc=split, disable=None))
+            written |= _write_samples(samples, temporary.resolve() / f"{table.name}-{split}", size)
+        text = json.dumps(written, indent=1)
+        (temporary / "sizes.json").write_text(f"{text}\n", encoding="utf-8")
+    return written
+
+
+def _write_samples(samples: Iterable[dict[str, bytes]], begin: Path, size: int) -> dict[str, int]:
+    """Write `<begin>-000000.tar` and so on; return shard name -> number of samples."""
+    import webdataset  # here, because it imports torch, which reading does not need
+
+    written: dict[str, int] = {}
+    writer: webdataset.ShardWriter = webdataset.ShardWriter(
+        f"{str(begin).replace('%', '%%')}-%06d.tar",
+        maxcount=size,
+        maxsize=MAX_SHARD,
+        verbose=0,
+        encoder=False,
+        mtime=0,
+        post=lambda name: written.update({Path(name).name: writer.count}),
+    )
+    with writer:
+        for number, sample in enumerate(samples):
+            writer.write({"__key__": f"{number:09d}", **sample})
     return written
 
 

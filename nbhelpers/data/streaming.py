@@ -1,15 +1,14 @@
-"""Training pairs straight from WebDataset shards, for sets that are too large to decode into a
-cache (PIR-CLIP, RS5M).
-"""
+"""Read training pairs from WebDataset shards, for sets too large for a cache (PIR-CLIP, RS5M)."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from nbhelpers.data import shards
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer
 from nbhelpers.data.decoding import decode
 from nbhelpers.data.images import checksum
+from nbhelpers.data.loaders import normalized
 from nbhelpers.data.shards import Sample
 from nbhelpers.data.tokenization import Tokenizer
 from nbhelpers.errors import UserError
@@ -31,23 +31,39 @@ BUFFER = 5000  # samples, still encoded, among which the next one is drawn
 
 
 def numbered(values: list[str]) -> Tensor:
-    """(B,) int64: equal values get equal numbers, in the order of their first appearance."""
+    """Number values by first appearance, equal ones alike: (B,) int64."""
     return torch.from_numpy(pd.factorize(np.array(values, object))[0])
 
 
-class ShardDataset(IterableDataset):
-    """Pairs of one split of the shards at `path`, a tar or a folder of tars; `collate` makes batches as PairDataset does, but without `row`, since nothing is known of the other captions. A sample is one pair: of several captions in it one is drawn, in each epoch anew.
+@dataclass(frozen=True)
+class Sampling:
+    """Say which samples of the shards an epoch has.
 
-    image_index and scene are numbers within their batch, which only say what is equal. As released,
-    the class of an image is its name up to the first '_'; a name without one is a class of its own
-    (PIR-CLIP, spec 3). Different images of one name have different numbers.
+    split   train, val or test
+    drawn   0: every sample once; else this many, from shards drawn with replacement, as in
+            PIR-CLIP's released code
+    buffer  samples that are read ahead, and from which the next is drawn
+    """
+
+    split: str = "train"
+    drawn: int = 0
+    buffer: int = BUFFER
+
+
+class ShardDataset(IterableDataset):
+    """Give the pairs of one split of the shards at `path`, a tar or a folder of tars.
+
+    A sample is one pair. If it has several captions, each epoch draws one of them. `collate` makes
+    batches as PairDataset does, but without `row`, since other captions are not known. image_index
+    and scene are numbers within their batch, which only say what is equal. Different images of one
+    name have different numbers. As in PIR-CLIP's released code, the class of an image is its name
+    up to the first '_'; a name without one is a class of its own.
 
     transform  augment.TrainTransform or TestTransform
-    drawn      0: every sample once an epoch; else so many, from shards drawn with replacement (as
-               released)
-    buffer     samples that are read ahead, and from which the next is drawn
+    sampling   which samples an epoch has
+
     The order and all random draws depend on (seed, epoch) alone. UserError, with shard and sample,
-    on what cannot be read.
+    for data that cannot be read.
     """
 
     def __init__(
@@ -58,32 +74,21 @@ class ShardDataset(IterableDataset):
         seed: int = 0,
         mean=CLIP_MEAN,
         std=CLIP_STD,
-        split: str = "train",
-        drawn: int = 0,
-        buffer: int = BUFFER,
+        sampling: Sampling = Sampling(),
     ):
         self.transform, self.tokenizer, self.mean, self.std = transform, tokenizer, mean, std
         self.normalizer = Normalizer(mean, std)
-        self.seed, self.epoch, self.workers, self.resampled, self.buffer = (
-            seed,
-            0,
-            1,
-            drawn > 0,
-            buffer,
-        )
-        self.files = shards.shard_files(path, split)
-        self.count = drawn or sum(shards.sizes(self.files).values())
+        self.seed, self.epoch, self.workers, self.sampling = seed, 0, 1, sampling
+        self.files = shards.shard_files(path, sampling.split)
+        self.count = sampling.drawn or sum(shards.sizes(self.files).values())
 
     def content(self) -> dict[str, object]:
-        """All that decides the batches, for `training.checkpoint_key`, with a checksum of every
-        shard.
-        """
+        """Return all that decides the batches, for keys, with a checksum of every shard."""
         sums = []
         for path in self.files:
             with open(path, "rb") as file:
                 sums.append(hashlib.file_digest(file, "sha256").hexdigest())
-        drawn = self.count if self.resampled else 0
-        code = code_digest(type(self), type(self.transform), type(self.tokenizer))
+        kinds: tuple[Any, ...] = (type(self), type(self.transform), type(self.tokenizer))
         return {
             "shards": sums,
             "transform": self.transform,
@@ -91,31 +96,33 @@ class ShardDataset(IterableDataset):
             "seed": self.seed,
             "mean": self.mean,
             "std": self.std,
-            "drawn": drawn,
-            "buffer": self.buffer,
-            "code": code,
+            "drawn": self.sampling.drawn,
+            "buffer": self.sampling.buffer,
+            "code": code_digest(*kinds),
         }
 
     def __len__(self) -> int:
         return self.count
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of which order and random draws are."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, Sample]]:
-        """(place in the epoch, sample)."""
+        """Yield (place in the epoch, sample)."""
         order, picks = map(int, np.random.SeedSequence([self.seed, self.epoch]).generate_state(2))
         urls = [str(path) for path in self.files]
-        source = (
-            webdataset.ResampledShards(urls, seed=order, deterministic=True, worker_seed=lambda: 0)
-            if self.resampled
-            else webdataset.SimpleShardList(urls, seed=order)
-        )
-        mix = webdataset.shuffle(self.buffer, initial=self.buffer, rng=random.Random(picks))
+        source = webdataset.SimpleShardList(urls, seed=order)
+        if self.sampling.drawn:
+            source = webdataset.ResampledShards(
+                urls, seed=order, deterministic=True, worker_seed=lambda: 0
+            )
+        buffer = self.sampling.buffer
+        mix = webdataset.shuffle(buffer, initial=buffer, rng=random.Random(picks))
         return islice(enumerate(webdataset.DataPipeline(source, self._samples, mix)), len(self))
 
     def _samples(self, urls: Iterator[dict]) -> Iterator[Sample]:
-        """A stage of the pipeline: the samples of each shard.
+        """Yield the samples of each shard, as a stage of the pipeline.
 
         UserError if it is damaged or not of its size.
         """
@@ -132,27 +139,27 @@ class ShardDataset(IterableDataset):
                 )
 
     def collate(self, drawn: list[tuple[int, Sample]]) -> dict[str, Tensor]:
-        """The batch of what `__iter__` gave: pixels (B,3,S,S) float32, ids and mask (B,L),
-        image_index and scene (B,) int64.
-        """
-        out = np.empty((len(drawn), 3, self.transform.size, self.transform.size), np.float32)
-        texts = [""] * len(drawn)
+        """Make a batch of what `__iter__` gave.
 
-        def fill(row):
+        It has pixels (B,3,S,S) float32, ids and mask (B,L), image_index and scene (B,) int64.
+        """
+        texts = ["" for _ in drawn]
+
+        def view(row: int) -> np.ndarray:
             number, sample = drawn[row]
             rng = np.random.default_rng([self.seed, self.epoch, number])
-            image = decode(sample.image, f"{sample.file} ({sample.place})")
-            self.normalizer.into(self.transform(image, rng), out[row])
+            pixels = self.transform(decode(sample.image, f"{sample.file} ({sample.place})"), rng)
             captions = sample.captions()
             texts[row] = self.tokenizer.clean(captions[rng.integers(len(captions))])
+            return pixels
 
-        with ThreadPoolExecutor(max(1, min(self.workers, len(drawn)))) as pool:
-            list(pool.map(fill, range(len(drawn))))
+        shape = len(drawn), 3, self.transform.size, self.transform.size
+        pixels = normalized(view, shape, self.normalizer, self.workers)
         names = [sample.file for _, sample in drawn]
         images = [f"{sample.file} {checksum(sample.image)}" for _, sample in drawn]
         ids, mask = self.tokenizer(texts)
         return {
-            "pixels": torch.from_numpy(out),
+            "pixels": pixels,
             "ids": ids,
             "mask": mask,
             "image_index": numbered(images),
@@ -161,9 +168,10 @@ class ShardDataset(IterableDataset):
 
 
 def stream_loader(dataset: ShardDataset, batch_size: int, workers: int = 1) -> DataLoader:
-    """Full batches of the dataset, decoded by `workers` threads; under several processes the first reads for all of them.
+    """Load full batches of the dataset, decoded by `workers` threads.
 
-    UserError if there is not one full batch.
+    With several processes, the first reads for all. UserError if the dataset does not fill one
+    batch.
     """
     if len(dataset) < batch_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""CaptionTable: the one form in which images and captions travel through the house."""
+"""CaptionTable: the one form of images and captions in this package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAPTION_COLUMNS = ["image_id", "text"]
 
 
 def safe_file_name(name: str) -> bool:
-    """True for a relative POSIX path that stays below its folder."""
+    """Whether a name is a relative POSIX path that stays below its folder."""
     path = PurePosixPath(name)
     plain = bool(name) and "\0" not in name and "\\" not in name and ":" not in name.split("/")[0]
     return plain and not path.is_absolute() and ".." not in path.parts
@@ -26,15 +26,14 @@ def safe_file_name(name: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class CaptionTable:
-    """Images and their captions as plain columns.
+    """Hold images and their captions as plain columns.
 
     name      of the data set, e.g. "ucm"
     images    one row per image: image_id (str, unique), file (relative POSIX path as listed),
               split, scene
     captions  one row per caption, in file order: image_id, text
 
-    Raises UserError on repeated or unknown ids, unknown splits and file names that leave their
-    folder.
+    UserError for repeated or unknown ids, unknown splits and file names that leave their folder.
     """
 
     name: str
@@ -74,7 +73,7 @@ class CaptionTable:
         return len(self.images)
 
     def split(self, *names: str) -> CaptionTable:
-        """The images of the named splits with their captions, order kept.
+        """Take the images of the named splits with their captions, order kept.
 
         UserError if a split is empty.
         """
@@ -90,7 +89,7 @@ class CaptionTable:
         )
 
     def refuse_bare(self) -> None:
-        """UserError if an image has no caption."""
+        """Raise UserError if an image has no caption."""
         bare = self.images.image_id[~self.images.image_id.isin(self.captions.image_id)]
         if len(bare):
             raise UserError(
@@ -98,11 +97,11 @@ class CaptionTable:
             )
 
     def owner(self) -> np.ndarray:
-        """(M,) int64: for each caption the row of its image in `images`."""
+        """Return for each caption the row of its image in `images`: (M,) int64."""
         return pd.Index(self.images.image_id).get_indexer(self.captions.image_id).astype(np.int64)
 
     def counts(self) -> pd.DataFrame:
-        """Images and captions per split, in the order train, val, test."""
+        """Count images and captions of each split, in the order train, val, test."""
         split_of = self.captions.image_id.map(self.images.set_index("image_id").split)
         counts = pd.DataFrame(
             {"images": self.images.split.value_counts(), "captions": split_of.value_counts()}
@@ -110,16 +109,17 @@ class CaptionTable:
         return counts.reindex([s for s in SPLITS if s in counts.index]).fillna(0).astype(int)
 
     def content(self) -> str:
-        """sha256 hex over all images (id, file, split, scene) and all captions in their order: what
-        a training sees of them.
+        """Hash all that a training sees of the table: sha256, hex.
+
+        It covers the images (id, file, split, scene) and the captions in their order.
         """
         rows = [part.astype(str).to_numpy().tolist() for part in (self.images, self.captions)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """sha256 hex over the sorted (id, split, captions), by which records name their data.
+        """Hash the sorted (id, split, captions), by which records name their data: sha256, hex.
 
-        Neither order nor scenes count.
+        Order and scenes do not count.
         """
         split_of = dict(zip(self.images.image_id, self.images.split, strict=True))
         rows = sorted(

@@ -1,4 +1,4 @@
-"""Tables of images and captions: ViLT's arrow tables, and what the hub's `datasets` writes.
+"""Read tables of images and captions: ViLT's arrow tables, and those of `datasets`.
 
 | what       | columns, by preference, in any letter case                                       |
 |------------|----------------------------------------------------------------------------------|
@@ -32,7 +32,7 @@ KINDS = {".arrow": "arrow", ".parquet": "hub"}
 
 
 def table_files(path: Path) -> list[Path]:
-    """The tables of a folder, or the one file with those of the other splits of its set."""
+    """List the tables of a folder, or one table with those of the other splits of its set."""
     if path.is_dir():
         return files_in(path, ".arrow") or files_in(path, ".parquet")
     own = split_file(path.name)
@@ -45,10 +45,10 @@ def table_files(path: Path) -> list[Path]:
 
 
 def read_entries(path: Path, notes: list[str]) -> Iterator[Entry]:
-    """The rows of a table; where it has no images, all digests are "".
+    """Read the rows of a table. If it has no images, all digests are "".
 
-    `notes` gets a sentence on captions that were passed over. UserError if the table is damaged,
-    or lacks captions or a split, or both images and their names.
+    A sentence about columns that were not read is added to `notes`. UserError if the table is
+    damaged, lacks captions or a split, or has neither images nor their names.
     """
     table = _open(path)
     images = _images(table, path)
@@ -74,7 +74,7 @@ def read_entries(path: Path, notes: list[str]) -> Iterator[Entry]:
 
 
 def refuse_without_images(path: Path) -> None:
-    """UserError if a table has no images, only paths of them, or none at all."""
+    """Raise UserError if a table has no images, but at most their paths."""
     table = _open(path)
     if _images(table, path) is None:
         first = next(filter(None, _names(table)), "none")
@@ -156,7 +156,7 @@ def _names(table) -> list[str | None]:
     for values in _name_columns(table):
         if any(value not in (None, "") for value in values):
             return [None if value in (None, "") else str(value) for value in values]
-    return [None] * table.num_rows
+    return [None for _ in range(table.num_rows)]
 
 
 def _name_columns(table) -> Iterator[list]:
@@ -189,7 +189,7 @@ def _splits(table, path: Path) -> list[str]:
             f"{path} has no column split, and neither its name nor its folder tells "
             f"one; rename it to {path.stem}_train{path.suffix}, or _val or _test."
         )
-    return [named] * table.num_rows
+    return [named for _ in range(table.num_rows)]
 
 
 def _caption_column(table, path: Path, notes: list[str]) -> str:

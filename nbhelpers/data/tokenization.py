@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -20,17 +20,14 @@ from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 
-if TYPE_CHECKING:
-    pass
-
-
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-# ---- captions
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """Lower case without punctuation, '-' and '/' as spaces, runs of white space collapsed, the
-    first `max_words` words (PIR's released `pre_caption`).
+    """Clean a caption as `pre_caption` of PIR's released code does.
+
+    The text becomes lower case without punctuation; '-' and '/' become spaces. White space is
+    collapsed, and the first `max_words` words are kept.
     """
     text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
@@ -39,17 +36,16 @@ def clean_caption(text: str, max_words: int = 30) -> str:
 
 
 class Tokenizer:
-    """BERT-style ids of captions: [CLS] and the words, without [SEP] unless `sep` (as PIR).
+    """Encode captions as BERT does: [CLS] and the words; [SEP] only with `sep` (PIR has none).
 
     path        a Hugging Face tokenizer.json, or a folder that holds one
     max_length  most ids of a caption, special tokens included
-    fixed       True: every batch is padded to max_length, so that embeddings do not depend on the
-                batch
-    vocab_size  number of ids;  sha256  hex over the file and the options
-    clean       what a caption passes before it is encoded
+    fixed       True: pad every batch to max_length, so that embeddings do not depend on the batch
+    vocab_size  number of ids
+    sha256      hex digest of the file and the options
     """
 
-    clean = staticmethod(clean_caption)
+    _model: Any  # the tokenizer of the library
 
     def __init__(
         self, path: Path | str, max_length: int = 47, fixed: bool = False, sep: bool = False
@@ -69,11 +65,8 @@ class Tokenizer:
         self._model.no_padding()
         self._first, self._pad = self._id("[CLS]", path), self._id("[PAD]", path)
         self._last = [self._id("[SEP]", path)] if sep else []
-        self.max_length, self.fixed, self.vocab_size = (
-            max_length,
-            fixed,
-            self._model.get_vocab_size(),
-        )
+        self.max_length, self.fixed = max_length, fixed
+        self.vocab_size = self._model.get_vocab_size()
         self.sha256 = hashlib.sha256(content + repr((max_length, fixed, sep)).encode()).hexdigest()
 
     def _id(self, token: str, path: Path) -> int:
@@ -81,25 +74,28 @@ class Tokenizer:
             raise UserError(f"The tokenizer {path} has no {token}; take one of a BERT model.")
         return found
 
+    @staticmethod
+    def clean(text: str) -> str:
+        """Clean a caption before it is encoded."""
+        return clean_caption(text)
+
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, not padded."""
+        """Return the ids of each text, not padded."""
         words = self.max_length - 1 - len(self._last)
         encoded = self._model.encode_batch(list(texts), add_special_tokens=False)
         return [[self._first, *text.ids[:words], *self._last] for text in encoded]
 
     def pad(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Encoded texts -> ids (B, L) and mask (B, L) int64, 1 where a token stands."""
+        """Pad encoded texts to ids (B, L) and mask (B, L) int64, 1 for tokens."""
         return padded(encoded, self.max_length if self.fixed else max(map(len, encoded)), self._pad)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> ids (B, L), mask (B, L) int64."""
+        """Encode and pad texts: ids (B, L), mask (B, L) int64."""
         return self.pad(self.encode(texts))
 
 
 def padded(encoded: list[list[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
-    """Encoded texts -> ids and mask (B, length) int64, filled up with `pad` on the right; 1 where a
-    token stands.
-    """
+    """Fill encoded texts with `pad` on the right: ids and mask (B, length) int64, 1 for tokens."""
     ids = torch.full((len(encoded), length), pad)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(encoded):
@@ -109,47 +105,48 @@ def padded(encoded: list[list[int]], length: int, pad: int) -> tuple[Tensor, Ten
 
 
 class CLIPTokenizer(Tokenizer):
-    """CLIP's byte pairs, as open_clip reads them: start token, words, end token; the end token stays where a caption is cut. The mask is 1 up to and with it. Captions are not cleaned but for what CLIP itself does.
+    """Encode captions in CLIP's byte pairs with open_clip: start token, words, end token.
+
+    A caption that is cut keeps its end token. The mask is 1 up to and including it. Only CLIP's own
+    cleaning is applied.
 
     max_length  most ids of a caption, both special tokens included; batches are always padded to it
     """
 
-    clean = staticmethod(str)
-
     def __init__(self, max_length: int = 77):
         self._model = open_clip.tokenizer.SimpleTokenizer(context_length=max_length)
-        self._pad, self.max_length, self.fixed, self.vocab_size = (
-            0,
-            max_length,
-            True,
-            self._model.vocab_size,
-        )
-        self.sha256 = hashlib.sha256(
-            repr((open_clip.__version__, max_length, sorted(self._model.encoder))).encode()
-        ).hexdigest()
+        self._pad, self.max_length, self.fixed = 0, max_length, True
+        self.vocab_size = self._model.vocab_size
+        about = (open_clip.__version__, max_length, sorted(self._model.encoder))
+        self.sha256 = hashlib.sha256(repr(about).encode()).hexdigest()
+
+    @staticmethod
+    def clean(text: str) -> str:
+        """Return the caption unchanged, since `encode` cleans it."""
+        return text
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, not padded."""
+        """Return the ids of each text, not padded."""
         first, last = self._model.sot_token_id, self._model.eot_token_id
         return [[first, *self._model.encode(text)[: self.max_length - 2], last] for text in texts]
 
 
 def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522) -> Path:
-    """Writes a tokenizer.json of the special tokens and the most frequent words of the cleaned `texts`.
+    """Write a tokenizer.json of the special tokens and the most frequent words of the texts.
 
-    Equal texts give an equal file: words of one frequency stand in alphabetical order.
+    Texts are cleaned first. Equal texts give an equal file: words of one frequency stand in
+    alphabetical order.
     """
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({}, unk_token="[UNK]"))
     model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
         normal = model.normalizer.normalize_str(clean_caption(text))
         counts.update(word for word, _ in model.pre_tokenizer.pre_tokenize_str(normal))
-    words = sorted(counts, key=lambda word: (-counts[word], word))[
-        : max(0, vocab_size - len(SPECIAL_TOKENS))
-    ]
-    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + words)}
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    kept = words[: max(0, vocab_size - len(SPECIAL_TOKENS))]
+    ids = {word: i for i, word in enumerate(SPECIAL_TOKENS + kept)}
     model.model = tokenizers.models.WordLevel(ids, unk_token="[UNK]")
     model.add_special_tokens(SPECIAL_TOKENS)
     with atomic_write(path) as temporary:
@@ -160,8 +157,9 @@ def train_tokenizer(texts: list[str], path: Path | str, vocab_size: int = 30522)
 def distinct_captions(
     table: CaptionTable, clean: Callable[[str], str] = clean_caption
 ) -> tuple[list[str], np.ndarray]:
-    """The distinct cleaned captions by first appearance, and (M,) for each caption of the table its
-    row among them.
+    """List the distinct cleaned captions by first appearance.
+
+    Also returns (M,): for each caption of the table its row among them.
     """
     rows, texts = pd.factorize(table.captions.text.map(clean))
     return list(texts), rows
@@ -170,6 +168,6 @@ def distinct_captions(
 def caption_batches(
     texts: list[str], tokenizer: Tokenizer, batch_size: int = 128
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids (B, L), mask (B, L) of the cleaned captions `texts`, in their order."""
+    """Yield ids (B, L) and mask (B, L) of the cleaned captions `texts`, in their order."""
     for start in range(0, len(texts), batch_size):
         yield tokenizer(texts[start : start + batch_size])

@@ -51,7 +51,7 @@ def test_crop_and_flip_equal_torchvision_on_pillow(shape):
 
 @pytest.mark.parametrize("shape", [(256, 256), (200, 260), (30, 300)])
 def test_crops_are_drawn_as_torchvision_draws_them(shape):
-    """Area share and place have the same distributions (the last shape never fits: the fall-back)."""
+    """Area share and place have equal distributions (the last shape never fits: the fall-back)."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     scale, ratio = (0.5, 1.0), (3 / 4, 4 / 3)

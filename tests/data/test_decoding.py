@@ -205,10 +205,10 @@ def handmade(tags: dict[int, tuple[str, list[int]]], data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def tags_of(width, height, bits, photometric, bands=1, tags={}):
+def tags_of(width, height, bits, photometric, bands=1, tags=None):
     plain = {256: width, 257: height, 259: 1, 262: photometric, 277: bands, 278: height}
     every = {tag: ("H", [value]) for tag, value in plain.items()}
-    return every | {258: ("H", [bits] * bands)} | tags
+    return every | {258: ("H", [bits] * bands)} | (tags or {})
 
 
 def squeezed(values, bits):

@@ -16,7 +16,7 @@ from PIL import Image
 from nbhelpers.data import layouts
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.augment import TestTransform
-from nbhelpers.data.streaming import ShardDataset
+from nbhelpers.data.streaming import Sampling, ShardDataset
 from nbhelpers.errors import UserError
 
 COLOURS = ("red", "green", "blue")
@@ -201,7 +201,7 @@ def test_five_captions_of_a_sample_are_five(part, text, tmp_path):
     assert list(reading.table.captions.text) == FIVE and list(reading.table.images.split) == [
         "test"
     ]
-    dataset = ShardDataset(path.parent, TestTransform(8), Words(), split="test")
+    dataset = ShardDataset(path.parent, TestTransform(8), Words(), sampling=Sampling(split="test"))
     drawn = set()
     for epoch in range(30):
         dataset.set_epoch(epoch)
@@ -312,7 +312,7 @@ def pairs(order=lambda members: members, image="{}.bmp", text="{}.txt"):
 def test_a_shard_is_read_however_its_members_stand(members, tmp_path):
     put_tar(tmp_path / "toy-test-000000.tar", members)
     assert captions_of(tmp_path) == {square(colour): [[colour]] for colour in COLOURS}
-    dataset = ShardDataset(tmp_path, TestTransform(8), Words(), split="test")
+    dataset = ShardDataset(tmp_path, TestTransform(8), Words(), sampling=Sampling(split="test"))
     assert len(dataset) == 3 and {(sample.image, *sample.texts) for _, sample in dataset} == {
         (square(colour), colour) for colour in COLOURS
     }
@@ -338,7 +338,7 @@ def test_a_sample_that_lacks_a_part_is_named_wherever_it_stands(members, words, 
     with pytest.raises(UserError, match=words):
         layouts.read(tmp_path)
     with pytest.raises(UserError, match=words):
-        list(ShardDataset(path, TestTransform(8), Words(), split="test"))
+        list(ShardDataset(path, TestTransform(8), Words(), sampling=Sampling(split="test")))
 
 
 def test_several_images_of_a_key_are_refused_until_each_has_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Images and captions in the same files: written, read back, trained from as a stream, and refused when they are broken.
+"""Images and captions in the same files: written, read, streamed, and refused if broken.
 
 As a script under torchrun this file is one of two processes that train from one stream.
 """
@@ -32,7 +32,7 @@ from nbhelpers.data.archives import open_images
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.check import check
 from nbhelpers.data.loaders import PairDataset
-from nbhelpers.data.streaming import ShardDataset, stream_loader
+from nbhelpers.data.streaming import Sampling, ShardDataset, stream_loader
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.data.tokenization import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError
@@ -181,14 +181,14 @@ def test_nothing_is_written_of_a_set_that_is_not_whole(data, store, folder, tmp_
     bare = CaptionTable(
         "colours", table.images, table.captions[table.captions.image_id != "red_val0"]
     )
-    for wrong, pictures, options, words in (
+    for wrong, pictures, options, message in (
         (table, broken, {"splits": ("val",)}, "red_val0.png in .* is not an image file"),
         (table, broken, {"splits": ("train", "test")}, "red_test0.png is not in"),
         (bare, store, {"splits": ("val",)}, "1 of the images have no captions .first: red_val0"),
         (table, store, {"splits": ("dev",)}, "no image in split 'dev'"),
         (table, store, {"size": 0}, "at least 1 sample"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             shards.write(wrong, pictures, tmp_path / "s", **options)
         assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -367,8 +367,12 @@ def test_a_part_as_large_as_a_bomb_is_refused(picture, tmp_path, monkeypatch):
 
 
 # ---- shards as a stream
-def stream(packed, tokenizer, transform=TrainTransform(32), **options):
-    return ShardDataset(packed, transform, tokenizer, **({"seed": 3, "buffer": 11} | options))
+CROP = TrainTransform(32)
+
+
+def stream(packed, tokenizer, transform=CROP, seed=3, **options):
+    sampling = Sampling(**({"buffer": 11} | options))
+    return ShardDataset(packed, transform, tokenizer, seed, sampling=sampling)
 
 
 def batches(dataset, epoch=0, size=8, workers=1):

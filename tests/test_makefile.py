@@ -74,16 +74,3 @@ def test_clean_asks_in_a_terminal(clone, answer, expected):
     assert "all trainings in runs/default?" in done.stdout
     assert left(clone) == set(expected)
     assert (done.returncode == 0) == (answer == "y")
-
-
-def test_run_hands_over_its_variables(clone):
-    (clone / ".venv/bin").mkdir()
-    (clone / ".venv/installed").touch()
-    python = clone / ".venv/bin/python"
-    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "[$word]"; done\n')
-    python.chmod(0o755)
-    done = make(clone, "run", "PROFILE=ucm", "DATA=a b", "SEEDS=0 1", "UPTO=20", "JOBS=2")
-    words = re.findall(r"\[(.*)\]", done.stdout)
-    named = ["--profile", "ucm", "--data", "a b", "--upto", "20"]
-    assert words == ["-m", "nbhelpers", "run", *named, "--seeds", "0", "1", "--jobs", "2"]
-    assert make(clone, "run", "SEED=1").returncode != 0

@@ -1,0 +1,1 @@
+"""The generated data set: aerial scenes drawn from a seed, with captions."""

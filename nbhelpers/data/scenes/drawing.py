@@ -1,8 +1,10 @@
-"""Integer drawing: loops of points to coverage, noise to texture, and a canvas that knows its objects.
+"""Integer drawing: loops of points to coverage, noise to texture, and a canvas with objects.
 
-Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels), directions in steps of five
-degrees (72 to the full turn, clockwise on the picture because y points down). Everything is integer
-arithmetic, so that every machine draws the same pixels.
+Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels). Directions are in steps of
+five degrees (72 to the full turn, clockwise on the picture because y points down). Everything is
+integer arithmetic, so that every machine draws the same pixels.
+
+A shape is a list of loops: (n, 2) int64 arrays, all turning the same way. A hole is a reversed loop.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ SIN = np.roll(COS, 18)
 
 
 def turn(points, direction: int, x: int = 0, y: int = 0) -> np.ndarray:
-    """Points turned about the origin by `direction` steps of five degrees, then moved to (x, y)."""
+    """Return the points turned about the origin by `direction` steps, then moved to (x, y)."""
     points = np.asarray(points, dtype=np.int64)
     if direction % 72 == 0:
         return points + (x, y)
@@ -72,25 +74,29 @@ def _same_way(points: np.ndarray) -> np.ndarray:
 
 
 def polygon(points, direction: int = 0, x: int = 0, y: int = 0) -> list:
+    """Return the loop through the points, turned by `direction` and moved to (x, y)."""
     return [_same_way(turn(points, direction, x, y))]
 
 
 def rect(x: int, y: int, half_width: int, half_height: int, direction: int = 0) -> list:
+    """Return a rectangle about (x, y)."""
     w, h = half_width, half_height
     return [turn([(-w, -h), (w, -h), (w, h), (-w, h)], direction, x, y)]
 
 
 def disc(x: int, y: int, rx: int, ry: int | None = None, direction: int = 0) -> list:
+    """Return a disc about (x, y), or an ellipse if `ry` is given."""
     points = np.stack([COS * rx + 512 >> 10, SIN * (ry or rx) + 512 >> 10], axis=1)
     return [turn(points, direction, x, y)]
 
 
 def ring(x: int, y: int, radius: int, width: int) -> list:
+    """Return a ring about (x, y): its outer radius, and its width inwards."""
     return disc(x, y, radius) + [disc(x, y, radius - width)[0][::-1]]
 
 
 def smooth(points, rounds: int = 3, closed: bool = False) -> np.ndarray:
-    """Chaikin's corner cutting."""
+    """Return the points with their corners cut, `rounds` times (Chaikin, 1974)."""
     points = np.asarray(points, dtype=np.int64)
     for _ in range(rounds):
         after = np.roll(points, -1, axis=0)
@@ -102,7 +108,10 @@ def smooth(points, rounds: int = 3, closed: bool = False) -> np.ndarray:
 def blob(
     x: int, y: int, radius: int, rng, wobble: int = 5, corners: int = 10, stretch: int = 16
 ) -> list:
-    """A rounded free shape; `wobble` sixteenths of unevenness, `stretch` sixteenths of width."""
+    """Return a rounded free shape about (x, y).
+
+    `wobble` is the unevenness and `stretch` the width, both in sixteenths of the radius.
+    """
     k = np.arange(corners) * 72 // corners
     radii = radius * rng.integers(16 - wobble, 17 + wobble, corners) >> 4
     points = np.stack([(COS[k] * radii >> 10) * stretch >> 4, SIN[k] * radii >> 10], axis=1)
@@ -110,7 +119,7 @@ def blob(
 
 
 def band(points, width: int, round_ends: bool = False) -> list:
-    """A line of the given width along the points, with round joints."""
+    """Return a line of the given width along the points, with round joints."""
     points = np.asarray(points, dtype=np.int64)
     loops = []
     for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
@@ -127,7 +136,7 @@ def band(points, width: int, round_ends: bool = False) -> list:
 
 
 def dashes(points, width: int, on: int, off: int) -> list:
-    """A dashed line along the points."""
+    """Return a dashed line along the points: dashes of `on` units, gaps of `off` units."""
     points = np.asarray(points, dtype=np.int64)
     loops, gone = [], 0
     for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
@@ -146,7 +155,7 @@ def dashes(points, width: int, on: int, off: int) -> list:
 
 
 def beside(points, offset: int) -> np.ndarray:
-    """The points moved sideways by `offset` units, to the right of the way they run."""
+    """Return the points moved sideways by `offset` units, to the right of their direction."""
     points = np.asarray(points, dtype=np.int64)
     before = np.concatenate([points[:1], points[:-1]])
     after = np.concatenate([points[1:], points[-1:]])
@@ -158,7 +167,7 @@ def beside(points, offset: int) -> np.ndarray:
 
 
 def swept(loops: list, dx: int, dy: int) -> list:
-    """What the loops pass over while they move by (dx, dy): the outline of a shadow."""
+    """Return what the loops cover while they move by (dx, dy): the outline of a shadow."""
     out = loops + [loop + (dx, dy) for loop in loops]
     for loop in loops:
         corners = loop.tolist()
@@ -173,10 +182,10 @@ def swept(loops: list, dx: int, dy: int) -> list:
 
 
 def coverage(loops: list, tilt: int = 0):
-    """(rows, columns, cover): a window of the picture and how much of each pixel the loops cover, 0..16.
+    """Return (rows, columns, cover): a window and how much of each pixel is covered, 0..16.
 
-    The loops are first turned about the middle by `tilt` steps. Non-zero winding at 4x4 samples per
-    pixel. None if nothing lies on the picture.
+    The loops are first turned about the middle by `tilt` steps. Winding is non-zero, with 4x4 samples
+    per pixel. None if nothing lies on the picture.
     """
     points, middle = np.concatenate(loops), SPAN // 2
     if tilt:
@@ -231,7 +240,7 @@ def _spline(cell: int) -> np.ndarray:
 
 
 def noise(rng, cell: int, strength: int = 128) -> np.ndarray:
-    """Smooth noise with features of about `cell` pixels, roughly -strength..strength."""
+    """Return smooth noise with features of about `cell` pixels, roughly -strength..strength."""
     count = -(-SIDE // cell)
     knots = rng.integers(-256, 257, (count + 3, count + 3)) << 6
     weights = _spline(cell)
@@ -242,7 +251,7 @@ def noise(rng, cell: int, strength: int = 128) -> np.ndarray:
 
 
 def fractal(rng, cell: int, strength: int = 128, finest: int = 4) -> np.ndarray:
-    """Noise of several sizes, each half as strong and half as large as the one before."""
+    """Return noise of several sizes, each half as strong and half as large as the last."""
     total = np.zeros((SIDE, SIDE), dtype=np.int16)
     while cell >= finest and strength:
         total += noise(rng, cell, strength)
@@ -251,37 +260,41 @@ def fractal(rng, cell: int, strength: int = 128, finest: int = 4) -> np.ndarray:
 
 
 def speckle(rng, strength: int) -> np.ndarray:
+    """Return independent noise for each pixel: (224, 224) int16 in -strength..strength."""
     return rng.integers(-strength, strength + 1, (SIDE, SIDE), dtype=np.int16)
 
 
 def along(direction: int) -> np.ndarray:
-    """(224, 224) int: how far each pixel lies in the given direction, in units."""
+    """Return (224, 224) int: how far each pixel lies in the given direction, in units."""
     grid = np.arange(SIDE, dtype=np.int64) * UNIT
     return COS[direction % 72] * grid[None, :] + SIN[direction % 72] * grid[:, None] >> 10
 
 
 def stripes(direction: int, period: int, strength: int) -> np.ndarray:
-    """Triangle waves across the given direction, `period` in units."""
+    """Return triangle waves across the given direction, `period` in units."""
     phase = along(direction) % period
     return (np.abs(2 * phase - period) * 2 * strength // period - strength).astype(np.int16)
 
 
 def tint(colour, field: np.ndarray) -> np.ndarray:
-    """(224, 224, 3) int16: the colour made lighter or darker by a field of about -128..128."""
+    """Return (224, 224, 3) int16: the colour made lighter or darker by a field of -128..128."""
     colour = np.asarray(colour, dtype=np.int32)
     lighter = field.astype(np.int32)[..., None] * (colour + 40) >> 11
     return np.clip(colour + lighter, 0, 255).astype(np.int16)
 
 
 def between(low, high, field: np.ndarray) -> np.ndarray:
-    """(224, 224, 3) int16: from colour `low` where the field is 0 to `high` where it is 256."""
+    """Return (224, 224, 3) int16: from colour `low` at field 0 to colour `high` at field 256."""
     share = np.clip(field, 0, 256).astype(np.int32)[..., None]
     low, high = np.asarray(low, dtype=np.int32), np.asarray(high, dtype=np.int32)
     return (low + ((high - low) * share >> 8)).astype(np.int16)
 
 
 def relief(height: np.ndarray, light: tuple[int, int], gain: int) -> np.ndarray:
-    """Slope shading of a height field: brighter towards the sun; `light` is the way shadows fall."""
+    """Return the slope shading of a height field: brighter towards the sun.
+
+    `light` is the direction in which shadows fall.
+    """
     height = height.astype(np.int32)
     east = np.roll(height, -1, 1) - np.roll(height, 1, 1)
     south = np.roll(height, -1, 0) - np.roll(height, 1, 0)
@@ -290,8 +303,9 @@ def relief(height: np.ndarray, light: tuple[int, int], gain: int) -> np.ndarray:
 
 
 def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tree crowns from above: (shade, tone), int16 fields; each crown is a lit dome of its own
-    tone.
+    """Return tree crowns from above: (shade, tone), int16 fields.
+
+    Each crown is a lit dome with its own tone.
     """
     count = SIDE // cell + 3
     spots = rng.integers(0, cell * UNIT, (count, count, 2), dtype=np.int32)
@@ -331,12 +345,12 @@ def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
 
 
 class Canvas:
-    """A picture being painted.
+    """A picture that is being painted.
 
     pixels  (224, 224, 3) int16
     owner   (224, 224) int16: the object that shows at each pixel, -1 for none
-    light   the way shadows fall, in sixteenths of the height of what casts them
-    tilt    everything drawn is turned about the middle by that many five-degree steps
+    light   the direction of shadows, in sixteenths of the height of what casts them
+    tilt    everything drawn is turned about the middle by this number of five-degree steps
     """
 
     def __init__(self, ground: np.ndarray, light: tuple[int, int], tilt: int = 0):
@@ -349,21 +363,20 @@ class Canvas:
 
     @contextmanager
     def again(self, number: int):
-        """What is painted inside belongs to the object of that number."""
+        """Let what is painted inside belong to the object of that number."""
         self._item = number
         yield
         self._item = -1
 
     def item(self, kind: str, colour: str = "", count: int = 1):
-        """What is painted inside belongs to a new object of that kind and named colour (`count` of
-        them).
-        """
+        """Let what is painted inside belong to a new object that stands for `count` things."""
         self.names.append((kind, colour, count))
         return self.again(len(self.names) - 1)
 
     def paint(self, loops: list, colour, strength: int = FULL):
-        """Fills the loops with a colour (3,) or texture (224, 224, 3); below full strength owners
-        stay.
+        """Fill the loops with a colour (3,) or texture (224, 224, 3).
+
+        Below full strength, the owners of the pixels do not change.
         """
         found = coverage(loops, self.tilt) if loops else None
         if found is None:
@@ -378,7 +391,7 @@ class Canvas:
             self.owner[rows, columns][cover >= FULL // 2] = self._item
 
     def shadow(self, loops: list, height: int, depth: int = 9):
-        """Darkens what the loops' shadow falls on; `height` in units."""
+        """Darken the shadow of the loops; `height` in units."""
         found = coverage(
             swept(loops, self.light[0] * height // 16, self.light[1] * height // 16), self.tilt
         )
@@ -390,7 +403,7 @@ class Canvas:
         self.pixels[rows, columns] = spot - (spot * share >> 12)
 
     def lit(self, colour, direction: int) -> tuple[int, int, int]:
-        """The colour of a roof that slopes down in the given direction: lighter towards the sun."""
+        """Return the colour of a roof that slopes down in a direction: lighter towards the sun."""
         towards = (
             -int(COS[direction % 72] * self.light[0] + SIN[direction % 72] * self.light[1]) // 1024
         )

@@ -1,12 +1,12 @@
-"""The built-in data set: aerial scenes drawn by code from a seed, with captions that say what was drawn.
+"""The generated data set: aerial scenes drawn by code from a seed, with captions of the drawing.
 
-It is generated, not measured from space: no number obtained on it is comparable with a paper. The
-same seed gives the same pixels and captions on every machine. It has the vices of the field's sets
-on purpose:
+It is not measured from space: no number obtained on it is comparable with a paper. The same seed
+gives the same pixels and captions on every machine. It has the faults of the published sets on
+purpose:
 - repeated captions within an image and between images of a class;
-- near-duplicates: every class has an image that is another one taken again (same things at the same
-  places, other grain, brightness and wording): for a third of the classes both are in train, for a
-  third one is in val and one in test, for a third one in train and one in test;
+- near-duplicates: every class has an image that repeats another one (the same things at the same
+  places, other grain, brightness and wording). For a third of the classes both are in train, for a
+  third one is in val and one in test, for a third one is in train and one in test;
 - the scene class as a prefix of the file name, one TIFF among PNGs, and files listed with another
   extension than they have on disk.
 """
@@ -42,7 +42,7 @@ TWINS = (4, 9, 17)
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """Which picture: scene class, number within the class (0, 1, ...), seed and world ("a" or "b")."""
+    """Which picture: scene class, number in the class (0, 1, ...), seed and world ("a" or "b")."""
 
     scene: str
     number: int
@@ -51,24 +51,27 @@ class SceneSpec:
 
     @property
     def twin_of(self) -> int | None:
-        """The number of the image that this one is a near-duplicate of."""
+        """The number of the image that this one is a near-duplicate of, or None."""
         twin = self.number % PERIOD == TWINS[CLASSES.index(self.scene) % 3]
         return self.number - 1 if twin else None
 
     @property
     def split(self) -> str:
+        """The split of the image: train, val or test."""
         place = self.number % PERIOD
         return "val" if place in VAL else "test" if place in TEST else "train"
 
     @property
     def name(self) -> str:
+        """The name of the image file without its extension."""
         return f"{self.scene}_{self.number + 1}"
 
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """Something drawn: kind, named colour ("" for none) and how many it stands for (a wood is one object).
+    """Something drawn: its kind, named colour ("" for none) and how many things it stands for.
 
+    A wood of many trees is one object.
     box     (left, top, right, bottom) in pixels, right and bottom excluded
     centre  (x, y) of the pixels that show it
     mask    (224, 224) bool: the pixels that show it
@@ -83,6 +86,7 @@ class Object:
 
     @property
     def mask(self) -> np.ndarray:
+        """(224, 224) bool: the pixels that show the object."""
         mask = np.zeros((SIDE, SIDE), dtype=bool)
         left, top, right, bottom = self.box
         mask[top:bottom, left:right] = self._crop
@@ -91,9 +95,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One image: pixels (224, 224, 3) uint8, the objects in it, the facts told of them, five
-    captions.
-    """
+    """One image: pixels (224, 224, 3) uint8, its objects, the facts about them, five captions."""
 
     spec: SceneSpec
     pixels: np.ndarray = field(repr=False)
@@ -103,11 +105,12 @@ class Scene:
 
     @cached_property
     def told(self) -> list[scene_captions.Told]:
-        """What the captions speak of: words and the objects meant."""
+        """The facts in words, with the objects that they are about."""
         return scene_captions.tell(self.facts, self.objects)
 
     @cached_property
     def captions(self) -> list[str]:
+        """Five captions; some may be equal."""
         rng = _stream(self.spec, self.spec.number, 2)
         return scene_captions.captions(
             self.spec.scene, self.told, self.around, rng, self.spec.world
@@ -120,9 +123,10 @@ def _stream(spec: SceneSpec, number: int, purpose: int) -> np.random.Generator:
 
 
 def draw(spec: SceneSpec) -> Scene:
-    """Draws one scene.
+    """Draw one scene.
 
-    The finished page is turned and mirrored at random; the sun stays where it is.
+    The finished page is turned and mirrored at random; the sun stays where it is. UserError if the
+    scene class or the world is unknown.
     """
     if spec.scene not in CLASSES or spec.world not in WORLDS:
         raise UserError(
@@ -174,9 +178,10 @@ def _objects(names: list[tuple[str, str, int]], owner: np.ndarray) -> list[Objec
 
 
 def specs(count: int = 600, seed: int = 0, world: str = "a") -> list[SceneSpec]:
-    """The pictures of a set of `count`, class by class; the first classes get the remainder.
+    """Return the pictures of a set of `count` images, class by class.
 
-    Below three images a class, fewer classes are taken, so that every split has images.
+    The first classes get the remainder. Below three images a class, fewer classes are taken, so that
+    every split has images. UserError if `count` is below 3.
     """
     if count < 3:
         raise UserError(f"{count} images are too few for three splits; ask for 3 or more.")
@@ -190,27 +195,27 @@ def specs(count: int = 600, seed: int = 0, world: str = "a") -> list[SceneSpec]:
 
 
 def generate(count: int = 600, seed: int = 0, world: str = "a") -> Iterator[Scene]:
-    """The scenes of `specs`, drawn one at a time."""
+    """Yield the scenes of `specs`, drawn one at a time."""
     return map(draw, specs(count, seed, world))
 
 
 def of_class(scene: str, count: int = 6, seed: int = 0, world: str = "a") -> list[Scene]:
-    """The first scenes of a class, without near-duplicates: a contact sheet."""
+    """Return the first scenes of a class without near-duplicates, for a contact sheet."""
     chosen = (SceneSpec(scene, number, seed, world) for number in range(2 * count))
     return [draw(spec) for spec in chosen if spec.twin_of is None][:count]
 
 
 def fingerprint() -> str:
-    """sha256 hex over the code of the generator: the version of what it draws and writes."""
+    """Return the sha256 (hex) of the generator's code: the version of the data set."""
     return code_digest(Scene, generate, _write_image)
 
 
 def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: str = "a") -> Path:
-    """Writes `images/` and a caption file `dataset_scenes.json` (Karpathy layout); returns the caption file.
+    """Write `images/` and `dataset_scenes.json` (Karpathy layout) and return the caption file.
 
-    A folder that holds just this set stays as it is, an outdated one is replaced, anything else is
-    refused. The caption file names the generator's version, seed and world. The first image is a
-    TIFF; the second image of every fifth class is listed as .tif but lies there as .png.
+    A folder that holds just this set stays as it is, and an outdated one is replaced. The caption file
+    names the generator's version, seed and world. The first image is a TIFF; the second image of every
+    fifth class is listed as .tif but stored as .png. UserError if the folder holds other files.
     """
     folder = Path(folder)
     listing = folder / "dataset_scenes.json"
@@ -236,7 +241,7 @@ def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: st
 
 
 def _made_by(listing: Path) -> dict | None:
-    """What a caption file says about its making, None if there is no such file of ours."""
+    """Return the settings stored in a caption file, or None if it is not a file of ours."""
     try:
         content = json.loads(listing.read_text(encoding="utf-8"))
         return {key: content[key] for key in ("generator", "count", "seed", "world")}
@@ -245,7 +250,7 @@ def _made_by(listing: Path) -> dict | None:
 
 
 def _write_image(folder: Path, scene: Scene, number: int) -> dict:
-    """Saves the pixels and returns the image's entry in the caption file."""
+    """Save the pixels and return the image's entry in the caption file."""
     spec = scene.spec
     suffix = ".tif" if number == 0 else ".png"
     Image.fromarray(scene.pixels).save(folder / (spec.name + suffix), compress_level=1)

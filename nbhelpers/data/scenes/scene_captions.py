@@ -1,6 +1,4 @@
-"""What is said about a generated scene: counts, colours and places of what was drawn, in short
-sentences.
-"""
+"""The sentences about a generated scene: counts, colours and places of what was drawn."""
 
 from __future__ import annotations
 
@@ -82,9 +80,9 @@ ACTION = re.compile(r"(?!surrounded|covered)\w+(ed|ing) (?!.*side by side)")
 
 @dataclass(frozen=True)
 class Told:
-    """A fact in words: "three white planes", "are", "parked near the terminal", "on the left side" or "".
+    """A fact in words: noun "three white planes", be "are", does "parked", place "in the middle" or "".
 
-    kind, objects   what it is about; masks and boxes are those of the objects
+    kind, objects   what the fact is about; masks and boxes are those of the objects
     """
 
     kind: str
@@ -96,17 +94,19 @@ class Told:
 
 
 def plural(kind: str) -> str:
+    """Return the plural of a kind."""
     return PLURALS.get(kind, kind + "s")
 
 
 def article(words: str) -> str:
+    """Return the words with "a" or "an" before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def noun_phrase(
     kind: str, count: int, colour: str = "", having: str = "", amount: str = ""
 ) -> tuple[str, str]:
-    """("three houses with red roofs", "are"): what there is, and the verb that goes with it."""
+    """Return what there is and its verb: ("three houses with red roofs", "are")."""
     single = (count == 1 and not amount) or kind in MASSES
     words = kind if single else plural(kind)
     if kind == "tall building":
@@ -129,9 +129,11 @@ def noun_phrase(
 def place_of(
     centres: list[tuple[int, int]], box: tuple[int, int, int, int], alone: bool = False
 ) -> str:
-    """Where things lie, "" if all over: centres (x, y) of each, (left, top, right, bottom) of all together.
+    """Return where things lie in words, "" if they lie all over.
 
-    Only a thing that is alone may be large and still lie in the middle.
+    centres   (x, y) of each thing
+    box       (left, top, right, bottom) of all together
+    alone     there is only one thing; only then may it be large and still lie in the middle
     """
     (left, top, right, bottom), xs, ys = box, [x for x, _ in centres], [y for _, y in centres]
     width, height = right - left, bottom - top
@@ -149,7 +151,7 @@ def place_of(
 
 
 def tell(facts, objects) -> list[Told]:
-    """The facts whose objects can be seen, in words.
+    """Return the facts in words; a fact whose objects cannot be seen is left out.
 
     Objects need kind, colour, count, box and centre.
     """
@@ -170,15 +172,16 @@ def tell(facts, objects) -> list[Told]:
 
 
 def _whole(name: str, told: list[Told]) -> str:
-    """The scene as the subject of a sentence: "the ponds are"."""
+    """Return the scene as the subject of a sentence: "the ponds are"."""
     if told and told[0].kind == name and told[0].be == "are":
         return f"the {plural(name)} are"
     return f"the {name.removeprefix('piece of ')} is"
 
 
 def _field_sentences(scene: str, told: list[Told], around: str, rng):
-    """Sentences in the field's style: (about the main thing, about the rest, that fit any such
-    scene).
+    """Return sentences in the style of the published sets, and how to write them down.
+
+    (about the main thing, about the rest, that fit every scene of the class, a function of a sentence)
     """
     name = NAMES[scene]
     at = "at" if scene in AT else "in"
@@ -208,7 +211,7 @@ def _field_sentences(scene: str, told: list[Told], around: str, rng):
 
 
 def _other_sentences(scene: str, told: list[Told], around: str, rng):
-    """The same facts in another grammar, for the other world."""
+    """Return the same facts in another grammar, for the other world."""
     name = NAMES[scene]
     main, rest, plain = [], [], [f"a view of {article(name)} from the air"]
     if around:
@@ -232,9 +235,9 @@ GRAMMARS = {"a": _field_sentences, "b": _other_sentences}
 
 
 def captions(scene: str, told: list[Told], around: str, rng, world: str) -> list[str]:
-    """Five captions.
+    """Return five captions of a scene.
 
-    A quarter of the images repeat themselves, some sentences fit the whole class.
+    In a quarter of the images captions repeat; some sentences fit the whole class.
     """
     main, rest, plain, write = GRAMMARS[world](scene, told, around, rng)
     main, rest = ([pool[k] for k in rng.permutation(len(pool)).tolist()] for pool in (main, rest))

@@ -1,6 +1,4 @@
-"""What the generated scenes are made of: a stage to draw on, and houses, trees, roads, cars, boats
-...
-"""
+"""What generated scenes are made of: a stage to draw on, houses, trees, roads, cars, boats, ..."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ ROUGH = {
 
 @dataclass(frozen=True)
 class World:
-    """A palette and a sun. light: the way shadows fall, sixteenths of the height."""
+    """A palette and a sun; `light` lists directions of shadows, in sixteenths of the height."""
 
     light: tuple
     surfaces: dict
@@ -129,9 +127,9 @@ WORLDS = {
 
 @dataclass(frozen=True)
 class Fact:
-    """Objects of one kind (of one colour, if it is named) and what is to be said of them.
+    """Objects of one kind (of one colour, if it is named) and what the captions say about them.
 
-    does    "parked near the terminal"; `one`, if given, is said instead where there is only one
+    does    "parked near the terminal"; `one`, if given, replaces it where there is only one
     having  goes with the noun: "with a tall tower"
     amount  replaces the counted number: "many", "the"
     """
@@ -146,9 +144,9 @@ class Fact:
 
 @dataclass
 class Stage:
-    """One scene in the making.
+    """One scene that is being drawn.
 
-    `rng` lays things out, `grain` roughens surfaces (twins differ in it).
+    `rng` decides the layout, `grain` the roughness of surfaces (near-duplicates differ in it).
     """
 
     world: World
@@ -163,32 +161,39 @@ class Stage:
 
     # chance
     def r(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Return an integer from low to high, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def pick(self, *choices):
+        """Return one of the choices."""
         return choices[self.r(0, len(choices) - 1)]
 
     def chance(self, percent: int) -> bool:
+        """Return True in `percent` of the cases."""
         return self.r(1, 100) <= percent
 
     # surfaces
     @cached_property
     def rough(self) -> np.ndarray:
+        """(224, 224) int16: large unevenness that all surfaces share."""
         return fractal(self.rng, 56)
 
     @cached_property
     def fine(self) -> np.ndarray:
+        """(224, 224) int16: fine unevenness that all surfaces share."""
         return speckle(self.grain, 120) + noise(self.grain, 3, 120)
 
     def rgb(self, name) -> tuple:
-        """A surface or colour by name; a tuple stays as it is."""
+        """Return a surface or colour by name; a tuple stays as it is."""
         if isinstance(name, str):
             return self.world.surfaces.get(name) or self.world.colours[name]
         return name
 
     def surface(self, name: str, colour=None, extra=None) -> np.ndarray:
-        """(224, 224, 3): the roughened surface; another colour or an extra field may be given."""
+        """Return (224, 224, 3): the roughened surface.
+
+        Another colour or an extra field may be given.
+        """
         key = (name, colour)
         if key not in self.made or extra is not None:
             large, small = ROUGH[name]
@@ -199,21 +204,26 @@ class Stage:
         return self.made[key]
 
     def start(self, name: str, colour=None, extra=None) -> Canvas:
+        """Cover the page with a surface and return the new canvas."""
         self.canvas = Canvas(self.surface(name, colour, extra), self.light, self.tilt)
         return self.canvas
 
     # room
     def inside(self, x: int, y: int, margin: int) -> bool:
+        """Return whether a point lies on the picture, `margin` units from its edge or more."""
         x, y = (turn([(x - MIDDLE, y - MIDDLE)], self.tilt)[0] + MIDDLE).tolist()
         return margin <= x <= SPAN - margin and margin <= y <= SPAN - margin
 
     def free(self, x: int, y: int, radius: int) -> bool:
+        """Return whether a disc overlaps nothing that was taken."""
         return all((x - a) ** 2 + (y - b) ** 2 > (radius + c) ** 2 for a, b, c in self.taken)
 
     def take(self, x: int, y: int, radius: int):
+        """Keep a disc free of later things."""
         self.taken.append((x, y, radius))
 
     def take_line(self, points, radius: int):
+        """Keep a line and its surroundings free of later things."""
         points = np.asarray(points)
         for a, b in zip(points[:-1], points[1:], strict=False):
             steps = int(np.abs(b - a).max()) // max(radius, 1) + 1
@@ -222,7 +232,7 @@ class Stage:
     def spots(
         self, count: int, radius: int, box=(0, 0, SPAN, SPAN), whole: bool = True, tries: int = 40
     ) -> list:
-        """Up to `count` free places (x, y) for things of that radius inside the box, which are then taken.
+        """Take up to `count` free places for things of that radius in the box; return their (x, y).
 
         `whole`: nothing may stick out of the picture.
         """
@@ -239,12 +249,11 @@ class Stage:
         return found
 
     def tell(self, kind: str, does: str, colour: str = "", **more: str):
+        """Add a fact for the captions."""
         self.facts.append(Fact(kind, does, colour, **more))
 
     def finish(self) -> np.ndarray:
-        """(224, 224, 3) uint8: the picture as taken from high above: a little soft, pale and
-        grainy.
-        """
+        """Return (224, 224, 3) uint8: the picture from high above, a little soft, pale and grainy."""
         p = np.clip(self.canvas.pixels, 0, 255).astype(np.int32)
         padded = np.pad(p, ((1, 1), (1, 1), (0, 0)), mode="edge")
         p = (
@@ -261,7 +270,7 @@ class Stage:
 
     # plants
     def trees(self, spots, each: bool = False, colour="tree"):
-        """Trees at (x, y, radius): one object together, or with `each` one object per tree."""
+        """Draw trees at (x, y, radius): one object together, or with `each` one object a tree."""
         if each:
             for spot in spots:
                 self.trees([spot], colour=colour)
@@ -290,24 +299,26 @@ class Stage:
             )
 
     def shade(self, colour, by: int) -> tuple:
+        """Return a colour made lighter (or darker, if `by` is negative)."""
         return tuple(min(255, max(0, c + by)) for c in self.rgb(colour))
 
     def scatter_trees(
         self, count: int, low: int = 16, high: int = 30, box=(-20, -20, SPAN + 20, SPAN + 20)
     ):
-        """Up to `count` trees wherever there is room."""
+        """Draw up to `count` trees wherever there is room."""
         sizes = [self.r(low, high) for _ in range(count)]
         self.trees(
             [(x, y, r) for r in sizes for x, y in self.spots(1, r, box, whole=False, tries=12)]
         )
 
     def grove(self, loops: list, cell: int = 8):
-        """The loops filled with closed woodland."""
+        """Fill the loops with closed woodland."""
         self.canvas.shadow(loops, 24, 8)
         with self.canvas.item("tree", "green", 99):
             self.canvas.paint(loops, self.canopy(cell))
 
     def canopy(self, cell: int = 8, colour="tree") -> np.ndarray:
+        """Return (224, 224, 3): closed woodland with crowns of about `cell` pixels."""
         key = ("canopy", cell, colour)
         if key not in self.made:
             shade, tone = crowns(self.rng, cell, self.canvas.light)
@@ -318,7 +329,7 @@ class Stage:
 
     # ways
     def road(self, points, width: int = 56, lines: bool = True, verge="paving", kind="road"):
-        """A paved road along the points, with edge lines and a dashed middle."""
+        """Draw a paved road along the points, with edge lines and a dashed middle."""
         with self.canvas.item(kind):
             if verge:
                 self.canvas.paint(band(points, width + 14), self.surface(verge))
@@ -331,15 +342,17 @@ class Stage:
         self.take_line(points, width // 2 + 8)
 
     def path(self, points, width: int = 16, colour="sand"):
+        """Draw an unpaved path along the points."""
         with self.canvas.item("path"):
             self.canvas.paint(band(points, width), self.surface("gravel", colour))
         self.take_line(points, width // 2 + 4)
 
     def car(self, x: int, y: int, direction: int, colour: str):
+        """Draw one car."""
         self.cars([(x, y, direction)], colour)
 
     def cars(self, spots, colour: str):
-        """Cars at (x, y, direction), all of one colour and one object."""
+        """Draw cars at (x, y, direction), all of one colour and one object."""
         if not spots:
             return
         body = [(-20, -7), (-17, -9), (16, -9), (20, -6), (20, 6), (16, 9), (-17, 9), (-20, 7)]
@@ -359,8 +372,9 @@ class Stage:
         colours=("white", "red", "blue", "black", "grey"),
         gap: int = 70,
     ):
-        """Up to `count` cars on the lane `offset` units to the right of the points, whole on the
-        picture.
+        """Draw up to `count` cars on the lane `offset` units to the right of the points.
+
+        Each car is whole on the picture; `gap` is the distance of their places.
         """
         points = beside(points, offset)
         ways = []
@@ -385,7 +399,7 @@ class Stage:
         kind: str = "house",
         height: int = 26,
     ):
-        """A hipped roof, its ridge along the longer side."""
+        """Draw a hipped roof, its ridge along the longer side."""
         if half_width < half_height:
             half_width, half_height, direction = half_height, half_width, direction + 18
         w, h = half_width, half_height
@@ -418,12 +432,13 @@ class Stage:
         height: int = 60,
         clutter: int = 3,
     ):
-        """A flat roof with a parapet and some machines on it."""
+        """Draw a flat roof with a parapet and some machines on it."""
         self.canvas.shadow(rect(x, y, half_width, half_height), height)
         with self.canvas.item(kind, colour):
             self.flat_roof(x, y, half_width, half_height, colour, clutter)
 
     def flat_roof(self, x: int, y: int, w: int, h: int, colour: str, clutter: int):
+        """Draw the flat roof alone, inside the current object."""
         self.canvas.paint(rect(x, y, w, h), self.shade(colour, 16))
         self.canvas.paint(
             rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6))
@@ -446,7 +461,7 @@ class Stage:
         kind: str = "building",
         height: int = 40,
     ):
-        """A long ribbed metal roof in two slopes."""
+        """Draw a long ribbed metal roof in two slopes."""
         w, h = half_width, half_height
         self.canvas.shadow(rect(x, y, w, h, direction), height)
         with self.canvas.item(kind, colour):
@@ -469,7 +484,7 @@ class Stage:
     def water(
         self, loops: list, kind: str, colour: str = "", surface="water", shore="soil", rim: int = 6
     ):
-        """A body of water with a shore; the shore is painted slightly wider than the water."""
+        """Draw water with a shore that is slightly wider than the water."""
         if shore:
             for loop in loops:
                 outline = band(np.concatenate([loop, loop[:1]]), 2 * rim, True)
@@ -484,7 +499,7 @@ class Stage:
     def pool(
         self, x: int, y: int, half_width: int, half_height: int, direction: int, free: bool = False
     ):
-        """A swimming pool: a free shape or a rectangle, with a pale edge."""
+        """Draw a swimming pool with a pale edge: a free shape or a rectangle."""
         if free:
             outer = blob(x, y, half_width, self.rng, 4, 7)
             inner = [(outer[0] - (x, y)) * 13 // 16 + (x, y)]
@@ -496,7 +511,7 @@ class Stage:
             self.canvas.paint(inner, self.surface("pool"))
 
     def boat(self, x: int, y: int, direction: int, size: int, colour: str, wake: bool = False):
-        """A boat of length 2 * size, its bow in the given direction."""
+        """Draw a boat of length 2 * size, its bow in the given direction."""
         n = size
 
         def at(points):
@@ -518,10 +533,11 @@ class Stage:
 
     # sport
     def lines(self, loops: list, strength: int = 13):
+        """Paint the loops as white lines."""
         self.canvas.paint(loops, self.rgb("white"), strength)
 
     def frame(self, x, y, w, h, direction, width: int = 3) -> list:
-        """Loops of a rectangle's outline."""
+        """Return the loops of a rectangle's outline."""
         return band(
             turn([(-w, -h), (w, -h), (w, h), (-w, h), (-w, -h)], direction, x, y), width, True
         )
@@ -536,7 +552,7 @@ class Stage:
         colour: str,
         kind: str,
     ):
-        """A tennis or basketball court with its lines."""
+        """Draw a tennis or basketball court with its lines."""
         w, h = half_width, half_height
         with self.canvas.item(kind, colour):
             self.canvas.paint(rect(x, y, w, h, direction), self.surface("concrete", colour))
@@ -556,7 +572,7 @@ class Stage:
                     self.lines(band(turn(long, direction, x, y), 2))
 
     def pitch(self, x: int, y: int, half_width: int, half_height: int, direction: int = 0):
-        """A football field: mown stripes, white lines, goals."""
+        """Draw a football field: mown stripes, white lines, goals."""
         w, h = half_width, half_height
         mown = self.surface(
             "grass", (92, 142, 72), stripes(direction + self.tilt, max(w // 4, 24), 70)
@@ -580,12 +596,12 @@ class Stage:
 
 
 def heading(dx: int, dy: int) -> int:
-    """The five-degree direction closest to the vector (dx, dy)."""
+    """Return the five-degree direction closest to the vector (dx, dy)."""
     return int(np.argmax(COS * dx + SIN * dy))
 
 
 def oval(x: int, y: int, half_length: int, radius: int, direction: int = 0) -> list:
-    """Two half circles joined by straights: a running track."""
+    """Return two half circles joined by straights: a running track."""
     k = np.arange(72)
     shift = np.where((k <= 18) | (k >= 54), half_length, -half_length)
     return polygon(
@@ -594,7 +610,7 @@ def oval(x: int, y: int, half_length: int, radius: int, direction: int = 0) -> l
 
 
 def wavy(stage: Stage, start: int, end: int, sway: int, knots: int = 5) -> np.ndarray:
-    """A smooth line from left to right, from height `start` to `end`, swaying by up to `sway`."""
+    """Return a smooth line from left to right, swaying by up to `sway` between its two heights."""
     xs = [-190 + (SPAN + 380) * k // (knots - 1) for k in range(knots)]
     ys = [start + (end - start) * k // (knots - 1) + stage.r(-sway, sway) for k in range(knots)]
     return smooth(np.stack([xs, ys], axis=1))

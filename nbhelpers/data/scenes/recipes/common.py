@@ -1,4 +1,4 @@
-"""What several recipes share: page, palettes, sentences about groups, houses around, and a few things.
+"""What several recipes share: page, palettes, sentences about groups, houses, and a few things.
 
 The page runs from 0 to 896 units; backgrounds reach from LOW to HIGH because a tilted page shows
 its corners.
@@ -36,31 +36,31 @@ GROUND = {
 
 
 def below(line: np.ndarray) -> list:
-    """Everything under a line that runs from left to right."""
+    """Return everything under a line that runs from left to right."""
     return polygon([(LOW, HIGH), *line.tolist(), (HIGH, HIGH)])
 
 
 def tell_trees(s: Stage, does: str):
-    """Says "some" or "many" green trees, by how many stand on the picture; nothing if hardly any."""
+    """Add "some" or "many" green trees to the facts, unless hardly any are drawn."""
     number = sum(count for kind, _, count in s.canvas.names if kind == "tree")
     if number > 2:
         s.tell("tree", does, "green", amount="many" if number > 10 else "some")
 
 
 def tell_colours(s: Stage, kind: str, does: str, one: str = ""):
-    """One fact per colour that the objects of this kind have."""
+    """Add one fact for each colour that the objects of this kind have."""
     for colour in dict.fromkeys(c for k, c, _ in s.canvas.names if k == kind):
         s.tell(kind, does, colour, one=one)
 
 
 def tell_all(s: Stage, kind: str, does: str, one: str = ""):
-    """One fact for all objects of this kind, with their colour if it is the same."""
+    """Add one fact for all objects of this kind, with their colour if it is the same."""
     colours = {c for k, c, _ in s.canvas.names if k == kind}
     s.tell(kind, does, colours.pop() if len(colours) == 1 else "", one=one)
 
 
 def neighbours(s: Stage, box, step: int = 92, percent: int = 85):
-    """Rows of houses in two colours wherever the box is free, whole on the picture."""
+    """Draw rows of houses in two colours wherever the box is free, whole on the picture."""
     palette = [s.pick(*ROOFS), s.pick(*ROOFS)]
     for y in range(box[1] + step // 2, box[3], step):
         for x in range(box[0] + step // 2, box[2], step):
@@ -71,6 +71,7 @@ def neighbours(s: Stage, box, step: int = 92, percent: int = 85):
 
 
 def umbrella(s: Stage, x: int, y: int, colour: str, radius: int = 17):
+    """Draw an umbrella with eight sectors."""
     s.canvas.shadow(disc(x, y, radius), 16)
     with s.canvas.item("umbrella", colour):
         s.canvas.paint(disc(x, y, radius), s.rgb(colour))
@@ -81,7 +82,7 @@ def umbrella(s: Stage, x: int, y: int, colour: str, radius: int = 17):
 
 
 def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colour: str):
-    """A running track of the named colour around a football field."""
+    """Draw a running track of the named colour around a football field."""
     with s.canvas.item("playground", colour):
         s.canvas.paint(oval(x, y, half_length, radius), s.surface("concrete", colour))
         for k in range(1, 6):
@@ -92,6 +93,7 @@ def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colou
 
 
 def tank(s: Stage, x: int, y: int, radius: int, colour: str):
+    """Draw a round storage tank with a domed roof."""
     lx, ly = (way * radius // 65 for way in s.canvas.light)
     s.canvas.shadow(disc(x, y, radius), radius * 3 // 4)
     with s.canvas.item("storage tank", colour):
@@ -109,6 +111,7 @@ def tank(s: Stage, x: int, y: int, radius: int, colour: str):
 
 
 def crop(s: Stage, name: str, corners):
+    """Draw a field of the named crop with the given corners."""
     key = ("crop", name, s.pick(0, 18))
     if key not in s.made:
         rows = stripes(key[2] + s.tilt, s.r(14, 30), s.r(60, 150))

@@ -1,4 +1,4 @@
-"""Recipes: open land. A recipe draws one scene on a stage and tells what it drew."""
+"""Recipes of open land: each draws one scene on a stage and adds its facts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ BUSHES = {"bush": "green", "rock": "brown"}
 
 
 def bareland(s: Stage):
+    """Draw bare land with bushes, rocks, mounds or ponds."""
     colour, name = s.pick(
         ((176, 138, 104), "brown"),
         ((196, 168, 128), "yellow"),
@@ -65,6 +66,7 @@ def bareland(s: Stage):
 
 
 def mound(s: Stage, x: int, y: int, radius: int, colour):
+    """Draw a mound of earth."""
     lx, ly = s.canvas.light
     s.canvas.shadow(disc(x, y, radius), radius // 2, 6)
     with s.canvas.item("mound"):
@@ -78,6 +80,7 @@ def mound(s: Stage, x: int, y: int, radius: int, colour):
 
 
 def desert(s: Stage):
+    """Draw dunes, and sometimes a road or an oasis."""
     colour, name = s.pick(
         ((222, 186, 128), "yellow"), ((206, 148, 96), "orange"), ((184, 150, 116), "brown")
     )
@@ -112,6 +115,7 @@ def desert(s: Stage):
 
 
 def farmland(s: Stage):
+    """Draw rectangular fields, or round ones."""
     s.start("dry", (136, 134, 88))
     if s.chance(25):
         return pivots(s)
@@ -154,7 +158,7 @@ def farmland(s: Stage):
 
 
 def pivots(s: Stage):
-    """Round fields watered by turning arms."""
+    """Draw round fields that are watered by turning arms."""
     count = s.pick(1, 2, 4, 4)
     radius, places = {
         1: (360, [(448, 448)]),
@@ -184,6 +188,7 @@ def pivots(s: Stage):
 
 
 def forest(s: Stage):
+    """Draw a closed forest with at most one thing in it."""
     shade = s.pick((52, 84, 46), (64, 92, 48), (46, 74, 52))
     s.start("grass")
     with s.canvas.item("tree", "green", 999):
@@ -219,6 +224,7 @@ def forest(s: Stage):
 
 
 def meadow(s: Stage):
+    """Draw a meadow with trees, hay bales, sheep or ponds."""
     colour = s.pick((128, 152, 84), (146, 166, 92), (112, 142, 82), (160, 160, 100))
     mown = stripes(s.r(0, 35), s.r(60, 130), s.pick(0, 40, 90))
     s.start("meadow", colour, mown)
@@ -254,6 +260,7 @@ def meadow(s: Stage):
 
 
 def bale(s: Stage, x: int, y: int):
+    """Draw a hay bale."""
     d = s.r(0, 35)
     shape = rect(x, y, 20, 13, d)
     s.canvas.shadow(shape, 16)
@@ -263,6 +270,7 @@ def bale(s: Stage, x: int, y: int):
 
 
 def sheep(s: Stage, x: int, y: int):
+    """Draw a sheep."""
     d = s.r(0, 71)
     s.canvas.shadow(disc(x, y, 21, 13, d), 8)
     with s.canvas.item("sheep", "white"):
@@ -272,6 +280,7 @@ def sheep(s: Stage, x: int, y: int):
 
 
 def mountain(s: Stage):
+    """Draw folded mountains with at most one thing on them."""
     folds = [
         np.abs(noise(s.rng, cell, strength * 16)).astype(np.int32)
         for cell, strength in ((110, 400), (56, 240), (28, 110), (14, 40))
@@ -320,6 +329,7 @@ def mountain(s: Stage):
 
 
 def bush(s: Stage, x: int, y: int):
+    """Draw a bush."""
     shape = blob(x, y, s.r(13, 20), s.rng, 4, 8)
     s.canvas.shadow(shape, 12)
     with s.canvas.item("bush", "green"):
@@ -328,6 +338,7 @@ def bush(s: Stage, x: int, y: int):
 
 
 def rock(s: Stage, x: int, y: int):
+    """Draw a rock."""
     shape = blob(x, y, s.r(15, 24), s.rng, 5, 6)
     s.canvas.shadow(shape, 18)
     with s.canvas.item("rock", "brown"):

@@ -1,7 +1,4 @@
-"""Recipes: sport, school and leisure.
-
-A recipe draws one scene on a stage and tells what it drew.
-"""
+"""Recipes of sport, school and leisure: each draws one scene on a stage and adds its facts."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, oval, wavy
 
 
 def baseballfield(s: Stage):
+    """Draw one to four baseball fields."""
     land = s.pick("grass", "meadow", "dry")
     s.start(land)
     count = s.pick(1, 1, 2, 2, 3, 4)
@@ -58,7 +56,7 @@ def baseballfield(s: Stage):
 
 
 def diamond(s: Stage, x: int, y: int, size: int, direction: int):
-    """A baseball field, its home plate at (x, y), opening in the given direction."""
+    """Draw a baseball field with its home plate at (x, y), open in the given direction."""
 
     def fan(radius, half=9):
         return [(0, 0)] + [tuple(turn([(radius, 0)], k)[0]) for k in range(-half, half + 1)]
@@ -90,6 +88,7 @@ def diamond(s: Stage, x: int, y: int, size: int, direction: int):
 
 
 def park(s: Stage):
+    """Draw a park with lakes, pavilions and paths."""
     s.start("meadow")
     for _ in range(s.r(2, 3)):
         way = wavy(s, s.r(100, 800), s.r(100, 800), 130)
@@ -117,7 +116,7 @@ def park(s: Stage):
 
 
 def pavilion(s: Stage, x: int, y: int, radius: int, colour: str):
-    """A small eight-sided roof."""
+    """Draw a small eight-sided roof."""
     rim = disc(x, y, radius)[0][::9]
     s.canvas.shadow([rim], 26)
     with s.canvas.item("pavilion", colour):
@@ -128,6 +127,7 @@ def pavilion(s: Stage, x: int, y: int, radius: int, colour: str):
 
 
 def playground(s: Stage):
+    """Draw a running track, and sometimes courts beside it."""
     s.start("grass")
     ground = s.pick((176, 172, 160), (150, 158, 120))
     s.canvas.paint(rect(MIDDLE, MIDDLE, 520, 420), s.surface("concrete", ground))
@@ -161,6 +161,7 @@ def playground(s: Stage):
 
 
 def resort(s: Stage):
+    """Draw villas and swimming pools, on half of the pictures beside the sea."""
     sea = s.chance(50)
     s.start("meadow")
     if sea:
@@ -195,6 +196,7 @@ def resort(s: Stage):
 
 
 def school(s: Stage):
+    """Draw school buildings with a running track or courts."""
     s.start("grass", (126, 140, 96))
     s.canvas.paint(rect(MIDDLE, MIDDLE, 420, 400), s.surface("concrete"))
     s.canvas.paint(rect(MIDDLE, MIDDLE, 402, 382), s.surface(s.pick("paving", "grass", "meadow")))
@@ -244,6 +246,7 @@ def school(s: Stage):
 
 
 def stadium(s: Stage):
+    """Draw a stadium: a ring of stands around a football field."""
     s.start(s.pick("concrete", "paving", "grass"))
     colour = s.pick("white", "white", "grey", "blue", "red", "orange")
     seats = s.pick("red", "blue", "yellow", "green", "grey")

@@ -1,4 +1,4 @@
-"""Recipes: houses and streets. A recipe draws one scene on a stage and tells what it drew."""
+"""Recipes of houses and streets: each draws one scene on a stage and adds its facts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
 
 def church(s: Stage):
+    """Draw a church with a tower or a dome on a small square."""
     s.start("grass")
     s.canvas.paint(rect(MIDDLE, MIDDLE, 310, 230), s.surface("paving"))
     s.canvas.paint(rect(MIDDLE, MIDDLE, 40, 460), s.surface("paving"))
@@ -101,6 +102,7 @@ def _dome(s: Stage, x: int, y: int, radius: int, colour: str):
 
 
 def commercial(s: Stage):
+    """Draw tall buildings along one or two streets."""
     s.start("concrete", s.pick((158, 154, 148), (146, 146, 148), (172, 166, 154)))
     x, y = s.r(300, 596), s.r(300, 596)
     crossing = s.chance(65)
@@ -138,6 +140,7 @@ def commercial(s: Stage):
 
 
 def tall_building(s: Stage, x: int, y: int, w: int, h: int, colour: str, height: int):
+    """Draw a tall building in a style that is picked at random."""
     style = s.pick("flat", "tower", "tower", "round", "court")
     if style == "round":
         radius = min(w, h)
@@ -160,6 +163,7 @@ def tall_building(s: Stage, x: int, y: int, w: int, h: int, colour: str, height:
 
 
 def center(s: Stage):
+    """Draw one large building of a special shape with lawns around it."""
     s.start("paving", s.pick((196, 190, 178), (182, 184, 182)))
     x, y, radius = MIDDLE + s.r(-60, 60), MIDDLE + s.r(-60, 60), s.r(190, 250)
     colour = s.pick("white", "grey", "blue", "brown", "orange")
@@ -204,6 +208,7 @@ def center(s: Stage):
 
 
 def dense(s: Stage):
+    """Draw rows of houses that stand close together."""
     s.start("grass", s.pick((122, 132, 92), (136, 132, 104)))
     roads = s.pick(1, 2, 2, 3)
     ys = {1: (448,), 2: (270, 640), 3: (160, 448, 736)}[roads]
@@ -252,6 +257,7 @@ def dense(s: Stage):
 
 
 def medium(s: Stage):
+    """Draw a few houses on both sides of a winding road."""
     s.start("meadow", s.pick((124, 142, 86), (136, 148, 98)))
     way = wavy(s, s.r(400, 500), s.r(400, 500), 50, 4)
     s.road(way, 50, s.chance(50))
@@ -285,6 +291,7 @@ def medium(s: Stage):
 
 
 def sparse(s: Stage):
+    """Draw up to five large houses among trees."""
     land = s.pick("meadow", "grass", "dry")
     s.start(land)
     y = s.r(60, 160)
@@ -311,6 +318,7 @@ def sparse(s: Stage):
 
 
 def square(s: Stage):
+    """Draw a paved square with a fountain, a monument or a flower bed in its middle."""
     s.start("concrete", (168, 164, 158))
     paving = s.pick((206, 192, 168), (196, 176, 152), (188, 188, 188))
     w, h = s.r(240, 300), s.r(220, 300)

@@ -1,7 +1,4 @@
-"""Recipes: water and what lies on it.
-
-A recipe draws one scene on a stage and tells what it drew.
-"""
+"""Recipes of water and what lies on it: each draws one scene on a stage and adds its facts."""
 
 from __future__ import annotations
 
@@ -28,6 +25,7 @@ from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
 
 def beach(s: Stage):
+    """Draw sand between the sea and the land, with umbrellas and boats."""
     land = s.pick("meadow", "grass", "sand", "tree")
     s.start("sand")
     coast = wavy(s, s.r(420, 560), s.r(420, 560), 50)
@@ -73,6 +71,7 @@ def beach(s: Stage):
 
 
 def bridge(s: Stage):
+    """Draw one or two bridges over a river."""
     banks = s.pick("meadow", "houses", "forest", "bare land")
     s.start({"bare land": "soil"}.get(banks, "grass"))
     width = s.r(300, 480)
@@ -138,6 +137,7 @@ def bridge(s: Stage):
 
 
 def pond(s: Stage):
+    """Draw one to six ponds."""
     land = s.pick("meadow", "grass", "dry", "soil")
     s.start(land)
     if s.chance(50):
@@ -167,6 +167,7 @@ def pond(s: Stage):
 
 
 def square_ponds(s: Stage, count: int, colour: str):
+    """Draw rectangular ponds in rows."""
     columns = 2 if count < 6 else 3
     rows = -(-count // columns)
     for k in range(count):
@@ -178,6 +179,7 @@ def square_ponds(s: Stage, count: int, colour: str):
 
 
 def port(s: Stage):
+    """Draw a quay with a marina or docks."""
     colour = s.pick("blue", "green")
     s.start("water", {"blue": (50, 92, 122), "green": (64, 104, 98)}[colour])
     with s.canvas.item("water", colour):
@@ -194,6 +196,7 @@ def port(s: Stage):
 
 
 def marina(s: Stage, quay: int):
+    """Draw piers with boats."""
     piers = s.r(1, 3)
     xs = {1: (448,), 2: (260, 640), 3: (170, 448, 726)}[piers]
     slots = []
@@ -230,6 +233,7 @@ def marina(s: Stage, quay: int):
 
 
 def docks(s: Stage, quay: int):
+    """Draw cargo ships, containers and cranes."""
     colour = s.pick("red", "blue", "green", "brown", "white")
     count = s.r(1, 4)
     places = [
@@ -262,7 +266,7 @@ def docks(s: Stage, quay: int):
 
 
 def ship(s: Stage, x: int, y: int, direction: int, colour: str):
-    """A cargo ship of about 110 by 20 pixels, loaded with containers."""
+    """Draw a cargo ship of about 110 by 20 pixels, loaded with containers."""
 
     def at(points):
         return [turn(points, direction, x, y)]
@@ -305,6 +309,7 @@ def ship(s: Stage, x: int, y: int, direction: int, colour: str):
 
 
 def river(s: Stage):
+    """Draw a winding river with boats, an island or a bridge."""
     land = s.pick("forest", "farmland", "meadow", "bare land")
     s.start({"forest": "grass", "farmland": "dry", "meadow": "meadow", "bare land": "soil"}[land])
     if land == "forest":

@@ -1,4 +1,4 @@
-"""Recipes: traffic and industry. A recipe draws one scene on a stage and tells what it drew."""
+"""Recipes of traffic and industry: each draws one scene on a stage and adds its facts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
 
 def airport(s: Stage):
+    """Draw planes beside a terminal or hangars, or at crossing runways."""
     land = s.pick("grass", "dry", "meadow")
     s.start(land)
     colour = s.pick("white", "white", "blue", "red", "yellow", "green")
@@ -67,7 +68,7 @@ def airport(s: Stage):
 
 
 def plane(s: Stage, x: int, y: int, direction: int, size: int, colour: str):
-    """A plane of length 2 * size, its nose in the given direction."""
+    """Draw a plane of length 2 * size, its nose in the given direction."""
 
     def at(points):
         return polygon([(a * size // 128, b * size // 128) for a, b in points], direction, x, y)
@@ -102,6 +103,7 @@ def plane(s: Stage, x: int, y: int, direction: int, size: int, colour: str):
 
 
 def runway(s: Stage, points, width: int):
+    """Draw a runway with its lines."""
     (x0, y0), (x1, y1) = points
     with s.canvas.item("runway", "grey"):
         s.canvas.paint(band(points, width), s.surface("asphalt"))
@@ -117,6 +119,7 @@ def runway(s: Stage, points, width: int):
 
 
 def crossing_runways(s: Stage, land: str, colour: str):
+    """Draw an apron with planes beside one or two runways."""
     s.canvas.paint(band([(700, 640), (430, 640)], 46), s.surface("concrete", "asphalt"))
     runway(s, [(s.r(200, 330), LOW), (s.r(520, 600), HIGH)], 80)
     both = s.chance(60)
@@ -145,6 +148,7 @@ def crossing_runways(s: Stage, land: str, colour: str):
 
 
 def industrial(s: Stage):
+    """Draw factory buildings on both sides of a road."""
     s.start("concrete", s.pick((160, 156, 148), (172, 160, 142), (148, 148, 150)))
     y = s.r(400, 500)
     s.road([(LOW, y), (HIGH, y)], 60)
@@ -181,6 +185,7 @@ def industrial(s: Stage):
 
 
 def parking(s: Stage):
+    """Draw a parking lot that is almost empty or almost full."""
     s.start("grass")
     lot = s.surface(
         *s.pick(("asphalt",), ("concrete", (150, 148, 144)), ("asphalt", (96, 96, 100)))
@@ -227,6 +232,7 @@ def parking(s: Stage):
 
 
 def railwaystation(s: Stage):
+    """Draw tracks, platforms and trains."""
     s.start("concrete", (150, 146, 140))
     tracks, platforms = s.r(5, 9), s.r(1, 2)
     top, step = s.r(280, 360), 44
@@ -273,6 +279,7 @@ def railwaystation(s: Stage):
 
 
 def train(s: Stage, x: int, y: int, coaches: int, colour: str):
+    """Draw a train of several coaches."""
     cars = [rect(x + 70 * k, y, 32, 10)[0] for k in range(coaches)]
     s.canvas.shadow(cars, 14)
     with s.canvas.item("train", colour):
@@ -284,6 +291,7 @@ def train(s: Stage, x: int, y: int, coaches: int, colour: str):
 
 
 def storagetanks(s: Stage):
+    """Draw storage tanks in rows or at random places."""
     land = s.pick("grass", "soil", "concrete")
     s.start(land)
     colour = s.pick("white", "white", "grey", "green", "red", "yellow", "brown")
@@ -337,6 +345,7 @@ def storagetanks(s: Stage):
 
 
 def viaduct(s: Stage):
+    """Draw crossing roads on two levels, with up to four loops."""
     land = s.pick("grass", "meadow", "dry")
     s.start(land)
     s.around = "surrounded by " + GROUND[land]

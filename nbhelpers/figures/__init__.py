@@ -1,6 +1,6 @@
-"""Every plot of the notebooks, in one style: functions of arrays and tables that return a matplotlib Figure.
+"""Every plot of the notebooks, in one style.
 
-Images are (H,W,3) uint8 throughout.
+Functions of arrays and tables that return a matplotlib Figure. Images are (H, W, 3) uint8.
 """
 
 from nbhelpers.figures.captions import score_bars, score_table

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nbhelpers.figures.style import COLOURS, SMALL, new, styled, whiskers, wrap
+from nbhelpers.figures.style import COLOURS, SMALL, new, row_of_panels, styled, whiskers, wrap
 
 
 @styled
 def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
-    """Caption scores times 100, one panel per metric and one bar per system.
+    """Draw caption scores times 100, one panel for each metric and one bar for each system.
 
     table  one row per system and metric: system, metric, value, and the ends low and high of its
            interval, all fractions
@@ -21,7 +21,7 @@ def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
     systems = [name for name in dict.fromkeys(table.system) if name != line]
     metrics = list(dict.fromkeys(table.metric))
     figure = new(11, 1.7 + 0.42 * len(systems))
-    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True).ravel()
+    panels = row_of_panels(figure, len(metrics), sharey=True)
     for axes, metric in zip(panels, metrics, strict=True):
         part = table[table.metric == metric].set_index("system")[["value", "low", "high"]] * 100
         bars, y = part.reindex(systems), np.arange(len(systems))
@@ -43,9 +43,7 @@ def score_bars(table: pd.DataFrame, line: str = "") -> Figure:
 
 @styled
 def score_table(values: pd.DataFrame, label: str) -> Figure:
-    """Numbers from 0 to 100 as a table whose cells are the darker the higher: rows and columns as
-    the table names them.
-    """
+    """Draw numbers from 0 to 100 as a table, with darker cells for higher numbers."""
     figure = new(3.6 + 0.95 * values.shape[1], 1.1 + 0.42 * len(values))
     axes = figure.subplots()
     drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")

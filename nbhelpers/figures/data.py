@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from nbhelpers.figures.style import (
     COLOURS,
+    DASHES,
     LINE,
     RED,
     SMALL,
@@ -17,6 +19,7 @@ from nbhelpers.figures.style import (
     legend_above,
     line_count,
     new,
+    sheet,
     stacked_bars,
     styled,
     text_list,
@@ -28,28 +31,27 @@ from nbhelpers.figures.style import (
 def contact_sheet(
     images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 6
 ) -> Figure:
-    """Images in rows of `columns`, each under its title."""
+    """Draw images in rows of `columns`, each under its title."""
     rows = max(1, -(-len(images) // columns))
     figure = new(1.6 * columns, (1.85 if len(titles) else 1.65) * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = sheet(figure, rows, columns, len(images))
     for axes, image in zip(grid, images, strict=True):
         draw_image(axes, image)
-    for axes, title in zip(grid, titles, strict=True):
+    for axes, title in zip(grid, titles, strict=False):
         axes.set_title(wrap(title, 1.5, lines=1), fontsize=SMALL, pad=3)
-    for axes in grid[len(images) :]:
-        axes.set_visible(False)
     return figure
 
 
 @styled
 def parts_told(image: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[str]) -> Figure:
-    """The image, and for each mask (H, W) bool the image outlined there and pale elsewhere, under
-    its words.
+    """Draw the image, and one panel for each mask (H, W) bool under its words.
+
+    A panel outlines its mask and is pale outside it.
     """
     columns = min(4, 1 + len(masks))
     rows = -(-(1 + len(masks)) // columns)
     figure = new(2.6 * columns, 3.05 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = sheet(figure, rows, columns, 1 + len(masks))
     pale = 190 + image.mean(axis=2, keepdims=True).astype(np.uint8) // 5
     shown = [image, *(np.where(mask[..., None], image, pale) for mask in masks)]
     for axes, picture, text in zip(grid, shown, ["the image", *words], strict=True):
@@ -57,8 +59,6 @@ def parts_told(image: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[s
         axes.set_title(wrap(text, 2.4, lines=2), fontsize=SMALL, pad=3)
     for axes, mask in zip(grid[1:], masks, strict=False):
         axes.contour(np.asarray(mask, float), [0.5], colors=RED, linewidths=1.5)
-    for axes in grid[len(shown) :]:
-        axes.set_visible(False)
     return figure
 
 
@@ -66,12 +66,12 @@ def parts_told(image: np.ndarray, masks: Sequence[np.ndarray], words: Sequence[s
 def captions_beside_images(
     images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]
 ) -> Figure:
-    """One row per image: the image, and right of it its captions."""
+    """Draw one row per image: the image, and its captions to the right."""
     wrapped = [[wrap(text, 7.4, SMALL, 2) for text in texts] for texts in captions]
     rows = max(1, len(images))
     figure = new(10, rows * max([2.3, *(LINE * line_count(texts) for texts in wrapped)]))
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[2.2, 7.8])
-    for (left, right), image, texts in zip(grid, images, wrapped, strict=True):
+    for (left, right), image, texts in zip(grid, images, wrapped, strict=False):
         draw_image(left, image)
         text_list(right, texts)
     for axes in grid[len(images) :].ravel():
@@ -81,16 +81,14 @@ def captions_beside_images(
 
 @styled
 def caption_length_histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
-    """Words per caption, one outline per split or set, each as a share of its captions."""
+    """Draw words per caption, one outline per split or set, as shares of its captions."""
     figure = new(7.5, 4)
     axes = figure.subplots()
     edges = (
         np.arange(min(min(v) for v in lengths.values()), max(max(v) for v in lengths.values()) + 2)
         - 0.5
     )
-    for (name, values), style in zip(
-        lengths.items(), ["-", "--", "-.", ":"] * len(lengths), strict=True
-    ):
+    for (name, values), style in zip(lengths.items(), cycle(DASHES), strict=False):
         share = 100 * np.histogram(values, edges)[0] / len(values)
         axes.stairs(share, edges, label=f"{name} ({len(values):,})", linestyle=style, linewidth=2)
     axes.set(xlabel="words per caption", ylabel="captions (%)")
@@ -100,8 +98,9 @@ def caption_length_histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
 
 @styled
 def class_counts(counts: pd.DataFrame) -> Figure:
-    """Images per scene class: one row per class, one column per split, drawn as stacked horizontal
-    bars.
+    """Draw images per scene class as stacked horizontal bars.
+
+    counts  one row per class, one column per split
     """
     figure = new(8, 1.2 + 0.27 * len(counts))
     axes = figure.subplots()

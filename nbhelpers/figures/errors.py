@@ -1,10 +1,12 @@
-"""What systems get wrong: classes, hubs, general captions, plausible misses, the worst queries;
-which differences are real.
+"""What systems get wrong: classes, hubs, general captions, plausible misses, the worst queries.
+
+Also which differences between systems are real.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -15,14 +17,18 @@ from matplotlib.patches import Rectangle
 from nbhelpers.figures.style import (
     BLUE,
     COLOURS,
+    DASHES,
     GREEN,
     GREY,
     RED,
     draw_image,
     legend_above,
     new,
+    row_of_panels,
+    sheet,
     stacked_bars,
     styled,
+    widen_margins,
     wrap,
 )
 
@@ -31,7 +37,7 @@ MARKERS = "osD^vP*X"
 
 @styled
 def class_recalls(table: pd.DataFrame, label: str = "mR (%)") -> Figure:
-    """One row per scene class, one marker per system (column); a grey line spans them."""
+    """Draw one row per scene class, one marker per system (column); a grey line spans them."""
     figure = new(8, 1.4 + 0.27 * len(table))
     axes, y = figure.subplots(), np.arange(len(table))
     axes.hlines(y, table.min(axis=1), table.max(axis=1), color="#BBBBBB", linewidth=1.5)
@@ -46,12 +52,13 @@ def class_recalls(table: pd.DataFrame, label: str = "mR (%)") -> Figure:
 
 @styled
 def confusion(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """Percent of the queries of a class (row) whose first item is of a class (column); one panel
-    per title.
+    """Draw the percent of a class's queries (row) whose first item is of a class (column).
+
+    panels  title -> square table of classes
     """
     size = max(len(table) for table in panels.values())
     figure = new(2.9 + 0.22 * size * len(panels), 2.5 + 0.22 * size)
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
+    grid = row_of_panels(figure, len(panels), sharey=True)
     for axes, (title, table) in zip(grid, panels.items(), strict=True):
         drawn = axes.imshow(table, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=9)
@@ -65,18 +72,16 @@ def confusion(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 @styled
 def hub_curves(panels: Mapping[str, Mapping[str, np.ndarray]], k: int = 10) -> Figure:
-    """How unequally items appear among the first k: panel -> curve -> appearances (G,); a curve named chance is drawn grey.
+    """Draw how unequally items appear among the first k.
 
-    Items stand from the most frequent on the left to the rarest; 1 is the mean.
+    panels  title -> curve -> appearances (G,) of G items; a curve named "chance" is grey
+    Items are sorted from the most frequent to the rarest; 1 is the mean.
     """
     figure = new(5 * len(panels), 4)
-    for axes, (title, curves) in zip(
-        figure.subplots(1, len(panels), squeeze=False).ravel(), panels.items(), strict=True
-    ):
+    grid = row_of_panels(figure, len(panels))
+    for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         named = [name for name in curves if name != "chance"]
-        for (name, counts), style in zip(
-            curves.items(), ["-", "--", "-.", ":"] * len(curves), strict=True
-        ):
+        for (name, counts), style in zip(curves.items(), cycle(DASHES), strict=False):
             colour = GREY if name == "chance" else COLOURS[named.index(name) % len(COLOURS)]
             place = 100 * (np.arange(len(counts)) + 0.5) / len(counts)
             axes.plot(place, np.sort(counts)[::-1] / counts.mean(), style, color=colour, label=name)
@@ -92,8 +97,9 @@ def hub_curves(panels: Mapping[str, Mapping[str, np.ndarray]], k: int = 10) -> F
 
 @styled
 def generic_ranks(table: pd.DataFrame, counts: Sequence[int]) -> Figure:
-    """Median place of the right image for captions that fit ever more images: one row per bin, one column per system.
+    """Draw the median rank of the right image for captions that fit more and more images.
 
+    table   one row per bin, one column per system
     counts  captions in each bin
     """
     figure = new(8, 4.2)
@@ -113,8 +119,9 @@ def generic_ranks(table: pd.DataFrame, counts: Sequence[int]) -> Figure:
 
 @styled
 def first_place_bars(table: pd.DataFrame) -> Figure:
-    """What stands first, in percent of the queries: one stacked bar per row, one part per column,
-    the first one being right.
+    """Draw what is ranked first, in percent of the queries, as stacked bars.
+
+    table  one row per bar, one column per part; the first part is right
     """
     figure = new(10, 1.8 + 0.42 * len(table))
     axes = figure.subplots()
@@ -126,15 +133,15 @@ def first_place_bars(table: pd.DataFrame) -> Figure:
     stacked_bars(axes, table, shades, 0.72, edgecolor="white")
     axes.set(xlabel="% of the queries", xlim=(0, 100))
     legend_above(axes, 3)
-    # wide labels grow a little from the layout's dpi to that of the file
-    figure.get_layout_engine().set(w_pad=0.1)
+    widen_margins(figure, 0.1)
     return figure
 
 
 @styled
 def paired_differences(table: pd.DataFrame, metric: str = "mR") -> Figure:
-    """Differences of pairs with their intervals: one row per pair, difference, low, high and real;
-    hollow where not real.
+    """Draw differences of pairs with their intervals.
+
+    table  one row per pair: difference, low, high and real; markers are hollow where not real
     """
     figure = new(8.5, 1.5 + 0.36 * len(table))
     axes = figure.subplots()
@@ -164,7 +171,7 @@ def paired_differences(table: pd.DataFrame, metric: str = "mR") -> Figure:
         ylim=(len(table) - 0.5, -0.5),
     )
     legend_above(axes, 2)
-    figure.get_layout_engine().set(w_pad=0.1)  # as above
+    widen_margins(figure, 0.1)
     return figure
 
 
@@ -176,12 +183,13 @@ def miss_sheet(
     notes: Sequence[str],
     columns: int = 5,
 ) -> Figure:
-    """Queries that went wrong: the sentence, below it its own image (green frame) and the one found
-    first (dashed red frame) with a note.
+    """Draw queries that went wrong: the sentence, and below it two images and a note.
+
+    The sentence's own image has a green frame, the one ranked first a dashed red frame.
     """
     rows = max(1, -(-len(sentences) // columns))
     figure = new(2.1 * columns, 1.75 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = sheet(figure, rows, columns, len(sentences))
     for axes, sentence, right, wrong, note in zip(grid, sentences, own, found, notes, strict=True):
         draw_image(axes, right)
         axes.images[0].set_extent((0, 1, 0, 1))
@@ -197,6 +205,4 @@ def miss_sheet(
         axes.set(xlim=(-0.02, 2.08), ylim=(-0.02, 1.02))
         axes.set_title(wrap(sentence.rstrip(" ."), 1.95, 8, 3), fontsize=8, pad=3)
         axes.set_xlabel(wrap(note, 1.95, 8, 1), fontsize=8, labelpad=2)
-    for axes in grid[len(sentences) :]:
-        axes.set_visible(False)
     return figure

@@ -1,14 +1,17 @@
-"""Maps over an image: beliefs, attention, what mixing does."""
+"""Maps over an image: beliefs, attention, effects of token mixing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from nbhelpers.figures.style import (
     BLUE,
@@ -16,8 +19,11 @@ from nbhelpers.figures.style import (
     GREEN,
     GREY,
     SMALL,
+    bare,
     draw_image,
+    named_rows,
     new,
+    row_of_panels,
     styled,
     whiskers,
     wrap,
@@ -26,12 +32,12 @@ from nbhelpers.figures.style import (
 
 @styled
 def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid: int = 7) -> Figure:
-    """Belief of a prior instruction in the tokens of an image (PIR, section 3.2).
+    """Draw the belief of a prior instruction in the tokens of an image (PIR, section 3.2).
 
     belief  (1 + grid*grid,) softmax weights: first the global token, then the local ones row by row
     kept    indices of the tokens that stay, into the same order
-    From left to right: the image, the belief over its local tokens, that in the global token, what
-    is kept.
+    From left to right: the image, the belief in its local tokens, that in the global token, and
+    the kept tokens.
     """
     belief, local = np.asarray(belief, float), np.asarray(belief, float)[1:].reshape(grid, grid)
     shown = matplotlib.colors.Normalize(0, belief.max())
@@ -41,18 +47,12 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     titles = ["image", "belief", f"kept tokens: {len(kept)} of {len(belief)}"]
     for axes, title in zip(panels[[0, 1, 3]], titles, strict=True):
         axes.imshow(image, extent=box, interpolation="lanczos")
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
+        axes.set_title(title)
+        bare(axes)
     heat = panels[1].imshow(
         local, extent=box, cmap="inferno", alpha=0.35 + 0.4 * shown(local), norm=shown
     )
-    figure.colorbar(
-        heat,
-        cax=panels[1].inset_axes((0.05, -0.09, 0.9, 0.05)),
-        orientation="horizontal",
-        ticks=matplotlib.ticker.MaxNLocator(3),
-    )
+    _scale_below(panels[1], heat, (0.05, -0.09, 0.9, 0.05), MaxNLocator(3))
     for index in range(grid * grid):
         _token(panels[3], index % grid, index // grid, index + 1 in set(kept))
     _global_token(
@@ -61,13 +61,20 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     return figure
 
 
+def _scale_below(axes, heat, place: tuple[float, float, float, float], ticks, **options) -> None:
+    """Draw the colour scale of a map below it; `place` is (left, bottom, width, height)."""
+    below = axes.inset_axes(place)
+    axes.figure.colorbar(heat, cax=below, orientation="horizontal", ticks=ticks, **options)
+
+
 def _token(axes, column: int, row: int, kept: bool) -> None:
-    """A kept token outlined, a dropped one greyed out."""
-    outlined = {"edgecolor": BLUE, "linewidth": 1.5, "fill": False}
-    grey = {"facecolor": "#EEEEEE", "edgecolor": "none", "alpha": 0.8}
-    axes.add_patch(
-        Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **(outlined if kept else grey))
-    )
+    """Outline a kept token, or grey out a dropped one."""
+    token = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92)
+    if kept:
+        token.set(edgecolor=BLUE, linewidth=1.5, fill=False)
+    else:
+        token.set(facecolor="#EEEEEE", edgecolor="none", alpha=0.8)
+    axes.add_patch(token)
 
 
 def _global_token(axes, colour, value: float, kept: bool) -> None:
@@ -97,28 +104,22 @@ def _global_token(axes, colour, value: float, kept: bool) -> None:
 
 @styled
 def soft_belief_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: int = 7) -> Figure:
-    """The image, and beside it quantities of its tokens, such as belief and weight (PIR-CLIP), each on its own scale.
+    """Draw the image, and beside it quantities of its tokens, each on its own scale (PIR-CLIP).
 
-    maps  title -> (1 + grid*grid,): first the class token, whose value stands above, then the local
-          ones row by row
+    maps  title -> (1 + grid*grid,), such as belief and weight: first the class token, whose value
+          is in the title, then the local tokens row by row
     """
     figure = new(3.1 * (1 + len(maps)), 4)
     panels = figure.subplots(1, 1 + len(maps))
     box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
     for axes, title in zip(panels, ["image", *maps], strict=True):
         axes.imshow(image, extent=box, interpolation="lanczos")
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
+        axes.set_title(title)
+        bare(axes)
     for axes, values in zip(panels[1:], maps.values(), strict=False):
         local = np.asarray(values, float)[1:].reshape(grid, grid)
         heat = axes.imshow(local, extent=box, cmap="inferno", alpha=0.75)
-        figure.colorbar(
-            heat,
-            cax=axes.inset_axes((0.1, -0.09, 0.8, 0.05)),
-            orientation="horizontal",
-            ticks=matplotlib.ticker.MaxNLocator(3),
-        )
+        _scale_below(axes, heat, (0.1, -0.09, 0.8, 0.05), MaxNLocator(3))
         axes.set_title(f"{axes.get_title()}\n(class token {values[0]:.2f})")
     return figure
 
@@ -127,10 +128,11 @@ def soft_belief_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: in
 def pooled_tokens(
     image: np.ndarray, change: np.ndarray, patches: np.ndarray, words: np.ndarray
 ) -> Figure:
-    """What happens to tokens on their way to a code (CFITR).
+    """Draw what happens to tokens on their way to a code (CFITR).
 
-    change   (S,S) how far LFEM moves each patch;  patches (S,S), words (L,) the learned weights of
-             the poolings
+    change   (S, S) how far LFEM moves each patch
+    patches  (S, S) learned weights of the pooling over patches
+    words    (L,) learned weights of the pooling over words
     """
     figure = new(11, 3.5)
     panels = figure.subplots(1, 4, width_ratios=[3, 3, 3, 4])
@@ -141,16 +143,10 @@ def pooled_tokens(
         panels[2].imshow(patches, cmap="RdBu_r", vmin=-limit, vmax=limit),
     ]
     for axes, heat in zip(panels[1:3], heats, strict=False):
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        figure.colorbar(
-            heat,
-            cax=axes.inset_axes((0.2, -0.12, 0.6, 0.05)),
-            orientation="horizontal",
-            ticks=np.linspace(*heat.get_clim(), 3),
-            format="%.2g",
-        )
+        bare(axes)
+        low, high = heat.get_clim()
+        ticks = [low, (low + high) / 2, high]
+        _scale_below(axes, heat, (0.2, -0.12, 0.6, 0.05), ticks, format="%.2g")
     for axes, title in zip(
         panels,
         ("image", "change by LFEM", "pooling weight: patch", "pooling weight: word"),
@@ -164,14 +160,13 @@ def pooled_tokens(
 
 @styled
 def mixing_maps(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
-    """Arrays of tokens (down) by channels (across), each on its own symmetric scale.
+    """Draw arrays of tokens (down) by channels (across), each on its own symmetric scale.
 
-    rows  what is shown in a row -> its arrays (T,D), one for each of `titles`
+    rows  name of a row -> its arrays (T, D), one for each of `titles`
     """
     figure = new(3.7 * len(titles), 2.75 * len(rows))
-    for panels, (name, arrays) in zip(
-        figure.subplots(len(rows), len(titles), squeeze=False), rows.items(), strict=True
-    ):
+    grid = figure.subplots(len(rows), len(titles), squeeze=False)
+    for panels, (name, arrays) in zip(grid, rows.items(), strict=True):
         for axes, title, values in zip(panels, titles, arrays, strict=True):
             limit = max(float(np.abs(values).max()), 1e-9)
             drawn = axes.imshow(
@@ -192,10 +187,10 @@ def mixing_maps(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str])
 
 @styled
 def query_maps(image: np.ndarray, maps: np.ndarray) -> Figure:
-    """What each query reads of an image in each layer.
+    """Draw the attention of each query to the image in each layer.
 
     maps  (layers, queries, S, S) attention weights; every panel has its own scale, and its largest
-          weight stands above
+          weight is in the title
     """
     layers, queries = maps.shape[:2]
     figure = new(1.35 * (queries + 1), 0.3 + 1.6 * layers)
@@ -221,14 +216,15 @@ def map_rows(
     maps: Mapping[str, Sequence[np.ndarray]],
     masks: Sequence[np.ndarray] | None = None,
 ) -> Figure:
-    """One row per image: a text, the image, and a map (S,S) from each method, each panel on its own scale.
+    """Draw one row per image: a text, the image, and a map (S, S) from each method.
 
-    masks  (H,W) bool of each image, outlined in green on every panel
-    Red speaks for the text, blue against it; a map without negative values goes from white to red.
+    masks  (H, W) bool of each image, outlined in green on every panel
+    Each panel has its own scale. Red supports the text, blue speaks against it; a map without
+    negative values goes from white to red.
     """
     figure = new(2.2 + 1.75 * (1 + len(maps)), 0.4 + 1.85 * len(images))
     grid = figure.subplots(
-        len(images), 2 + len(maps), squeeze=False, width_ratios=[1.2] + [1] * (1 + len(maps))
+        len(images), 2 + len(maps), squeeze=False, width_ratios=[1.2, 1, *(1 for _ in maps)]
     )
     for number, (row, image, text) in enumerate(zip(grid, images, texts, strict=True)):
         row[0].set_axis_off()
@@ -251,12 +247,10 @@ def map_rows(
 
 
 def _over(axes, image: np.ndarray, values: np.ndarray | None) -> None:
-    """An image and, where there is one, a map over a grey copy of it."""
+    """Draw an image or, if there is a map, the map over a grey copy of it."""
     shown = image if values is None else image.mean(2).astype(np.uint8)
     axes.imshow(shown, extent=(0, 1, 1, 0), cmap="gray", interpolation="lanczos")
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+    bare(axes)
     if values is not None:
         limit = max(np.abs(values).max(), 1e-12)
         axes.imshow(
@@ -272,14 +266,14 @@ def _over(axes, image: np.ndarray, values: np.ndarray | None) -> None:
 
 @styled
 def class_maps(maps: Mapping[str, np.ndarray], columns: int = 8) -> Figure:
-    """A map (S,S) for each class, all on one scale."""
+    """Draw a map (S, S) for each class, all on one scale."""
     rows = max(1, -(-len(maps) // columns))
     figure = new(1.5 * columns, 0.3 + 1.75 * rows)
     top = max(np.max(values) for values in maps.values())
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, (name, values) in zip(panels, maps.items(), strict=True):
+    for axes, (name, values) in zip(panels, maps.items(), strict=False):
         drawn = axes.imshow(values, cmap="inferno", vmin=0, vmax=top)
         axes.set_title(wrap(name, 1.3, 9, lines=2), fontsize=9)
     figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.01)
@@ -288,8 +282,9 @@ def class_maps(maps: Mapping[str, np.ndarray], columns: int = 8) -> Figure:
 
 @styled
 def word_weights(tables: Sequence[pd.DataFrame]) -> Figure:
-    """What is read of each word of some sentences: tables with a column for each word, darker where
-    more is read.
+    """Draw the weight of each word of some sentences, darker for larger weights.
+
+    tables  one for each sentence, with a column for each word
     """
     width = max(len(table.columns) for table in tables)
     figure = new(1.2 + 0.95 * width, sum(0.7 + 0.4 * len(table) for table in tables))
@@ -326,21 +321,16 @@ def word_weights(tables: Sequence[pd.DataFrame]) -> Figure:
 
 @styled
 def hiding_curves(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Scores while patches are hidden (above) or shown (below) in the order of each map.
+    """Draw scores while patches are hidden (above) or shown (below) in the order of each map.
 
-    panels  system -> method -> (2,steps+1) deletion and insertion; "random" is drawn grey and
-            dashed
+    panels  system -> method -> (2, steps+1) deletion and insertion; "random" is grey and dashed
     """
     figure = new(2.75 * len(panels), 5.6)
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True)
-    names = [
-        name
-        for name in dict.fromkeys(name for one in panels.values() for name in one)
-        if name != "random"
-    ]
-    look = dict(zip(names, zip(COLOURS, "osD^vP*", strict=False), strict=True)) | {
-        "random": (GREY, None)
-    }
+    names = dict.fromkeys(chain.from_iterable(panels.values()))
+    names.pop("random", None)
+    look: dict[str, tuple] = dict(zip(names, zip(COLOURS, "osD^vP*", strict=False), strict=False))
+    look["random"] = (GREY, None)
     for column, (title, curves) in zip(grid.T, panels.items(), strict=True):
         for axes, kind in zip(column, (0, 1), strict=True):
             for name, both in curves.items():
@@ -360,36 +350,32 @@ def hiding_curves(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         column[1].set_xlabel("patches (%)")
     grid[0, 0].set_ylabel("score, hiding")
     grid[1, 0].set_ylabel("score, showing")
-    handles = {
-        label: handle
-        for axes in grid[0]
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    handles: dict[str, Artist] = {}
+    for axes in grid[0]:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
 @styled
 def check_bars(tables: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
-    """A panel for each system: for each method a number with its interval against zero, full where it lies above.
+    """Draw for each method a number with its interval, one panel for each system.
 
+    A bar is filled where the number is above zero for certain.
     tables  rows are methods, with the columns `value`, low, high and verdict
     """
     figure = new(2.75 * len(tables) + 1, 1.3 + 0.34 * max(len(table) for table in tables.values()))
-    names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
-    for axes, (title, table) in zip(
-        figure.subplots(1, len(tables), squeeze=False, sharey=True).ravel(),
-        tables.items(),
-        strict=True,
-    ):
+    names = list(dict.fromkeys(chain.from_iterable(table.index for table in tables.values())))
+    grid = row_of_panels(figure, len(tables), sharey=True)
+    for axes, (title, table) in zip(grid, tables.items(), strict=True):
         part = table.rename(columns={value: "value"})
         y = np.array([names.index(name) for name in part.index])
         sure = (part.verdict == "yes").to_numpy()
         axes.barh(y, part.value, 0.65, color=np.where(sure, BLUE, "white"), edgecolor=BLUE)
         whiskers(axes, y, part, horizontal=True)
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(range(len(names)), names)
-        axes.set(title=title, xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        named_rows(axes, names)
+        axes.set(title=title, xlabel=label)
         axes.locator_params(axis="x", nbins=3)
-        axes.grid(axis="y", visible=False)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from nbhelpers.figures.style import (
     BLUE,
     COLOURS,
+    DASHES,
     GREEN,
     GREY,
     LINE,
@@ -24,10 +26,13 @@ from nbhelpers.figures.style import (
     draw_image,
     legend_above,
     line_count,
+    named_rows,
     new,
+    row_of_panels,
     styled,
     text_list,
     whiskers,
+    widen_margins,
     wrap,
 )
 
@@ -36,13 +41,14 @@ from nbhelpers.figures.style import (
 def retrieved(
     query: str, images: Sequence[np.ndarray], scores: Sequence[float], right: Sequence[bool]
 ) -> Figure:
-    """The images ranked first for a text: right ones in a full green frame, others in a dashed red
-    one.
+    """Draw the images ranked first for a text.
+
+    Right ones have a full green frame, others a dashed red one.
     """
     columns = len(images)
     figure = new(max(1.75 * columns, 6), 2.7)
     figure.suptitle(wrap(f"“{query}”", max(1.75 * columns, 6), SIZE, 2), fontsize=SIZE)
-    for rank, axes in enumerate(figure.subplots(1, columns, squeeze=False).ravel()):
+    for rank, axes in enumerate(row_of_panels(figure, columns)):
         draw_image(axes, images[rank], GREEN if right[rank] else RED, dashed=not right[rank])
         mark = "✓" if right[rank] else "✗"
         axes.set_title(f"{rank + 1}.  {scores[rank]:.2f} {mark}", fontsize=SMALL, pad=4)
@@ -53,7 +59,7 @@ def retrieved(
 def retrieved_texts(
     image: np.ndarray, captions: Sequence[str], scores: Sequence[float], right: Sequence[bool]
 ) -> Figure:
-    """An image and the captions ranked first for it; its own ones green and ticked."""
+    """Draw an image and the captions ranked first for it; its own ones green and ticked."""
     texts = [
         wrap(f"{'✓' if hit else '✗'} {score:.2f}  {text}", 6.8, SMALL, 2)
         for text, score, hit in zip(captions, scores, right, strict=True)
@@ -67,7 +73,7 @@ def retrieved_texts(
 
 @styled
 def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -> Figure:
-    """Scores of N images (rows) and M texts (columns); frames mark the pairs that belong together."""
+    """Draw scores of N images (rows) and M texts (columns); frames mark the pairs."""
     rows, columns = similarity.shape
     figure = new(max(5.0, min(11.0, 1.8 + 5 * columns / rows)), 5)
     axes = figure.subplots()
@@ -96,7 +102,7 @@ def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -
 
 @styled
 def recall_bars(table: pd.DataFrame) -> Figure:
-    """Recalls of several systems side by side.
+    """Draw recalls of several systems side by side.
 
     table  one row per system and metric: system, metric (of METRICS), value, and where known low
            and high (the confidence interval, a whisker) and claimed (the published value, a
@@ -134,10 +140,10 @@ def recall_bars(table: pd.DataFrame) -> Figure:
 
 @styled
 def recall_curve(hits: Mapping[str, np.ndarray], chance: np.ndarray | None = None) -> Figure:
-    """R@K over K for every named curve: value k-1 is R@k in percent; chance is drawn dotted."""
+    """Draw R@K over K for every curve: value k-1 is R@k in percent; chance is dotted."""
     figure = new(7.5, 4.4)
     axes = figure.subplots()
-    for (name, curve), style in zip(hits.items(), ["-", "--", "-.", ":"] * len(hits), strict=True):
+    for (name, curve), style in zip(hits.items(), cycle(DASHES), strict=False):
         marker = "o" if len(curve) == 1 else None  # one point is no line
         axes.plot(np.arange(1, len(curve) + 1), curve, style, marker=marker, label=name)
     if chance is not None:
@@ -149,9 +155,12 @@ def recall_curve(hits: Mapping[str, np.ndarray], chance: np.ndarray | None = Non
 
 @styled
 def rank_histogram(ranks: Mapping[str, np.ndarray], bins: int = 20) -> Figure:
-    """How many queries find their first right item at which rank (axis from 1, `ranks` from 0)."""
+    """Draw how many queries find their first right item at which rank.
+
+    The axis starts at 1, `ranks` start at 0.
+    """
     figure = new(5 * len(ranks), 3.8)
-    panels = figure.subplots(1, len(ranks), squeeze=False).ravel()
+    panels = row_of_panels(figure, len(ranks))
     for axes, (name, values), colour in zip(panels, ranks.items(), COLOURS, strict=False):
         values = np.asarray(values, float) + 1
         # ranks are whole
@@ -175,7 +184,10 @@ def bar_with_ceiling(
     ceilings: Mapping[str, float],
     chance: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Measured recalls (bars), the best that repeated captions allow (outlines) and chance (lines)."""
+    """Draw measured recalls (bars), their ceilings (outlines) and chance (lines).
+
+    A ceiling is the best recall that repeated captions allow.
+    """
     names = list(values)
     figure = new(max(6.0, 1.3 * len(names)), 4.2)
     axes, x = figure.subplots(), np.arange(len(names))
@@ -202,10 +214,10 @@ def bar_with_ceiling(
 
 @styled
 def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure:
-    """Recall over the number of trained parameters, one point per row of a table indexed by system.
+    """Draw recall over the number of trained parameters, one point per system.
 
-    table  trainable, the metric, low and high (its interval) in percent; a row that trains nothing
-           is a dashed line
+    table  indexed by system: trainable, the metric, low and high (its interval) in percent; a row
+           that trains nothing is a dashed line
     """
     figure = new(8, 4.6)
     axes = figure.subplots()
@@ -248,10 +260,10 @@ def ranking(
     claimed: Mapping[str, float] | None = None,
     metric: str = "mR",
 ) -> Figure:
-    """Systems below each other, best first, each a point with its interval and the letters of its group.
+    """Draw systems below each other, each a point with its interval and its group's letters.
 
-    table    indexed by system: value, low and high (its interval) in percent, group
-    levels   drawn as vertical lines: chance, the ceiling of the split
+    table    indexed by system, best first: value, low and high (its interval) in percent, group
+    levels   vertical lines: chance, the ceiling of the split
     claimed  published values, hollow diamonds below the systems
     """
     claimed = claimed or {}
@@ -269,9 +281,9 @@ def ranking(
             markeredgecolor="black",
             label="as published",
         )
-    for (name, level), style in zip(levels.items(), (":", "--"), strict=True):
+    for (name, level), style in zip(levels.items(), (":", "--"), strict=False):
         axes.axvline(level, color=GREY, linestyle=style, label=f"{name} {level:.1f}")
-    for height, group in zip(y, table.group, strict=True):
+    for height, group in zip(y, table.group, strict=False):
         axes.annotate(
             group,
             (1, height),
@@ -281,10 +293,9 @@ def ranking(
             va="center",
             fontsize=SMALL,
         )
-    axes.set_yticks(y, names)
-    axes.set(xlabel=f"{metric} (%)", ylim=(len(names) - 0.5, -0.5))
-    axes.grid(axis="y", visible=False)
+    named_rows(axes, names)
+    axes.set(xlabel=f"{metric} (%)")
     legend_above(axes, 4)
     # labels on both sides, wider when saved than when laid out
-    figure.get_layout_engine().set(w_pad=0.15)
+    widen_margins(figure, 0.15)
     return figure

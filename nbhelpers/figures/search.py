@@ -1,4 +1,4 @@
-"""Search in two stages: lists, codes, trade-off, times."""
+"""Search in two stages: ranked lists, hash codes, the trade-off, times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from nbhelpers.figures.style import (
     BLUE,
     COLOURS,
+    DASHES,
     DIRECTIONS,
     GREEN,
     GREY,
@@ -21,6 +22,7 @@ from nbhelpers.figures.style import (
     draw_image,
     legend_above,
     new,
+    row_of_panels,
     styled,
     wrap,
 )
@@ -30,17 +32,18 @@ from nbhelpers.figures.style import (
 def two_lists(
     query: str, lists: Mapping[str, tuple[Sequence[np.ndarray], Sequence[str], Sequence[bool]]]
 ) -> Figure:
-    """Several rankings of images for one text, one row each: name -> (images, a note under each,
-    whether it is right); right ones in a full green frame, others in a dashed red one.
+    """Draw several rankings of images for one text, one row each.
+
+    lists  name -> (images, a note for each, whether it is right); right images have a full green
+           frame, others a dashed red one
     """
     columns = max(len(images) for images, _, _ in lists.values())
     figure = new(1.75 * columns, 0.6 + 2.05 * len(lists))
     figure.suptitle(wrap(f"“{query}”", 1.75 * columns, SIZE, 2), fontsize=SIZE)
-    for row, (name, (images, notes, right)) in zip(
-        figure.subplots(len(lists), columns, squeeze=False), lists.items(), strict=True
-    ):
+    grid = figure.subplots(len(lists), columns, squeeze=False)
+    for row, (name, (images, notes, right)) in zip(grid, lists.items(), strict=True):
         for place, (axes, image, note, hit) in enumerate(
-            zip(row, images, notes, right, strict=True)
+            zip(row, images, notes, right, strict=False)
         ):
             draw_image(axes, image, GREEN if hit else RED, dashed=not hit)
             axes.set_title(f"{place + 1}.  {note} {'✓' if hit else '✗'}", fontsize=SMALL, pad=4)
@@ -50,17 +53,14 @@ def two_lists(
 
 @styled
 def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: int) -> Figure:
-    """Bits that differ between the codes of an image and a text, as shares of the pairs.
+    """Draw how many bits differ between the codes of an image and a text, as shares of pairs.
 
     panels  title -> (distances of pairs that belong together, distances of the others)
     """
     figure = new(5 * len(panels), 3.8)
     edges = np.linspace(0, bits, min(bits, 32) + 1) - 0.5
-    for axes, (title, pairs) in zip(
-        figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel(),
-        panels.items(),
-        strict=True,
-    ):
+    grid = row_of_panels(figure, len(panels), sharey=True)
+    for axes, (title, pairs) in zip(grid, panels.items(), strict=True):
         for values, name, colour, style in zip(
             pairs, ("true", "false"), (GREEN, RED), ("-", "--"), strict=True
         ):
@@ -83,7 +83,7 @@ def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: in
 
 @styled
 def tradeoff(points: pd.DataFrame, levels: Mapping[str, float], metric: str = "mR") -> Figure:
-    """What candidates buy and cost: a recall and the milliseconds of a query against their number.
+    """Draw recall and the milliseconds of a query over the number of candidates.
 
     points  one row for each number of candidates: k, the recall in percent, i2t_total_ms and
             t2i_total_ms
@@ -94,7 +94,7 @@ def tradeoff(points: pd.DataFrame, levels: Mapping[str, float], metric: str = "m
     left, right = figure.subplots(1, 2)
     left.plot(points.k, points[metric], "o-", label="two stages")
     for (name, level), colour, style in zip(
-        levels.items(), [ORANGE, GREEN, GREY], ["--", "-.", ":"], strict=True
+        levels.items(), [ORANGE, GREEN, GREY], DASHES[1:], strict=False
     ):
         left.axhline(level, color=colour, linestyle=style, label=name)
     left.set(xlabel="candidates K", ylabel=f"{metric} (%)")
@@ -114,10 +114,10 @@ def tradeoff(points: pd.DataFrame, levels: Mapping[str, float], metric: str = "m
 
 @styled
 def gallery_times(times: pd.DataFrame, measured: pd.DataFrame) -> Figure:
-    """Milliseconds of a query against the size of the gallery, on logarithmic axes.
+    """Draw milliseconds of a query over the size of the gallery, on logarithmic axes.
 
     times     a row for each size (its index), a column for each way to search
-    measured  the same with booleans; what was only calculated is drawn hollow and dashed
+    measured  the same with booleans; a calculated time is hollow and dashed
     """
     figure = new(8, 4.4)
     axes = figure.subplots()

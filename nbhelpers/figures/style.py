@@ -1,4 +1,4 @@
-"""The one style of every plot, its file form, and the parts that several plots share.
+"""The style of every plot, its file form, and the parts that several plots share.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008), made for every common colour
 blindness; right and wrong, kept and dropped also differ in line style. Fonts stay readable at half
@@ -16,7 +16,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from nbhelpers.files import atomic_write
@@ -28,6 +30,7 @@ DIRECTIONS = {"i2t": "image→text", "t2i": "text→image"}
 METRICS = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR"]
 DPI, LIMIT = 150, 300_000
 SIZE, SMALL = 13, 11
+DASHES = ("-", "--", "-.", ":")
 LINE = 0.19  # inches that a line of small text takes
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -38,7 +41,7 @@ STYLE = {
     "ytick.labelsize": SMALL,
     "legend.fontsize": SMALL,
     "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -51,8 +54,9 @@ STYLE = {
 
 
 def styled(plot):
-    """Draws with STYLE, the caller's own left alone, and fixes the layout, which creeps when
-    redrawn.
+    """Draw a plot with STYLE and fix its layout, which would change a little when redrawn.
+
+    The caller's own style is left alone.
     """
 
     @functools.wraps(plot)
@@ -67,9 +71,10 @@ def styled(plot):
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Writes a PNG, equal bytes for equal figures, at 150 dpi; where that exceeds 300 kB, as
-    photographs do, it is reduced to 256 colours and then to fewer dpi until the file is small
-    enough.
+    """Write a PNG and return its path; equal figures give equal bytes.
+
+    It has 150 dpi. Where it would exceed 300 kB, as photographs do, it is reduced to 256 colours
+    and then to fewer dpi until the file is small enough.
     """
     dpi, content = DPI, _png(figure, DPI)
     if len(content) >= LIMIT:
@@ -98,19 +103,25 @@ def _fewer_colours(png: bytes) -> bytes:
 
 
 def wrap(text: str, inches: float, size: float = SMALL, lines: int = 3) -> str:
-    """Breaks `text` to the width of `inches` at a font size; an ellipsis stands for what exceeds
-    `lines`.
-    """
+    """Break `text` to a width in inches at a font size, with an ellipsis after `lines` lines."""
     width = max(6, int(inches * 72 / (0.53 * size)))
     return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …"))
 
 
 def new(width: float, height: float) -> Figure:
+    """Return an empty figure of that size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def widen_margins(figure: Figure, inches: float) -> None:
+    """Keep more room on both sides: wide labels are a little larger in the file's dpi."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(w_pad=inches)
+
+
 def draw_image(axes, image: np.ndarray, colour: str | None = None, dashed: bool = False) -> None:
-    """The image without ticks, in a coloured frame where a colour is given."""
+    """Draw an image without ticks, in a coloured frame if a colour is given."""
     axes.imshow(image, interpolation="lanczos" if image.shape[0] > 64 else "nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
@@ -119,14 +130,42 @@ def draw_image(axes, image: np.ndarray, colour: str | None = None, dashed: bool 
         spine.set_linestyle((0, (2, 1)) if dashed else "-")
 
 
+def bare(axes) -> None:
+    """Remove the ticks, the grid and the frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def row_of_panels(figure: Figure, count: int, **options) -> np.ndarray:
+    """Return `count` axes beside each other: (count,) array."""
+    return figure.subplots(1, count, squeeze=False, **options).ravel()
+
+
+def sheet(figure: Figure, rows: int, columns: int, used: int) -> np.ndarray:
+    """Return the first `used` axes of a grid, row by row; the others are hidden."""
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[used:]:
+        axes.set_visible(False)
+    return grid[:used]
+
+
+def named_rows(axes, names: Sequence[str]) -> None:
+    """Name rows 0, 1, ... from top to bottom, without horizontal grid lines."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
 def legend_above(axes, columns: int) -> None:
+    """Draw the legend above the axes."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.2
     )
 
 
 def whiskers(axes, x: np.ndarray, part: pd.DataFrame, horizontal: bool = False) -> None:
-    """The intervals low..high about value, where the table has them."""
+    """Draw the intervals low..high about value, if the table has them."""
     if {"low", "high"} <= set(part):
         spread = np.abs(np.array([part.value - part.low, part.high - part.value], float))
         where, along = ((part.value, x), "xerr") if horizontal else ((x, part.value), "yerr")
@@ -136,25 +175,24 @@ def whiskers(axes, x: np.ndarray, part: pd.DataFrame, horizontal: bool = False) 
 
 
 def stacked_bars(axes, table, colours: Sequence[str], thickness: float, **look) -> None:
-    """A horizontal bar for each row of a table, the first on top, stacked from its columns, which
-    the legend names.
+    """Draw a horizontal bar for each row of a table, the first on top.
+
+    Each bar is stacked from the table's columns; the legend names them.
     """
     left, y = np.zeros(len(table)), np.arange(len(table))
-    for (name, values), colour in zip(table.items(), colours, strict=True):
+    for (name, values), colour in zip(table.items(), colours, strict=False):
         axes.barh(y, values, thickness, left=left, color=colour, label=name, **look)
         left += values.to_numpy(float)
-    axes.set_yticks(y, [wrap(name, 2.4, lines=1) for name in table.index])
-    axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
+    named_rows(axes, [wrap(name, 2.4, lines=1) for name in table.index])
 
 
 def line_count(texts: Sequence[str]) -> float:
-    """Lines that a list of texts takes, with half a line between two texts."""
+    """Return how many lines a list of texts takes, with half a line between two texts."""
     return sum(text.count("\n") + 1.5 for text in texts)
 
 
 def text_list(axes, texts: Sequence[str], colours: Sequence[str] | None = None) -> None:
-    """Texts below each other, spread over the height by their numbers of lines."""
+    """Draw texts below each other, spread over the height by their numbers of lines."""
     axes.set_axis_off()
     step = 1 / max(line_count(texts), 8)
     top = 0.5 + 0.5 * step * line_count(texts)

@@ -1,8 +1,10 @@
-"""Curves of training, and what its parts bring."""
+"""Curves of training, and ablation steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,12 +14,14 @@ from matplotlib.ticker import MaxNLocator
 
 from nbhelpers.figures.style import (
     BLUE,
+    DASHES,
     GREEN,
     GREY,
     RED,
     SMALL,
     legend_above,
     new,
+    row_of_panels,
     styled,
     whiskers,
     wrap,
@@ -31,14 +35,15 @@ def loss_curves(
     validation: str = "val_mR",
     x: str = "epoch",
 ) -> Figure:
-    """Loss terms over `x` and, where the column exists, beside them the validation figure with its best.
+    """Draw loss terms over `x`, and beside them the validation score with its best.
 
-    history  as training writes it: epoch, loss, loss terms, val_mR
+    history  as training writes it: epoch, loss, loss terms, val_mR; without the validation column
+             there is one panel
     """
     shown = validation in history and history[validation].notna().any()
     figure = new(10 if shown else 6.5, 4)
-    panels = figure.subplots(1, 2 if shown else 1, squeeze=False).ravel()
-    for term, style in zip(terms, ["-", "--", "-.", ":"] * len(terms), strict=True):
+    panels = row_of_panels(figure, 2 if shown else 1)
+    for term, style in zip(terms, cycle(DASHES), strict=False):
         # one point is no line
         panels[0].plot(
             history[x], history[term], style, marker="o" if len(history) == 1 else None, label=term
@@ -64,15 +69,16 @@ def loss_curves(
     return figure
 
 
-def _whole(axes: Axes, most: int | str = "auto") -> None:
-    """Whole numbers below, also below a single point, where matplotlib would want two ticks."""
+def _whole(axes: Axes, most: int | Literal["auto"] = "auto") -> None:
+    """Use whole numbers on the x axis, also for one point, where matplotlib wants two ticks."""
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 @styled
 def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_CIDEr") -> Figure:
-    """The training loss of stages that follow each other, each on its own scale, and the validation
-    figure of the last.
+    """Draw the training loss of stages that follow each other, each on its own scale.
+
+    The last panel has the validation score of the last stage.
     """
     shown = [(name, history, "loss", BLUE, "training loss") for name, history in histories.items()]
     name, last = list(histories.items())[-1]
@@ -81,9 +87,8 @@ def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_C
             (name, last, validation, GREEN, f"validation {validation.removeprefix('val_')} x 100")
         )
     figure = new(3.1 * len(shown), 3.4)
-    for axes, (name, history, column, colour, label) in zip(
-        figure.subplots(1, len(shown), squeeze=False).ravel(), shown, strict=True
-    ):
+    panels = row_of_panels(figure, len(shown))
+    for axes, (name, history, column, colour, label) in zip(panels, shown, strict=True):
         axes.plot(history.epoch, history[column], "o-", color=colour, markersize=5)
         axes.set(title=name, xlabel="epoch", ylabel=label)
         _whole(axes, 4)
@@ -92,8 +97,9 @@ def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_C
 
 @styled
 def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
-    """One bar per row, the first one being the reference: variant, value and, where known, low and
-    high.
+    """Draw one bar per row; the first is the reference.
+
+    table  variant, value and, where known, low and high
     """
     figure = new(8, 1.3 + 0.55 * len(table))
     axes, y = figure.subplots(), np.arange(len(table))

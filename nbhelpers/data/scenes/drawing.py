@@ -4,7 +4,8 @@ Lengths are in units of a quarter pixel (SPAN = 896 units = 224 pixels). Directi
 five degrees (72 to the full turn, clockwise on the picture because y points down). Everything is
 integer arithmetic, so that every machine draws the same pixels.
 
-A shape is a list of loops: (n, 2) int64 arrays, all turning the same way. A hole is a reversed loop.
+A shape is a list of loops: (n, 2) int64 arrays, all turning the same way. A hole is a reversed
+loop.
 """
 
 from __future__ import annotations
@@ -51,9 +52,6 @@ COS = np.array(
     dtype=np.int64,
 )
 SIN = np.roll(COS, 18)
-
-
-# loops: lists of (n, 2) int64 arrays, all turning the same way; a hole is a reversed loop
 
 
 def turn(points, direction: int, x: int = 0, y: int = 0) -> np.ndarray:
@@ -173,19 +171,21 @@ def swept(loops: list, dx: int, dy: int) -> list:
         corners = loop.tolist()
         for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
             quad = [(x0, y0), (x1, y1), (x1 + dx, y1 + dy), (x0 + dx, y0 + dy)]
-            out.append(
-                np.array(
-                    quad if (x1 - x0) * dy - (y1 - y0) * dx >= 0 else quad[::-1], dtype=np.int64
-                )
-            )
+            back = (x1 - x0) * dy < (y1 - y0) * dx
+            out.append(np.array(quad[::-1] if back else quad, dtype=np.int64))
     return out
+
+
+def _pixels(places: np.ndarray) -> tuple[int, int]:
+    """Return the first pixel that the places (in units) reach on the picture, and the end."""
+    return max(int(places.min()), 0) // UNIT, -(-min(int(places.max()), SPAN) // UNIT)
 
 
 def coverage(loops: list, tilt: int = 0):
     """Return (rows, columns, cover): a window and how much of each pixel is covered, 0..16.
 
-    The loops are first turned about the middle by `tilt` steps. Winding is non-zero, with 4x4 samples
-    per pixel. None if nothing lies on the picture.
+    The loops are first turned about the middle by `tilt` steps. Winding is non-zero, with 4x4
+    samples per pixel. None if nothing lies on the picture.
     """
     points, middle = np.concatenate(loops), SPAN // 2
     if tilt:
@@ -198,14 +198,8 @@ def coverage(loops: list, tilt: int = 0):
     ends = ends[ends[:, 1] != ends[:, 3]]
     if not len(ends):
         return None
-    left, right = (
-        max(int(ends[:, 0].min()), 0) // UNIT,
-        -(-min(int(ends[:, 0].max()), SPAN) // UNIT),
-    )
-    top, bottom = (
-        max(int(ends[:, 1].min()), 0) // UNIT,
-        -(-min(int(ends[:, 1].max()), SPAN) // UNIT),
-    )
+    left, right = _pixels(ends[:, 0])
+    top, bottom = _pixels(ends[:, 1])
     if left >= right or top >= bottom:
         return None
     falling = ends[:, 3] > ends[:, 1]
@@ -220,15 +214,12 @@ def coverage(loops: list, tilt: int = 0):
     place = (row - top * UNIT) * (width + 1) + np.clip(crossing - left * UNIT, 0, width)
     winding = np.zeros(height * (width + 1), dtype=np.int16)
     np.add.at(winding, place, np.where(falling, np.int16(1), np.int16(-1))[edge])
-    # every row sums to nought
+    # the sum of every row is zero, so that one cumulative sum serves all rows
     winding = winding.cumsum(dtype=np.int16).reshape(height, width + 1)[:, :-1]
     inside = (winding != 0).view(np.uint8).reshape(height // UNIT, UNIT, width)
     down = inside[:, 0] + inside[:, 1] + inside[:, 2] + inside[:, 3]
     cover = down[:, 0::4] + down[:, 1::4] + down[:, 2::4] + down[:, 3::4]
     return slice(top, bottom), slice(left, right), cover
-
-
-# textures: (224, 224) int16 fields around zero, and colours spread over them
 
 
 @cache
@@ -318,30 +309,16 @@ def crowns(rng, cell: int, light: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
         for dcol in range(3):
             row, col = axis // cell + drow, axis // cell + dcol
             at = np.ix_(row, col)
-            dx = (
-                axis[None, :] * UNIT
-                + UNIT * cell
-                - (col * cell * UNIT)[None, :]
-                - spots[at][..., 0]
-            )
-            dy = (
-                axis[:, None] * UNIT
-                + UNIT * cell
-                - (row * cell * UNIT)[:, None]
-                - spots[at][..., 1]
-            )
+            dx = ((axis + cell - col * cell) * UNIT)[None, :] - spots[at][..., 0]
+            dy = ((axis + cell - row * cell) * UNIT)[:, None] - spots[at][..., 1]
             apart = (dx * dx + dy * dy) * 16 // sizes[at]
             nearer = apart < best
             np.copyto(best, apart, where=nearer)
             np.copyto(tone, tones[at], where=nearer)
             np.copyto(slope, dx * light[0] + dy * light[1], where=nearer)
     dome = 400 - best * 3200 // (cell * UNIT) ** 2
-    return (np.clip(dome, -800, 400) - slope * 60 // (cell * UNIT)).astype(np.int16), tone.astype(
-        np.int16
-    )
-
-
-# canvas
+    shade = np.clip(dome, -800, 400) - slope * 60 // (cell * UNIT)
+    return shade.astype(np.int16), tone.astype(np.int16)
 
 
 class Canvas:
@@ -392,9 +369,8 @@ class Canvas:
 
     def shadow(self, loops: list, height: int, depth: int = 9):
         """Darken the shadow of the loops; `height` in units."""
-        found = coverage(
-            swept(loops, self.light[0] * height // 16, self.light[1] * height // 16), self.tilt
-        )
+        dx, dy = (way * height // 16 for way in self.light)
+        found = coverage(swept(loops, dx, dy), self.tilt)
         if found is None:
             return
         rows, columns, cover = found
@@ -404,7 +380,7 @@ class Canvas:
 
     def lit(self, colour, direction: int) -> tuple[int, int, int]:
         """Return the colour of a roof that slopes down in a direction: lighter towards the sun."""
-        towards = (
-            -int(COS[direction % 72] * self.light[0] + SIN[direction % 72] * self.light[1]) // 1024
-        )
-        return tuple(min(255, max(0, int(c) * (64 + towards) // 64)) for c in colour)
+        across, down = self.light
+        towards = -int(COS[direction % 72] * across + SIN[direction % 72] * down) // 1024
+        red, green, blue = (min(255, max(0, int(c) * (64 + towards) // 64)) for c in colour)
+        return red, green, blue

@@ -35,7 +35,8 @@ from nbhelpers.files import atomic_folder
 CLASSES = tuple(sorted(RECIPES))
 SMALLEST = 16  # pixels an object must show to be spoken of
 PERIOD = 20  # splits and twins repeat after so many images of a class
-VAL, TEST = (1, 8, 15), (2, 9, 16)  # places within the period; the others are train: 70/15/15
+# places within the period; the others are train: 70/15/15
+VAL, TEST = (1, 8, 15), (2, 9, 16)
 # place of the image that repeats the one before it, by class number mod 3
 TWINS = (4, 9, 17)
 
@@ -59,7 +60,9 @@ class SceneSpec:
     def split(self) -> str:
         """The split of the image: train, val or test."""
         place = self.number % PERIOD
-        return "val" if place in VAL else "test" if place in TEST else "train"
+        if place in VAL:
+            return "val"
+        return "test" if place in TEST else "train"
 
     @property
     def name(self) -> str:
@@ -154,44 +157,33 @@ def _objects(names: list[tuple[str, str, int]], owner: np.ndarray) -> list[Objec
     rows, columns = np.nonzero(owner >= 0)
     order = np.argsort(owner[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
-    numbers, first = np.unique(owner[rows, columns], return_index=True)
+    first = np.unique(owner[rows, columns], return_index=True)[1]
     objects = []
-    for number, y, x in zip(
-        numbers.tolist(), np.split(rows, first[1:]), np.split(columns, first[1:]), strict=True
-    ):
+    for y, x in zip(np.split(rows, first[1:]), np.split(columns, first[1:]), strict=True):
         if len(x) >= SMALLEST:
-            left, top, right, bottom = (
-                int(x.min()),
-                int(y.min()),
-                int(x.max()) + 1,
-                int(y.max()) + 1,
-            )
-            objects.append(
-                Object(
-                    *names[number],
-                    (left, top, right, bottom),
-                    (int(x.sum()) // len(x), int(y.sum()) // len(y)),
-                    owner[top:bottom, left:right] == number,
-                )
-            )
+            number = int(owner[y[0], x[0]])
+            box = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
+            centre = (int(x.sum()) // len(x), int(y.sum()) // len(y))
+            crop = owner[box[1] : box[3], box[0] : box[2]] == number
+            kind, colour, count = names[number]
+            objects.append(Object(kind, colour, count, box, centre, crop))
     return objects
 
 
 def specs(count: int = 600, seed: int = 0, world: str = "a") -> list[SceneSpec]:
     """Return the pictures of a set of `count` images, class by class.
 
-    The first classes get the remainder. Below three images a class, fewer classes are taken, so that
-    every split has images. UserError if `count` is below 3.
+    The first classes get the remainder. Below three images a class, fewer classes are taken, so
+    that every split has images. UserError if `count` is below 3.
     """
     if count < 3:
         raise UserError(f"{count} images are too few for three splits; ask for 3 or more.")
     classes = CLASSES[: count // 3]
     share, more = divmod(count, len(classes))
-    return [
-        SceneSpec(scene, number, seed, world)
-        for k, scene in enumerate(classes)
-        for number in range(share + (k < more))
-    ]
+    listed = []
+    for k, scene in enumerate(classes):
+        listed += [SceneSpec(scene, n, seed, world) for n in range(share + (k < more))]
+    return listed
 
 
 def generate(count: int = 600, seed: int = 0, world: str = "a") -> Iterator[Scene]:
@@ -213,9 +205,10 @@ def fingerprint() -> str:
 def write_dataset(folder: Path | str, count: int = 600, seed: int = 0, world: str = "a") -> Path:
     """Write `images/` and `dataset_scenes.json` (Karpathy layout) and return the caption file.
 
-    A folder that holds just this set stays as it is, and an outdated one is replaced. The caption file
-    names the generator's version, seed and world. The first image is a TIFF; the second image of every
-    fifth class is listed as .tif but stored as .png. UserError if the folder holds other files.
+    A folder that holds just this set stays as it is, and an outdated one is replaced. The caption
+    file names the generator's version, seed and world. The first image is a TIFF; the second image
+    of every fifth class is listed as .tif but stored as .png. UserError if the folder holds other
+    files.
     """
     folder = Path(folder)
     listing = folder / "dataset_scenes.json"

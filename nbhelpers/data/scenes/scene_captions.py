@@ -80,8 +80,9 @@ ACTION = re.compile(r"(?!surrounded|covered)\w+(ed|ing) (?!.*side by side)")
 
 @dataclass(frozen=True)
 class Told:
-    """A fact in words: noun "three white planes", be "are", does "parked", place "in the middle" or "".
+    """A fact in words: "three white planes", "are", "parked near the terminal", "in the middle".
 
+    place           "" if the objects lie all over
     kind, objects   what the fact is about; masks and boxes are those of the objects
     """
 
@@ -126,6 +127,13 @@ def noun_phrase(
     return f"{NUMBERS[count] if count < len(NUMBERS) else 'many'} {words}", "are"
 
 
+def _side(places: list[int], near: str, far: str) -> str:
+    """Return which third of the picture holds all places, "" if not an outer one."""
+    if max(places) < NEAR:
+        return near
+    return far if min(places) > FAR else ""
+
+
 def place_of(
     centres: list[tuple[int, int]], box: tuple[int, int, int, int], alone: bool = False
 ) -> str:
@@ -135,10 +143,11 @@ def place_of(
     box       (left, top, right, bottom) of all together
     alone     there is only one thing; only then may it be large and still lie in the middle
     """
-    (left, top, right, bottom), xs, ys = box, [x for x, _ in centres], [y for _, y in centres]
+    left, top, right, bottom = box
+    xs, ys = [x for x, _ in centres], [y for _, y in centres]
     width, height = right - left, bottom - top
-    across = "left" if max(xs) < NEAR else "right" if min(xs) > FAR else ""
-    down = "upper" if max(ys) < NEAR else "lower" if min(ys) > FAR else ""
+    across = _side(xs, "left", "right")
+    down = _side(ys, "upper", "lower")
     if across and down and max(width, height) <= 130:
         return f"in the {down} {across} corner"
     if across and width <= 130:
@@ -181,15 +190,13 @@ def _whole(name: str, told: list[Told]) -> str:
 def _field_sentences(scene: str, told: list[Told], around: str, rng):
     """Return sentences in the style of the published sets, and how to write them down.
 
-    (about the main thing, about the rest, that fit every scene of the class, a function of a sentence)
+    (about the main thing, about the rest, about every scene of the class, function of a sentence)
     """
     name = NAMES[scene]
     at = "at" if scene in AT else "in"
-    main, rest, plain = (
-        [],
-        [],
-        [f"this is {article(name)}", f"it is {article(name)} seen from above"],
-    )
+    main: list[str] = []
+    rest: list[str] = []
+    plain = [f"this is {article(name)}", f"it is {article(name)} seen from above"]
     if around:
         rest.append(f"{_whole(name, told)} {around}")
     for k, t in enumerate(told):
@@ -213,7 +220,9 @@ def _field_sentences(scene: str, told: list[Told], around: str, rng):
 def _other_sentences(scene: str, told: list[Told], around: str, rng):
     """Return the same facts in another grammar, for the other world."""
     name = NAMES[scene]
-    main, rest, plain = [], [], [f"a view of {article(name)} from the air"]
+    main: list[str] = []
+    rest: list[str] = []
+    plain = [f"a view of {article(name)} from the air"]
     if around:
         rest.append(f"from the air we see that {_whole(name, told)} {around}")
     for k, t in enumerate(told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -236,7 +237,7 @@ class Stage:
 
         `whole`: nothing may stick out of the picture.
         """
-        found = []
+        found: list[tuple[int, int]] = []
         for _ in range(count * tries):
             if len(found) == count:
                 break
@@ -253,7 +254,7 @@ class Stage:
         self.facts.append(Fact(kind, does, colour, **more))
 
     def finish(self) -> np.ndarray:
-        """Return (224, 224, 3) uint8: the picture from high above, a little soft, pale and grainy."""
+        """Return (224, 224, 3) uint8: the picture seen from above, a little soft and grainy."""
         p = np.clip(self.canvas.pixels, 0, 255).astype(np.int32)
         padded = np.pad(p, ((1, 1), (1, 1), (0, 0)), mode="edge")
         p = (
@@ -307,9 +308,10 @@ class Stage:
     ):
         """Draw up to `count` trees wherever there is room."""
         sizes = [self.r(low, high) for _ in range(count)]
-        self.trees(
-            [(x, y, r) for r in sizes for x, y in self.spots(1, r, box, whole=False, tries=12)]
-        )
+        spots = []
+        for r in sizes:
+            spots += [(x, y, r) for x, y in self.spots(1, r, box, whole=False, tries=12)]
+        self.trees(spots)
 
     def grove(self, loops: list, cell: int = 8):
         """Fill the loops with closed woodland."""
@@ -361,7 +363,7 @@ class Stage:
         self.canvas.shadow(bodies, 9)
         with self.canvas.item("car", colour, len(spots)):
             self.canvas.paint(bodies, self.rgb(colour))
-            glass = [turn(pane, d, x, y) for x, y, d in spots for pane in panes]
+            glass = [turn(pane, d, x, y) for (x, y, d), pane in product(spots, panes)]
             self.canvas.paint(glass, (50, 58, 68) if colour != "black" else (120, 130, 140), 13)
 
     def drive(
@@ -385,7 +387,7 @@ class Stage:
                 if self.inside(x, y, 26):
                     ways.append((x, y, heading(x1 - x0, y1 - y0)))
         for k in self.rng.permutation(len(ways))[:count].tolist():
-            self.car(*ways[k], self.pick(*colours))
+            self.cars([ways[k]], self.pick(*colours))
 
     # buildings
     def house(
@@ -473,11 +475,10 @@ class Stage:
                 for k in range(-w + 10, w - 6, 16)
             ]
             self.canvas.paint(ribs, self.shade(colour, -40), 5)
-            vents = [
-                loop
-                for k in range(-w + 40, w - 20, 72)
-                for loop in rect(*turn([(k, 0)], direction, x, y)[0].tolist(), 8, 5, direction)
-            ]
+            vents = []
+            for k in range(-w + 40, w - 20, 72):
+                ((a, b),) = turn([(k, 0)], direction, x, y).tolist()
+                vents += rect(a, b, 8, 5, direction)
             self.canvas.paint(vents, self.shade(colour, 30), 13)
 
     # water
@@ -562,8 +563,7 @@ class Stage:
             self.lines(self.frame(x, y, w * 3 // 4, h * 3 // 4, direction))
             self.lines(band(turn([(0, -h * 3 // 4), (0, h * 3 // 4)], direction, x, y), 3))
             if kind == "basketball court":
-                middle = turn([(0, 0)], direction, x, y)[0].tolist()
-                self.lines(ring(*middle, h // 3, 3))
+                self.lines(ring(x, y, h // 3, 3))
             else:
                 for side in (-1, 1):
                     service = [(side * w * 3 // 8, -h // 2), (side * w * 3 // 8, h // 2)]

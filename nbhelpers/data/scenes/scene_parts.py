@@ -33,6 +33,17 @@ from nbhelpers.data.scenes.drawing import (
 
 MIDDLE = SPAN // 2
 
+# heights of roofs, in units
+HEIGHTS = {
+    "house": 26,
+    "villa": 36,
+    "building": 44,
+    "station building": 44,
+    "terminal": 50,
+    "hangar": 44,
+    "factory building": 40,
+    "platform": 18,
+}
 # how rough each surface is: large-scale and pixel-scale strength, sixteenths
 ROUGH = {
     "grass": (26, 14),
@@ -399,7 +410,6 @@ class Stage:
         direction: int,
         colour: str,
         kind: str = "house",
-        height: int = 26,
     ):
         """Draw a hipped roof, its ridge along the longer side."""
         if half_width < half_height:
@@ -413,7 +423,7 @@ class Stage:
             ((corners[2], corners[3], left, right), 18),
             ((corners[3], corners[0], left), 36),
         ]
-        self.canvas.shadow(rect(x, y, w, h, direction), height)
+        self.canvas.shadow(rect(x, y, w, h, direction), HEIGHTS[kind])
         with self.canvas.item(kind, colour):
             self.canvas.paint(rect(x, y, w, h, direction), self.rgb(colour))
             for points, way in facets:
@@ -423,24 +433,8 @@ class Stage:
                 band(turn([left, right], direction, x, y), 3), self.shade(colour, 30), 10
             )
 
-    def block(
-        self,
-        x: int,
-        y: int,
-        half_width: int,
-        half_height: int,
-        colour: str,
-        kind: str = "building",
-        height: int = 60,
-        clutter: int = 3,
-    ):
-        """Draw a flat roof with a parapet and some machines on it."""
-        self.canvas.shadow(rect(x, y, half_width, half_height), height)
-        with self.canvas.item(kind, colour):
-            self.flat_roof(x, y, half_width, half_height, colour, clutter)
-
     def flat_roof(self, x: int, y: int, w: int, h: int, colour: str, clutter: int):
-        """Draw the flat roof alone, inside the current object."""
+        """Draw a flat roof with a parapet and some machines on it, for the current object."""
         self.canvas.paint(rect(x, y, w, h), self.shade(colour, 16))
         self.canvas.paint(
             rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6))
@@ -460,12 +454,11 @@ class Stage:
         half_height: int,
         direction: int,
         colour: str,
-        kind: str = "building",
-        height: int = 40,
+        kind: str,
     ):
         """Draw a long ribbed metal roof in two slopes."""
         w, h = half_width, half_height
-        self.canvas.shadow(rect(x, y, w, h, direction), height)
+        self.canvas.shadow(rect(x, y, w, h, direction), HEIGHTS[kind])
         with self.canvas.item(kind, colour):
             for side, way in ((-1, 54), (1, 18)):
                 half = polygon([(-w, 0), (w, 0), (w, side * h), (-w, side * h)], direction, x, y)

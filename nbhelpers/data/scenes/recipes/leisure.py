@@ -37,10 +37,11 @@ def baseballfield(s: Stage):
         s.canvas.paint(disc(448, 448, 70), s.surface("concrete"))
     for x, y, direction in homes:
         diamond(s, x, y, size, direction)
-        s.take(*turn([(size * 9 // 16, 0)], direction, x, y)[0].tolist(), size * 5 // 8)
+        infield = turn([(size * 9 // 16, 0)], direction, x, y)[0].tolist()
+        s.taken.append((*infield, size * 5 // 8))
         s.take(x, y, size // 5)
-        s.take(*turn([(size * 7 // 8, 0)], direction - 6, x, y)[0].tolist(), size // 3)
-        s.take(*turn([(size * 7 // 8, 0)], direction + 6, x, y)[0].tolist(), size // 3)
+        for way in (direction - 6, direction + 6):
+            s.taken.append((*turn([(size * 7 // 8, 0)], way, x, y)[0].tolist(), size // 3))
     s.tell("baseball field", "next to each other", one="surrounded by " + GROUND[land])
     group = "baseball field" if count == 1 else "baseball fields"
     if s.chance(50) and count < 3:
@@ -78,13 +79,14 @@ def diamond(s: Stage, x: int, y: int, size: int, direction: int):
         ]
         s.canvas.paint([at(infield)], s.surface("grass", (108, 150, 80)))
         s.canvas.paint(disc(x, y, size // 9), dirt)
-        mound = at([(side * 11 // 16, 0)])[0].tolist()
-        s.canvas.paint(disc(*mound, max(size // 26, 5)), dirt)
+        mound_x, mound_y = at([(side * 11 // 16, 0)])[0].tolist()
+        s.canvas.paint(disc(mound_x, mound_y, max(size // 26, 5)), dirt)
         for k in (-9, 9):
             s.lines(band([(x, y), at([turn([(size, 0)], k)[0]])[0]], 3))
         base = side * 11 // 16
         for point in ((base, -base), (2 * base, 0), (base, base)):
-            s.lines(rect(*at([point])[0].tolist(), 4, 4, direction), 16)
+            base_x, base_y = at([point])[0].tolist()
+            s.lines(rect(base_x, base_y, 4, 4, direction), 16)
 
 
 def park(s: Stage):
@@ -182,7 +184,7 @@ def resort(s: Stage):
         s.canvas.paint(blob(x, y, 92, s.rng, 2, 9), s.surface("paving"))
         s.pool(x, y, s.r(56, 66), 0, 0, True)
     for x, y in s.spots(s.r(1, 7), 84, (60, 60, 836, limit), tries=80):
-        s.house(x, y, s.r(64, 78), s.r(30, 38), s.pick(0, 0, 18), roof, "villa", 36)
+        s.house(x, y, s.r(64, 78), s.r(30, 38), s.pick(0, 0, 18), roof, "villa")
     colour = s.pick("red", "blue", "yellow", "white")
     for x, y in s.spots(s.r(0, 9), 19, (40, 590, 856, 650) if sea else (40, 40, 856, 856)):
         umbrella(s, x, y, colour, 14)
@@ -233,7 +235,7 @@ def school(s: Stage):
     ]
     for k in sorted(s.rng.permutation(len(slots))[: s.r(2, 7)].tolist()):
         bx, by, w = slots[k]
-        s.house(bx, by, w + s.r(-10, 6), 42, 0, roof, "building", 44)
+        s.house(bx, by, w + s.r(-10, 6), 42, 0, roof, "building")
         s.take(bx - w // 2, by, 82)
         s.take(bx + w // 2, by, 82)
     s.tell("building", "in the school", roof)

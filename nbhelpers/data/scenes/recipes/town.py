@@ -120,10 +120,11 @@ def commercial(s: Stage):
     )
     spots = s.spots(s.r(3, 10), 104, (100, 100, 796, 796), tries=120)
     plots = [(*spot, s.r(72, 96), s.r(72, 96)) for spot in spots]
+    light = s.canvas.light
     for x1, y1, w, h in plots:
         s.canvas.paint(rect(x1, y1, w + 18, h + 18), s.surface("paving"))
-    for plot in sorted(plots, key=lambda p: p[0] * s.canvas.light[0] + p[1] * s.canvas.light[1]):
-        tall_building(s, *plot, s.pick(*colours), s.r(60, 140))
+    for x1, y1, w, h in sorted(plots, key=lambda p: p[0] * light[0] + p[1] * light[1]):
+        tall_building(s, x1, y1, w, h, s.pick(*colours), s.r(60, 140))
     for x1, y1 in s.spots(16, 44, (-30, -30, SPAN + 30, SPAN + 30), whole=False):
         s.canvas.paint(rect(x1, y1, 40, 36), s.surface("grass"))
         s.trees([(x1 + s.r(-20, 20), y1 + s.r(-18, 18), s.r(12, 17)) for _ in range(4)])
@@ -151,8 +152,9 @@ def tall_building(s: Stage, x: int, y: int, w: int, h: int, colour: str, height:
             s.canvas.paint(ring(x, y, radius * 5 // 8, 5), s.shade(colour, 24))
             s.canvas.paint(disc(x, y, radius // 4), s.shade(colour, -26))
         return
-    s.block(x, y, w, h, colour, "tall building", height, s.r(3, 6))
-    with s.canvas.again(len(s.canvas.names) - 1):
+    s.canvas.shadow(rect(x, y, w, h), height)
+    with s.canvas.item("tall building", colour):
+        s.flat_roof(x, y, w, h, colour, s.r(3, 6))
         if style == "tower":
             x, y, w, h = x + s.r(-12, 12), y + s.r(-12, 12), w * 9 // 16, h * 9 // 16
             s.canvas.shadow(rect(x, y, w, h), 46)

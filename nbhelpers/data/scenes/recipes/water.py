@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from nbhelpers.data.scenes.drawing import SPAN, band, blob, polygon, rect, smooth, turn
@@ -98,19 +100,12 @@ def bridge(s: Stage):
                 rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130))
             )
             if style == "beams":
-                s.lines(
-                    [
-                        loop
-                        for y in range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
-                        for loop in rect(x, y, wide // 2, 2)
-                    ],
-                    9,
-                )
+                beams = range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
+                s.lines([rect(x, y, wide // 2, 2)[0] for y in beams], 9)
             elif style == "towers":
                 feet = [
                     rect(x + side * (wide // 2 + 4), MIDDLE + up * width // 3, 9, 9)[0]
-                    for side in (-1, 1)
-                    for up in (-1, 1)
+                    for side, up in product((-1, 1), (-1, 1))
                 ]
                 s.canvas.shadow(feet, 90)
                 s.canvas.paint(feet, s.rgb("white"))
@@ -209,15 +204,15 @@ def marina(s: Stage, quay: int):
             )
         slots += [
             (x + dx, quay + k, way)
-            for k in range(50, length, 52)
-            for dx, way in ((-50, 36), (50, 0))
+            for k, (dx, way) in product(range(50, length, 52), ((-50, 36), (50, 0)))
         ]
     slots = [p for p in slots if s.inside(p[0], p[1], 44)]
     many = s.chance(35)
     colour = s.pick("white", "white", "red", "blue", "yellow")
     count = len(slots) * 4 // 5 if many else s.r(2, 10)
     for k in s.rng.permutation(len(slots))[:count].tolist():
-        s.boat(*slots[k], s.r(32, 37), colour)
+        x, y, way = slots[k]
+        s.boat(x, y, way, s.r(32, 37), colour)
     s.tell("boat", "docked at the pier" if piers == 1 else "docked at the piers", colour)
     s.tell("pier", "stretching into the water")
     s.road([(LOW, quay - 60), (HIGH, quay - 60)], 46)
@@ -245,8 +240,8 @@ def docks(s: Stage, quay: int):
     places = [p for p in places if s.inside(p[0], p[1], 100)][:count]
     for place in places:
         ship(s, *place, colour)
-    stacks = {}
-    for x, y in ((x, y) for x in range(-60, SPAN + 60, 58) for y in range(-80, quay - 100, 26)):
+    stacks: dict[str, list] = {}
+    for x, y in product(range(-60, SPAN + 60, 58), range(-80, quay - 100, 26)):
         if s.chance(72) and (x // 58) % 5 and s.inside(x, y, 0):
             name = s.pick("red", "blue", "green", "orange", "white", "grey")
             stacks.setdefault(name, []).append(rect(x, y, 26, 10)[0])
@@ -293,17 +288,11 @@ def ship(s: Stage, x: int, y: int, direction: int, colour: str):
         s.canvas.paint(at([(-156, 30), (-196, 30), (-196, -30), (-156, -30)]), s.rgb("white"))
         s.canvas.paint(at([(-160, 8), (-190, 8), (-190, -8), (-160, -8)]), s.shade("white", -60))
         s.lines(band(turn([(178, -24), (206, 0), (178, 24)], direction, x, y), 4), 9)
-        boxes = {}
-        for k in range(-130, 130, 34):
-            for row in (-18, 0, 18):
-                boxes.setdefault(s.pick(colour, colour, colour, "grey", "orange"), []).append(
-                    turn(
-                        [(k, row - 8), (k + 30, row - 8), (k + 30, row + 8), (k, row + 8)],
-                        direction,
-                        x,
-                        y,
-                    )
-                )
+        boxes: dict[str, list] = {}
+        for k, row in product(range(-130, 130, 34), (-18, 0, 18)):
+            box = [(k, row - 8), (k + 30, row - 8), (k + 30, row + 8), (k, row + 8)]
+            name = s.pick(colour, colour, colour, "grey", "orange")
+            boxes.setdefault(name, []).append(turn(box, direction, x, y))
         for name, loops in boxes.items():
             s.canvas.paint(loops, s.shade(name, 14), 13)
 
@@ -336,7 +325,7 @@ def river(s: Stage):
     what = s.pick("boats", "boats", "island", "bridge")
     if what == "boats":
         sails = s.pick("white", "red", "blue", "yellow")
-        slots = [p for p in way[2 :: max(len(way) // 9, 1)].tolist() if s.inside(*p, 40)]
+        slots = [p for p in way[2 :: max(len(way) // 9, 1)].tolist() if s.inside(p[0], p[1], 40)]
         for x, y in slots[: s.r(1, 6)]:
             y += s.r(-width // 5, width // 5)
             s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))

@@ -42,7 +42,7 @@ def airport(s: Stage):
     chosen = sorted(s.rng.permutation(6)[:count].tolist())
     if style == "terminal":
         roof = s.pick("white", "grey", "blue", "brown")
-        s.shed(MIDDLE, 96, s.r(340, 400), 50, 0, roof, "terminal", 50)
+        s.shed(MIDDLE, 96, s.r(340, 400), 50, 0, roof, "terminal")
         for k in range(6):
             s.canvas.shadow(rect(slots[k], 168, 9, 26), 20)
             s.canvas.paint(rect(slots[k], 168, 9, 26), s.shade("concrete", 30))
@@ -50,7 +50,7 @@ def airport(s: Stage):
     else:
         roof = s.pick("white", "blue", "red", "green")
         for k in range(s.r(2, 5)):
-            s.shed(150 + 150 * k, 90, 64, 60, 18, roof, "hangar", 44)
+            s.shed(150 + 150 * k, 90, 64, 60, 18, roof, "hangar")
         where = "parked in front of the hangars"
     for k in range(6):
         line = smooth([(slots[k], 300), (slots[k], 420), (slots[k] + 90, 440)])
@@ -137,7 +137,8 @@ def crossing_runways(s: Stage, land: str, colour: str):
     ]
     slots = [p for p in slots if s.inside(*p, 56)]
     for k in s.rng.permutation(len(slots))[: s.r(1, 6)].tolist():
-        plane(s, *slots[k], 36, 56, colour)
+        x1, y1 = slots[k]
+        plane(s, x1, y1, 36, 56, colour)
     s.take(x, 540, 190)
     s.take(x, 740, 190)
     s.tell("plane", "parked on the apron", colour)
@@ -212,7 +213,7 @@ def parking(s: Stage):
         first, second = s.pick(*CARS[:3], "yellow"), s.pick("white", "black", "green")
         count = s.r(1, 10)
         for n, k in enumerate(order[:count]):
-            s.car(*slots[k], first if n < (count + 1) * 3 // 5 else second)
+            s.cars([slots[k]], first if n < (count + 1) * 3 // 5 else second)
         tell_colours(s, "car", "parked in the parking lot")
     else:
         share = s.pick(45, 70, 92)
@@ -225,9 +226,11 @@ def parking(s: Stage):
         s.trees([(x + s.r(-8, 8), y, s.r(18, 26)) for x in range(-60, SPAN + 80, s.r(52, 80))])
         tell_trees(s, "next to the parking lot")
     else:
-        s.block(
-            MIDDLE + s.r(-120, 120), -20, s.r(240, 400), 66, s.pick("white", "grey", "red", "blue")
-        )
+        x, w = MIDDLE + s.r(-120, 120), s.r(240, 400)
+        roof = s.pick("white", "grey", "red", "blue")
+        s.canvas.shadow(rect(x, -20, w, 66), 60)
+        with s.canvas.item("building", roof):
+            s.flat_roof(x, -20, w, 66, roof, 3)
         tell_colours(s, "building", "beside the parking lot")
 
 
@@ -251,7 +254,7 @@ def railwaystation(s: Stage):
     roof = s.pick("grey", "blue", "white", "red")
     for k in used[:platforms]:
         s.canvas.paint(rect(MIDDLE, ys[k], 640, 20), s.surface("concrete"))
-        s.shed(MIDDLE + s.r(-60, 60), ys[k], s.r(200, 290), 17, 0, roof, "platform", 18)
+        s.shed(MIDDLE + s.r(-60, 60), ys[k], s.r(200, 290), 17, 0, roof, "platform")
     colour = s.pick("white", "blue", "red", "green", "yellow")
     trains = s.r(1, 4)
     for k in used[platforms:][:trains]:
@@ -261,7 +264,7 @@ def railwaystation(s: Stage):
     hall = s.pick("red", "white", "blue", "brown")
     if s.chance(70):
         x, w = MIDDLE + s.r(-160, 160), s.r(120, 180)
-        s.house(x, top - 96, w, 52, 0, hall, "station building", 44)
+        s.house(x, top - 96, w, 52, 0, hall, "station building")
         s.take_line([(x - w, top - 96), (x + w, top - 96)], 90)
     if s.chance(50):
         s.road([(LOW, bottom + 70), (HIGH, bottom + 70)], 50)
@@ -378,7 +381,7 @@ def viaduct(s: Stage):
     for way in (lower, lower[::-1]):
         s.drive(way, wide // 4 + 2, s.r(0, 5), CARS, 80)
     upper = [(x, LOW), (x, HIGH)]
-    ways = [upper]
+    ways: list = [upper]
     if loops == 0 and s.chance(60):
         corners = [(LOW, s.r(60, 200)), (x - 120, y - 60), (x + 100, y + 60), (HIGH, s.r(700, 840))]
         ways.append(smooth(corners, 4))

@@ -18,6 +18,7 @@ from nbhelpers.data.reading import split_file
 from nbhelpers.data.rows import draw
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
+from nbhelpers.paths import repository_root, runs_root
 
 if TYPE_CHECKING:
     from nbhelpers.data.pixel_cache import DecodedCache
@@ -219,7 +220,6 @@ def open_dataset(
     and for bad captions or images.
     """
     from nbhelpers.data import pixel_cache
-    from nbhelpers.paths import runs_root
 
     key = str(set_name).lower()
     if not str(data_folder):
@@ -233,29 +233,33 @@ def open_dataset(
     known = KNOWN[recognised] if recognised else None
     where += [f"The layout of the captions is {reading.layout}.", *reading.notes]
     if known:
-        split = known.split_name(reading.table)
-        fault = known.caption_fault(reading.table)
-        if split and not fault:
-            where.append(f"The counts of images and captions are those of {known.title}, {split}.")
-        if not split:
-            where.append(
-                f"The image counts are not those of {known.title}: compare with other "
-                "work with care."
-            )
-        if fault:
-            where.append(fault)
+        where += _compared(known, reading.table)
     table = name_scenes(dataclasses.replace(reading.usable(), name=key), recognised)
-    if "val" not in set(table.images.split) and "train" in set(table.images.split):
-        held, before = hold_out(table), int((table.images.split == "train").sum())
-        taken = int((held.images.split == "val").sum())
+    splits = table.images.split
+    if "train" in set(splits) and "val" not in set(splits):
+        table = hold_out(table)
         where.append(
-            f"There is no val split: {taken} of {before} training images, chosen by a "
-            "hash of their ids, were held out for it."
+            f"There is no val split: {(table.images.split == 'val').sum()} of "
+            f"{(splits == 'train').sum()} training images, chosen by a hash of their ids, "
+            "were held out for it."
         )
-        table = held
     folder = Path(cache_folder) if cache_folder else runs_root() / "cache"
     pixels = pixel_cache.DecodedCache.build(open_images(pictures), list(table.images.file), folder)
     return DataSet(table, pixels, known, where, (captions, pictures))
+
+
+def _compared(known: KnownSet, table: CaptionTable) -> list[str]:
+    """Say whether the counts of images and captions are the published ones."""
+    split, fault = known.split_name(table), known.caption_fault(table)
+    if split and not fault:
+        return [f"The counts of images and captions are those of {known.title}, {split}."]
+    found = [fault] if fault else []
+    if not split:
+        title = known.title
+        found.insert(
+            0, f"The image counts are not those of {title}: compare with other work with care."
+        )
+    return found
 
 
 def find(key: str, data_folder: Path | str) -> tuple[Path, Path]:
@@ -352,7 +356,6 @@ def _generated(key: str) -> tuple[Path, Path]:
             "take the set 'scenes', which needs none."
         )
     from nbhelpers.data.scenes import generate
-    from nbhelpers.paths import repository_root
 
     captions = generate.write_dataset(repository_root() / "data" / "scenes")
     return captions, captions.parent / "images"

@@ -65,8 +65,7 @@ class Once:
     @property
     def distinct(self) -> Distinct:
         """Which of all items that came are equal."""
-        row = np.array(self._row, np.int64)
-        return Distinct(np.unique(row, return_index=True)[1], row)
+        return distinct(self._row)
 
 
 @dataclass(frozen=True, eq=False)

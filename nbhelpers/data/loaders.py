@@ -7,7 +7,7 @@ safely after CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -233,14 +233,19 @@ def train_loader(
     `loader.sampler.set_epoch(e)` sets the order and all random draws. UserError if the dataset does
     not fill one batch.
     """
-    if len(dataset) < batch_size:
-        raise UserError(
-            f"{len(dataset)} pairs do not fill a batch of {batch_size}; set the batch "
-            f"size to at most {len(dataset)}, or train on more pairs."
-        )
+    refuse_too_few(dataset, batch_size)
     dataset.workers = workers
     sampler = EpochSampler(dataset)
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is)
+
+
+def refuse_too_few(pairs: Sized, batch_size: int) -> None:
+    """Raise UserError if there are fewer pairs than one batch has."""
+    if len(pairs) < batch_size:
+        raise UserError(
+            f"{len(pairs)} pairs do not fill a batch of {batch_size}; set the batch "
+            f"size to at most {len(pairs)}, or train on more pairs."
+        )
 
 
 def _as_it_is(batch):

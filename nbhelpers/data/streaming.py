@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import webdataset
 from torch import Tensor
@@ -21,8 +20,9 @@ from nbhelpers.code_identity import code_digest
 from nbhelpers.data import shards
 from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer
 from nbhelpers.data.decoding import decode
+from nbhelpers.data.distinct import distinct
 from nbhelpers.data.images import checksum
-from nbhelpers.data.loaders import normalized
+from nbhelpers.data.loaders import normalized, refuse_too_few
 from nbhelpers.data.shards import Sample
 from nbhelpers.data.tokenization import Tokenizer
 from nbhelpers.errors import UserError
@@ -32,7 +32,7 @@ BUFFER = 5000  # samples, still encoded, among which the next one is drawn
 
 def numbered(values: list[str]) -> Tensor:
     """Number values by first appearance, equal ones alike: (B,) int64."""
-    return torch.from_numpy(pd.factorize(np.array(values, object))[0])
+    return torch.from_numpy(distinct(values).row)
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,6 @@ def stream_loader(dataset: ShardDataset, batch_size: int, workers: int = 1) -> D
     With several processes, the first reads for all. UserError if the dataset does not fill one
     batch.
     """
-    if len(dataset) < batch_size:
-        raise UserError(
-            f"{len(dataset)} pairs do not fill a batch of {batch_size}; set the batch "
-            f"size to at most {len(dataset)}, or pack more pairs."
-        )
+    refuse_too_few(dataset, batch_size)
     dataset.workers = workers
     return DataLoader(dataset, batch_size, drop_last=True, collate_fn=dataset.collate)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from nbhelpers.data import catalog, layouts
+from nbhelpers.data import catalog, layout_writers, layouts
 from nbhelpers.data.check import check
 from nbhelpers.data.rows import image_ids, scene_of
 from nbhelpers.data.table import CaptionTable
@@ -180,7 +180,7 @@ def test_find(captions, images, tmp_path):
 def test_find_layouts_of_several_files(layout, place, tmp_path):
     table = layouts.read(put_captions(tmp_path / "source" / "dataset_tiny.json"))
     beside = tmp_path / "tiny_precomp" if layout == "precomp" else tmp_path
-    layouts.write(table, tmp_path / "tiny" if place == "own" else beside, layout)
+    layout_writers.write(table, tmp_path / "tiny" if place == "own" else beside, layout)
     put_images(tmp_path / "tiny_images")
     captions, _ = catalog.find("tiny", tmp_path)
     assert layouts.read(captions).fingerprint() == table.fingerprint()
@@ -262,7 +262,7 @@ def test_check_shows_what_was_packed_and_what_was_not_read(tmp_path):
 @pytest.mark.parametrize("named", [".", "tiny_precomp"])
 def test_the_tree_of_pe_rsitr_has_its_images_beside_the_lists(named, tmp_path):
     table = layouts.read(put_captions(tmp_path / "source" / "dataset_tiny.json"))
-    layouts.write(table, tmp_path / "tiny_precomp", "precomp")
+    layout_writers.write(table, tmp_path / "tiny_precomp", "precomp")
     pictures = put_images(tmp_path / "tiny_precomp" / "tiny_images")
     assert catalog.find("tiny", tmp_path / named) == (tmp_path / "tiny_precomp", pictures)
 

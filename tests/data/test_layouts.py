@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.data import layouts
+from nbhelpers.data import layout_writers, layouts
 from nbhelpers.data.rows import UNPRINTABLE, image_ids, scene_of
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -171,10 +171,10 @@ def test_layouts_agree_on_the_fingerprint(tmp_path):
     assert prints == {table().fingerprint()}
 
 
-@pytest.mark.parametrize("layout", layouts.WRITABLE)
+@pytest.mark.parametrize("layout", layout_writers.WRITABLE)
 def test_round_trip(layout, tmp_path):
     path = tmp_path / ("dataset_tiny.json" if layout == "karpathy" else "tiny")
-    layouts.write(table(), path, layout)
+    layout_writers.write(table(), path, layout)
     reading = layouts.scan(path)
     assert reading.layout == layout and not reading.problems and same(reading.table, table())
 
@@ -184,7 +184,7 @@ MARKS = dict.fromkeys(map(ord, "[({|#<"))
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), layout=st.sampled_from(layouts.WRITABLE))
+@given(data=st.data(), layout=st.sampled_from(layout_writers.WRITABLE))
 def test_round_trip_of_any_captions(data, layout, tmp_path_factory):
     files = data.draw(
         st.lists(
@@ -214,7 +214,7 @@ def test_round_trip_of_any_captions(data, layout, tmp_path_factory):
     path = tmp_path_factory.mktemp("any") / (
         "dataset_tiny.json" if layout == "karpathy" else "tiny"
     )
-    layouts.write(any_table, path, layout)
+    layout_writers.write(any_table, path, layout)
     assert same(layouts.read(path), any_table)
 
 
@@ -504,7 +504,7 @@ def test_a_scene_class_of_its_own_field_goes_before_the_file_name(layout, tmp_pa
     classes = table().images.assign(scene=["farmland", "airport", "00", "farmland", "pond", "pond"])
     written = CaptionTable("tiny", classes, table().captions)
     path = tmp_path / ("d.json" if layout == "karpathy" else "d")
-    layouts.write(written, path, layout)
+    layout_writers.write(written, path, layout)
     assert same(layouts.read(path), written)
 
 
@@ -1341,11 +1341,11 @@ def test_no_json_makes_more_than_a_sentence(data, tmp_path_factory):
 
 def test_write_refuses_what_no_reader_takes(tmp_path):
     with pytest.raises(UserError, match="Cannot write layout 'nwpu'"):
-        layouts.write(table(), tmp_path / "x", "nwpu")
+        layout_writers.write(table(), tmp_path / "x", "nwpu")
     bare = table()
     bare = CaptionTable("tiny", bare.images, bare.captions[bare.captions.image_id != "pond_7"])
     with pytest.raises(UserError, match="1 of the images have no captions .first: pond_7"):
-        layouts.write(bare, tmp_path / "x", "rows")
+        layout_writers.write(bare, tmp_path / "x", "rows")
     assert not list(tmp_path.iterdir())
 
 
@@ -1362,5 +1362,5 @@ def test_a_full_disk_leaves_no_part_of_a_set(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UserError, match="disk is full"):
-        layouts.write(table(), tmp_path / "set", "precomp")
+        layout_writers.write(table(), tmp_path / "set", "precomp")
     assert len(written) == 3 and not list((tmp_path / "set").iterdir())

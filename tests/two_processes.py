@@ -62,10 +62,9 @@ def fixture(file: str):
     @pytest.fixture(scope="module", autouse=True)
     def other(tmp_path_factory) -> Iterator[tuple[subprocess.Popen, Path]]:
         folder = tmp_path_factory.mktemp("two")
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }
+        tests = Path(__file__).parent
+        path = os.pathsep.join([str(tests.parent), str(tests)])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         process = subprocess.Popen([sys.executable, file, str(folder)], env=environment)
         yield process, folder
         process.kill()

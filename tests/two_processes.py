@@ -28,6 +28,12 @@ from nbhelpers.training.distributed import world_size
 Arrays = dict[str, np.ndarray]
 HALVES = slice(0, 4), slice(4, 8)
 SECONDS = 100  # that either waits for the other
+TESTS = Path(__file__).parent
+# of a process that runs a test file as a script
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+}
 
 
 def one_step(model: nn.Module, batch: dict[str, Tensor]) -> Arrays:
@@ -62,9 +68,7 @@ def fixture(file: str):
     @pytest.fixture(scope="module", autouse=True)
     def other(tmp_path_factory) -> Iterator[tuple[subprocess.Popen, Path]]:
         folder = tmp_path_factory.mktemp("two")
-        tests = Path(__file__).parent
-        path = os.pathsep.join([str(tests.parent), str(tests)])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        environment = os.environ | ENVIRONMENT
         process = subprocess.Popen([sys.executable, file, str(folder)], env=environment)
         yield process, folder
         process.kill()

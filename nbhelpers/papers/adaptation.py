@@ -1,8 +1,8 @@
-"""Not papers of this collection: the usual ways to fit a CLIP to new data, beside which the MRS-Adapter is measured.
+"""Fit a CLIP to new data in the usual ways, to compare the MRS-Adapter of PE-RSITR with them.
 
-All are dual encoders over the CLIP of one `CLIPConfig`, trained by CLIP's contrastive loss; but for
-full fine-tuning the scale of the logits rests. What an adapter or a probe adds is zero or an
-isometry at first: each starts as the CLIP it is given.
+All are dual encoders over the CLIP of one `CLIPConfig`, trained by CLIP's contrastive loss. Only
+full fine-tuning trains the scale of the logits. An adapter or a probe starts as zero or as an
+isometry, so each method starts as the CLIP it is given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nbhelpers.papers.pe_rsitr import PERSITR, FrozenCLIP, PERSITRConfig
 
 
 class LinearProbe(FrozenCLIP):
-    """A matrix (D,2D) over the embeddings of each modality (pe_rsitr.md 1.2)."""
+    """Train a matrix (D,2D) over the embeddings of each modality."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__(config)
@@ -33,20 +33,21 @@ class LinearProbe(FrozenCLIP):
             self.text_probe.weight.copy_(self.image_probe.weight)
 
     def embed_images(self, vision: Tensor) -> Tensor:
-        """-> (B,2D) unit rows."""
+        """Embed the feature `vision` as unit rows (B,2D)."""
         return F.normalize(self.image_probe(super().embed_images(vision)), dim=1)
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
-        """-> (B,2D) unit rows."""
+        """Embed the feature `text` with its mask as unit rows (B,2D)."""
         return F.normalize(self.text_probe(super().embed_texts(text, mask)), dim=1)
 
 
 class LoRA(FrozenCLIP):
-    """Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022: peft's, on both matrices of every FFN.
+    """Train LoRA updates of both matrices of every feed-forward network, by peft.
 
-    Not on attention: open_clip keeps it in torch's MultiheadAttention, for which peft adds and
-    subtracts the update in every pass, and with the rounding of that the frozen weights wander.
-    With rank 1 it trains about as much as an MRS-Adapter.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. Attention gets none:
+    open_clip keeps it in torch's MultiheadAttention. There peft adds and subtracts the update in
+    every pass, and the rounding changes the frozen weights. With rank 1 LoRA trains about as many
+    parameters as an MRS-Adapter.
     """
 
     def __init__(self, config: CLIPConfig, fill: Callable[[nn.Module], nn.Module], rank: int = 1):
@@ -59,9 +60,10 @@ class LoRA(FrozenCLIP):
 
 
 class AdaptFormer(PERSITR):
-    """Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
-    NeurIPS 2022, one bottleneck per tower, shared by its layers as in the paper's comparison
-    (pe_rsitr.md 1.2); peft has no such adapter.
+    """Train one bottleneck per tower, shared by its layers as in PE-RSITR's comparison.
+
+    Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
+    NeurIPS 2022; peft has no such adapter.
     """
 
     SCALE, DROPOUT = 0.1, 0.1
@@ -72,9 +74,11 @@ class AdaptFormer(PERSITR):
         )
 
     def adapt(self, layer: int, x: Tensor, visual: bool) -> Tensor:
+        """Return the scaled output of the adapter for the stream x (B,N,W)."""
         return self.SCALE * super().adapt(layer, x, visual)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute CLIP's loss, not PE-RSITR's."""
         return CLIP.loss(self, batch)
 
 
@@ -87,8 +91,9 @@ def adapted(
     fill: Callable[[nn.Module], nn.Module] = lambda model: model,
     **options,
 ) -> CLIP:
-    """The CLIP of `config` after `fill`, which loads its weights as Start.fill does, made ready for one of METHODS.
+    """Return the CLIP of `config`, made ready for one of METHODS.
 
+    fill     loads its weights, as Start.fill does
     options  `rank` of lora, `bottleneck` of adaptformer
     UserError for another method.
     """
@@ -108,10 +113,10 @@ def adapted(
 
 
 def trainable(model: nn.Module) -> int:
-    """Number of parameters that training changes."""
+    """Count the parameters that training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def optimizer_bytes(model: nn.Module) -> int:
-    """Memory of Adam's two moments, which it keeps for every trainable parameter."""
+    """Return the memory of Adam's two moments, which it keeps for every trainable parameter."""
     return sum(2 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

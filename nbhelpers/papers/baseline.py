@@ -1,7 +1,4 @@
-"""Not a paper: the floor under them all.
-
-Two frozen towers, pooled, and one small trained head for each.
-"""
+"""The baseline of all five systems: two frozen towers with a small trained head for each."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from nbhelpers.training.distributed import gather
 
 @dataclass(frozen=True)
 class FrozenConfig:
-    """What is pooled, and how wide the heads are."""
+    """Choose the towers and the width of the heads."""
 
     vision: str = "efficientnet_lite0"
     text: str = "minilm"
@@ -34,6 +31,7 @@ class FrozenConfig:
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> FrozenConfig:
+        """Return stand-in towers at 112 px."""
         return replace(
             cls(
                 vision="swin_standin",
@@ -47,22 +45,21 @@ class FrozenConfig:
 
     @classmethod
     def compact(cls, **changes) -> FrozenConfig:
+        """Return EfficientNet-Lite0 and MiniLM from their packages."""
         return replace(cls(), **changes)
 
 
 class FrozenHeads(OnFrozenTowers):
-    """Pooled features -> heads -> unit vectors (B,D), trained with PIR's multi-positive contrastive
-    loss.
-    """
+    """Embed pooled features by small heads, trained with PIR's multi-positive contrastive loss."""
 
     def __init__(self, config: FrozenConfig):
         super().__init__()
         self.config = config
-        self.stand_on(config.vision, config.text, config.vocab_size)
+        self.add_frozen_towers(config.vision, config.text, config.vocab_size)
         self.image_head = self._head(self.vision_encoder.num_features)
         self.text_head = self._head(self.text_encoder.config.hidden_size)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
-        self.train()  # from the first batch on, the towers rest
+        self.train()  # the towers are in eval mode from the first batch on
 
     def _head(self, width: int) -> nn.Module:
         c = self.config
@@ -76,14 +73,18 @@ class FrozenHeads(OnFrozenTowers):
         )
 
     def embed_images(self, vision: Tensor) -> Tensor:
+        """Embed the global token of `vision` (B,1+N,C) as unit rows (B,D)."""
         return F.normalize(self.image_head(vision[:, 0]), dim=1)
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Embed the mean of the words of `text` (B,L,C) as unit rows (B,D)."""
         words = mask.unsqueeze(2).to(text.dtype)
         return F.normalize(self.text_head((text * words).sum(1) / words.sum(1)), dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of cached features `vision`, `text`, or of pixels and ids, with mask and
+        """Compute the contrastive loss and the temperature.
+
+        The batch holds pixels and ids, or the cached features `vision` and `text`, with mask and
         image_index (B,).
         """
         image, text = (gather(rows.float()) for rows in self.embed_batch(batch))

@@ -1,9 +1,11 @@
-"""BITA: Yang, Li, Zhang, "Bootstrapping Interactive Image-Text Alignment for Remote Sensing Image Captioning", 2023 (arXiv 2312.01191; IEEE TGRS 2024).
+"""BITA: caption remote sensing images by a Fourier transformer and a frozen language model.
 
-In this order: configuration, what both models share, stage 1 (alignment), stage 2 and fine-tuning
-(captions), how they are optimised, files. The transformer itself stands in ift.py. B batch, V image
-tokens, Nq queries, D width of the transformer, E of the shared space, L caption length, H width of
-the language model. Names of parameters are the authors'.
+Yang, Li, Zhang, "Bootstrapping Interactive Image-Text Alignment for Remote Sensing Image
+Captioning", 2023 (arXiv 2312.01191; IEEE TGRS 2024). The file holds, in this order: configuration,
+what both models share, stage 1 (alignment), stage 2 and fine-tuning (captions), the settings of
+each stage, files. The transformer itself is in ift.py. B is the batch, V image tokens, Nq queries,
+D width of the transformer, E of the shared space, L caption length, H width of the language model.
+Parameters have the authors' names.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +22,8 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
-from nbhelpers.papers import clip
+from nbhelpers.papers import clip, config_checks
+from nbhelpers.papers.dual_encoder import keep_trained
 from nbhelpers.papers.ift import IFT, MIXINGS
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.training.distributed import gather, rank
@@ -29,9 +32,10 @@ from nbhelpers.training.schedule import TrainConfig
 
 @dataclass(frozen=True)
 class BITAConfig:
-    """One BITA.
+    """Configure one BITA.
 
-    Sizes are the release's; where it has an error, the default is mended and the error a choice.
+    Sizes are the release's. Where the release has an error, the default is the correction and the
+    error is an option.
     """
 
     image: str = "clip_vit_l14_21"  # a name in backbones.CLIP_VISION or VISION; frozen
@@ -75,14 +79,13 @@ class BITAConfig:
                 self.frozen_dtype not in ("float32", "bfloat16", "float16")
             ),
         }
-        wrong = [text for text, is_wrong in problems.items() if is_wrong]
-        if wrong:
-            raise UserError(f"BITAConfig: {'; '.join(wrong)}.")
+        config_checks.check(self, problems)
 
     @classmethod
     def tiny(cls, vocab_size: int, decoder_vocab: int, **changes) -> BITAConfig:
-        """Stand-in towers at 112 px and a stand-in language model; no dropout, as passes are few;
-        trains on a CPU.
+        """Return stand-in towers at 112 px and a stand-in language model, without dropout.
+
+        For a CPU.
         """
         return replace(
             cls(
@@ -105,9 +108,7 @@ class BITAConfig:
 
     @classmethod
     def compact(cls, **changes) -> BITAConfig:
-        """The map of EfficientNet-Lite0 as image tokens, MiniLM's sizes and words, SmolLM2-135M as
-        decoder.
-        """
+        """Return the sizes for EfficientNet-Lite0, MiniLM's words and SmolLM2-135M."""
         return replace(
             cls(
                 image="efficientnet_lite0",
@@ -123,10 +124,11 @@ class BITAConfig:
 
     @classmethod
     def paper(cls, **changes) -> BITAConfig:
-        """CLIP ViT-L/14, BERT-base, OPT-2.7B."""
+        """Return CLIP ViT-L/14, BERT-base and OPT-2.7B."""
         return replace(cls(), **changes)
 
     def bert(self) -> BertConfig:
+        """Return transformers' configuration of the query transformer."""
         return BertConfig(
             vocab_size=self.vocab_size + 1,
             hidden_size=self.width,
@@ -140,20 +142,18 @@ class BITAConfig:
         )
 
 
-def clean_caption(text: str, max_words: int = 50) -> str:
-    """Lower case; .
+def clean_bita_caption(text: str, max_words: int = 50) -> str:
+    """Clean a caption as BITA's authors do, and keep its first `max_words` words.
 
-    ! " ( ) * # : ; ~ and runs of white space become one space; the first `max_words` words (bita.md
-    4).
+    The text becomes lower case. Each of .!"()*#:;~ and each run of white space becomes one space.
     """
     text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:max_words])
 
 
-# ---- what both models share (2.1, 2.2)
 class ImageReader(nn.Module):
-    """A frozen image tower, a trained norm, and queries that read what it gives.
+    """A frozen image tower, a trained norm, and queries that read its tokens.
 
     `tower` may replace the configured one, e.g. in tests; it comes with the channels of its tokens.
     Checkpoints hold what is trained, never the frozen towers.
@@ -171,17 +171,18 @@ class ImageReader(nn.Module):
             torch.empty(1, config.queries, config.width).normal_(std=0.02)
         )
         self.Fformer = IFT(config.bert(), channels, config.mixing, config.cross_every, text)
-        self.register_state_dict_post_hook(_keep_trained)
+        self.register_state_dict_post_hook(keep_trained)
 
     def frozen(self) -> list[nn.Module]:
-        """Parts that stay in eval mode and get no gradient."""
+        """Return the parts that stay in eval mode and get no gradient."""
         return [self.visual_encoder]
 
     def towers(self) -> list[nn.Module]:
-        """The part whose features can be cached."""
+        """Return the part whose features can be cached."""
         return [self.visual_encoder]
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> ImageReader:
+        """Set the mode of the model, but keep the frozen parts in eval mode."""
         super().train(mode)
         for part in self.frozen():
             part.eval()
@@ -189,42 +190,41 @@ class ImageReader(nn.Module):
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision (B,V,C), a global token first."""
-        return {
-            "vision": backbones.image_tokens(
-                self.visual_encoder, pixels.to(next(self.visual_encoder.parameters()).dtype)
-            )
-        }
+        """Return `vision` (B,V,C) of pixels (B,3,S,S), a global token first."""
+        dtype = next(self.visual_encoder.parameters()).dtype
+        return {"vision": backbones.image_tokens(self.visual_encoder, pixels.to(dtype))}
 
     def _context(self, vision: Tensor) -> Tensor:
         return self.ln_vision(vision.to(self.ln_vision.weight.dtype))
 
     def read(self, vision: Tensor) -> Tensor:
-        """(B,V,C) -> the queries after they read it, (B,Nq,D)."""
+        """Let the queries read `vision` (B,V,C); (B,Nq,D)."""
         return self.Fformer(
             self.query_tokens.expand(len(vision), -1, -1), context=self._context(vision)
         )
 
     def attention_maps(self, vision: Tensor) -> list[Tensor]:
-        """Of each layer that reads: (B,heads,Nq,V), what each query reads of the image."""
+        """Return what each query reads of the image, (B,heads,Nq,V) for each layer that reads."""
         return self.Fformer.attention_maps(
             self.query_tokens.expand(len(vision), -1, -1), self._context(vision)
         )
 
     def vision_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cached features, or those of the pixels of a batch."""
-        return (
-            batch["vision"] if "vision" in batch else self.image_features(batch["pixels"])["vision"]
-        )
+        """Return the cached features of a batch, or those of its pixels."""
+        if "vision" in batch:
+            return batch["vision"]
+        return self.image_features(batch["pixels"])["vision"]
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """No decay on vectors and scalars; the queries decay."""
+        """Group the parameters: vectors and scalars have no decay, the queries have."""
         return clip.parameter_groups(self, weight_decay)
 
 
 def _frozen(module: nn.Module, dtype: str) -> nn.Module:
-    """Without gradients, its parameters in `dtype`; not its buffers, as rotary frequencies would
-    not survive 16 bits, nor its batch norms, which want weights and statistics of one kind.
+    """Freeze a module, with its parameters in `dtype`.
+
+    Its buffers stay, as rotary frequencies need more than 16 bits. Batch norms stay too, since
+    their weights and statistics must have one dtype.
     """
     for part in module.modules():
         if not isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -233,17 +233,11 @@ def _frozen(module: nn.Module, dtype: str) -> nn.Module:
     return module.requires_grad_(False)
 
 
-def _keep_trained(model: nn.Module, state: dict[str, Tensor], prefix: str, _) -> None:
-    trained = {prefix + name for name, p in model.named_parameters() if p.requires_grad}
-    for name in set(state) - trained:
-        del state[name]
-
-
-# ---- stage 1: queries and caption are aligned (3)
 class Aligner(ImageReader):
-    """Image and caption pass the transformer one after the other and meet in a contrastive loss alone.
+    """Stage 1: align queries and caption by a contrastive loss alone.
 
-    The head of matching and the language head exist in the authors' files, and never train.
+    Image and caption pass the transformer one after the other. The matching head and the language
+    head exist in the authors' files, but are never trained.
     """
 
     def __init__(self, config: BITAConfig, tower: tuple[nn.Module, int] | None = None):
@@ -252,23 +246,24 @@ class Aligner(ImageReader):
         self.text_proj = nn.Linear(config.width, config.embed_dim)
         self.itm_head = nn.Linear(config.width, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
-        self.train()  # from the first batch on, the tower rests
+        self.train()  # the tower is in eval mode from the first batch on
 
     def embed_images(self, vision: Tensor) -> Tensor:
-        """(B,V,C) -> (B,Nq,E) unit rows, one for each query."""
+        """Embed the feature `vision` (B,V,C) as unit rows (B,Nq,E), one for each query."""
         return F.normalize(self.vision_proj(self.read(vision)), dim=2)
 
     def embed_texts(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B,L) -> (B,E) unit rows, of [CLS].
+        """Embed ids (B,L) as unit rows (B,E), by their [CLS] token.
 
-        Fourier mixing heeds no mask: captions must all be padded to one length.
+        Fourier mixing ignores the mask: all captions must be padded to one length.
         """
         return F.normalize(self.text_proj(self.Fformer(ids=ids, mask=mask)[:, 0]), dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of `vision` (B,V,C) or `pixels`, with ids and mask (B,L) -> loss and temperature.
+        """Compute the alignment loss and the temperature.
 
-        UserError if captions are not padded to one fixed length.
+        The batch holds `vision` (B,V,C) or `pixels`, with ids and mask (B,L). UserError if captions
+        are not padded to one fixed length.
         """
         if batch["ids"].shape[1] != self.config.text_length:
             raise UserError(
@@ -276,22 +271,20 @@ class Aligner(ImageReader):
                 f" exactly {self.config.text_length} tokens, not {batch['ids'].shape[1]}; give the"
                 " tokenizer fixed=True."
             )
-        image, text = (
-            self.embed_images(self.vision_of(batch)).float(),
-            self.embed_texts(batch["ids"], batch["mask"]).float(),
-        )
+        c = self.config
+        image = self.embed_images(self.vision_of(batch)).float()
+        text = self.embed_texts(batch["ids"], batch["mask"]).float()
         # 16-bit similarities would be too coarse
         with torch.autocast(image.device.type, enabled=False):
-            loss = alignment_loss(
-                *similarities(image, text, self.temp, self.config.two_sided), self.config.smoothing
-            )
+            i2t, t2i = similarities(image, text, self.temp, c.two_sided)
+            loss = alignment_loss(i2t, t2i, c.smoothing)
         return {"loss": loss, "contrastive": loss, "temp": self.temp.detach()}
 
     def match_logits(self, vision: Tensor, ids: Tensor) -> Tensor:
-        """Pairs -> (B,Nq,2) of the matching head over the joint pass.
+        """Return the matching head's logits (B,Nq,2) for pairs.
 
-        Its mean over queries of column 1 is the authors' score for ranking again, though nothing
-        ever trained it.
+        The authors rerank by the mean of column 1 over the queries, though this head is never
+        trained.
         """
         joint = self.Fformer(
             self.query_tokens.expand(len(vision), -1, -1), ids, self._context(vision)
@@ -302,10 +295,12 @@ class Aligner(ImageReader):
 def similarities(
     image: Tensor, text: Tensor, temp: Tensor, two_sided: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Image (B,Nq,E) and text (B,E) unit rows -> image to text and text to image, (B,N) each, of the pairs of all processes: the best of the queries, over the temperature.
+    """Return image-to-text and text-to-image similarities, (B,N) each, over the temperature.
 
-    One-sided, as released, the columns are constants: image to text trains the image side alone,
-    and text to image the text side.
+    image  (B,Nq,E) unit rows; the best query of an image counts
+    text   (B,E) unit rows
+    The N pairs are those of all processes. One-sided, as released, the columns are constants: image
+    to text trains the image side alone, and text to image the text side.
     """
     texts, images = (gather(x if two_sided else x.detach()) for x in (text, image))
     i2t = torch.einsum("bqe,ne->bqn", image, texts).max(1).values
@@ -314,7 +309,7 @@ def similarities(
 
 
 def alignment_loss(i2t: Tensor, t2i: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Mean of both cross-entropies; the right column of row b is rank * B + b.
+    """Return the mean of both cross-entropies; the right column of row b is rank * B + b.
 
     Other captions of an image count as wrong.
     """
@@ -325,13 +320,13 @@ def alignment_loss(i2t: Tensor, t2i: Tensor, smoothing: float = 0.1) -> Tensor:
     ) / 2
 
 
-# ---- stage 2 and fine-tuning: queries become the prefix of a frozen language model (2.3, 2.4, 3)
 GROUPS = 4  # of captions of like length in a batch
 
 
 class Captioner(ImageReader):
-    """The query branch, one projection, and a frozen causal language model through which gradients flow to them.
+    """Stages 2 and 3: the queries become a prefix of a frozen causal language model.
 
+    The query branch and one projection are trained, by gradients through the language model.
     `decoder` may replace the configured language model, e.g. in tests.
     """
 
@@ -350,16 +345,18 @@ class Captioner(ImageReader):
         self.train()
 
     def frozen(self) -> list[nn.Module]:
+        """Return the image tower and the language model."""
         return [self.visual_encoder, self.opt_model]
 
     def begin(self, aligner: Aligner) -> Captioner:
-        """Takes queries, norm and query branch over from stage 1; the projection keeps its random
-        start.
+        """Take queries, norm and query branch from stage 1.
+
+        The projection keeps its random start.
         """
         return self.take(aligner.state_dict())
 
     def take(self, state: dict[str, Tensor]) -> Captioner:
-        """The same from a state dict of stage 1.
+        """Do the same as `begin` from a state dict of stage 1.
 
         UserError, and nothing loaded, if it is not one of this size.
         """
@@ -369,11 +366,11 @@ class Captioner(ImageReader):
         return self
 
     def prefix(self, vision: Tensor) -> Tensor:
-        """(B,V,C) -> (B,Nq,H), in the place of words."""
+        """Map `vision` (B,V,C) to a prefix (B,Nq,H) in place of words."""
         return self.opt_proj(self.read(vision))
 
     def states(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Prefix (B,Nq,H), ids and mask (B,L) -> the decoder's last states (B,Nq+L,H)."""
+        """Return the decoder's last states (B,Nq+L,H) for prefix (B,Nq,H), ids and mask (B,L)."""
         words = self.opt_model.get_input_embeddings()(ids)
         mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
         return self.opt_model.base_model(
@@ -385,10 +382,12 @@ class Captioner(ImageReader):
     def token_losses(
         self, prefix: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Prefix (B,Nq,H), ids and mask (B,L) -> cross-entropy of each token (B,L), 0 where it is no target; which are (B,L).
+        """Return the cross-entropy of each token (B,L), and which tokens are targets (B,L).
 
+        It is 0 for a token that is no target.
+        prefix         (B,Nq,H), with ids and mask (B,L)
         prompt_length  leading ids, first token included, that are no targets (fine-tuning); 0: all
-                       are, also the first token
+                       are targets, also the first token
         """
         wanted = targets(ids, mask, prompt_length)
         asked = wanted != -100
@@ -400,17 +399,22 @@ class Captioner(ImageReader):
         return losses.new_zeros(asked.shape).masked_scatter(asked, losses), asked
 
     def loss(self, batch: dict[str, Tensor], prompt_length: int = 0) -> dict[str, Tensor]:
-        """Batch of `vision` (B,V,C) or `pixels`, with the decoder's ids and mask (B,L), padded
-        right -> mean loss of a target; `prompt_length` as in `token_losses`. Captions of like
-        length are read together, with no more padding than they need.
+        """Compute the mean loss of a target, and the perplexity.
+
+        The batch holds `vision` (B,V,C) or `pixels`, with the decoder's ids and mask (B,L), padded
+        right. `prompt_length` is as in `token_losses`. Captions of like length are read together,
+        with no more padding than they need.
         """
-        prefix, mask, total, count = self.prefix(self.vision_of(batch)), batch["mask"], 0, 0
+        prefix, mask = self.prefix(self.vision_of(batch)), batch["mask"]
+        total = torch.zeros((), device=prefix.device)
+        count = torch.zeros((), device=prefix.device, dtype=torch.long)
         for rows in mask.sum(1).argsort(stable=True).tensor_split(min(GROUPS, len(mask))):
             longest = int(mask[rows].sum(1).max())
             losses, asked = self.token_losses(
                 prefix[rows], batch["ids"][rows, :longest], mask[rows, :longest], prompt_length
             )
-            total, count = total + losses.sum(), count + asked.sum()
+            total = total + losses.sum()
+            count = count + asked.sum()
         loss = total / count
         return {"loss": loss, "perplexity": loss.detach().exp()}
 
@@ -425,8 +429,10 @@ class Captioner(ImageReader):
         longest: int = 21,
         shortest: int = 4,
     ) -> Tensor:
-        """Vision (B,V,C), prompt_ids (P,) -> the ids that follow the prompt, (B, at most `longest`).
+        """Generate the ids that follow the prompt, (B, at most `longest`), by beam search.
 
+        vision             (B,V,C)
+        prompt_ids         (P,)
         end, pad           ids of the line break, which ends a caption, and of padding
         longest, shortest  new tokens before the end; the authors' max_length 22 and min_length 5
                            count an artificial first token
@@ -460,15 +466,15 @@ class Captioner(ImageReader):
 
 
 def targets(ids: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
-    """(B,L): the ids, and -100 where nothing is to be learned: padding and the prompt."""
+    """Return the ids (B,L), and -100 where nothing is learned: padding and the prompt."""
     wanted = ids.masked_fill(mask == 0, -100)
     wanted[:, :prompt_length] = -100
     return wanted
 
 
-# ---- how each stage is optimised (5)
 STAGES = ("stage1", "stage2", "finetune")
-RELEASED = {  # the authors' settings, their four processes together
+# the authors' settings, their four processes together
+RELEASED: dict[str, dict[str, Any]] = {
     "stage1": {
         "epochs": 5,
         "lr": 1e-4,
@@ -497,27 +503,23 @@ RELEASED = {  # the authors' settings, their four processes together
 
 
 def train_config(stage: str, **changes) -> TrainConfig:
-    """A stage as released, or with changes; only fine-tuning is selected by validation.
+    """Return a stage's settings as released, or with changes.
+
+    Validation selects only in fine-tuning.
 
     With another `lr`, its first and last values change in proportion.
     """
-    released = RELEASED[stage]
-    ends = {
-        name: released[name] * changes.get("lr", released["lr"]) / released["lr"]
-        for name in ("lr_first", "lr_last")
-    }
-    keep = {"keep": "best", "monitor": "CIDEr_BLEU4"} if stage == "finetune" else {"keep": "last"}
-    settings = (
-        {"weight_decay": 0.05, "betas": (0.9, 0.999), "schedule": "epoch_cosine"}
-        | released
-        | ends
-        | keep
-    )
+    settings = dict(RELEASED[stage], weight_decay=0.05, betas=(0.9, 0.999), keep="last")
+    settings["schedule"] = "epoch_cosine"
+    if stage == "finetune":
+        settings |= {"keep": "best", "monitor": "CIDEr_BLEU4"}
+    lr = settings["lr"]
+    for name in ("lr_first", "lr_last"):
+        settings[name] = settings[name] * changes.get("lr", lr) / lr
     return TrainConfig(**(settings | changes))
 
 
-# ---- files (7)
-# Of stage 1 and not of the captioner, as shell patterns.
+# Files. Of stage 1 and not of the captioner, as shell patterns.
 TEXT_BRANCH = (
     "temp",
     "vision_proj.*",
@@ -534,9 +536,10 @@ POSITION_IDS = "Fformer.bert.embeddings.position_ids"
 
 
 def load_release(model: ImageReader, state: dict[str, Tensor]) -> list[str]:
-    """Fills what is trained of an Aligner or a Captioner from the authors' state dict of the same
-    stage; returns the keys that were left out, a buffer. All else must fit, or UserError lists the
-    keys and nothing is loaded; their loader is silent.
+    """Fill the trained part of an Aligner or a Captioner from the authors' state dict of its stage.
+
+    Returns the keys left out, a buffer. UserError lists every other key that does not fit, and
+    nothing is loaded.
     """
     state = checkpoints.bare(state, *STARTS)
     dropped = [name for name in state if name == POSITION_IDS]
@@ -546,7 +549,7 @@ def load_release(model: ImageReader, state: dict[str, Tensor]) -> list[str]:
 
 
 def release_state(model: ImageReader) -> dict[str, Tensor]:
-    """What is trained, and the buffer, with the authors' names."""
+    """Return the trained tensors and the buffer, with the authors' names."""
     state = dict(model.state_dict())
     if isinstance(model, Aligner):
         decoder = model.Fformer.cls.predictions.decoder
@@ -557,8 +560,8 @@ def release_state(model: ImageReader) -> dict[str, Tensor]:
     return state | {POSITION_IDS: torch.arange(model.config.positions)[None]}
 
 
-def stage_of(state: dict[str, Tensor]) -> type[ImageReader]:
-    """Aligner or Captioner, by what is in the file. UserError if it is neither."""
+def stage_of(state: dict[str, Tensor]) -> type[Aligner] | type[Captioner]:
+    """Return Aligner or Captioner, by the names in the file; UserError if it is neither."""
     names = set(state)
     if "query_tokens" not in names or not names & {"temp", "opt_proj.weight"}:
         raise UserError(
@@ -569,14 +572,15 @@ def stage_of(state: dict[str, Tensor]) -> type[ImageReader]:
 
 
 def read(
-    path, fill: Callable[[nn.Module], nn.Module] = lambda model: model
+    path: Path | str, fill: Callable[[nn.Module], nn.Module] = lambda model: model
 ) -> tuple[ImageReader, dict]:
-    """An Aligner or a Captioner from our checkpoint or the authors', in eval mode, and what the file says of itself.
+    """Read an Aligner or a Captioner, in eval mode, and its metadata.
 
-    fill   gives the frozen towers their weights, as `starting.fill_frozen` does: no checkpoint
+    The file is our checkpoint or the authors'.
+    fill   gives the frozen towers their weights, as `captioning.fill_frozen` does: no checkpoint
            holds them
-    The authors' files do not tell their configuration; without a note of `write_release` it is that
-    of the paper. UserError on a file of another model, with the keys that do not fit.
+    The authors' files do not hold their configuration; without a note of `write_release` it is the
+    paper's. UserError for a file of another model, with the keys that do not fit.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     kind = stage_of(state)
@@ -585,31 +589,18 @@ def read(
         model = fill(kind(checkpoints.config_of(BITAConfig, "BITA", meta.get("model"))))
         checkpoints.load_into(model, state)
         return model.eval(), meta
-    settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
-    model = fill(
-        kind(
-            checkpoints.config_of(BITAConfig, "BITA", settings["nbhelpers"])
-            if "nbhelpers" in settings
-            else BITAConfig.paper()
-        )
-    )
+    settings = checkpoints.settings_in(rest, "config")
+    if "nbhelpers" in settings:
+        config = checkpoints.config_of(BITAConfig, "BITA", settings["nbhelpers"])
+    else:
+        config = BITAConfig.paper()
+    model = fill(kind(config))
     dropped = load_release(model, state)
     return model.eval(), {"system": "bita", "release": True, "config": settings, "dropped": dropped}
 
 
-def write_release(model: ImageReader, path, epoch: int = 0) -> None:
-    """Writes the authors' layout: model, optimizer, config, scaler, epoch; optimizer and scaler are
-    empty.
-    """
-    state = {name: value.detach().cpu() for name, value in release_state(model).items()}
-    with atomic_write(path) as temporary:
-        torch.save(
-            {
-                "model": state,
-                "optimizer": {},
-                "config": {"nbhelpers": asdict(model.config)},
-                "scaler": {},
-                "epoch": epoch,
-            },
-            temporary,
-        )
+def write_release(model: ImageReader, path: Path | str, epoch: int = 0) -> None:
+    """Write the authors' layout: model, optimizer, config, scaler, epoch; two of them are empty."""
+    note = {"nbhelpers": asdict(model.config)}
+    content = {"model": release_state(model), "optimizer": {}, "config": note, "scaler": {}}
+    checkpoints.save_pickle(path, content | {"epoch": epoch})

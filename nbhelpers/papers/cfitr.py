@@ -1,11 +1,15 @@
-"""CFITR: Zhou, Wu, Deng, "Toward Efficient and Accurate Remote Sensing Image-Text Retrieval With a Coarse-to-Fine Approach", IEEE GRSL 22, 2024.
+"""CFITR: search coarsely by hash codes, then rerank with a single-stream transformer.
 
-In this order: configuration, the modules on top of ViLT, the model (dual stream, hash codes, single
-stream), the captions that false texts are drawn from, the losses, files. B batch, N patches, L
-caption length, d width, F false texts of an image. The *states* of an image (B,1+N,d) or a text
-(B,L,d) are its tokens behind the lower layers, where ViLT is cut: not normalised, modality already
-added. They are what is cached, and what the upper layers read. Names of parameters are the
-authors', those of the trunk `vilt` are transformers'.
+Zhou, Wu, Deng, "Toward Efficient and Accurate Remote Sensing Image-Text Retrieval With a
+Coarse-to-Fine Approach", IEEE GRSL 22, 2024. The file holds, in this order: configuration, the
+modules on top of ViLT, the model (dual stream, hash codes, single stream), the captions that false
+texts are drawn from, the losses, files. B is the batch, N patches, L caption length, d width, F the
+number of false texts of an image.
+
+The *states* of an image (B,1+N,d) or a text (B,L,d) are its tokens behind the lower layers, where
+ViLT is cut. They are not normalised, and their modality is already added. They are cached, and the
+upper layers read them. Parameters have the authors' names, those of the trunk `vilt` have
+transformers'.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -24,19 +29,21 @@ from transformers import ViltModel
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.data.tokenization import distinct_captions
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
-from nbhelpers.papers import vilt
-from nbhelpers.papers.dual_encoder import OnFrozenTowers
+from nbhelpers.papers import config_checks, vilt
+from nbhelpers.papers.dual_encoder import OnFrozenTowers, decay_groups
 from nbhelpers.towers import backbones, checkpoints, vilt_names
 from nbhelpers.training.distributed import gather, rank
+
+if TYPE_CHECKING:
+    from nbhelpers.tasks.retrieval import RetrievalTask
 
 
 @dataclass(frozen=True)
 class CFITRConfig:
-    """One CFITR.
+    """Configure one CFITR.
 
-    Sizes and weights are the release's; where it has an error, the default is mended and the error
-    a choice.
+    Sizes and weights are the release's. Where the release has an error, the default is the
+    correction and the error is an option.
     """
 
     vilt: str = "vilt_b32"  # a name in backbones.VILT
@@ -77,20 +84,16 @@ class CFITRConfig:
             "bank must be 'intended' or 'released'": self.bank not in ("intended", "released"),
             "balance must be 'sample' or 'bit'": self.balance not in ("sample", "bit"),
         }
-        wrong = [text for text, is_wrong in problems.items() if is_wrong]
-        if wrong:
-            raise UserError(f"CFITRConfig: {'; '.join(wrong)}.")
+        config_checks.check(self, problems)
 
     @property
     def freeze_towers(self) -> bool:
-        """Whether frozen package towers stand below this ViLT, so that their features can be
-        cached.
-        """
+        """Whether this ViLT stands on frozen package towers, whose features can be cached."""
         return backbones.vilt_size(self.vilt).towers is not None
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> CFITRConfig:
-        """Four layers at 112 px, seven by seven patches; trains on a CPU."""
+        """Return four layers at 112 px, seven by seven patches; trains on a CPU."""
         return replace(
             cls(
                 vilt="vilt_standin",
@@ -106,7 +109,7 @@ class CFITRConfig:
 
     @classmethod
     def compact(cls, **changes) -> CFITRConfig:
-        """Four layers over the frozen map of EfficientNet-Lite0 and the frozen states of MiniLM."""
+        """Return four layers over frozen EfficientNet-Lite0 maps and frozen MiniLM states."""
         return replace(
             cls(vilt="vilt_compact", split=2, hidden=1024, false_texts=3, negatives_from="others"),
             **changes,
@@ -114,12 +117,13 @@ class CFITRConfig:
 
     @classmethod
     def paper(cls, **changes) -> CFITRConfig:
-        """ViLT-B/32 at 384 px."""
+        """Return ViLT-B/32 at 384 px."""
         return replace(cls(), **changes)
 
     def released(self) -> CFITRConfig:
-        """What the released code trains: no LFEM, a bank that turns to zero, false texts and
-        negatives that may be true.
+        """Return the configuration that the released code trains.
+
+        It has no LFEM, a bank that turns to zero, and false texts and negatives that may be true.
         """
         return replace(
             self,
@@ -131,11 +135,8 @@ class CFITRConfig:
         )
 
 
-# ---- modules (spec 2.4 to 2.6)
 class LFEM(nn.Module):
-    """Local feature enhancement: a residual block of convolutions over the square patch grid, in
-    raster order.
-    """
+    """Local feature enhancement: a residual block of convolutions over the square patch grid."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -152,7 +153,10 @@ class LFEM(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,N,d) -> (B,N,d). In training the batch statistics are those of all processes."""
+        """Map patches (B,N,d) in raster order to (B,N,d).
+
+        In training the batch statistics are those of all processes.
+        """
         count, side = len(x), math.isqrt(x.shape[1])
         every = gather(x) if self.training else x
         grid = every.transpose(1, 2).unflatten(2, (side, side))
@@ -161,7 +165,7 @@ class LFEM(nn.Module):
 
 
 class PositionPool(nn.Module):
-    """One learned weight for each position, padding included, and a tanh: (B,n,d) -> (B,d)."""
+    """Pool by one learned weight for each position, padding included, and a tanh."""
 
     def __init__(self, positions: int):
         super().__init__()
@@ -170,11 +174,12 @@ class PositionPool(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pool x (B,n,d) to (B,d)."""
         return self.dense(x.transpose(1, 2)).squeeze(2).tanh()
 
 
 def hash_head(width: int, hidden: int, bits: int) -> nn.Sequential:
-    """(B,width) -> (B,bits) in (-1,1)."""
+    """Build the layers from (B,width) to continuous codes (B,bits) in (-1,1)."""
     return nn.Sequential(
         nn.Linear(width, hidden),
         nn.BatchNorm1d(hidden),
@@ -185,10 +190,11 @@ def hash_head(width: int, hidden: int, bits: int) -> nn.Sequential:
 
 
 class CFITR(OnFrozenTowers):
-    """As a dual encoder it is the coarse stage: `encode_images` and `encode_texts` give the continuous codes as unit rows.
+    """Both stages in one model.
 
-    `trunk` may replace the configured ViLT, e.g. in tests. To train, the model needs the captions
-    (`set_captions`).
+    As a dual encoder it is the coarse stage: `encode_images` and `encode_texts` give the continuous
+    codes as unit rows. `score_pairs` is the fine stage. `trunk` may replace the configured ViLT,
+    e.g. in tests. Training needs the captions (`set_captions`).
     """
 
     def __init__(self, config: CFITRConfig, trunk: ViltModel | None = None):
@@ -208,12 +214,12 @@ class CFITR(OnFrozenTowers):
         self.captions: Captions | None = None
         self.register_buffer("bank", None)
         if towers := backbones.vilt_size(config.vilt).towers:
-            self.stand_on(*towers)
-        self.train()  # from the first batch on, frozen parts rest
+            self.add_frozen_towers(*towers)
+        self.train()  # frozen parts are in eval mode from the first batch on
 
-    # ---- dual stream: the lower layers read image and text apart (spec 2.1 to 2.4)
+    # Dual stream: the lower layers read image and text apart.
     def image_states(self, vision: Tensor, permutation: Tensor | None = None) -> Tensor:
-        """Tower features -> (B,1+N,d), with LFEM over the patches.
+        """Return the states (B,1+N,d) of the feature `vision`, with LFEM over the patches.
 
         UserError for LFEM out of raster order.
         """
@@ -231,9 +237,9 @@ class CFITR(OnFrozenTowers):
         return torch.cat([states[:, :1], self.res(states[:, 1:])], dim=1)
 
     def text_states(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Tower features (B,L) or (B,L,C), mask (B,L), 1 = word -> (B,L,d); padding is not attended, but has states.
+        """Return the states (B,L,d) of the feature `text`, with mask (B,L), 1 = word.
 
-        UserError if L is not the length of the pooling.
+        Padding is not attended, but has states. UserError if L is not the length of the pooling.
         """
         length = self.vilt.config.max_position_embeddings
         if text.shape[1] != length:
@@ -245,40 +251,40 @@ class CFITR(OnFrozenTowers):
             self.vilt.encoder.layer[: self.config.split], vilt.text_tokens(self.vilt, text), mask
         )
 
-    # ---- hash codes (spec 2.4, 2.5)
+    # Hash codes
     def pooled_images(self, states: Tensor) -> Tensor:
-        """(B,1+N,d) -> (B,d): the trunk's last norm, which both stages share, and the learned
-        position pooling.
-        """
+        """Pool states (B,1+N,d) to (B,d), over the trunk's last norm, which both stages share."""
         return self.imagepooler_be(self.vilt.layernorm(states))
 
     def pooled_texts(self, states: Tensor) -> Tensor:
-        """(B,L,d) -> (B,d), over all positions."""
+        """Pool states (B,L,d) to (B,d), over all positions."""
         return self.textpooler_be(self.vilt.layernorm(states))
 
     def image_codes(self, states: Tensor) -> Tensor:
-        """(B,1+N,d) -> continuous codes h (B,bits) in (-1,1)."""
+        """Return continuous codes (B,bits) in (-1,1) of states (B,1+N,d)."""
         return self.image_module(self.pooled_images(states))
 
     def text_codes(self, states: Tensor) -> Tensor:
-        """(B,L,d) -> continuous codes h (B,bits) in (-1,1)."""
+        """Return continuous codes (B,bits) in (-1,1) of states (B,L,d)."""
         return self.text_module(self.pooled_texts(states))
 
     @staticmethod
     def binary(h: Tensor) -> Tensor:
-        """Continuous codes -> bool of the same shape: the sign, True for plus.
+        """Return the signs of continuous codes as bool, True for plus.
 
-        A zero, which has none, counts as plus.
+        A zero has no sign and counts as plus.
         """
         return h >= 0
 
     def embed_images(self, vision: Tensor) -> Tensor:
+        """Embed the feature `vision` as unit rows (B,bits)."""
         return F.normalize(self.image_codes(self.image_states(vision)), dim=1)
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Embed the feature `text` with its mask as unit rows (B,bits)."""
         return F.normalize(self.text_codes(self.text_states(text, mask)), dim=1)
 
-    # ---- single stream: the upper layers read both together (spec 2.7)
+    # Single stream: the upper layers read both together.
     def join(
         self,
         image_states: Tensor,
@@ -286,14 +292,14 @@ class CFITR(OnFrozenTowers):
         text_mask: Tensor,
         image_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N) -> (P,L+1+N,d) and
-        its mask, the text first.
+        """Join P pairs of states, (P,1+N,d) and (P,L,d), with masks (P,L) and (P,1+N).
+
+        Returns (P,L+1+N,d) and its mask, the text first.
         """
         if image_mask is None:
             image_mask = text_mask.new_ones(image_states.shape[:2])
-        return torch.cat([text_states, image_states], dim=1), torch.cat(
-            [text_mask, image_mask], dim=1
-        )
+        states = torch.cat([text_states, image_states], dim=1)
+        return states, torch.cat([text_mask, image_mask], dim=1)
 
     def fuse_pairs(
         self,
@@ -302,8 +308,10 @@ class CFITR(OnFrozenTowers):
         text_mask: Tensor,
         image_mask: Tensor | None = None,
     ) -> Tensor:
-        """P pairs of states, as in `join` -> (P,d), ViLT's pooled first word: of the last layer
-        nothing else is read, or made.
+        """Pass P pairs of states through the upper layers.
+
+        Returns ViLT's pooled first word (P,d). The arguments are those of `join`. The last layer
+        computes no other output, as nothing reads one.
         """
         x, mask = self.join(image_states, text_states, text_mask, image_mask)
         *layers, last = self.vilt.encoder.layer[self.config.split :]
@@ -317,17 +325,16 @@ class CFITR(OnFrozenTowers):
         text_mask: Tensor,
         image_mask: Tensor | None = None,
     ) -> Tensor:
-        """P pairs of states, as in `fuse_pairs` -> (P,) scores; the larger, the better they match."""
-        return self.rank_output(
-            self.fuse_pairs(image_states, text_states, text_mask, image_mask)
-        ).squeeze(1)
+        """Score P pairs of states, as in `join`; (P,), a larger score is a better match."""
+        fused = self.fuse_pairs(image_states, text_states, text_mask, image_mask)
+        return self.rank_output(fused).squeeze(1)
 
-    # ---- training (spec 3)
+    # Training
     def set_captions(self, captions: Captions, seed: int = 0) -> CFITR:
-        """Gives the model what it trains with: the captions for false texts, and a bank of one random code for each.
+        """Give the model what it trains with: captions for false texts, and a bank of random codes.
 
-        The bank is a buffer of the state dict, since a resumed training needs it; models that are
-        only read have none.
+        The bank has one code for each caption. It is a buffer of the state dict, since a resumed
+        training needs it. A model that is only read has none.
         """
         self.captions = captions
         generator = torch.Generator().manual_seed(seed)
@@ -336,93 +343,97 @@ class CFITR(OnFrozenTowers):
         return self
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with mask and row (B,), the row of each caption among those of `set_captions` -> loss and its terms: triplet, quantisation and balance (not weighted), rerank.
+        """Compute the loss and its terms: triplet, quantisation and balance (not weighted), rerank.
 
-        Batch statistics, negatives and sums are over the pairs of all processes: the inputs of the
-        hash heads are gathered before the heads. UserError without captions, and for a single pair
-        in training.
+        The batch holds pixels and ids, or cached features, with mask and row (B,), the row of each
+        caption among those of `set_captions`. In training the codes of the batch go into the bank
+        afterwards (`update_bank`). Batch statistics, negatives and sums are over the pairs of all
+        processes: the inputs of the hash heads are gathered before the heads. UserError without
+        captions, and for a single pair in training.
         """
+        row = batch["row"]
+        false = self._false_texts(row)
+        image = self.image_states(self._vision(batch))
+        mask = torch.cat([batch["mask"], false["mask"]])
+        text = self.text_states(torch.cat([self._text(batch), self._text(false)]), mask)
+        pooled_images = gather(self.pooled_images(image).float())
+        pooled_texts = gather(self.pooled_texts(text[: len(row)]).float())
+        if self.training and len(pooled_images) < 2:
+            raise UserError(
+                "A single pair has no batch statistics and no negative; train CFITR on batches of"
+                " two or more."
+            )
+        h_image = self.image_module(pooled_images).float()
+        h_text = self.text_module(pooled_texts).float()
+        scores = gather(self._score_choices(image, text, mask).float())
+        row = gather(row)
+        with torch.autocast(row.device.type, enabled=False):  # 16-bit sums would be too coarse
+            matches, targets = self._matches(row), self.bank[row].float()
+            losses = self._losses(h_image, h_text, matches, targets, scores)
+        if self.training:
+            self.update_bank(row, h_image, h_text)
+        return losses
+
+    @torch.no_grad()
+    def update_bank(self, row: Tensor, h_image: Tensor, h_text: Tensor) -> None:
+        """Write the next codes of the captions `row` (B,) into the bank.
+
+        The intended next code is that of the mean of h_image and h_text; the released code writes
+        zeros. The release does so at the end of an epoch. An epoch has each row once, so writing
+        now changes no target of this epoch.
+        """
+        if self.config.bank == "intended":
+            self.bank[row] = _signs(h_image + h_text)
+        else:
+            self.bank[row] = 0
+
+    def _false_texts(self, row: Tensor) -> dict[str, Tensor]:
+        captions = self._given_captions()
+        also_true = self.config.false_from == "all"
+        drawn = captions.draw(row.cpu(), self.config.false_texts, also_true)
+        tokens = captions.texts(drawn.flatten())
+        return {name: value.to(row.device) for name, value in tokens.items()}
+
+    def _given_captions(self) -> Captions:
         if self.captions is None:
             raise UserError(
                 "This CFITR has no captions to draw false texts from; call set_captions before"
                 " training."
             )
-        row = batch["row"]
-        drawn = self.captions.draw(
-            row.cpu(), self.config.false_texts, self.config.false_from == "all"
-        )
-        false = {
-            name: value.to(row.device)
-            for name, value in self.captions.texts(drawn.flatten()).items()
-        }
-        image = self.image_states(
-            **(
-                self.image_features(batch["pixels"])
-                if "pixels" in batch
-                else {"vision": batch["vision"]}
-            )
-        )
-        mask = torch.cat([batch["mask"], false["mask"]])
-        text = self.text_states(torch.cat([self._text(batch), self._text(false)]), mask)
-        pooled = [
-            gather(rows.float())
-            for rows in (self.pooled_images(image), self.pooled_texts(text[: len(row)]))
-        ]
-        if self.training and len(pooled[0]) < 2:
-            raise UserError(
-                "A single pair has no batch statistics and no negative; train CFITR on batches of"
-                " two or more."
-            )
-        h_image, h_text = self.image_module(pooled[0]).float(), self.text_module(pooled[1]).float()
-        scores = gather(self._score_choices(image, text, mask).float())
-        row = gather(row)
-        with torch.autocast(row.device.type, enabled=False):  # 16-bit sums would be too coarse
-            return self._losses(
-                h_image, h_text, self._matches(row), self._targets(row, h_image, h_text), scores
-            )
+        return self.captions
+
+    def _vision(self, batch: dict[str, Tensor]) -> Tensor:
+        if "pixels" in batch:
+            return self.image_features(batch["pixels"])["vision"]
+        return batch["vision"]
 
     def _text(self, batch: dict[str, Tensor]) -> Tensor:
-        return (
-            self.text_features(batch["ids"], batch["mask"])["text"]
-            if "ids" in batch
-            else batch["text"]
-        )
+        if "ids" in batch:
+            return self.text_features(batch["ids"], batch["mask"])["text"]
+        return batch["text"]
 
     def _score_choices(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Image (B,1+N,d); text and mask of the B captions, then of F false texts of each image ->
-        (B,1+F), the own first.
+        """Score the texts of each image, its own first; (B,1+F).
+
+        image       (B,1+N,d)
+        text, mask  of the B captions, then of the F false texts of each image
         """
         count = len(image)
-        choices = [
+        texts, masks = (
             torch.cat([x[:count, None], x[count:].unflatten(0, (count, -1))], dim=1)
             for x in (text, mask)
-        ]
-        each = image.unsqueeze(1).expand(-1, choices[0].shape[1], -1, -1)
-        return self.score_pairs(each.flatten(0, 1), *(x.flatten(0, 1) for x in choices)).unflatten(
-            0, (count, -1)
         )
+        images = image.unsqueeze(1).expand(-1, texts.shape[1], -1, -1)
+        scores = self.score_pairs(images.flatten(0, 1), texts.flatten(0, 1), masks.flatten(0, 1))
+        return scores.unflatten(0, (count, -1))
 
     def _matches(self, row: Tensor) -> Tensor:
-        """(B,B) bool: which images and texts of a batch are no negatives of each other."""
+        """Tell which images and texts are no negatives of each other; (B,B) bool."""
         if self.config.negatives_from == "all":
             return torch.eye(len(row), dtype=torch.bool, device=row.device)
-        return self.captions.describe(row.cpu(), row.cpu().expand(len(row), -1)).to(row.device)
-
-    def _targets(self, row: Tensor, h_image: Tensor, h_text: Tensor) -> Tensor:
-        """The codes (B,bits) that the bank holds of these rows; in training the next ones take their place.
-
-        The intended next code is that of the mean of h_image and h_text, the released one is zero.
-        Both are due at the end of the epoch; a row comes only once in an epoch, so that nothing
-        reads them before.
-        """
-        targets = self.bank[row].float()
-        if self.training:
-            self.bank[row] = (
-                _signs(h_image + h_text)
-                if self.config.bank == "intended"
-                else torch.zeros_like(self.bank[row])
-            )
-        return targets
+        rows = row.cpu()
+        described = self._given_captions().describe(rows, rows.expand(len(rows), -1))
+        return described.to(row.device)
 
     def _losses(
         self, h_image: Tensor, h_text: Tensor, matches: Tensor, targets: Tensor, scores: Tensor
@@ -441,21 +452,11 @@ class CFITR(OnFrozenTowers):
         }
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """Decay and no-decay groups by the release's names (spec 5): LayerNorms and biases are
-        spared, BatchNorms are not.
-        """
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        spared = [bool(re.search("bias|layernorm|LayerNorm", name)) for name, _ in trained]
-        return [
-            {
-                "params": [p for (_, p), free in zip(trained, spared, strict=True) if not free],
-                "weight_decay": weight_decay,
-            },
-            {
-                "params": [p for (_, p), free in zip(trained, spared, strict=True) if free],
-                "weight_decay": 0.0,
-            },
-        ]
+        """Group the parameters as released: no decay on LayerNorms and biases."""
+        names = re.compile("bias|layernorm|LayerNorm")
+        return decay_groups(
+            self.named_parameters(), weight_decay, lambda name, p: bool(names.search(name))
+        )
 
 
 def _signs(h: Tensor) -> Tensor:
@@ -463,20 +464,18 @@ def _signs(h: Tensor) -> Tensor:
 
 
 class Captions:
-    """The training captions, from which every step draws false texts anew with torch's generator of the CPU.
+    """The training captions, from which each step draws false texts by torch's CPU generator.
 
-    owner   (M,) the image of each caption;  string (M,) which of T distinct texts it reads
+    owner   (M,) the image of each caption
+    string  (M,) which of T distinct texts it reads
     tokens  of the T distinct texts: ids (T,L) or, of a frozen tower, text (T,L,C), with mask (T,L);
             stays on the CPU
-    UserError if an image has no false text, since all texts stand among its captions.
+    UserError if an image has no false text, since all texts are among its captions.
     """
 
     def __init__(self, owner: np.ndarray, string: np.ndarray, tokens: dict[str, np.ndarray]):
-        self.owner, self.string, self.tokens = (
-            torch.as_tensor(owner),
-            torch.as_tensor(string),
-            tokens,
-        )
+        self.owner, self.string = torch.as_tensor(owner), torch.as_tensor(string)
+        self.tokens = tokens
         self.distinct = len(tokens["mask"])
         # all (image, text) that belong together
         self.described = torch.unique(self.owner * self.distinct + self.string)
@@ -487,10 +486,8 @@ class Captions:
             )
 
     @classmethod
-    def of(cls, task) -> Captions:
-        """The training captions of a retrieval.RetrievalTask: as ids or, where it caches towers, as
-        their features.
-        """
+    def of(cls, task: RetrievalTask) -> Captions:
+        """Return the training captions of a task, as ids or as features of its towers."""
         table = task.table("train")
         texts, string = distinct_captions(table, task.tokenizer.clean)
         if task.towers is not None:
@@ -502,8 +499,10 @@ class Captions:
         return len(self.owner)
 
     def draw(self, row: Tensor, count: int, also_true: bool = False) -> Tensor:
-        """Rows (B,) of captions -> (B,count) rows of texts, uniformly and with replacement, from
-        those that no caption of the own image reads like; `also_true` draws from all, as released.
+        """Draw texts for the captions `row` (B,), uniformly and with replacement; (B,count) rows.
+
+        The texts are those that no caption of the same image reads like. `also_true` draws from
+        all, as released.
         """
         drawn = torch.randint(len(self), (len(row), count))
         while not also_true and (true := self.describe(row, drawn)).any():
@@ -511,13 +510,13 @@ class Captions:
         return drawn
 
     def describe(self, row: Tensor, drawn: Tensor) -> Tensor:
-        """(B,count) bool: whether the image of `row` has the drawn text among its captions."""
+        """Tell whether the image of `row` has the drawn text among its captions; (B,count) bool."""
         return torch.isin(
             self.owner[row].unsqueeze(1) * self.distinct + self.string[drawn], self.described
         )
 
     def texts(self, row: Tensor) -> dict[str, Tensor]:
-        """The tokens of these captions (n,), floats as float32."""
+        """Return the tokens of these captions (n,), floats as float32."""
         wanted = self.string[row].numpy()
         found = {
             name: torch.from_numpy(np.asarray(array[wanted])) for name, array in self.tokens.items()
@@ -529,15 +528,13 @@ class Captions:
 
 
 def without_repeats(table: CaptionTable) -> CaptionTable:
-    """Each text once per image, the first kept: what the release trains on and tests with (spec 4),
-    in the files' order.
-    """
+    """Keep each text once per image, in the files' order, as the release trains and tests."""
     return replace(table, captions=table.captions.drop_duplicates())
 
 
-# ---- losses (spec 3): h (B,bits) continuous codes of pairs
+# Losses: h_image and h_text are continuous codes (B,bits) of pairs.
 def cosine(h_image: Tensor, h_text: Tensor) -> Tensor:
-    """(B,bits), (M,bits) -> (B,M), with the release's epsilon."""
+    """Return the cosines (B,M) of (B,bits) and (M,bits), with the release's epsilon."""
     norms = h_image.norm(dim=1).unsqueeze(1) * h_text.norm(dim=1)
     return h_image @ h_text.t() / (norms + 1e-8)
 
@@ -545,8 +542,9 @@ def cosine(h_image: Tensor, h_text: Tensor) -> Tensor:
 def triplet_loss(
     h_image: Tensor, h_text: Tensor, matches: Tensor, margin: float, hardest: bool = True
 ) -> Tensor:
-    """Hinge over the hardest in-batch negative of each query, or over all pairs; averaged, the two directions added.
+    """Compute a hinge over the hardest in-batch negative of each query, or over all pairs.
 
+    It is averaged, and the two directions are added.
     matches  (B,B) bool, images by texts: what is no negative, the pairs themselves among it
     """
     scores = cosine(h_image, h_text)
@@ -557,32 +555,31 @@ def triplet_loss(
 
 
 def quantisation_loss(h_image: Tensor, h_text: Tensor, targets: Tensor) -> Tensor:
-    """Squared distance of both codes from the bank's, summed."""
+    """Sum the squared distances of both codes from the bank's."""
     return (targets - h_image).square().sum() + (targets - h_text).square().sum()
 
 
 def balance_loss(h_image: Tensor, h_text: Tensor, over: str = "sample") -> Tensor:
-    """Squared sums over the bits of each sample, as released, or over the samples of each "bit";
-    summed.
-    """
+    """Sum the squared sums over the bits of each sample, or over the samples of each "bit"."""
     axis = 1 if over == "sample" else 0
     return h_image.sum(axis).square().sum() + h_text.sum(axis).square().sum()
 
 
 def rerank_loss(scores: Tensor) -> Tensor:
-    """Cross-entropy of the own text, column 0 of (B,1+F), among the false ones."""
+    """Compute the cross-entropy of the own text, column 0 of (B,1+F), among the false ones."""
     return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
-# ---- files (spec 7)
+# Files
 STARTS = ("image_module.",)  # of names, once no prefix stands before them
 DEAD = "transformer.SE_blocks."  # blocks in the authors' files that nothing calls
 
 
 def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
-    """Fills `model` from the authors' state dict; returns the keys left out: dead ones and, without LFEM, those of LFEM.
+    """Fill `model` from the authors' state dict, and return the keys left out.
 
-    Every other key must find its place, else UserError lists the keys and nothing is loaded.
+    Those are dead keys and, without LFEM, the keys of LFEM. UserError lists every other key without
+    a place, and nothing is loaded.
     """
     state = checkpoints.bare(state, *STARTS)
     unused = (DEAD,) if model.config.lfem else (DEAD, "res.")
@@ -593,15 +590,15 @@ def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
 
 
 def release_state(model: CFITR) -> dict[str, Tensor]:
-    """The model's state dict with the authors' key names, without the bank, which they keep
-    outside.
-    """
+    """Return the state dict with the authors' key names, without the bank."""
     return vilt_names.to_authors(checkpoints.rename(model.state_dict(), [("^bank$", None)]))
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
-    """Of a released checkpoint: what `write_release` noted, else ViLT-B/32 as released, with the
-    sizes of its hash heads.
+    """Return the configuration of a released checkpoint.
+
+    `write_release` stores it. Other files hold ViLT-B/32 as released, with the sizes of their hash
+    heads. UserError for a file without CFITR.
     """
     if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:
         raise UserError(
@@ -614,16 +611,15 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
     return CFITRConfig.paper(bits=bits, hidden=hidden).released()
 
 
-def read(path) -> tuple[CFITR, dict]:
-    """A CFITR from our checkpoint or the authors', in eval mode and without bank, and what the file says of itself; of the authors' also the keys that were `dropped`.
+def read(path: Path | str) -> tuple[CFITR, dict]:
+    """Read a CFITR, in eval mode and without bank, and its metadata.
 
-    UserError on a file of another model, with the keys that do not fit.
+    The file is our checkpoint or the authors'. The metadata of the authors' files lists the keys
+    that were `dropped`. UserError for a file of another model, with the keys that do not fit.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
-        settings = (
-            rest.get("hyper_parameters") if isinstance(rest.get("hyper_parameters"), dict) else {}
-        )
+        settings = checkpoints.settings_in(rest, "hyper_parameters")
         model = CFITR(config_of_release(state, settings))
         dropped = load_release(model, state)
         return model.eval(), {
@@ -638,19 +634,16 @@ def read(path) -> tuple[CFITR, dict]:
     return model.eval(), meta
 
 
-def write_release(model: CFITR, path) -> None:
-    """Writes the authors' Lightning layout, without what is dead in it (they load with strict=False).
+def write_release(model: CFITR, path: Path | str) -> None:
+    """Write the authors' Lightning layout, without dead keys (they load with strict=False).
 
     UserError in the compact size, whose frozen towers have no place there.
     """
     if model.config.freeze_towers:
         raise UserError(
-            "The authors' layout has no place for frozen towers; use weights.save_checkpoint"
+            "The authors' layout has no place for frozen towers; use checkpoints.save_checkpoint"
             " instead."
         )
-    state = {name: value.detach().cpu() for name, value in release_state(model).items()}
-    with atomic_write(path) as temporary:
-        torch.save(
-            {"state_dict": state, "hyper_parameters": {"nbhelpers": asdict(model.config)}},
-            temporary,
-        )
+    note = {"nbhelpers": asdict(model.config)}
+    content = {"state_dict": release_state(model), "hyper_parameters": note}
+    checkpoints.save_pickle(path, content)

@@ -1,28 +1,29 @@
-"""Not one of the five: CLIP, on which PIR-CLIP and PE-RSITR stand, as one open_clip model opened where they reach in.
+"""CLIP, on which PIR-CLIP and PE-RSITR are built: an open_clip model, open to changes of its parts.
 
-Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
-B batch, N patches, L caption length, W width of a tower, D embedding width.
+It is not one of the five systems. Radford et al., "Learning Transferable Visual Models From Natural
+Language Supervision", ICML 2021. B is the batch, N patches, L caption length, W width of a tower, D
+embedding width.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.papers.dual_encoder import OnFrozenTowers, unpadded
+from nbhelpers.papers.dual_encoder import OnFrozenTowers, decay_groups, unpadded
 from nbhelpers.towers import backbones
 from nbhelpers.training.distributed import gather
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Which CLIP; its sizes stand in backbones.CLIP."""
+    """Choose a CLIP; its sizes stand in backbones.CLIP."""
 
     clip: str = "vit_b32"  # a name in backbones.CLIP
     # where frozen towers read captions, padding is not attended
@@ -30,29 +31,30 @@ class CLIPConfig:
 
     @property
     def freeze_towers(self) -> bool:
-        """Whether frozen package towers stand below this CLIP, so that their features can be
-        cached.
-        """
+        """Whether this CLIP stands on frozen package towers, whose features can be cached."""
         return backbones.clip_size(self.clip).towers is not None
 
     @classmethod
     def tiny(cls, **changes) -> CLIPConfig:
-        """A stand-in at 112 px: seven by seven patches, like ViT-B/32 at 224 px."""
+        """Return a stand-in at 112 px: seven by seven patches, like ViT-B/32 at 224 px."""
         return replace(cls(clip="clip_standin"), **changes)
 
     @classmethod
     def compact(cls, **changes) -> CLIPConfig:
-        """Small towers over the frozen maps of EfficientNet-Lite0 and the frozen states of MiniLM."""
+        """Return small towers over frozen EfficientNet-Lite0 maps and frozen MiniLM states."""
         return replace(cls(clip="clip_compact"), **changes)
 
     @classmethod
-    def paper(cls, **changes) -> CLIPConfig:
+    def paper(cls, **changes) -> Self:
+        """Return ViT-B/32."""
         return replace(cls(), **changes)
 
 
 class CLIP(OnFrozenTowers):
-    """`clip` is the open_clip model; `vision_encoder` and `text_encoder` are the frozen towers
-    below it (compact size only).
+    """A dual encoder over one CLIP.
+
+    `clip` is the open_clip model. `vision_encoder` and `text_encoder` are the frozen towers below
+    it, in the compact size only.
     """
 
     def __init__(self, config: CLIPConfig):
@@ -60,45 +62,50 @@ class CLIP(OnFrozenTowers):
         self.config = config
         self.clip = backbones.clip(config.clip)
         if towers := backbones.clip_size(config.clip).towers:
-            self.stand_on(*towers)
+            self.add_frozen_towers(*towers)
         self.train()
 
     def embed_images(self, vision: Tensor) -> Tensor:
-        """-> (B,D) unit rows."""
-        return F.normalize(
-            pool_image(self.clip, self.clip.visual.transformer(image_tokens(self.clip, vision))),
-            dim=1,
-        )
+        """Embed the feature `vision` as unit rows (B,D)."""
+        states = self.clip.visual.transformer(image_tokens(self.clip, vision))
+        return F.normalize(pool_image(self.clip, states), dim=1)
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
-        """-> (B,D) unit rows."""
+        """Embed the feature `text` with its mask (B,L) as unit rows (B,D)."""
         text, mask = unpadded(text, mask)
         tokens = text_tokens(self.clip, text)
         states = self.clip.transformer(tokens, attn_mask=causal_mask(self.clip, tokens.shape[1]))
         return F.normalize(pool_text(self.clip, states, mask), dim=1)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with mask -> loss and the scale of the
-        logits.
+        """Compute CLIP's loss and the scale of the logits.
+
+        The batch holds pixels and ids, or cached features, with mask.
         """
         image, text = (gather(rows.float()) for rows in self.embed_batch(batch))
         scale = self.clip.logit_scale.exp()
         with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
-            loss = contrastive_loss(image, text, scale)
+            loss = clip_loss(image, text, scale)
         return {"loss": loss, "contrastive": loss, "scale": scale.detach()}
 
     def after_step(self) -> None:
+        """Keep the scale of the logits in its range."""
         clamp_scale(self.clip)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """Group the trainable parameters as open_clip does.
+
+        See `parameter_groups` of this module.
+        """
         return parameter_groups(self, weight_decay)
 
 
-# ---- an open_clip model, part by part
+# The parts of an open_clip model
 def image_tokens(clip: nn.Module, vision: Tensor) -> Tensor:
-    """(B,3,S,S) pixels, or the (B,1+N,C) tokens of a frozen tower, -> (B,1+N,W) after `ln_pre`, the class token first.
+    """Return image tokens (B,1+N,W) after `ln_pre`, the class token first.
 
-    UserError if the image is not as large as this CLIP takes it.
+    `vision` is pixels (B,3,S,S) or the tokens (B,1+N,C) of a frozen tower. UserError if the image
+    size is not that of this CLIP.
     """
     visual = clip.visual
     # compact size: the map of the frozen tower is the image, its global token stays behind
@@ -118,9 +125,9 @@ def image_tokens(clip: nn.Module, vision: Tensor) -> Tensor:
 
 
 def text_tokens(clip: nn.Module, text: Tensor) -> Tensor:
-    """(B,L) ids, or the (B,L,C) states of a frozen tower, -> (B,L,W) with positions.
+    """Return text tokens (B,L,W) with positions.
 
-    UserError if L is too long.
+    `text` is ids (B,L) or the states (B,L,C) of a frozen tower. UserError if L is too long.
     """
     length, longest = text.shape[1], len(clip.positional_embedding)
     if length > longest:
@@ -133,27 +140,29 @@ def text_tokens(clip: nn.Module, text: Tensor) -> Tensor:
 
 
 def causal_mask(clip: nn.Module, length: int) -> Tensor:
-    """(L,L) additive: no token sees a later one, so the padding behind a caption changes nothing."""
+    """Return the additive mask (L,L) by which no token attends a later one."""
     return clip.attn_mask[:length, :length]
 
 
 def pool_image(clip: nn.Module, tokens: Tensor, position: int = 0) -> Tensor:
-    """(B,N,W) -> (B,D): the token at `position` after `ln_post`, projected; not normalised."""
+    """Project the token at `position` of (B,N,W) after `ln_post`; (B,D), not normalised."""
     return clip.visual.ln_post(tokens[:, position]) @ clip.visual.proj
 
 
 def pool_text(clip: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """(B,L,W), mask (B,L) -> (B,D): the last token of each caption after `ln_final`, projected; not
-    normalised.
+    """Project the last word of each caption after `ln_final`; (B,D), not normalised.
+
+    tokens  (B,L,W)
+    mask    (B,L), 1 = word
     """
     rows = torch.arange(len(tokens), device=tokens.device)
     return clip.ln_final(tokens[rows, mask.sum(1) - 1]) @ clip.text_projection
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """InfoNCE in both directions over unit rows (N,D); `scale` multiplies.
+def clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Compute InfoNCE in both directions over unit rows (N,D); `scale` multiplies.
 
-    A pair's own partner alone counts as right.
+    Only a pair's own partner counts as right. Radford et al., figure 3.
     """
     logits = scale * image @ text.t()
     own = torch.arange(len(image), device=image.device)
@@ -162,16 +171,10 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clamp_scale(clip: nn.Module) -> None:
-    """Keeps the factor of the logits between 1 and 100, after every step."""
+    """Keep the factor of the logits between 1 and 100; called after every step."""
     clip.logit_scale.clamp_(0.0, math.log(100.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """No decay on vectors and scalars (gains, biases, the scale), as open_clip has it; frozen
-    parameters are left out.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Group the parameters as open_clip does: no decay on vectors and scalars."""
+    return decay_groups(model.named_parameters(), weight_decay, lambda name, p: p.ndim < 2)

@@ -1,11 +1,13 @@
-"""What every dual encoder shares: towers make features, small parts above them make embeddings.
+"""Share the frame of every dual encoder: frozen towers make features, small parts make embeddings.
 
-Frozen towers need to see each image and caption only once. Their features can therefore be cached
-and travel in batches in the place of `pixels` and `ids`, under the names that `image_features` and
+A frozen tower needs to see each image and caption only once. Its features can therefore be cached.
+A batch then holds them in place of `pixels` and `ids`, under the names that `image_features` and
 `text_features` give them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,60 +15,87 @@ from torch import Tensor, nn
 
 from nbhelpers.towers import backbones
 
-TURNS = 8  # of a square: four quarter turns of the image, and of its mirror image
+# Views of a square image: four quarter turns of it, and of its mirror image
+TURNS = 8
 
 
 def turned(pixels: Tensor, number: int) -> Tensor:
-    """(...,S,S) -> the same in one of its TURNS; 0 leaves it as it is."""
+    """Return pixels (...,S,S) in one of their TURNS; number 0 leaves them as they are."""
     pixels = torch.rot90(pixels, number % 4, (-2, -1))
     return pixels.flip(-1) if number >= 4 else pixels
 
 
 def unpadded(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`text` (B,L,...) and `mask` (B,L), cut behind the longest caption of the batch: where padding
-    is not attended it changes nothing.
+    """Cut `text` (B,L,...) and `mask` (B,L) behind the longest caption of the batch.
+
+    Where padding is not attended this changes no result.
     """
     longest = 1 + int(mask.any(dim=0).nonzero().max())
     return text[:, :longest], mask[:, :longest]
 
 
+def decay_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    is_spared: Callable[[str, nn.Parameter], bool],
+) -> list[dict]:
+    """Group trainable parameters: those with weight decay, then the spared ones."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, p in named:
+        if p.requires_grad:
+            (spared if is_spared(name, p) else decayed).append(p)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
+
+def keep_trained(model: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    """Drop what is frozen from a state dict; a hook of `register_state_dict_post_hook`."""
+    trained = {prefix + name for name, p in model.named_parameters() if p.requires_grad}
+    for name in [name for name in state if name.startswith(prefix) and name not in trained]:
+        del state[name]
+
+
 class DualEncoder(nn.Module):
-    """A subclass gives `image_features`, `text_features`, `embed_images`, `embed_texts` and `loss`."""
+    """Embed images and texts apart, as unit rows.
+
+    A subclass gives `image_features`, `text_features`, `embed_images`, `embed_texts` and `loss`.
+    """
 
     IMAGE_FEATURES: tuple[str, ...] = ("vision",)
     TEXT_FEATURES: tuple[str, ...] = ("text",)
     USES_ALL_PARAMETERS = True  # every trainable one gets a gradient in each step
 
     def frozen(self) -> list[nn.Module]:
-        """Parts that stay in eval mode and get no gradient."""
+        """Return the parts that stay in eval mode and get no gradient."""
         return []
 
     def towers(self) -> list[nn.Module]:
-        """The frozen parts that see pixels and ids; what they give can be cached."""
+        """Return the frozen parts that read pixels and ids, so that their output can be cached."""
         return self.frozen()
 
     def frozen_state(self) -> dict[str, Tensor]:
-        """The tensors of the towers, by their names in the model."""
-        parts = [
-            (name, part)
-            for name, part in self.named_modules()
-            if any(part is one for one in self.towers())
-        ]
-        return {
-            f"{name}.{key}": value
-            for name, part in parts
-            for key, value in part.state_dict().items()
-        }
+        """Return the tensors of the towers, by their names in the model."""
+        towers = {id(part) for part in self.towers()}
+        state: dict[str, Tensor] = {}
+        for name, part in self.named_modules():
+            if id(part) in towers:
+                part.state_dict(destination=state, prefix=f"{name}.")
+        return dict(state)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> DualEncoder:
+        """Set the mode of the model, but keep the frozen parts in eval mode."""
         super().train(mode)
         for part in self.frozen():
             part.eval()
         return self
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B,3,S,S) normalised pixels -> (B,D) unit rows; with `config.turns`, in eval mode, from
-        all turns of each image.
+        """Embed normalised pixels (B,3,S,S) as unit rows (B,D).
+
+        With `config.turns`, in eval mode, all turns of each image count.
         """
         views = TURNS if getattr(self.config, "turns", False) and not self.training else 1
         return self.embed_views(
@@ -74,59 +103,56 @@ class DualEncoder(nn.Module):
         )
 
     def embed_views(self, views: list[dict[str, Tensor]]) -> Tensor:
-        """Features of views of the same images -> (B,D) unit rows, the direction of the mean over
-        views.
-        """
+        """Embed views of the same images as unit rows (B,D), the direction of their mean."""
         rows = [self.embed_images(**features) for features in views]
         return rows[0] if len(rows) == 1 else F.normalize(torch.stack(rows).mean(0), dim=1)
 
     def encode_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B,L) token ids and mask (1 = word) -> (B,D) unit rows."""
+        """Embed token ids and mask (B,L), 1 = word, as unit rows (B,D)."""
         return self.embed_texts(**self.text_features(ids, mask), mask=mask)
 
     def embed_batch(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Batch of pixels and ids, or of cached features -> image and text embeddings, (B,D) each."""
+        """Return image and text embeddings (B,D) of pixels and ids, or of cached features."""
         if "pixels" in batch:
             image = self.encode_images(batch["pixels"])
         else:
             image = self.embed_images(**{name: batch[name] for name in self.IMAGE_FEATURES})
         if "ids" in batch:
             return image, self.encode_texts(batch["ids"], batch["mask"])
-        return image, self.embed_texts(
-            **{name: batch[name] for name in self.TEXT_FEATURES}, mask=batch["mask"]
-        )
+        features = {name: batch[name] for name in self.TEXT_FEATURES}
+        return image, self.embed_texts(**features, mask=batch["mask"])
 
 
 class OnFrozenTowers(DualEncoder):
-    """A dual encoder that with `config.freeze_towers` stands on two frozen towers; else it reads
-    pixels and ids itself.
+    """A dual encoder over two frozen towers if `config.freeze_towers`.
+
+    Else it reads pixels and ids.
     """
 
-    def stand_on(self, vision: str, text: str, vocab_size: int | None = None):
-        """Builds the towers of these names in `backbones`."""
+    def add_frozen_towers(self, vision: str, text: str, vocab_size: int | None = None) -> None:
+        """Build the towers of these names in `backbones`, and freeze them."""
         self.vision_encoder = backbones.vision_tower(vision).requires_grad_(False)
         self.text_encoder = backbones.text_tower(text, vocab_size).requires_grad_(False)
 
     def towers(self) -> list[nn.Module]:
+        """Return both towers if they are frozen."""
         return [self.vision_encoder, self.text_encoder] if self.config.freeze_towers else []
 
     def frozen(self) -> list[nn.Module]:
+        """Return the towers: nothing else is frozen."""
         return self.towers()
 
     def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision: the same pixels, or the tokens (B,1+N,C) of the frozen tower, the
-        global one first.
+        """Return `vision`: pixels (B,3,S,S), or tokens (B,1+N,C) of the frozen tower.
+
+        The global token comes first.
         """
-        return {
-            "vision": (
-                backbones.image_tokens(self.vision_encoder, pixels)
-                if self.config.freeze_towers
-                else pixels
-            )
-        }
+        if not self.config.freeze_towers:
+            return {"vision": pixels}
+        return {"vision": backbones.image_tokens(self.vision_encoder, pixels)}
 
     def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """(B,L) -> text: the same ids, or the states (B,L,C) of the frozen tower."""
+        """Return `text`: the ids (B,L), or the states (B,L,C) of the frozen tower."""
         if not self.config.freeze_towers:
             return {"text": ids}
         return {"text": self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state}

@@ -1,7 +1,8 @@
-"""IFT, BITA's interactive Fourier transformer (bita.md 2.2): a BERT whose self-attention is a Fourier transform without weights, with queries that read an image in every layer.
+"""IFT, BITA's interactive Fourier transformer: a BERT with queries that read an image.
 
-B batch, Nq queries, L caption length, T = tokens that are present (Nq, L or both), V image tokens,
-D width. Names of parameters are the authors'; embeddings, feed-forward networks and head are
+The queries read it in every layer. Self-attention is a Fourier transform without weights. B is the
+batch, Nq queries, L caption length, T the tokens that are present (Nq, L or both), V image tokens,
+D width. Parameters have the authors' names; embeddings, feed-forward networks and head are
 transformers' own.
 """
 
@@ -27,24 +28,27 @@ MIXINGS = ("fourier", "attention", "none")
 
 
 def fourier_mix(x: Tensor) -> Tensor:
-    """X (B,T,D) -> the real part of its joint 2-D Fourier transform over tokens and channels, not scaled; at least float32.
+    """Return the real part of the 2-D Fourier transform of x (B,T,D).
 
-    Not real after each axis, which is another transform. FFTs know no 16-bit floats, or only for
-    some sizes.
+    It is joint over tokens and channels, not scaled, and at least float32: FFTs support no 16-bit
+    floats, or only for some sizes. Taking the real part after each axis would be another transform.
     """
     wide = x if x.dtype == torch.float64 else x.float()
     return torch.fft.fft2(wide, dim=(1, 2)).real.contiguous()
 
 
 class Residual(nn.Module):
+    """Hold the norm behind a residual, under BERT's names."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
 
 
 class Mixing(nn.Module):
-    """f = LN(x + m), where m is the Fourier transform of x ("fourier") or nothing ("none", an
-    ablation).
+    """Mix tokens as f = LN(x + m).
+
+    m is the Fourier transform of x ("fourier"), or nothing ("none", an ablation).
     """
 
     def __init__(self, config: BertConfig, mixing: str):
@@ -52,15 +56,15 @@ class Mixing(nn.Module):
         self.mixing, self.output = mixing, Residual(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B,T,D) -> (B,T,D).
+        """Mix x (B,T,D) and return (B,T,D).
 
         The mask is not used: padding changes every output, as in the release.
         """
         return self.output.LayerNorm(x + fourier_mix(x) if self.mixing == "fourier" else x)
 
 
-class Attention(nn.Module):
-    """BERT's attention, residual and norm included, to tokens of any width."""
+class BertAttention(nn.Module):
+    """BERT's attention to tokens of any width, with its residual and norm."""
 
     def __init__(self, config: BertConfig, context_width: int):
         super().__init__()
@@ -78,25 +82,32 @@ class Attention(nn.Module):
     def _split(self, name: str, x: Tensor) -> Tensor:
         return self.self[name](x).unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """X (B,T,D) asks context (B,V,C), of which mask (B,V) says what may be read (1) -> (B,T,D)."""
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let x (B,T,D) read context (B,V,C); mask (B,V), 1 = may be read."""
         seen = None if mask is None else mask[:, None, None].bool()
-        query, key, value = (
-            self._split(*part) for part in (("query", x), ("key", context), ("value", context))
-        )
+        query, key = self._split("query", x), self._split("key", context)
+        value = self._split("value", context)
         answer = F.scaled_dot_product_attention(
             query, key, value, seen, self.dropout if self.training else 0.0
         )
         return self.output(answer.transpose(1, 2).flatten(2), x)
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B,heads,T,V): what each token reads, rows that sum to 1; without dropout."""
+        """Return (B,heads,T,V), what each token reads, without dropout; rows sum to 1."""
         query, key = self._split("query", x), self._split("key", context)
         return (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).softmax(3)
 
 
-class SelfAttention(Attention):
-    """In the place of `Mixing` (an ablation): what BLIP-2's Q-Former has.
+class ImageAttention(BertAttention):
+    """Attention of the queries to image tokens."""
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Let queries x (B,Nq,D) read image tokens (B,V,C)."""
+        return self.attend(x, context)
+
+
+class BertSelfAttention(BertAttention):
+    """Self-attention as in BLIP-2's Q-Former, in place of `Mixing` (an ablation).
 
     Padding is not attended.
     """
@@ -105,20 +116,25 @@ class SelfAttention(Attention):
         super().__init__(config, config.hidden_size)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().forward(x, x, mask)
+        """Let tokens x (B,T,D) attend to each other; mask (B,T), 1 = attended."""
+        return self.attend(x, x, mask)
 
 
 class Layer(nn.Module):
-    """Mixing of all tokens; then the queries read the image; then a feed-forward network for
-    queries and one for text.
+    """Mix all tokens.
+
+    Then queries read the image; then feed-forward networks for queries and for text.
     """
 
     def __init__(
         self, config: BertConfig, context_width: int, mixing: str, cross: bool, text: bool
     ):
         super().__init__()
-        self.fourier = SelfAttention(config) if mixing == "attention" else Mixing(config, mixing)
-        self.crossattention = Attention(config, context_width) if cross else None
+        if mixing == "attention":
+            self.fourier = BertSelfAttention(config)
+        else:
+            self.fourier = Mixing(config, mixing)
+        self.crossattention = ImageAttention(config, context_width) if cross else None
         if text:
             self.intermediate, self.output = BertIntermediate(config), BertOutput(config)
         self.intermediate_query, self.output_query = BertIntermediate(config), BertOutput(config)
@@ -126,8 +142,10 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, queries: int, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """X (B,T,D), of which the first `queries` are queries; context (B,V,C) image tokens; mask
-        (B,T) -> (B,T,D).
+        """Pass x (B,T,D), whose first `queries` tokens are queries, through the layer.
+
+        context  (B,V,C) image tokens
+        mask     (B,T), 1 = attended
         """
         x = self.fourier(x, mask)
         seeing, text = x[:, :queries], x[:, queries:]
@@ -141,8 +159,9 @@ class Layer(nn.Module):
 
 
 class Embeddings(BertEmbeddings):
-    """BERT's without token types: words and their positions behind the queries, which have none;
-    then one norm over all.
+    """BERT's embeddings without token types.
+
+    Words and their positions stand behind the queries, which have none; then one norm over all.
     """
 
     def __init__(self, config: BertConfig, text: bool):
@@ -152,7 +171,7 @@ class Embeddings(BertEmbeddings):
             del self.word_embeddings, self.position_embeddings
 
     def forward(self, queries: Tensor | None, ids: Tensor | None) -> Tensor:
-        """Queries (B,Nq,D) and / or ids (B,L) -> (B,T,D)."""
+        """Embed queries (B,Nq,D) and / or ids (B,L) as (B,T,D)."""
         parts = [] if queries is None else [queries]
         if ids is not None:
             parts.append(
@@ -163,12 +182,16 @@ class Embeddings(BertEmbeddings):
 
 
 class Encoder(nn.Module):
+    """Hold the layers, under BERT's names."""
+
     def __init__(self, layers: list[Layer]):
         super().__init__()
         self.layer = nn.ModuleList(layers)
 
 
 class Trunk(nn.Module):
+    """Hold embeddings and encoder, under BERT's names."""
+
     def __init__(self, embeddings: Embeddings, encoder: Encoder):
         super().__init__()
         self.embeddings, self.encoder = embeddings, encoder
@@ -182,7 +205,7 @@ class IFT(nn.Module):
     cross_every    queries read the image in every layer (1), every other (2), ...
     text           False: the query branch alone, as in stage 2
 
-    Weights start as N(0, 0.02), norms as the identity, biases at 0.
+    Weights start as N(0, 0.02), norms as the identity, biases at 0. UserError for another mixing.
     """
 
     def __init__(
@@ -214,13 +237,17 @@ class IFT(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Queries (B,Nq,D) that read context (B,V,C), and / or ids (B,L) -> (B,T,D), the queries first.
+        """Pass queries (B,Nq,D) and / or ids (B,L) through all layers.
 
-        mask  (B,L), 1 = word; only the self-attention of an ablation heeds it
-        Captions must be padded to one and the same length: under Fourier mixing padding changes
-        every output.
+        Returns (B,T,D), the queries first.
+
+        context  (B,V,C), the image tokens that the queries read
+        mask     (B,L), 1 = word; only the self-attention of an ablation uses it
+        Captions must be padded to the same length: under Fourier mixing padding changes all
+        outputs.
         """
-        x, count = self.bert.embeddings(queries, ids), 0 if queries is None else queries.shape[1]
+        x = self.bert.embeddings(queries, ids)
+        count = 0 if queries is None else queries.shape[1]
         if mask is not None and count:
             mask = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
         for layer in self.bert.encoder.layer:
@@ -228,7 +255,7 @@ class IFT(nn.Module):
         return x
 
     def attention_maps(self, queries: Tensor, context: Tensor) -> list[Tensor]:
-        """Of each layer with cross-attention: (B,heads,Nq,V), what each query reads of the image."""
+        """Return what each query reads of the image, (B,heads,Nq,V) for each layer that reads."""
         found: list[Tensor] = []
         reading = [
             layer.crossattention for layer in self.bert.encoder.layer if layer.crossattention

@@ -1,12 +1,13 @@
-"""PE-RSITR: Yuan, Zhan, Xiong, "Parameter-Efficient Transfer Learning for Remote Sensing Image-Text Retrieval", TGRS 2023.
+"""PE-RSITR: adapt a frozen CLIP to remote sensing with few parameters.
 
-In the paper's order: configuration, the MRS-Adapter, the frozen CLIP around it, the HMMC loss, our
-files and the authors'. B batch, N tokens, W width of a tower, D embedding width. Parameter names
-are the authors'.
+Yuan, Zhan, Xiong, "Parameter-Efficient Transfer Learning for Remote Sensing Image-Text Retrieval",
+TGRS 2023. The file follows the paper: configuration, the MRS-Adapter, the frozen CLIP around it,
+the HMMC loss, our files and the authors'. B is the batch, N tokens, W width of a tower, D embedding
+width. Parameters have the authors' names.
 
-The authors train with Adam, which AdamW without decay is: TrainConfig(epochs=30, lr=2e-4,
-batch_size=16, weight_decay=0.0, betas=(0.9, 0.999), warmup_fraction=0.0, schedule="step"): from
-every 20th epoch on, the rate times 0.7 (spec 5).
+The authors train with Adam, which is AdamW without decay: TrainConfig(epochs=30, lr=2e-4,
+batch_size=16, weight_decay=0.0, betas=(0.9, 0.999), warmup_fraction=0.0, schedule="step"). From
+every 20th epoch on, the rate is multiplied by 0.7.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
+from nbhelpers.papers import config_checks
 from nbhelpers.papers.clip import (
     CLIP,
     CLIPConfig,
@@ -30,7 +32,7 @@ from nbhelpers.papers.clip import (
     pool_text,
     text_tokens,
 )
-from nbhelpers.papers.dual_encoder import unpadded
+from nbhelpers.papers.dual_encoder import keep_trained, unpadded
 from nbhelpers.papers.pir import triplet_loss
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.training.distributed import gather
@@ -38,9 +40,9 @@ from nbhelpers.training.distributed import gather
 
 @dataclass(frozen=True)
 class PERSITRConfig(CLIPConfig):
-    """One PE-RSITR.
+    """Configure one PE-RSITR.
 
-    The defaults are the released configuration; each deviation from it is a field of its own.
+    The defaults are the released configuration. Each deviation from it is a field of its own.
     """
 
     clip: str = "vit_b32_quickgelu"  # a name in backbones.CLIP
@@ -72,25 +74,21 @@ class PERSITRConfig(CLIPConfig):
             "placement must be 'parallel' or 'after'": self.placement not in ("parallel", "after"),
             "view must be 'element' or 'token'": self.view not in ("element", "token"),
         }
-        wrong = [text for text, is_wrong in problems.items() if is_wrong]
-        if wrong:
-            raise UserError(f"PERSITRConfig: {'; '.join(wrong)}.")
+        config_checks.check(self, problems)
 
     @classmethod
     def tiny(cls, **changes) -> PERSITRConfig:
-        """The stand-in CLIP at 112 px, with an adapter as small beside it as the paper's is beside
-        ViT-B/32.
-        """
+        """Return the stand-in CLIP at 112 px, with an adapter in proportion to the paper's."""
         return replace(cls(clip="clip_standin", bottleneck=16, share_dim=16), **changes)
 
     @classmethod
     def compact(cls, **changes) -> PERSITRConfig:
-        """The small CLIP over the frozen EfficientNet-Lite0 and MiniLM, which is frozen too."""
+        """Return the small CLIP over EfficientNet-Lite0 and MiniLM; all three are frozen."""
         return replace(cls(clip="clip_compact", bottleneck=32, share_dim=32), **changes)
 
 
 class MRSAdapter(nn.Module):
-    """The bottleneck of both modalities (spec 2.2): each has its own projections; one up projection they share.
+    """The bottleneck of both modalities, which share one up projection beside their own.
 
     UserError if the shared channels leave no room for a modality's own.
     """
@@ -124,56 +122,47 @@ class MRSAdapter(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, visual: bool) -> Tensor:
-        """(...,W) -> (...,W): the modality's own channels, then the shared ones.
+        """Map x (...,W) to (...,W): the modality's own channels, then the shared ones.
 
-        In float32 whatever x is, as released.
+        The adapter computes in float32 whatever x is, as released.
         """
-        down, up = (
-            (self.visual_down_proj, self.visual_up_proj)
-            if visual
-            else (self.down_proj, self.up_proj)
-        )
+        down, up = self.down_proj, self.up_proj
+        if visual:
+            down, up = self.visual_down_proj, self.visual_up_proj
         with torch.autocast(x.device.type, enabled=False):
             inner = F.dropout(F.relu(down(x.float())), self.dropout, self.training)
-            parts = (
-                [up(inner), self.share_up_proj(inner)]
-                if self.share_up_proj is not None
-                else [up(inner)]
-            )
+            parts = [up(inner)]
+            if self.share_up_proj is not None:
+                parts.append(self.share_up_proj(inner))
             return torch.cat(parts, dim=-1).to(x.dtype)
 
 
-# ---- a CLIP that rests
 class FrozenCLIP(CLIP):
-    """A CLIP without gradients and always in eval mode, for what is trained beside it.
+    """A frozen CLIP in eval mode, for what is trained beside it.
 
-    Its state dict holds what is trained and nothing else: CLIP comes from its own file. So a
-    checkpoint is small.
+    Its state dict holds only what is trained, so a checkpoint is small. CLIP comes from its own
+    file.
     """
 
     def __init__(self, config: CLIPConfig):
         super().__init__(config)
         self.requires_grad_(False)
-        self.register_state_dict_post_hook(_keep_trained)
+        self.register_state_dict_post_hook(keep_trained)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> FrozenCLIP:
+        """Set the mode of the trained parts; CLIP stays in eval mode."""
         super().train(mode)
         self.clip.eval()  # not in `frozen`, which are the towers whose features can be cached
         return self
 
     def after_step(self) -> None:
-        """The scale of the logits rests like the rest of CLIP."""
-
-
-def _keep_trained(model: nn.Module, state: dict[str, Tensor], prefix: str, _) -> None:
-    trained = {prefix + name for name, p in model.named_parameters() if p.requires_grad}
-    for name in [name for name in state if name.startswith(prefix) and name not in trained]:
-        del state[name]
+        """Do nothing: the scale of the logits is frozen too."""
 
 
 def tokens_first(x: Tensor) -> Tensor:
-    """(B,N,W), lying in memory as (N,B,W), as torch's attention turns it: otherwise its product
-    with a frozen weight copies that weight for each token.
+    """Lay x (B,N,W) in memory as (N,B,W), as torch's attention transposes it.
+
+    Otherwise its product with a frozen weight copies that weight for each token.
     """
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
@@ -185,10 +174,10 @@ def through_blocks(
     mask: Tensor | None = None,
     placement: str = "parallel",
 ) -> Tensor:
-    """(B,N,W) through open_clip's residual blocks; `adapt(layer, x)` is added to the stream of each (spec 2.3).
+    """Pass x (B,N,W) through open_clip's residual blocks, and add `adapt(layer, x)` in each.
 
-    In parallel to the FFN it reads the raw stream behind the attention; after the FFN, the stream
-    behind that.
+    placement  "parallel": `adapt` reads the stream between attention and FFN; "after": the stream
+               behind the FFN
     """
     for layer, block in enumerate(blocks):
         x = x + block.attention(tokens_first(block.ln_1(x)), attn_mask=mask)
@@ -198,42 +187,44 @@ def through_blocks(
 
 
 class PERSITR(FrozenCLIP):
-    """Only `Uniadapt` is trained: an MRSAdapter for all blocks of both towers, or a list of one per
-    depth.
-    """
+    """Train only `Uniadapt`: one MRSAdapter for all blocks of both towers, or one per depth."""
+
+    config: PERSITRConfig
 
     def __init__(self, config: PERSITRConfig):
         super().__init__(config)
-        towers = self.clip.transformer, self.clip.visual.transformer
-
-        def build():
-            return MRSAdapter(
-                *(tower.width for tower in towers),
-                config.bottleneck,
-                config.share_dim,
-                config.adapter_dropout,
-                config.zero_init,
-            )
-
-        depth = max(tower.layers for tower in towers)
-        self.Uniadapt = (
-            nn.ModuleList(build() for _ in range(depth)) if config.per_layer else build()
-        )
+        if config.per_layer:
+            depth = max(self.clip.transformer.layers, self.clip.visual.transformer.layers)
+            self.Uniadapt = nn.ModuleList(self._new_adapter() for _ in range(depth))
+        else:
+            self.Uniadapt = self._new_adapter()
         self.train()
 
+    def _new_adapter(self) -> MRSAdapter:
+        return MRSAdapter(
+            self.clip.transformer.width,
+            self.clip.visual.transformer.width,
+            self.config.bottleneck,
+            self.config.share_dim,
+            self.config.adapter_dropout,
+            self.config.zero_init,
+        )
+
     def adapt(self, layer: int, x: Tensor, visual: bool) -> Tensor:
-        """What the adapter of one block adds to the stream (B,N,W)."""
-        return (self.Uniadapt[layer] if self.config.per_layer else self.Uniadapt)(x, visual)
+        """Return what the adapter of one block adds to the stream (B,N,W)."""
+        adapter = self.Uniadapt[layer] if self.config.per_layer else self.Uniadapt
+        return adapter(x, visual)
 
     def view(self, tokens: Tensor) -> Tensor:
-        """The augmented view (spec 2.4): dropout on the tokens (B,N,W) before block 0; in eval mode
-        the tokens themselves.
+        """Return the augmented view: dropout on the tokens (B,N,W) before block 0.
+
+        In eval mode the tokens stay as they are.
         """
-        drop = {"element": F.dropout, "token": F.dropout1d}[self.config.view]
+        drop = F.dropout if self.config.view == "element" else F.dropout1d
         return drop(tokens, self.config.view_dropout, self.training)
 
     def image_vectors(self, tokens: Tensor) -> Tensor:
-        """(B,N,W) from clip.image_tokens -> (B,D), not normalised."""
+        """Map tokens (B,N,W) of clip.image_tokens to (B,D), not normalised."""
         x = through_blocks(
             self.clip.visual.transformer.resblocks,
             tokens,
@@ -243,7 +234,7 @@ class PERSITR(FrozenCLIP):
         return pool_image(self.clip, x)
 
     def text_vectors(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B,L,W) from clip.text_tokens, mask (B,L) -> (B,D), not normalised."""
+        """Map tokens (B,L,W) of clip.text_tokens, with mask (B,L), to (B,D), not normalised."""
         x = through_blocks(
             self.clip.transformer.resblocks,
             tokens,
@@ -254,28 +245,27 @@ class PERSITR(FrozenCLIP):
         return pool_text(self.clip, x, mask)
 
     def embed_images(self, vision: Tensor) -> Tensor:
-        """-> (B,D) unit rows."""
+        """Embed the feature `vision` as unit rows (B,D)."""
         return unit_rows(self.image_vectors(image_tokens(self.clip, vision)))
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
-        """-> (B,D) unit rows."""
+        """Embed the feature `text` with its mask (B,L) as unit rows (B,D)."""
         text, mask = unpadded(text, mask)
         return unit_rows(self.text_vectors(text_tokens(self.clip, text), mask))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """HMMC (spec 3) of a batch of pixels and ids, or of cached features, with mask: its sum and its terms.
+        """Compute the HMMC loss, the sum of its terms, of a batch with mask.
 
-        In eval mode, where both views are one, only `cross`.
+        The batch holds pixels and ids, or cached features. In eval mode both views are the same, so
+        `cross` is the only term.
         """
         c, mask = self.config, batch["mask"]
         seen = batch if "vision" in batch else self.image_features(batch["pixels"])
         read = batch if "text" in batch else self.text_features(batch["ids"], mask)
         text, mask = unpadded(read["text"], mask)
         patches, words = image_tokens(self.clip, seen["vision"]), text_tokens(self.clip, text)
-        image, text = (
-            gather(self.image_vectors(patches).float()),
-            gather(self.text_vectors(words, mask).float()),
-        )
+        image = gather(self.image_vectors(patches).float())
+        text = gather(self.text_vectors(words, mask).float())
         pairs = {"cross": (image, text)}
         if self.training and c.intra_image:
             pairs["intra_image"] = image, gather(self.image_vectors(self.view(patches)).float())
@@ -286,27 +276,30 @@ class PERSITR(FrozenCLIP):
         return {"loss": sum(terms.values()), **terms}
 
 
-# ---- the HMMC loss (spec 3)
+# The HMMC loss
 def unit_rows(rows: Tensor) -> Tensor:
-    """(N,D) divided by their plain norms; a row of zeros stays, so that its cosine with any other
-    is 0, as released.
+    """Divide rows (N,D) by their norms; a row of zeros stays.
+
+    Its cosine with any other is then 0, as released.
     """
     norm = rows.norm(dim=1, keepdim=True)
     return rows / norm.where(norm > 0, 1.0)
 
 
 def ranking_loss(a: Tensor, b: Tensor, margin: float, hardest: bool = True) -> Tensor:
-    """T(a,b) over the cosines of (N,D) rows of which equal numbers belong together: both
-    directions, summed over the batch.
+    """Compute the ranking loss T(a,b) over cosines of (N,D) rows, where equal numbers match.
+
+    Both directions are summed over the batch.
     """
     return triplet_loss(unit_rows(a), unit_rows(b), margin, max_violation=hardest)
 
 
-# ---- our files, and the authors' (spec 7)
+# Our files, and the authors'
 STARTS = ("PE_RSITR.", "Uniadapt.")  # of names, once no prefix stands before them
 
 
 def _check_widths(state: dict[str, Tensor], clip: str) -> None:
+    """Raise a UserError if an adapter's widths are not those of the CLIP `clip`."""
     size = backbones.clip_size(clip)
     found = {
         name.split(".")[-2]: value.shape[1]
@@ -324,7 +317,7 @@ def _check_widths(state: dict[str, Tensor], clip: str) -> None:
 
 
 def load_adapter(model: PERSITR, state: dict[str, Tensor]) -> None:
-    """Fills the adapter of `model`, whatever its CLIP, from the state dict of another PERSITR.
+    """Fill the adapter of `model`, whatever its CLIP, from the state dict of another PERSITR.
 
     UserError, and nothing loaded, if the towers are of other widths or any key does not fit.
     """
@@ -333,7 +326,7 @@ def load_adapter(model: PERSITR, state: dict[str, Tensor]) -> None:
 
 
 class ReleasedPERSITR(nn.Module):
-    """The authors' names of the parts: `model` is CLIP."""
+    """The parts under the authors' names: `model` is CLIP."""
 
     def __init__(self, model: PERSITR):
         super().__init__()
@@ -341,8 +334,9 @@ class ReleasedPERSITR(nn.Module):
 
 
 def load_release(model: PERSITR, state: dict[str, Tensor]) -> None:
-    """Fills CLIP and adapter from the authors' state dict, or raises a UserError that lists the
-    keys and loads nothing.
+    """Fill CLIP and adapter from the authors' state dict.
+
+    UserError lists the keys that do not fit, and nothing is loaded.
     """
     checkpoints.load_into(
         ReleasedPERSITR(model),
@@ -351,15 +345,17 @@ def load_release(model: PERSITR, state: dict[str, Tensor]) -> None:
 
 
 def release_state(model: PERSITR) -> dict[str, Tensor]:
-    """CLIP and adapter with the authors' key names."""
+    """Return the tensors of CLIP and adapter with the authors' key names."""
     return {
         f"PE_RSITR.{name}": value for name, value in ReleasedPERSITR(model).state_dict().items()
     }
 
 
 def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
-    """Of a released checkpoint: what `write_release` noted, else the adapter's sizes from its
-    tensors.
+    """Return the configuration of a released checkpoint.
+
+    `write_release` stores it. For other files the adapter's sizes come from its tensors. UserError
+    for a file without PE-RSITR.
     """
     biases = {
         name.rpartition("Uniadapt.")[2]: value
@@ -380,19 +376,21 @@ def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
 
 
 def read(
-    path, fill: Callable[[nn.Module], nn.Module] | None = None, clip: str | None = None
+    path: Path | str,
+    fill: Callable[[nn.Module], nn.Module] | None = None,
+    clip: str | None = None,
 ) -> tuple[PERSITR, dict]:
-    """A PE-RSITR from our checkpoint or the authors', in eval mode, and what the file says of itself.
+    """Read a PE-RSITR, in eval mode, and its metadata, from our checkpoint or the authors'.
 
     fill   gives CLIP its weights, as Start.fill does: our checkpoints hold the adapter alone. The
-           authors' bring CLIP along
-    clip   a name in backbones.CLIP, if it is not the one that the file says
-    UserError on a file of another model, with the keys that do not fit, and on a CLIP of other
+           authors' include CLIP
+    clip   a name in backbones.CLIP, if it is not the one in the file
+    UserError for a file of another model, with the keys that do not fit, and for a CLIP of other
     widths.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
-        options = rest.get("options") if isinstance(rest.get("options"), dict) else {}
+        options = checkpoints.settings_in(rest, "options")
         config = config_of_release(state, options)
         model = PERSITR(replace(config, clip=clip or config.clip))
         load_release(model, state)
@@ -410,23 +408,22 @@ def read(
     return model.eval(), meta
 
 
-def write_release(model: PERSITR, path) -> None:
-    """Writes the authors' layout, CLIP included.
+def write_release(model: PERSITR, path: Path | str) -> None:
+    """Write the authors' layout, CLIP included.
 
     UserError for one adapter per layer or a CLIP over frozen towers.
     """
     if model.config.per_layer or model.config.freeze_towers:
         raise UserError(
             "The authors' layout has one adapter on a CLIP that reads pixels; use"
-            " weights.save_checkpoint instead."
+            " checkpoints.save_checkpoint instead."
         )
     content = {
         "epoch": 0,
         "arch": "PE_RSITR",
-        "model": {k: v.detach().cpu() for k, v in release_state(model).items()},
+        "model": release_state(model),
         "best_rsum": 0.0,
         "options": {"nbhelpers": asdict(model.config)},
         "Eiters": 0,
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    checkpoints.save_pickle(path, content)

@@ -1,8 +1,10 @@
-"""PIR: Pan, Ma, Bai, "A Prior Instruction Representation Framework for Remote Sensing Image-text Retrieval", MM 2023.
+"""PIR: a prior instruction representation for remote sensing retrieval.
 
-In the paper's order: configuration, the two attention layers, the model (VIR, LCA), the losses, the
-authors' file format. B batch, D embedding width, k filter size, n_v and n_t the numbers of layers.
-Parameter names are the authors'.
+Pan, Ma, Bai, "A Prior Instruction Representation Framework for Remote Sensing Image-text
+Retrieval", MM 2023. The file follows the paper: configuration, the two attention layers, the model
+(vision instruction representation VIR, language cycle attention LCA), the losses, the authors' file
+format. B is the batch, D the embedding width, k the filter size, n_v and n_t the numbers of layers.
+Parameters have the authors' names.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
-from nbhelpers.papers.dual_encoder import DualEncoder, unpadded
+from nbhelpers.papers import config_checks
+from nbhelpers.papers.dual_encoder import DualEncoder, decay_groups, unpadded
 from nbhelpers.towers import backbones, checkpoints, starting_weights
 from nbhelpers.training.distributed import gather
 
 
 @dataclass(frozen=True)
 class PIRConfig:
-    """One PIR.
+    """Configure one PIR.
 
-    The defaults are the released configuration; each deviation from it is a field of its own.
+    The defaults are the released configuration. Each deviation from it is a field of its own.
     """
 
     vision: str = "swin_t"  # a name in backbones.VISION
@@ -95,7 +97,7 @@ class PIRConfig:
             "a scene head needs freeze_towers=True": (
                 self.prior == "scene_head" and not self.freeze_towers
             ),
-            "freeze_towers rests the prior too": (
+            "freeze_towers freezes the prior too; leave finetune_prior and prior_batchnorm": (
                 self.freeze_towers and (self.finetune_prior or self.prior_batchnorm == "release")
             ),
             "tuned_stages goes with freeze_towers=True": (
@@ -105,13 +107,11 @@ class PIRConfig:
                 self.triplet and self.affiliation
             ),
         }
-        wrong = [text for text, is_wrong in problems.items() if is_wrong]
-        if wrong:
-            raise UserError(f"PIRConfig: {'; '.join(wrong)}.")
+        config_checks.check(self, problems)
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes) -> PIRConfig:
-        """Stand-in towers at 112 px; trains in seconds on a CPU."""
+        """Return stand-in towers at 112 px, which train in seconds on a CPU."""
         return replace(
             cls(
                 vision="swin_standin",
@@ -127,8 +127,10 @@ class PIRConfig:
 
     @classmethod
     def compact(cls, **changes) -> PIRConfig:
-        """EfficientNet-Lite0 (7x7 map = 49 tokens) and MiniLM, both frozen but for the last stage
-        of the former, and a scene prior fitted on the training classes.
+        """Return a PIR over small frozen towers from Python packages.
+
+        They are EfficientNet-Lite0 (a 7x7 map, so 49 tokens) with a fine-tuned last stage, and
+        MiniLM. The scene prior is fitted on the training classes.
         """
         return replace(
             cls(
@@ -151,16 +153,16 @@ class PIRConfig:
 
     @classmethod
     def paper(cls, **changes) -> PIRConfig:
-        """Swin-T, BERT-base and the AID ResNet-50, as released."""
+        """Return Swin-T, BERT-base and the ResNet-50 trained on AID, as released."""
         return replace(cls(), **changes)
 
     def baseline(self) -> PIRConfig:
-        """The release's `is_baseline` (VSE2): linear projections and the contrastive loss alone."""
+        """Return the release's `is_baseline` (VSE2): projections and the contrastive loss alone."""
         return replace(self, vir=False, lca=False, affiliation=False)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biased v, k, q and merge projections (spec 2.5)."""
+    """Multi-head attention with biased projections for values, keys, queries and the output."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -171,13 +173,18 @@ class Attention(nn.Module):
         self.linear_merge = nn.Linear(width, width)
 
     def forward(self, v: Tensor, k: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
-        """v, k (B,N,D), q (B,M,D) -> (B,M,D). mask (B,1,1,N) bool, True = excluded."""
-        parts = [
+        """Attend from q (B,M,D) to k and v (B,N,D).
+
+        Returns (B,M,D). `mask` is (B,1,1,N) bool, True where a token is excluded.
+        """
+        query, key, value = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in (self.linear_q(q), self.linear_k(k), self.linear_v(v))
-        ]
+        )
         out = F.scaled_dot_product_attention(
-            *parts,
+            query,
+            key,
+            value,
             attn_mask=None if mask is None else ~mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
@@ -185,7 +192,7 @@ class Attention(nn.Module):
 
 
 class PostNormLayer(nn.Module):
-    """What SA and CA share: post-norm residuals and a feed-forward with a LayerNorm inside."""
+    """The shared part of SA and CA: post-norm residuals and a feed-forward network."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -199,34 +206,37 @@ class PostNormLayer(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def residual(self, stream: Tensor, attended: Tensor) -> Tensor:
+        """Add the attended tokens to the stream (B,N,D), then those of the feed-forward network."""
         stream = self.norm1(stream + self.drop(attended))
         return self.norm2(stream + self.drop(self.ffn(stream)))
 
 
 class SelfAttention(PostNormLayer):
-    """SA (spec 2.5): x (B,N,D) -> (B,N,D)."""
+    """SA of the paper."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__(width, dropout)
         self.mhatt = Attention(width, heads, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let the tokens x (B,N,D) attend to each other; mask as in `Attention.forward`."""
         return self.residual(x, self.mhatt(x, x, x, mask))
 
 
 class CrossAttention(PostNormLayer):
-    """CA (spec 2.5): the query is x, but key, value and the *residual stream* are y; both (B,N,D)."""
+    """CA of the paper. The query is x; key, value and the *residual stream* are y."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__(width, dropout)
         self.mhatt_cross = Attention(width, heads, dropout)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let x (B,N,D) ask y (B,N,D); mask as in `Attention.forward`."""
         return self.residual(y, self.mhatt_cross(y, y, x, mask))
 
 
 def stack(layer: nn.Module, count: int) -> nn.ModuleList:
-    """`count` layers that all start as copies of one, as released."""
+    """Return `count` layers that all start as copies of one, as released."""
     return nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
 
 
@@ -236,36 +246,27 @@ class PIR(DualEncoder):
     `towers` may replace the configured ones by (vision, text, prior), e.g. in tests.
     """
 
-    IMAGE_FEATURES = ("vision", "prior")
+    IMAGE_FEATURES: tuple[str, ...] = ("vision", "prior")
 
     def __init__(
         self, config: PIRConfig, towers: tuple[nn.Module, nn.Module, nn.Module | None] | None = None
     ):
         super().__init__()
-        self.config, D = config, config.embed_dim
+        self.config = config
         vision, text, prior = towers or self._build_towers(config)
         if not config.triplet:
             self.temp = nn.Parameter(torch.tensor(config.temperature))
         if config.affiliation:
             self.temp2 = nn.Parameter(torch.tensor(config.temperature))
         self.vision_encoder, self.text_encoder = vision, text
-        self.vision_proj = nn.Linear(vision.num_features, D)
-        self.text_proj = nn.Linear(text.config.hidden_size, D)
+        self.vision_proj = nn.Linear(vision.num_features, config.embed_dim)
+        self.text_proj = nn.Linear(text.config.hidden_size, config.embed_dim)
         if config.vir:
-            self.conv_encoder = prior
-            self.conv_proj = nn.Linear(prior.num_features, D)
-            self.mapping_img = stack(nn.Linear(D, D), config.instru_num)
-            self.img_sa = stack(SelfAttention(D, config.heads, config.dropout), config.instru_num)
-            self.img_ca = stack(CrossAttention(D, config.heads, config.dropout), config.instru_num)
-            self.head_img = nn.Linear(D, D)
-            prior.requires_grad_(config.finetune_prior)
+            self._add_vir(prior)
         if not config.vir or config.prior == "scene_head":
             self.IMAGE_FEATURES = ("vision",)
         if config.lca:
-            self.mapping_txt = stack(nn.Linear(D, D), config.cycle_num)
-            self.txt_sa = stack(SelfAttention(D, config.heads, config.dropout), config.cycle_num)
-            self.txt_ca = stack(CrossAttention(D, config.heads, config.dropout), config.cycle_num)
-            self.head_txt = nn.Linear(D, D)
+            self._add_lca()
         if config.zero_heads:
             for name, p in self.named_parameters():
                 if name.startswith(("head_img.", "head_txt.")):
@@ -273,97 +274,112 @@ class PIR(DualEncoder):
         self.parted = (
             backbones.PartedTower(vision, config.tuned_stages) if config.tuned_stages else None
         )
-        for part in self._resting_towers():
+        for part in self._frozen_towers():
             part.requires_grad_(False)
-        self.train()  # from the first batch on, frozen parts rest
+        self.train()  # frozen parts are in eval mode from the first batch on
+
+    def _add_vir(self, prior: nn.Module) -> None:
+        c, D = self.config, self.config.embed_dim
+        self.conv_encoder = prior
+        self.conv_proj = nn.Linear(prior.num_features, D)
+        self.mapping_img = stack(nn.Linear(D, D), c.instru_num)
+        self.img_sa = stack(SelfAttention(D, c.heads, c.dropout), c.instru_num)
+        self.img_ca = stack(CrossAttention(D, c.heads, c.dropout), c.instru_num)
+        self.head_img = nn.Linear(D, D)
+        prior.requires_grad_(c.finetune_prior)
+
+    def _add_lca(self) -> None:
+        c, D = self.config, self.config.embed_dim
+        self.mapping_txt = stack(nn.Linear(D, D), c.cycle_num)
+        self.txt_sa = stack(SelfAttention(D, c.heads, c.dropout), c.cycle_num)
+        self.txt_ca = stack(CrossAttention(D, c.heads, c.dropout), c.cycle_num)
+        self.head_txt = nn.Linear(D, D)
 
     @staticmethod
-    def _build_towers(config: PIRConfig):
-        vision, text = (
-            backbones.vision_tower(config.vision),
-            backbones.text_tower(config.text, config.vocab_size),
-        )
+    def _build_towers(config: PIRConfig) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+        vision = backbones.vision_tower(config.vision)
+        text = backbones.text_tower(config.text, config.vocab_size)
         if config.prior == "scene_head":
             return vision, text, backbones.SceneHead(vision.num_features)
         return vision, text, backbones.prior_tower(config.prior) if config.vir else None
 
     def frozen(self) -> list[nn.Module]:
-        """Frozen towers stay in eval mode; the prior too, unless `prior_batchnorm` asks for the
-        released drift.
+        """Return the parts that stay in eval mode.
+
+        These are the frozen towers, and the prior unless `prior_batchnorm` asks for the batch
+        statistics that drift, as released.
         """
-        rests = (
-            self.config.vir
-            and not self.config.finetune_prior
-            and self.config.prior_batchnorm == "eval"
-        )
-        return self._resting_towers() + ([self.conv_encoder] if rests else [])
+        c = self.config
+        parts = self._frozen_towers()
+        if c.vir and not c.finetune_prior and c.prior_batchnorm == "eval":
+            parts.append(self.conv_encoder)
+        return parts
 
     def towers(self) -> list[nn.Module]:
-        """A scene head, and the norms of trained stages, read what other parts of the vision tower
-        give: they do not count.
+        """Return the frozen parts that read pixels or ids.
+
+        A scene head and the norms of fine-tuned stages read the output of other parts, so they do
+        not count.
         """
-        above = [
-            *(self.parted.norms() if self.parted else []),
-            *([self.conv_encoder] if self._reads_tokens() else []),
-        ]
+        above = self.parted.norms() if self.parted else []
+        if self._reads_tokens():
+            above.append(self.conv_encoder)
         return [part for part in self.frozen() if not any(part is one for one in above)]
 
-    def _resting_towers(self) -> list[nn.Module]:
+    def _frozen_towers(self) -> list[nn.Module]:
         if not self.config.freeze_towers:
             return []
-        vision = (
-            [*self.parted.below(), *self.parted.norms()] if self.parted else [self.vision_encoder]
-        )
-        return [*vision, self.text_encoder]
+        if self.parted is None:
+            return [self.vision_encoder, self.text_encoder]
+        return [*self.parted.below(), *self.parted.norms(), self.text_encoder]
 
     def _reads_tokens(self) -> bool:
-        """Whether the prior is a scene head."""
+        """Tell whether the prior is a scene head."""
         return self.config.vir and self.config.prior == "scene_head"
 
-    # ---- what the towers see
     def image_features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B,3,S,S) -> vision (B,1+N,W) with the global token first and, with VIR and its own CNN, prior (B,P).
+        """Compute tower features of pixels (B,3,S,S).
 
-        With `tuned_stages`, vision is the map (B,C,H,W) below them, and `tokens` makes tokens of
-        it.
+        `vision` is (B,1+N,W) with the global token first. With VIR and its own CNN there is also
+        `prior` (B,P). With `tuned_stages`, `vision` is the map (B,C,H,W) below the fine-tuned
+        stages, and `tokens` makes tokens of it.
         """
-        features = {
-            "vision": (
-                self.parted.map_of(pixels)
-                if self.parted
-                else backbones.image_tokens(self.vision_encoder, pixels)
-            )
-        }
-        return (
-            features | {"prior": self.conv_encoder(pixels)}
-            if "prior" in self.IMAGE_FEATURES
-            else features
-        )
+        if self.parted:
+            features = {"vision": self.parted.map_of(pixels)}
+        else:
+            features = {"vision": backbones.image_tokens(self.vision_encoder, pixels)}
+        if "prior" in self.IMAGE_FEATURES:
+            features["prior"] = self.conv_encoder(pixels)
+        return features
 
     def tokens(self, vision: Tensor) -> Tensor:
-        """What `image_features` calls vision, a map or tokens -> tokens (B,1+N,W)."""
-        return self.parted.tokens_of(vision) if vision.ndim == 4 else vision
+        """Turn the feature `vision`, a map or tokens, into tokens (B,1+N,W)."""
+        return vision if self.parted is None or vision.ndim == 3 else self.parted.tokens_of(vision)
 
     def text_features(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """(B,L) -> text (B,L,W).
+        """Compute the tower feature `text` (B,L,W) of ids and mask (B,L).
 
-        The mask reaches BERT only with `use_mask` (the release attends padding).
+        The mask reaches BERT only with `use_mask`; the release attends padding.
         """
         attended = mask if self.config.use_mask else torch.ones_like(mask)
         return {"text": self.text_encoder(input_ids=ids, attention_mask=attended).last_hidden_state}
 
-    # ---- VIR: belief, filtering, Spatial-PAE (spec 2.6)
     def instruct(self, vision: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> projected tokens S (B,1+N,D), instruction c (B,1,D), belief logits S.c (B,candidates)."""
+        """Compute the belief of VIR.
+
+        Returns projected tokens S (B,1+N,D), instruction c (B,1,D), and belief logits S.c
+        (B,candidates).
+        """
         tokens = self.vision_proj(vision)
         instruction = self.conv_proj(prior.flatten(1)).unsqueeze(1)
         logits = (tokens[:, : self.config.candidates] @ instruction.transpose(1, 2)).squeeze(2)
         return tokens, instruction, logits
 
     def filter_tokens(self, tokens: Tensor, logits: Tensor) -> Tensor:
-        """The k tokens (B,k,D) of highest belief, best first.
+        """Return the k tokens (B,k,D) of highest belief, best first.
 
-        The belief only orders: no gradient, no weighting.
+        The belief only orders the tokens: it has no gradient and no weight. UserError if the tower
+        gives fewer than k tokens.
         """
         k = self.config.filter_size
         if logits.shape[1] < k:
@@ -375,14 +391,16 @@ class PIR(DualEncoder):
         return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
     def embed_images(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
-        """Tower features -> (B,D) unit rows: L2norm(g + head(F[:,0])), or L2norm(g) without VIR."""
+        """Embed tower features as unit rows (B,D).
+
+        A row is L2norm(g + head(F[:,0])), or L2norm(g) without VIR.
+        """
         vision = self.tokens(vision)
         prior = self._prior(vision, prior)
         vision = self._normed(vision)
         if self.training and self.config.feature_dropout:
-            vision = vision * F.dropout(
-                vision.new_ones(len(vision), 1, vision.shape[2]), self.config.feature_dropout
-            )
+            channels = vision.new_ones(len(vision), 1, vision.shape[2])
+            vision = vision * F.dropout(channels, self.config.feature_dropout)
         if not self.config.vir:
             return F.normalize(self.vision_proj(vision[:, 0]), dim=1)
         tokens, instruction, logits = self.instruct(vision, prior)
@@ -392,7 +410,7 @@ class PIR(DualEncoder):
         return F.normalize(tokens[:, 0] + self.head_img(kept[:, 0]), dim=1)
 
     def _prior(self, vision: Tensor, prior: Tensor | None) -> Tensor | None:
-        """A scene head reads the global token; another prior comes with the features."""
+        """Return the prior: a scene head reads the global token, a CNN is in the features."""
         return self.conv_encoder(vision[:, 0]) if self._reads_tokens() else prior
 
     def _normed(self, features: Tensor) -> Tensor:
@@ -400,8 +418,10 @@ class PIR(DualEncoder):
 
     @torch.no_grad()
     def belief(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
-        """(B,candidates) rows that sum to one; column 0 is the global token, the rest the image in
-        raster order.
+        """Return the belief (B,candidates), rows that sum to one.
+
+        Column 0 is the global token, the others are the image in raster order. UserError without
+        VIR.
         """
         if not self.config.vir:
             raise UserError(
@@ -410,11 +430,10 @@ class PIR(DualEncoder):
         vision = self.tokens(vision)
         return self.instruct(self._normed(vision), self._prior(vision, prior))[2].softmax(1)
 
-    # ---- LCA: language cycle attention, Temporal-PAE (spec 2.7)
     def embed_texts(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tower features (B,L,W) -> (B,D) unit rows.
+        """Embed tower features (B,L,W) as unit rows (B,D), by LCA (Temporal-PAE).
 
-        mask (B,L), 1 = word, is used, and needed, only with `use_mask`.
+        `mask` (B,L), 1 = word, is used, and needed, only with `use_mask`.
         """
         if self.config.use_mask:
             text, attended = unpadded(text, mask)
@@ -432,10 +451,10 @@ class PIR(DualEncoder):
             state = cross(mapping(state), attend(state, excluded), excluded)
         return F.normalize(words[:, 0] + self.head_txt(state[:, 0]), dim=1)
 
-    # ---- training
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with image_index and scene (B,) -> loss,
-        terms, temperatures.
+        """Compute loss, terms and temperatures of a batch.
+
+        The batch holds pixels and ids, or cached features, with image_index and scene (B,).
         """
         image, text = (
             gather(rows.float(), self.config.one_sided_gather) for rows in self.embed_batch(batch)
@@ -459,39 +478,39 @@ class PIR(DualEncoder):
         return {"loss": total, **terms, "affiliation": affiliation, "temp2": self.temp2.detach()}
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """Decay and no-decay groups by the release's substring rule (spec 5), and those of trained
-        stages apart; frozen parameters are left out.
+        """Group the trainable parameters by weight decay and learning rate.
+
+        The release spares names with certain parts from decay. The fine-tuned stages have groups of
+        their own.
         """
-        spared = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-        groups = {
-            (decays, tuned): []
-            for tuned in ((False, True) if self.parted else (False,))
-            for decays in (True, False)
-        }
-        for name, p in self.named_parameters():
-            if p.requires_grad:
-                tuned = self.parted is not None and name.startswith("vision_encoder.")
-                groups[not any(part in name for part in spared), tuned].append(p)
-        return [
-            {"params": params, "weight_decay": weight_decay if decays else 0.0}
-            | ({"rate": self.config.tuned_rate} if tuned else {})
-            for (decays, tuned), params in groups.items()
-            if params
-        ]
+        tuned = "vision_encoder." if self.parted else "no tower"
+        named = list(self.named_parameters())
+        others = [(name, p) for name, p in named if not name.startswith(tuned)]
+        stages = [(name, p) for name, p in named if name.startswith(tuned)]
+        groups = decay_groups(others, weight_decay, _is_spared)
+        for group in decay_groups(stages, weight_decay, _is_spared):
+            groups.append(group | {"rate": self.config.tuned_rate})
+        return [group for group in groups if group["params"]]
 
 
-# ---- losses (spec 3): image, text (N,D) unit rows; temperatures divide
+def _is_spared(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether the release trains a parameter without weight decay."""
+    spared = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
+    return any(part in name for part in spared)
+
+
+# Losses. image and text are unit rows (N,D); a temperature divides.
 def contrastive_loss(
     image: Tensor, text: Tensor, temp: Tensor, image_index: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE in both directions; captions of the same image (equal image_index (N,)) share the
-    target evenly.
+    """Compute InfoNCE in both directions over unit rows (N,D); `temp` divides.
+
+    Captions of the same image (equal image_index (N,)) share the target evenly.
     """
-    same = (
-        torch.eye(len(image), device=image.device)
-        if image_index is None
-        else (image_index[:, None] == image_index).float()
-    )
+    if image_index is None:
+        same = torch.eye(len(image), device=image.device)
+    else:
+        same = (image_index[:, None] == image_index).float()
     target = same / same.sum(1, keepdim=True)
     logits = image @ text.t() / temp
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
@@ -500,10 +519,10 @@ def contrastive_loss(
 def affiliation_loss(
     image: Tensor, text: Tensor, scene: Tensor, temp: Tensor, symmetric: bool = False
 ) -> Tensor:
-    """Each sample is drawn to the centre of its scene class (labels (N,)) in the other modality.
+    """Pull each sample to the centre of its scene class (labels (N,)) in the other modality.
 
-    The centres are plain means over the whole (gathered) batch, not normalised again, the sample
-    itself included. As released, the second term is a softmax over texts for each image centre;
+    A centre is the plain mean over the whole gathered batch, the sample itself included; it is not
+    normalised again. As released, the second term is a softmax over texts for each image centre;
     `symmetric` takes it over centres instead.
     """
     member = (scene[:, None] == scene).to(image.dtype)
@@ -511,14 +530,13 @@ def affiliation_loss(
     own = torch.arange(len(scene), device=scene.device)
     to_text = image @ (member @ text).t() / temp
     to_image = text @ (member @ image).t() / temp
-    return (
-        F.cross_entropy(to_text, own)
-        + F.cross_entropy(to_image if symmetric else to_image.t(), own)
-    ) / 2
+    if not symmetric:
+        to_image = to_image.t()
+    return (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2
 
 
 def triplet_loss(image: Tensor, text: Tensor, margin: float, max_violation: bool = False) -> Tensor:
-    """Hinge over all negatives (summed, not averaged) or over the hardest one of each query."""
+    """Compute a hinge over all negatives (summed) or over the hardest one of each query."""
     scores = image @ text.t()
     own = scores.diagonal()
     itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
@@ -529,7 +547,7 @@ def triplet_loss(image: Tensor, text: Tensor, margin: float, max_violation: bool
     return texts.sum() + images.sum()
 
 
-# ---- the authors' files (spec 7)
+# The authors' files
 _STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 FROM_RELEASE = [
     (rf"^conv_encoder\.{index}\.", f"conv_encoder.{name}.") for index, name in _STAGES.items()
@@ -544,7 +562,7 @@ RECOMPUTED = ("relative_position_index", "attn_mask")
 
 
 def _shift_downsample(state: dict[str, Tensor], by: int) -> dict[str, Tensor]:
-    """Old Swin keeps a downsample at the end of stage i, timm at the start of stage i+1."""
+    """Move downsampling layers: old Swin ends stage i with one, timm begins stage i+1 with it."""
 
     def moved(name: str) -> str:
         parts = name.split(".")
@@ -556,9 +574,9 @@ def _shift_downsample(state: dict[str, Tensor], by: int) -> dict[str, Tensor]:
 
 
 def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
-    """Fills `model` from the authors' state dict; returns the keys left out because timm recomputes them.
+    """Fill `model` from the authors' state dict, and return the keys that timm recomputes.
 
-    Every other key must find its place, else UserError lists the keys and nothing is loaded.
+    UserError lists every other key without a place, and nothing is loaded.
     """
     state = checkpoints.bare(state, *STARTS)
     recomputed = [name for name in state if name.endswith(RECOMPUTED)]
@@ -568,7 +586,7 @@ def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
 
 
 def release_state(model: PIR) -> dict[str, Tensor]:
-    """The model's state dict with the authors' key names, their Swin buffers included."""
+    """Return the state dict with the authors' key names, their Swin buffers included."""
     buffers = {
         f"vision_encoder.{name}": b
         for name, b in model.vision_encoder.named_buffers()
@@ -578,8 +596,10 @@ def release_state(model: PIR) -> dict[str, Tensor]:
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
-    """Of a released checkpoint: what `write_release` noted, else sizes from its tensors and k from
-    its settings.
+    """Return the configuration of a released checkpoint.
+
+    `write_release` stores it. For other files the sizes come from the tensors and k from the
+    settings. UserError for a file without PIR.
     """
 
     def layers(name: str) -> int:
@@ -606,15 +626,15 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
     )
 
 
-def read(path) -> tuple[PIR, dict]:
-    """A PIR from our checkpoint or the authors', in eval mode, and what the file says of itself.
+def read(path: Path | str) -> tuple[PIR, dict]:
+    """Read a PIR, in eval mode, and its metadata, from our checkpoint or the authors'.
 
-    UserError on a file of another model, with the keys that do not fit, and for one of
-    `write_heads` whose packages are missing or bring other weights.
+    UserError for a file of another model, with the keys that do not fit. UserError also for a file
+    of `write_heads` if the packages are missing or hold other weights.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
-        settings = rest.get("config") if isinstance(rest.get("config"), dict) else {}
+        settings = checkpoints.settings_in(rest, "config")
         model = PIR(config_of_release(state, settings))
         load_release(model, state)
         return model.eval(), {"system": "pir", "release": True, "config": settings}
@@ -626,20 +646,19 @@ def read(path) -> tuple[PIR, dict]:
     return model.eval(), meta
 
 
-def write_heads(model: PIR, about: dict, path) -> Path:
-    """Writes a checkpoint without the towers that rest, which `read` takes from their packages again (compact size).
+def write_heads(model: PIR, about: dict, path: Path | str) -> Path:
+    """Write a checkpoint without the frozen towers.
 
-    about  what `read` says of the model
-    UserError for a model whose resting towers are not those of the packages.
+    `read` takes them from their packages (compact size).
+
+    `about` is the metadata that `read` returns. UserError if the frozen towers are not those of the
+    packages.
     """
-    if (model.config.vision, model.config.text, model.config.freeze_towers) != (
-        "efficientnet_lite0",
-        "minilm",
-        True,
-    ):
+    c = model.config
+    if (c.vision, c.text, c.freeze_towers) != ("efficientnet_lite0", "minilm", True):
         raise UserError(
             "Only a PIR over the frozen towers of the packages, the compact size, can be written"
-            " without them."
+            " without them; keep its whole checkpoint."
         )
     packages = {
         name: tower.sha256 for name, tower in starting_weights.package_start().towers.items()
@@ -657,30 +676,30 @@ def write_heads(model: PIR, about: dict, path) -> Path:
     return checkpoints.save_checkpoint(path, state, about | {"packages": packages})
 
 
-def _of_packages(config: PIRConfig, packages: dict[str, str], path) -> PIR:
-    """A PIR with the towers of the packages.
+def _of_packages(config: PIRConfig, packages: dict[str, str], path: Path | str) -> PIR:
+    """Build a PIR with the towers of the packages.
 
-    UserError if these are not the ones whose sha256 are told.
+    UserError if their sha256 differ from `packages`.
     """
     start = starting_weights.package_start()
     if packages != {name: tower.sha256 for name, tower in start.towers.items()}:
         raise UserError(
-            f"{path} was trained over other weights than the installed packages bring; install the"
+            f"{path} was trained over other weights than the installed packages hold; install the"
             " versions in constraints.txt."
         )
     return start.fill(PIR(config))
 
 
-def write_release(model: PIR, path) -> None:
-    """Writes the authors' layout, {'model': state dict, 'config': dict}.
+def write_release(model: PIR, path: Path | str) -> None:
+    """Write the authors' layout, {'model': state dict, 'config': dict}.
 
-    UserError with another prior than a ResNet.
+    UserError if the prior is not a ResNet.
     """
     c = model.config
     if c.vir and not c.prior.startswith("resnet"):
         raise UserError(
             f"The authors' layout has no place for the prior '{c.prior}'; use"
-            " weights.save_checkpoint instead."
+            " checkpoints.save_checkpoint instead."
         )
     settings = {
         "embed_dim": c.embed_dim,
@@ -695,11 +714,4 @@ def write_release(model: PIR, path) -> None:
         "temp2": c.temperature,
         "nbhelpers": asdict(c),
     }
-    with atomic_write(path) as temporary:
-        torch.save(
-            {
-                "model": {k: v.detach().cpu() for k, v in release_state(model).items()},
-                "config": settings,
-            },
-            temporary,
-        )
+    checkpoints.save_pickle(path, {"model": release_state(model), "config": settings})

@@ -1,22 +1,22 @@
-"""PIR-CLIP: Pan, Ma, Ma, Bai, Chen, arXiv 2405.10160 (v3: PriorCLIP).
+"""PIR-CLIP: a CLIP whose image tower gets an instruction token that says where to look.
 
-A CLIP whose image tower is told what to look at.
-
-In the paper's order: configuration, the model (instruction token, soft belief), the losses, the
-authors' file format. B batch, N patches, W width of the image tower, D embedding width. Parameter
-names are the authors', below `clip`.
+Pan, Ma, Ma, Bai, Chen, arXiv 2405.10160 (v3: PriorCLIP). The file follows the paper: configuration,
+the model (instruction token, soft belief), the losses, the authors' file format. B is the batch, N
+patches, W width of the image tower, D embedding width. Parameters have the authors' names, below
+`clip`.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
+from nbhelpers.papers import config_checks
 from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, pool_image
 from nbhelpers.papers.pir import affiliation_loss, contrastive_loss
 from nbhelpers.towers import backbones, checkpoints
@@ -25,9 +25,9 @@ from nbhelpers.training.distributed import gather, rank, world_size
 
 @dataclass(frozen=True)
 class PIRCLIPConfig(CLIPConfig):
-    """One PIR-CLIP on the CLIP `clip`.
+    """Configure one PIR-CLIP on the CLIP `clip`.
 
-    The defaults are the paper's; each deviation from it is a field of its own.
+    The defaults are the paper's. Each deviation from it is a field of its own.
     """
 
     instruction_token: bool = True  # off: a plain CLIP, pooled at its class token
@@ -59,63 +59,62 @@ class PIRCLIPConfig(CLIPConfig):
                 self.belief != "none" and not self.instruction_token
             ),
         }
-        wrong = [text for text, is_wrong in problems.items() if is_wrong]
-        if wrong:
-            raise UserError(f"PIRCLIPConfig: {'; '.join(wrong)}.")
+        config_checks.check(self, problems)
 
     @classmethod
     def compact(cls, **changes) -> PIRCLIPConfig:
-        """The instruction encoder is a head on the frozen global token; nobody publishes one, so it
-        trains.
+        """Return a small PIR-CLIP over frozen package towers.
+
+        The instruction encoder is a head on the frozen global token. It is trained, since nobody
+        publishes one.
         """
         return replace(cls(clip="clip_compact", freeze_instruction=False), **changes)
 
     def baseline(self) -> PIRCLIPConfig:
-        """The same CLIP, fine-tuned plainly."""
+        """Return the same CLIP, fine-tuned plainly."""
         return replace(self, instruction_token=False, belief="none", affiliation=False)
 
 
 class PIRCLIP(CLIP):
-    """A CLIP with the instruction encoder `res_visual` beside it, whose answer `vision_proj_res`
-    makes a token of.
+    """A CLIP with an instruction encoder beside its image tower.
+
+    `res_visual` is the encoder; `vision_proj_res` makes a token of its answer.
     """
+
+    config: PIRCLIPConfig
 
     def __init__(self, config: PIRCLIPConfig):
         super().__init__(config)
         if config.instruction_token:
-            self.res_visual = backbones.instruction_encoder(config.clip).requires_grad_(
-                not config.freeze_instruction
-            )
-            self.vision_proj_res = nn.Linear(
-                backbones.clip_size(config.clip).embed_dim, len(self.clip.visual.class_embedding)
-            )
+            width = len(self.clip.visual.class_embedding)
+            self.res_visual = backbones.instruction_encoder(config.clip)
+            self.res_visual.requires_grad_(not config.freeze_instruction)
+            self.vision_proj_res = nn.Linear(backbones.clip_size(config.clip).embed_dim, width)
         if config.freeze_text:
-            for part in (
-                *self._text_modules(),
-                self.clip.positional_embedding,
-                self.clip.text_projection,
-            ):
+            for part in self._text_modules():
                 part.requires_grad_(False)
-        self.train()  # from the first batch on, frozen parts rest
+            self.clip.positional_embedding.requires_grad_(False)
+            self.clip.text_projection.requires_grad_(False)
+        self.train()  # frozen parts are in eval mode from the first batch on
 
     def _text_modules(self) -> list[nn.Module]:
         return [self.clip.token_embedding, self.clip.transformer, self.clip.ln_final]
 
     def frozen(self) -> list[nn.Module]:
-        """Frozen package towers, instruction encoder and text tower stay in eval mode, batch norms
-        included.
-        """
-        parts = super().frozen()
+        """Return the package towers, and instruction encoder and text tower if they are frozen."""
+        parts = list(super().frozen())
+        # the base class sets the mode before there is an encoder
         if self.config.freeze_instruction and hasattr(self, "res_visual"):
-            parts = [*parts, self.res_visual]
-        return [*parts, *self._text_modules()] if self.config.freeze_text else parts
+            parts.append(self.res_visual)
+        if self.config.freeze_text:
+            parts.extend(self._text_modules())
+        return parts
 
-    # ---- the image tower (spec 2.1, 2.2)
     def instruct(self, vision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `image_features` gives -> tokens X (B,1+N,W), instruction y (B,1,W), belief logits X.y (B,1+N).
+        """Compute tokens X (B,1+N,W), instruction y (B,1,W) and belief logits X.y (B,1+N).
 
-        The logits are float32 also under mixed precision: y is not normalised, and float16 ends at
-        65504. UserError without instruction token.
+        `vision` is what `image_features` gives. The logits are float32 also under mixed precision:
+        y is not normalised, and float16 ends at 65504. UserError without instruction token.
         """
         if not self.config.instruction_token:
             raise UserError(
@@ -130,7 +129,7 @@ class PIRCLIP(CLIP):
         return tokens, instruction, logits
 
     def apply_belief(self, tokens: Tensor, logits: Tensor) -> Tensor:
-        """(B,1+N,W) -> (B,1+N,W) weighted, or (B,filter_size,W) of a hard belief, best first."""
+        """Weight the tokens (B,1+N,W), or keep the best (B,filter_size,W), best first."""
         if self.config.belief == "none":
             return tokens
         if self.config.belief == "soft":
@@ -145,8 +144,9 @@ class PIRCLIP(CLIP):
         return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
     def pooled(self, vision: Tensor) -> Tensor:
-        """-> (B,D), not normalised: the instruction token after the blocks, or, without one, the
-        class token.
+        """Pool an image to (B,D), not normalised.
+
+        The pooled token is the instruction token after the blocks or, without one, the class token.
         """
         if self.config.instruction_token:
             tokens, instruction, logits = self.instruct(vision)
@@ -156,21 +156,25 @@ class PIRCLIP(CLIP):
         return pool_image(self.clip, self.clip.visual.transformer(tokens))
 
     def embed_images(self, vision: Tensor) -> Tensor:
+        """Embed the feature `vision` as unit rows (B,D)."""
         return F.normalize(self.pooled(vision), dim=1)
 
     @torch.no_grad()
     def belief(self, vision: Tensor) -> tuple[Tensor, Tensor]:
-        """-> belief, rows that sum to one, and the weights that the configured rule adds to it: (B,1+N) each.
+        """Return the belief and the weights that the configured rule adds to it, (B,1+N) each.
 
-        Column 0 is the class token, the rest the image in raster order.
+        Rows of the belief sum to one. Column 0 is the class token, the others are the image in
+        raster order.
         """
         belief = self.instruct(vision)[2].softmax(1)
         return belief, added_weights(belief, self.config.belief_rule)
 
     @torch.no_grad()
     def instruction_figures(self, vision: Tensor) -> dict[str, float]:
-        """Means over a batch that show an instruction which rules all or vanishes (spec 8.9): the
-        norm of y, and the entropy of the belief in nats, log(1 + N) where it knows nothing.
+        """Return batch means that show an instruction which dominates or vanishes.
+
+        `instruction_norm` is the norm of y. `belief_entropy` is in nats: log(1 + N) for a uniform
+        belief.
         """
         _, instruction, logits = self.instruct(vision)
         entropy = torch.distributions.Categorical(logits=logits).entropy()
@@ -179,36 +183,39 @@ class PIRCLIP(CLIP):
             "belief_entropy": entropy.mean().item(),
         }
 
-    # ---- training (spec 3)
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with mask and, where the options want them, scene and image_index (B,) -> loss, terms, scale.
+        """Compute loss, terms and scale of a batch.
 
-        Both terms share one scale; it multiplies, so it is the inverse of PIR's temperature.
+        The batch holds pixels and ids, or cached features, with mask and, where the options need
+        them, scene and image_index (B,). Both terms share one scale. It multiplies, so it is the
+        inverse of PIR's temperature.
         """
         c = self.config
         image, text = (gather(rows.float(), c.one_sided_gather) for rows in self.embed_batch(batch))
         scale = self.clip.logit_scale.exp()
         with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
             image_index = gather(batch["image_index"]) if c.multi_positive else None
-            loss = contrastive = contrastive_loss(image, text, 1 / scale, image_index)
-            terms = {"contrastive": contrastive, "scale": scale.detach()}
+            loss = contrastive_loss(image, text, 1 / scale, image_index)
+            terms = {"contrastive": loss, "scale": scale.detach()}
             if c.affiliation:
-                scene = (
-                    batch["scene"] * world_size() + rank() if c.local_classes else batch["scene"]
-                )
+                scene = batch["scene"]
+                if c.local_classes:
+                    scene = scene * world_size() + rank()
                 terms["affiliation"] = affiliation_loss(
                     image, text, gather(scene), 1 / scale, symmetric=True
                 )
-                loss = contrastive + terms["affiliation"]
+                loss = loss + terms["affiliation"]
         return {"loss": loss, **terms}
 
 
-# ---- soft belief (spec 2.2): belief (B,1+N), rows that sum to one
+# Soft belief: belief is (B,1+N), with rows that sum to one
 def added_weights(belief: Tensor, rule: str) -> Tensor:
-    """(B,1+N) what joins the belief of a token in its weight; no gradient flows through ranks.
+    """Return what the weight of a token adds to its belief (B,1+N).
+
+    No gradient flows through ranks.
 
     "official"  1/sqrt(1 + o_i), o_i the token that holds rank i: as released, the inverse of the
-                order that was meant
+                intended order
     "rank"      1/sqrt(1 + r_i), r_i the rank of token i, 0 for the highest belief
     "pre_fix"   the belief once more, as released until October 2024
     """
@@ -220,18 +227,19 @@ def added_weights(belief: Tensor, rule: str) -> Tensor:
 
 
 def soft_belief(tokens: Tensor, belief: Tensor, rule: str = "official") -> Tensor:
-    """(B,1+N,W) -> the same tokens in the same order, weighted, then each column with unit norm over the tokens.
+    """Weight the tokens (B,1+N,W), then give each column unit norm over the tokens.
 
-    Over the columns of a token the norm would take all weights back.
+    The order of tokens stays. A norm over the columns of a token would undo all weights.
     """
     weight = belief + added_weights(belief, rule)
     return F.normalize(tokens * weight.unsqueeze(2), dim=1)
 
 
 def labels_from_names(names: list[str]) -> Tensor:
-    """(B,) int64 class of each image of a batch: what stands before the first '_' of its file name, by first appearance.
+    """Number the classes of images by file name: the text before the first '_'; (B,) int64.
 
-    As released, a name without '_' is a class of its own, extension included.
+    Classes count by first appearance. As released, a name without '_' is a class of its own,
+    extension included.
     """
     labels: dict[str, int] = {}
     return torch.tensor(
@@ -239,32 +247,31 @@ def labels_from_names(names: list[str]) -> Tensor:
     )
 
 
-# ---- the authors' files (spec 7, 10)
-# of names, once no prefix stands before them
+# The authors' files. STARTS: of names, once no prefix stands before them
 STARTS = ("vision_proj_res.", "res_visual.", "clip.visual.")
 FROM_RELEASE = [(r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
 TO_RELEASE = [(r"^clip\.", "")]
 
 
 def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
-    """Fills `model` from the authors' state dict.
+    """Fill `model` from the authors' state dict.
 
-    Every key must find its place, else UserError and nothing is loaded.
+    UserError lists every key without a place, and nothing is loaded.
     """
     checkpoints.load_into(model, checkpoints.rename(checkpoints.bare(state, *STARTS), FROM_RELEASE))
 
 
 def release_state(model: PIRCLIP) -> dict[str, Tensor]:
-    """The model's state dict with the authors' key names."""
+    """Return the model's state dict with the authors' key names."""
     return checkpoints.rename(model.state_dict(), TO_RELEASE)
 
 
-def read(path) -> tuple[PIRCLIP, dict]:
-    """A PIR-CLIP from our checkpoint or the authors', in eval mode, and what the file says of itself.
+def read(path: Path | str) -> tuple[PIRCLIP, dict]:
+    """Read a PIR-CLIP, in eval mode, and its metadata, from our checkpoint or the authors'.
 
-    The authors' published file is older than their fix of the belief rule (spec 8.1): evaluate it
-    under both, with `model.config = replace(model.config, belief_rule="pre_fix")` for the other.
-    UserError on a file of another model, with the keys that do not fit.
+    The authors' published file is older than their fix of the belief rule. Evaluate it under both
+    rules, with `model.config = replace(model.config, belief_rule="pre_fix")` for the older one.
+    UserError for a file of another model, with the keys that do not fit.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
@@ -273,11 +280,11 @@ def read(path) -> tuple[PIRCLIP, dict]:
                 "This file holds no PIR-CLIP: vision_proj_res is missing; give a checkpoint of "
                 "PIR-CLIP, or name a plain CLIP in 12_starting_weights to start from."
             )
-        model = PIRCLIP(
-            checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"])
-            if "nbhelpers" in rest
-            else PIRCLIPConfig.paper()
-        )
+        if "nbhelpers" in rest:
+            config = checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"])
+        else:
+            config = PIRCLIPConfig.paper()
+        model = PIRCLIP(config)
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}
     meta = checkpoints.meta_of(rest, path, {"system": "pir_clip"})
@@ -286,19 +293,18 @@ def read(path) -> tuple[PIRCLIP, dict]:
     return model.eval(), meta
 
 
-def write_release(model: PIRCLIP, path) -> None:
-    """Writes the authors' layout, {'state_dict': ..., 'epoch': ..., 'name': ...}.
+def write_release(model: PIRCLIP, path: Path | str) -> None:
+    """Write the authors' layout, {'state_dict': ..., 'epoch': ..., 'name': ...}.
 
     UserError in the compact size.
     """
     if model.config.freeze_towers:
         raise UserError(
             "The authors' layout has no place for the frozen towers of the compact size; use "
-            "weights.save_checkpoint instead."
+            "checkpoints.save_checkpoint instead."
         )
-    state = {name: value.detach().cpu() for name, value in release_state(model).items()}
-    with atomic_write(path) as temporary:
-        torch.save(
-            {"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": asdict(model.config)},
-            temporary,
-        )
+    note = asdict(model.config)
+    state = release_state(model)
+    checkpoints.save_pickle(
+        path, {"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": note}
+    )

@@ -1,7 +1,7 @@
-"""Not one of the five: ViLT, on which CFITR stands, as transformers' ViltModel opened where CFITR reaches in, and its files.
+"""ViLT, on which CFITR is built: transformers' ViltModel, open to changes of its parts.
 
-Kim, Son, Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision",
-ICML 2021. B batch, N patches, L caption length, d width.
+It is not one of the five systems. Kim, Son, Kim, "ViLT: Vision-and-Language Transformer Without
+Convolution or Region Supervision", ICML 2021. B is the batch, N patches, L caption length, d width.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from nbhelpers.errors import UserError
 
 
 def image_tokens(vilt: ViltModel, vision: Tensor, permutation: Tensor | None = None) -> Tensor:
-    """(B,3,S,S) pixels, or the (B,1+N,C) tokens of a frozen tower, -> (B,1+N,d) with position and modality, the class token first.
+    """Return image tokens (B,1+N,d) with position and modality, the class token first.
 
-    The patches stand in raster order, or in that of `permutation` (B,N), as the released ViLT draws
-    one at each call. UserError if the image is not as large as this ViLT takes it.
+    `vision` is pixels (B,3,S,S) or the tokens (B,1+N,C) of a frozen tower. The patches stand in
+    raster order, or in that of `permutation` (B,N); the released ViLT draws one at each call.
+    UserError if the image size is not that of this ViLT.
     """
     trunk, size = vilt.embeddings, vilt.config.image_size
     # compact size: the map of the frozen tower is the image, its global token stays behind
@@ -42,20 +43,23 @@ def image_tokens(vilt: ViltModel, vision: Tensor, permutation: Tensor | None = N
 
 
 def text_tokens(vilt: ViltModel, text: Tensor) -> Tensor:
-    """(B,L) ids, or the (B,L,C) states of a frozen tower, -> (B,L,d) with position and modality."""
+    """Return text tokens (B,L,d) with position and modality.
+
+    `text` is ids (B,L) or the states (B,L,C) of a frozen tower.
+    """
     trunk = vilt.embeddings
     words = trunk.text_embeddings.word_embeddings(text)
     return trunk.text_embeddings(inputs_embeds=words) + trunk.token_type_embeddings.weight[0]
 
 
 def through(layers: Iterable[nn.Module], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """X (B,n,d) through some of `vilt.encoder.layer`; mask (B,n), 1 = attended.
+    """Pass x (B,n,d) through some of `vilt.encoder.layer`; mask (B,n), 1 = attended.
 
-    What is masked has outputs all the same.
+    Masked tokens have outputs all the same.
     """
-    added = (
-        None if mask is None else (1 - mask.float())[:, None, None] * torch.finfo(torch.float32).min
-    )
+    added = None
+    if mask is not None:
+        added = (1 - mask.float())[:, None, None] * torch.finfo(torch.float32).min
     for layer in layers:
         out = layer(x, added)
         # which of the two depends on transformers' version
@@ -64,9 +68,9 @@ def through(layers: Iterable[nn.Module], x: Tensor, mask: Tensor | None = None) 
 
 
 def first_through(layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """`through` of one layer for its first token alone: (B,1,d).
+    """Do the same as `through` for one layer, but return its first token alone (B,1,d).
 
-    All tokens are attended, but no other one is made.
+    All tokens are attended, but no other output is computed.
     """
     attention, normed = layer.attention.attention, layer.layernorm_before(x)
     parts = attention.query(normed[:, :1]), attention.key(normed), attention.value(normed)

@@ -57,7 +57,7 @@ class AlignmentTokenizer(Tokenizer):
     [SEP], every caption padded to exactly 32, as Fourier mixing needs it.
     """
 
-    clean = staticmethod(bita.clean_caption)
+    clean = staticmethod(bita.clean_bita_caption)
 
     def __init__(self, path: Path | str):
         super().__init__(path, BITAConfig.text_length, fixed=True, sep=True)
@@ -74,7 +74,7 @@ class DecoderTokenizer:
     A caption that is cut loses its line break, as in the release.
     """
 
-    clean = staticmethod(bita.clean_caption)
+    clean = staticmethod(bita.clean_bita_caption)
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from nbhelpers.data.tokenization import (
 from nbhelpers.errors import UserError
 from nbhelpers.papers import clip
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig, rerank_loss
-from nbhelpers.papers.clip import CLIP, CLIPConfig, contrastive_loss
+from nbhelpers.papers.clip import CLIP, CLIPConfig, clip_loss
 from nbhelpers.papers.dual_encoder import DualEncoder
 from nbhelpers.tasks.retrieval import BATCH, RetrievalTask
 from nbhelpers.towers import backbones, checkpoints
@@ -188,7 +188,7 @@ class MatchingViLT(CFITR):
         text = self.text_states(self._text(batch), batch["mask"])
         rows = [gather(x.float()) for x in (self.mean(image), self.mean(text, batch["mask"]))]
         with torch.autocast(image.device.type, enabled=False):  # as in CLIP
-            terms = {"aligned": contrastive_loss(*rows, self.logit_scale.exp())}
+            terms = {"aligned": clip_loss(*rows, self.logit_scale.exp())}
         if matching:
             choices = self.choices(batch["row"].cpu()).to(image.device)
             terms["matched"] = rerank_loss(

@@ -21,7 +21,7 @@ from nbhelpers.data.scene_labels import scene_classes
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.data.tokenization import train_tokenizer
 from nbhelpers.files import atomic_write
-from nbhelpers.papers.bita import clean_caption, targets
+from nbhelpers.papers.bita import clean_bita_caption, targets
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones, checkpoints
@@ -339,7 +339,7 @@ def fitted_language(
     """
     from nbhelpers.tasks.captioning import DecoderTokenizer  # which imports the papers
 
-    texts = [clean_caption(text) for table in tables for text in table.captions.text]
+    texts = [clean_bita_caption(text) for table in tables for text in table.captions.text]
     name = "-".join(table.name for table in tables)
     pairs = train_byte_pairs(
         [*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json"
@@ -389,7 +389,7 @@ def documents(tables: list[CaptionTable], reader, prompt: str, seed: int) -> lis
     made = []
     for table in tables:
         for _, texts in table.captions.groupby("image_id", sort=False).text:
-            encoded = [one.encode([clean_caption(text) for text in texts]) for one in readers]
+            encoded = [one.encode([clean_bita_caption(text) for text in texts]) for one in readers]
             for _ in range(2):
                 lines = [encoded[rng.integers(2)][row] for row in rng.permutation(len(texts))]
                 made.append([token for line in lines for token in line][:DOCUMENT])

@@ -1,16 +1,15 @@
-"""The only place that builds towers.
+"""Build towers; no other module does.
 
-Each function returns the library's own module, so that names match public weights.
-
-The modules are built with random weights, on whatever `torch.device` is active;
-`nbhelpers.towers.checkpoints` fills them.
+Each function returns the library's own module, so that names match public weights. The modules get
+random weights, on the active `torch.device`. `nbhelpers.towers.checkpoints` fills them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import open_clip
 import timm
@@ -39,7 +38,7 @@ from nbhelpers.data.image_input import ImageInput
 from nbhelpers.errors import UserError
 
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-FEW = 8  # images
+FEW = 8  # images that a frozen EfficientNet sees at once on a CPU
 
 
 def _swin_tiny_standin() -> SwinTransformer:
@@ -76,8 +75,8 @@ def _vgg19_bn() -> nn.Module:
     return tower
 
 
-# name -> (constructor, what the tower is fed). The 12-head DeiT-S is the released code's; the real
-# one has 6 (pir.md 2.1).
+# name -> (constructor, what the tower is fed). The 12-head DeiT-S is that of PIR's
+# released code; the published one has 6.
 VISION = {
     "swin_standin": (_swin_tiny_standin, ImageInput(112)),
     "swin_t": (
@@ -126,47 +125,42 @@ def _choose(table: dict, kind: str, name: str):
 
 
 def image_input(name: str) -> ImageInput:
-    """Edge length and normalisation of the vision tower `name`."""
+    """Return the edge length and normalisation of the vision tower `name`."""
     return _choose(VISION, "vision", name)[1]
 
 
 def vision_tower(name: str) -> nn.Module:
-    """A timm module; its width is `module.num_features`."""
+    """Build a timm module; its width is `module.num_features`."""
     return _choose(VISION, "vision", name)[0]()
 
 
 def image_tokens(tower: nn.Module, pixels: Tensor) -> Tensor:
-    """(B,3,S,S) -> (B,1+N,W): a global token, then N local tokens in raster order.
+    """Map pixels (B,3,S,S) to tokens (B,1+N,W), a global one and N local ones in raster order.
 
-    Towers without a class token get the plain mean of their normalised local tokens (PIR, section
-    3.2 of the code).
+    For towers without a class token the global token is the mean of their normalised local tokens,
+    as in PIR's code.
     """
     if isinstance(tower, CLIPVisionModel):
         return tower(pixels).last_hidden_state
     features = _passed(tower, pixels, tower.forward_features)
     if features.ndim == 3:
         return features
-    return _with_mean(
-        features.flatten(1, 2)
-        if isinstance(tower, SwinTransformer)
-        else features.flatten(2).transpose(1, 2)
-    )
+    if isinstance(tower, SwinTransformer):
+        return _with_mean(features.flatten(1, 2))
+    return _with_mean(features.flatten(2).transpose(1, 2))
 
 
 def _passed(tower: nn.Module, pixels: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
-    """through(pixels), where an EfficientNet rests on a CPU FEW images at a time: what its layers
-    make of a hundred goes back to the system after each of them and comes anew, page by page, which
-    takes longer than the convolutions (bench_towers).
+    """Return through(pixels), for a frozen EfficientNet on a CPU in parts of FEW images.
+
+    The outputs for a hundred images would be returned to the system after each layer, and allocated
+    again page by page, which takes longer than the convolutions (bench_towers).
     """
     if not isinstance(tower, EfficientNet) or torch.is_grad_enabled() or tower.bn1.training:
         return through(pixels)
     count = FEW if pixels.device.type == "cpu" else len(pixels)
-    return torch.cat(
-        [
-            through(part)
-            for part in pixels.contiguous(memory_format=torch.channels_last).split(count)
-        ]
-    )
+    parts = pixels.contiguous(memory_format=torch.channels_last).split(count)
+    return torch.cat([through(part) for part in parts])
 
 
 def _with_mean(local: Tensor) -> Tensor:
@@ -175,10 +169,10 @@ def _with_mean(local: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PartedTower:
-    """An EfficientNet whose last `stages` are trained while those below rest: `map_of`, then `tokens_of`, give `image_tokens`.
+    """An EfficientNet whose last `stages` are fine-tuned while those below are frozen.
 
-    Batch norms rest in all stages, so that an image means the same in every batch. UserError if the
-    tower has no such stages.
+    `map_of`, then `tokens_of`, give `image_tokens`. Batch norms are frozen in all stages, so an
+    image has the same features in every batch. UserError if the tower has no such stages.
     """
 
     tower: nn.Module
@@ -197,34 +191,34 @@ class PartedTower:
             )
 
     def below(self) -> list[nn.Module]:
-        """What rests, and whose map can be cached."""
+        """Return the frozen part, whose map can be cached."""
         return [self.tower.conv_stem, self.tower.bn1, *self.tower.blocks[: -self.stages]]
 
     def norms(self) -> list[nn.Module]:
-        """The batch norms of the trained stages."""
+        """Return the batch norms of the fine-tuned stages."""
         above = (*self.tower.blocks[-self.stages :], self.tower.bn2)
-        return [
-            part for stage in above for part in stage.modules() if isinstance(part, BatchNormAct2d)
-        ]
+        parts = chain.from_iterable(stage.modules() for stage in above)
+        return [part for part in parts if isinstance(part, BatchNormAct2d)]
 
     def map_of(self, pixels: Tensor) -> Tensor:
-        """(B,3,S,S) -> (B,C,H,W)."""
+        """Map pixels (B,3,S,S) to the map (B,C,H,W) below the fine-tuned stages."""
         return _passed(self.tower, pixels, nn.Sequential(*self.below()))
 
     def tokens_of(self, below: Tensor) -> Tensor:
-        """(B,C,H,W) -> (B,1+N,W)."""
+        """Map (B,C,H,W) to tokens (B,1+N,W)."""
         # twice as fast on a CPU
-        with _full_precision(below.contiguous(memory_format=torch.channels_last)) as below:
+        with _full_precision(below.contiguous(memory_format=torch.channels_last)) as x:
             for part in (*self.tower.blocks[-self.stages :], self.tower.conv_head, self.tower.bn2):
-                below = part(below)
-        return _with_mean(below.flatten(2).transpose(1, 2))
+                x = part(x)
+        return _with_mean(x.flatten(2).transpose(1, 2))
 
 
 @contextmanager
 def _full_precision(x: Tensor) -> Iterator[Tensor]:
-    """x, on a CPU widened to fp32 at least and with autocast off: there the backward pass of
-    depthwise convolutions takes almost twice as long in bf16 (torch 2.15, with AMX). Elsewhere as
-    it is.
+    """Give x in fp32 at least, with autocast off, on a CPU; elsewhere as it is.
+
+    On a CPU the backward pass of depthwise convolutions takes almost twice as long in bf16 (torch
+    2.15, with AMX).
     """
     if x.device.type != "cpu":
         yield x
@@ -234,7 +228,10 @@ def _full_precision(x: Tensor) -> Iterator[Tensor]:
 
 
 def text_tower(name: str, vocab_size: int | None = None) -> BertModel:
-    """A BERT without pooler; `vocab_size` replaces the published vocabulary (stand-ins only)."""
+    """Build a BERT without pooler.
+
+    `vocab_size` replaces the published vocabulary (stand-ins only).
+    """
     settings = dict(_choose(TEXT, "text", name))
     if vocab_size is not None:
         settings["vocab_size"] = vocab_size
@@ -242,7 +239,7 @@ def text_tower(name: str, vocab_size: int | None = None) -> BertModel:
 
 
 def bert(**settings) -> BertModel:
-    """A BERT of any size.
+    """Build a BERT of any size.
 
     Its padding token has an embedding like any other: PIR attends padding, and trains it.
     """
@@ -250,9 +247,9 @@ def bert(**settings) -> BertModel:
 
 
 class SceneHead(nn.Sequential):
-    """A scene prior on top of a frozen vision tower: (B,W) global token -> (B,hidden).
+    """A scene prior on top of a frozen vision tower: global token (B,W) to (B,hidden).
 
-    Not the paper's: the compact size uses it where the AID ResNet-50 cannot be had.
+    It is not the paper's. The compact size uses it where the AID ResNet-50 is not available.
     """
 
     def __init__(self, width: int, hidden: int = 256):
@@ -261,16 +258,13 @@ class SceneHead(nn.Sequential):
 
 
 def prior_tower(name: str) -> nn.Module:
-    """A scene-recognition CNN without classifier: (B,3,S,S) -> (B,`num_features`)."""
+    """Build a scene-recognition CNN without classifier: (B,3,S,S) to (B,`num_features`)."""
     return _choose(PRIOR, "prior", name)()
 
 
-# ---- CLIP
 @dataclass(frozen=True)
 class CLIPSize:
-    """What open_clip builds, and the frozen towers (vision, text) that stand below it in the
-    compact size.
-    """
+    """The sizes for open_clip, and in the compact size the frozen towers (vision, text) below."""
 
     embed_dim: int
     vision: dict
@@ -280,12 +274,12 @@ class CLIPSize:
     towers: tuple[str, str] | None = None
 
 
-_B32 = {
-    "embed_dim": 512,
-    "vision": {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224},
-    "text": {"layers": 12, "width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408},
-    "image": ImageInput(224),
-}
+_B32 = CLIPSize(
+    512,
+    {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224},
+    {"layers": 12, "width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408},
+    ImageInput(224),
+)
 CLIP = {
     "clip_standin": CLIPSize(
         64,
@@ -300,18 +294,19 @@ CLIP = {
         VISION["efficientnet_lite0"][1],
         towers=("efficientnet_lite0", "minilm"),
     ),
-    "vit_b32": CLIPSize(**_B32),
-    # the weights of OpenAI want this activation
-    "vit_b32_quickgelu": CLIPSize(**_B32, quick_gelu=True),
+    "vit_b32": _B32,
+    # OpenAI's weights were trained with this activation
+    "vit_b32_quickgelu": replace(_B32, quick_gelu=True),
 }
 
 
 def clip_size(name: str) -> CLIPSize:
+    """Return the sizes of the CLIP `name`; UserError if there is none."""
     return _choose(CLIP, "CLIP", name)
 
 
 def clip(name: str) -> open_clip.CLIP:
-    """An open_clip model.
+    """Build an open_clip model.
 
     In the compact size its patch embedding reads the map of the frozen vision tower, and its token
     embedding the states of the frozen text tower.
@@ -326,7 +321,7 @@ def clip(name: str) -> open_clip.CLIP:
     return model
 
 
-# ---- the instruction encoder of PIR-CLIP
+# The instruction encoder of PIR-CLIP
 _RN50 = {"layers": (3, 4, 6, 3), "width": 64, "heads": 32}
 INSTRUCTION = {
     "clip_standin": {"layers": (1, 1, 1, 1), "width": 16, "heads": 8},
@@ -336,10 +331,10 @@ INSTRUCTION = {
 
 
 def instruction_encoder(name: str) -> nn.Module:
-    """What looks at the image beside the CLIP `name`, and answers (B,D) in its embedding width.
+    """Build PIR-CLIP's instruction encoder for the CLIP `name`: pixels (B,3,S,S) to (B,D).
 
-    (B,3,S,S) pixels -> (B,D): CLIP's own ResNet with attention pooling. In the compact size a
-    `SceneHead`, over the global token of the frozen vision tower.
+    It is CLIP's ResNet with attention pooling. In the compact size it is a `SceneHead` over the
+    global token of the frozen vision tower.
     """
     size = clip_size(name)
     if size.towers:
@@ -351,12 +346,9 @@ def instruction_encoder(name: str) -> nn.Module:
     )
 
 
-# ---- ViLT
 @dataclass(frozen=True)
 class ViLTSize:
-    """What transformers builds, and the frozen towers (vision, text) that stand below it in the
-    compact size.
-    """
+    """The sizes for transformers, and in the compact size the frozen towers below."""
 
     vilt: dict
     image: ImageInput
@@ -398,14 +390,16 @@ VILT = {
 
 
 def vilt_size(name: str) -> ViLTSize:
+    """Return the sizes of the ViLT `name`; UserError if there is none."""
     return _choose(VILT, "ViLT", name)
 
 
 def vilt(name: str, vocab_size: int | None = None, dropout: float = 0.1) -> ViltModel:
-    """A ViLT with pooler; `vocab_size` replaces the published vocabulary (stand-ins only).
+    """Build a ViLT with pooler.
 
-    In the compact size its patch embedding reads the map of the frozen vision tower, and its word
-    embedding the states of the frozen text tower.
+    `vocab_size` replaces the published vocabulary (stand-ins only). In the compact size the patch
+    embedding reads the map of the frozen vision tower, and the word embedding the states of the
+    frozen text tower.
     """
     size = vilt_size(name)
     settings = dict(size.vilt)
@@ -423,9 +417,10 @@ def vilt(name: str, vocab_size: int | None = None, dropout: float = 0.1) -> Vilt
 
 
 def vilt_model(dropout: float = 0.1, **settings) -> ViltModel:
-    """A ViLT of any size, as its authors build and initialise it: transformers differs in the
-    epsilon of the layers' norms, in the dropout behind the GELU and in positions that start at
-    zero.
+    """Build a ViLT of any size, as its authors build and initialise it.
+
+    transformers differs in the epsilon of the layers' norms, in the dropout behind the GELU and in
+    positions that start at zero.
     """
     model = ViltModel(
         ViltConfig(**settings, layer_norm_eps=1e-6, hidden_dropout_prob=dropout, pad_token_id=0)
@@ -438,10 +433,10 @@ def vilt_model(dropout: float = 0.1, **settings) -> ViltModel:
     return model
 
 
-# ---- BITA: an image tower that gives tokens, and a causal language model
 def clip_vision(**settings) -> CLIPVisionModel:
-    """CLIP's image tower up to some block, without its last norm, which BITA does not use;
-    (B,1+N,W) tokens.
+    """Build CLIP's image tower up to some block; tokens (B,1+N,W).
+
+    It has no last norm, which BITA does not use.
     """
     tower = CLIPVisionModel(CLIPVisionConfig(**settings))
     tower.post_layernorm = nn.Identity()
@@ -450,7 +445,7 @@ def clip_vision(**settings) -> CLIPVisionModel:
 
 # name -> (settings of `clip_vision`, what it is fed). Blocks are fewer than the published tower
 # has: 21 of 24, 3 of 4.
-CLIP_VISION = {
+CLIP_VISION: dict[str, tuple[dict, ImageInput]] = {
     "clip_standin_3": (
         {
             "hidden_size": 96,
@@ -479,8 +474,9 @@ CLIP_VISION = {
 
 
 def image_reader(name: str) -> tuple[nn.Module, int, ImageInput]:
-    """A tower for `image_tokens`, the channels of its tokens and what it is fed: of CLIP_VISION or
-    of VISION.
+    """Build a tower of CLIP_VISION or VISION for `image_tokens`.
+
+    Returns the tower, the channels of its tokens and its input.
     """
     _choose(VISION | CLIP_VISION, "image", name)
     if name not in CLIP_VISION:
@@ -538,8 +534,11 @@ LANGUAGE = {
 
 
 def language_model(name: str, vocab_size: int | None = None) -> PreTrainedModel:
-    """A causal language model of transformers; `vocab_size` replaces the published vocabulary
-    (stand-ins only).
+    """Build a causal language model of transformers.
+
+    `vocab_size` replaces the published vocabulary (stand-ins only).
     """
     (model, config, settings), *_ = _choose(LANGUAGE, "language", name)
-    return model(config(**(settings | ({} if vocab_size is None else {"vocab_size": vocab_size}))))
+    if vocab_size is not None:
+        settings = settings | {"vocab_size": vocab_size}
+    return model(config(**settings))

@@ -1,8 +1,8 @@
-"""Where pretrained weights come from, how foreign files become state dicts, how our own checkpoints are kept.
+"""Read weight files of others, and write and read our own checkpoints.
 
-Our checkpoint is a pair: `name.safetensors`, which also carries its meta data in its header, and
-`name.json`, the same meta data for people. A reader trusts the header alone, so weights never meet
-others' meta data.
+Our checkpoint is a pair: `name.safetensors`, which has its metadata in its header, and `name.json`,
+the same metadata for people. Only the header is read, so a checkpoint carries its own metadata and
+the two cannot be mixed up.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.towers.safe_pickle import read_file
 
+Config = TypeVar("Config")
 FOLDER_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,7 +47,7 @@ AVERAGED = "n_averaged"  # beside the weights that torch's AveragedModel keeps
 
 
 def weight_file(path: Path | str) -> Path:
-    """The file with the weights: `path` itself, or that in the model folder `path`.
+    """Return the file with the weights: `path` itself, or that in the model folder `path`.
 
     UserError without one.
     """
@@ -63,9 +66,9 @@ def weight_file(path: Path | str) -> Path:
 
 
 def _shards(index: Path) -> dict[str, list[str]]:
-    """File name -> tensor names, from a Hugging Face index.
+    """Return file name -> tensor names of a Hugging Face index.
 
-    UserError if it is broken or a shard missing.
+    UserError if it is broken or a shard is missing.
     """
     files: dict[str, list[str]] = {}
     try:
@@ -89,8 +92,9 @@ def _shards(index: Path) -> dict[str, list[str]]:
 
 
 def sha256(path: Path | str) -> str:
-    """Hex sha256 of a weight file or of that in a model folder; of shards, over their hex digests
-    by name.
+    """Return the hex sha256 of a weight file or of that in a model folder.
+
+    For shards it is taken over their hex digests by name.
     """
     path = weight_file(path)
     files = [path]
@@ -100,21 +104,20 @@ def sha256(path: Path | str) -> str:
     for file in files:
         with open(file, "rb") as handle:
             digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def read_checkpoint(path: Path | str, *starts: str) -> tuple[dict[str, Tensor], dict]:
-    """(state dict, what stood beside it) of a weight file or model folder of others; runs no code from it.
+    """Read the state dict, and what stood beside it, of a weight file or model folder of others.
 
-    Reads safetensors (also sharded), torch.save files old and new, Lightning checkpoints, pickled
-    modules and TorchScript archives. {"state_dict": ...} and the like are unwrapped; what is no
-    tensor in a state dict is left out; beside safetensors stands their header's metadata. Tensors
-    are on the CPU, detached, dtype kept.
-    starts  how names of the wanted layout begin; prefixes before them are removed, see `bare`
-    UserError on anything else, on damage, on NaN, and on what would unfold to many times the file's
-    size.
+    Runs no code of the file. Reads safetensors (also sharded), torch.save files old and new,
+    Lightning checkpoints, pickled modules and TorchScript archives. {"state_dict": ...} and the
+    like are unwrapped. What is no tensor in a state dict is left out. Beside safetensors stands
+    their header's metadata. Tensors are on the CPU, detached, with their dtype. starts  how names
+    of the wanted layout begin; prefixes before them are removed, see `bare` UserError on anything
+    else, on damage, on NaN, and on what would unfold to many times the file's size.
     """
     path = weight_file(path)
     state, rest = _read_shards(path) if path.name.endswith(".index.json") else read_file(path)
@@ -148,8 +151,9 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _is_broken(tensor: Tensor) -> bool:
-    """Whether it holds NaN or infinity and is no attention mask, which is 0 and minus infinity
-    alone.
+    """Tell whether a tensor holds NaN or infinity and is no attention mask.
+
+    An attention mask holds 0 and minus infinity alone.
     """
     # torch compares no numbers of 8 bits
     tensor = tensor.float() if tensor.itemsize == 1 else tensor
@@ -160,13 +164,14 @@ def _is_broken(tensor: Tensor) -> bool:
 
 
 def read_state_dict(path: Path | str, *starts: str) -> dict[str, Tensor]:
-    """The state dict of a weight file of others; see `read_checkpoint`."""
+    """Read the state dict of a weight file of others; see `read_checkpoint`."""
     return read_checkpoint(path, *starts)[0]
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """`state`, then the same without the prefix that all its names share, as long as that is one of
-    PREFIXES.
+    """Give `state`, then the same without the first prefix of PREFIXES that all names share.
+
+    The prefixes are removed one by one.
     """
     yield dict(state)
     state = {name: tensor for name, tensor in state.items() if name != AVERAGED}
@@ -178,8 +183,9 @@ def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def bare(state: Mapping[str, Tensor], *starts: str) -> dict[str, Tensor]:
-    """`state` without the prefixes of training code: as many are removed as it takes until a name
-    begins with one of `starts`. If none ever does, or without `starts`, the names stay as they are.
+    """Remove the prefixes of training code until a name begins with one of `starts`.
+
+    If none ever does, or without `starts`, the names stay as they are.
     """
     return next(
         (each for each in unwrapped(state) if any(name.startswith(starts) for name in each)),
@@ -190,20 +196,14 @@ def bare(state: Mapping[str, Tensor], *starts: str) -> dict[str, Tensor]:
 def rename(
     state: Mapping[str, Tensor], rules: Iterable[tuple[str, str | None]]
 ) -> dict[str, Tensor]:
-    """`state` under other names: each rule (pattern, replacement) in turn by `re.sub`; None drops the key.
+    """Rename the tensors of `state` by each rule (pattern, replacement) in turn, by `re.sub`.
 
-    UserError if two tensors would get one name.
+    A replacement None drops the tensor. UserError if two tensors would get one name.
     """
-    rules = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    rules = list(rules)
     renamed: dict[str, Tensor] = {}
     for old, tensor in state.items():
-        name: str | None = old
-        for pattern, replacement in rules:
-            if replacement is not None:
-                name = pattern.sub(replacement, name)
-            elif pattern.search(name):
-                name = None
-                break
+        name = _renamed(old, rules)
         if name in renamed:
             raise UserError(
                 f"Two tensors of the file would both be called '{name}' (one was '{old}'); "
@@ -214,11 +214,22 @@ def rename(
     return renamed
 
 
+def _renamed(name: str, rules: Iterable[tuple[str, str | None]]) -> str | None:
+    """Return the new name; None if a rule drops it."""
+    for pattern, replacement in rules:
+        if replacement is not None:
+            name = re.sub(pattern, replacement, name)
+        elif re.search(pattern, name):
+            return None
+    return name
+
+
 def account(
     state: Mapping[str, Tensor], expected_shapes: Mapping[str, Iterable[int]]
 ) -> tuple[list[str], list[str], list[tuple[str, tuple, tuple]]]:
-    """(missing, unexpected, [(name, shape found, shape expected)]) of `state` against name ->
-    shape.
+    """Compare the shapes of `state` with the expected ones.
+
+    Returns (missing, unexpected, [(name, shape found, shape expected)]).
     """
     missing = [name for name in expected_shapes if name not in state]
     unexpected = [name for name in state if name not in expected_shapes]
@@ -231,12 +242,12 @@ def account(
 
 
 def _listed(title: str, lines: list[str]) -> list[str]:
-    more = [f"  ... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return (
-        [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:LISTED]), *more]
-        if lines
-        else []
-    )
+    if not lines:
+        return []
+    listed = [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:LISTED])]
+    if len(lines) > LISTED:
+        listed.append(f"  ... and {len(lines) - LISTED} more")
+    return listed
 
 
 def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:
@@ -247,10 +258,10 @@ def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:
     ]
 
 
-def config_of(kind: type, system: str, fields: object):
-    """The configuration, of the dataclass `kind`, that a checkpoint of `system` names.
+def config_of(kind: type[Config], system: str, fields: Any) -> Config:
+    """Return the configuration, of the dataclass `kind`, that a checkpoint of `system` holds.
 
-    UserError if its fields are others.
+    UserError if it has other fields.
     """
     try:
         return kind(**fields)
@@ -266,7 +277,7 @@ def load_into(
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
 ) -> None:
-    """Copies `state` into `module`, or raises a UserError that lists every difference and changes nothing.
+    """Copy `state` into `module`, or list every difference in a UserError and change nothing.
 
     Prefixes of training code (`unwrapped`) are removed where the names fit without them. The
     allowed are shell patterns ("head.*"). Numbers take the module's dtype.
@@ -290,7 +301,7 @@ def _differences(
     allow_missing: tuple[str, ...],
     allow_unexpected: tuple[str, ...],
 ) -> list[str]:
-    """The lines in which `load_into` tells what does not fit; none if all does."""
+    """Return lines that say what does not fit; none if all does."""
     missing, unexpected, mismatched = account(
         state, {name: tensor.shape for name, tensor in own.items()}
     )
@@ -310,7 +321,7 @@ def _differences(
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and none sharing memory with another, as safetensors wants it."""
+    """Return tensors on the CPU, contiguous, without shared memory, as safetensors needs them."""
     seen: set[int] = set()
     ready = {}
     for name, tensor in state.items():
@@ -329,7 +340,7 @@ def _checkpoint_file(path: Path | str) -> Path:
 def save_checkpoint(
     path: Path | str, module_or_state: nn.Module | Mapping[str, Tensor], meta: dict
 ) -> Path:
-    """Writes `path` (.safetensors) and the JSON beside it, whole or not at all, and returns the file.
+    """Write `path` (.safetensors) and the JSON beside it, whole or not at all, and return the file.
 
     Dtypes are kept; tied tensors are stored once per name. UserError on a full disk or a forbidden
     folder.
@@ -344,24 +355,52 @@ def save_checkpoint(
         with atomic_write(path) as temporary:
             try:
                 safetensors.torch.save_file(_storable(state), temporary, metadata={"meta": text})
-            except SafetensorError as error:  # it hides the operating system's number in its text
-                number = re.search(r"os error (\d+)", str(error))
-                raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+            except SafetensorError as error:
+                # The number of the operating system's error is in the text alone.
+                if number := re.search(r"os error (\d+)", str(error)):
+                    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+                raise
     return path
 
 
+def save_pickle(path: Path | str, content: Mapping[str, object]) -> None:
+    """Write `content` by torch.save, whole or not at all, as the papers' authors write checkpoints.
+
+    State dicts one level below are moved to the CPU, without gradients.
+    """
+    ready = {name: _on_cpu(part) for name, part in content.items()}
+    with atomic_write(Path(path)) as temporary:
+        torch.save(ready, temporary)
+
+
+def _on_cpu(part: object) -> object:
+    if not isinstance(part, dict):
+        return part
+    return {
+        name: value.detach().cpu() if isinstance(value, Tensor) else value
+        for name, value in part.items()
+    }
+
+
+def settings_in(rest: Mapping[str, object], name: str) -> dict:
+    """Return the dictionary `name` that stood beside the tensors; an empty one without it."""
+    settings = rest.get(name)
+    return settings if isinstance(settings, dict) else {}
+
+
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict]:
-    """(state, meta) of `save_checkpoint`. UserError on foreign files and damage."""
+    """Return (state, metadata) of `save_checkpoint`; UserError on foreign files and damage."""
     path = _checkpoint_file(path)
     state, header = read_checkpoint(path)
     return state, meta_of(header, path)
 
 
 def meta_of(
-    header: Mapping[str, object], path: Path | str, expect: Mapping[str, object] | None = None
+    header: Mapping[str, Any], path: Path | str, expect: Mapping[str, object] | None = None
 ) -> dict:
-    """What a checkpoint of ours says of itself, from what `read_checkpoint` found beside the
-    tensors of `path`.
+    """Return the metadata of our checkpoint `path` from the `header` that `read_checkpoint` gives.
+
+    UserError if it is no checkpoint of ours, or differs from `expect`.
     """
     path = Path(path)
     try:
@@ -370,7 +409,7 @@ def meta_of(
         raise UserError(
             f"{path.name} is not a checkpoint of this project (its header has no meta data); "
             "give a file that its notebooks wrote, or read other weights by "
-            "`weights.read_state_dict`."
+            "`checkpoints.read_state_dict`."
         ) from error
     differing = [
         f"{key}: file {meta.get(key)!r}, wanted {value!r}"
@@ -380,6 +419,6 @@ def meta_of(
     if differing:
         raise UserError(
             f"{path.name} is a checkpoint of something else ({'; '.join(differing)}); "
-            "give the right file or train anew."
+            "give the right file or train again."
         )
     return meta

@@ -15,10 +15,12 @@ WORDS = "bert.embeddings.word_embeddings.weight"
 
 
 def from_bert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published BERT, with or without heads, under the names of `IFT`: words and positions, the norm of the embeddings, the feed-forward network of each layer for text and again for queries, and the head where there is one.
+    """Return the tensors of a published BERT, with or without heads, under the names of `IFT`.
 
-    Self-attention, token types and pooler stay behind. The vocabulary gains one row, [DEC], drawn
-    as the authors' code draws it but from a seed of its own; no caption contains it.
+    These are words and positions, the norm of the embeddings, the feed-forward network of each
+    layer for text and again for queries, and the head where there is one. Self-attention, token
+    types and pooler are dropped. The vocabulary gains one row, [DEC], drawn as in the authors' code
+    but from a seed of its own; no caption contains it.
     """
     rules = [
         (

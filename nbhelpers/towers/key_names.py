@@ -1,5 +1,6 @@
-"""Published weights under the names of the modules that `backbones` builds: rules of renaming, one
-layout of files after another.
+"""Rename published weights to the names of the modules that `backbones` builds.
+
+Each layout of files has its rules.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ Rules = list[tuple[str, str | None]]
 
 # EfficientNet-Lite0 as its package names it -> timm's tf_efficientnet_lite0. Block number ->
 # "stage.block":
-_LITE0_BLOCKS = [
-    f"{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)
-]
+_LITE0_BLOCKS: list[str] = []
+for _stage, _count in enumerate((1, 2, 2, 3, 3, 4, 1)):
+    _LITE0_BLOCKS += [f"{_stage}.{_block}" for _block in range(_count)]
 LITE0_RULES: Rules = [
     (r"^_conv_stem\.", "conv_stem."),
     (r"^_bn0\.", "bn1."),
@@ -81,22 +82,23 @@ HF_CLIP_RULES: Rules = [
 
 
 def lite0_state(path: Path | str) -> dict[str, Tensor]:
-    """The package's EfficientNet-Lite0 under timm's names.
+    """Return the package's EfficientNet-Lite0 under timm's names.
 
-    It wants pixels (x - 0.5) / 0.5, x in [0, 1].
+    Its pixels are (x - 0.5) / 0.5, x in [0, 1].
     """
     return rename(read_state_dict(path, "_conv_stem."), LITE0_RULES)
 
 
 def bert_state(path: Path | str) -> dict[str, Tensor]:
-    """A published BERT (file or folder) under the names of `BertModel(add_pooling_layer=False)`."""
+    """Return a published BERT (file or folder) under the names of `backbones.bert`."""
     return rename(read_state_dict(path, *BERT_STARTS), BERT_RULES)
 
 
 def clip_state(path: Path | str) -> dict[str, Tensor]:
-    """A published CLIP under the names of open_clip: a file of open_clip or of those who fine-tune
-    with it, OpenAI's archive, or Hugging Face's. No file tells which activation it was trained
-    with.
+    """Return a published CLIP under the names of open_clip.
+
+    The file is open_clip's or fine-tuned with it, OpenAI's archive, or Hugging Face's. No file
+    holds the activation that it was trained with.
     """
     state = rename(read_state_dict(path, *CLIP_STARTS), CLIP_RULES)
     if "visual_projection.weight" not in state:
@@ -109,7 +111,7 @@ def clip_state(path: Path | str) -> dict[str, Tensor]:
 
 
 def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """q_proj, k_proj and v_proj of each attention as the one in_proj of torch's own, in this order."""
+    """Join q_proj, k_proj and v_proj of each attention to the one in_proj of torch's own."""
     packed = {}
     for name, value in state.items():
         if found := re.fullmatch(r"(.+\.)([qkv])_proj\.(weight|bias)", name):
@@ -141,32 +143,25 @@ CLIP_VISION_RULES: Rules = [
 
 
 def clip_vision_state(path: Path | str, blocks: int) -> dict[str, Tensor]:
-    """The first `blocks` blocks of the image tower of a published CLIP, in any form that
-    `clip_state` reads, or of the tower alone, under the names of `backbones.clip_vision`.
+    """Return the first `blocks` blocks of a CLIP's image tower.
+
+    They are named as in `backbones.clip_vision`. The file is any that `clip_state` reads, or holds
+    the tower alone.
     """
     state = clip_state(path)
-    return clip_vision_state_of(
-        {name: value for name, value in state.items() if name.startswith("visual.")} or state,
-        blocks,
-    )
+    visual = {name: value for name, value in state.items() if name.startswith("visual.")}
+    return clip_vision_state_of(visual or state, blocks)
 
 
 def clip_vision_state_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """The same of the tensors of open_clip's image tower."""
+    """Do the same as `clip_vision_state` from the tensors of open_clip's image tower."""
     split: dict[str, Tensor] = {}
     for name, value in state.items():
-        joined = re.fullmatch(r"(.+\.attn\.)in_proj_(weight|bias)", name)
-        split |= (
-            dict(
-                zip(
-                    (f"{joined[1]}{which}_proj.{joined[2]}" for which in "qkv"),
-                    value.chunk(3),
-                    strict=True,
-                )
-            )
-            if joined
-            else {name: value}
-        )
+        if joined := re.fullmatch(r"(.+\.attn\.)in_proj_(weight|bias)", name):
+            for which, part in zip("qkv", value.chunk(3), strict=True):
+                split[f"{joined[1]}{which}_proj.{joined[2]}"] = part
+        else:
+            split[name] = value
     named = rename(split, CLIP_VISION_RULES)
     return {
         name: value
@@ -176,12 +171,15 @@ def clip_vision_state_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, 
 
 
 def ift_state(path: Path | str) -> dict[str, Tensor]:
-    """What a published BERT gives BITA's transformer to start from."""
+    """Return the tensors of a published BERT that BITA's transformer starts from."""
     return ift_names.from_bert(read_state_dict(path, *BERT_STARTS))
 
 
 def opt_state(path: Path | str) -> dict[str, Tensor]:
-    """A published OPT under the names of `OPTForCausalLM`; its output layer is its word embedding."""
+    """Return a published OPT under the names of `OPTForCausalLM`.
+
+    Its output layer is its word embedding.
+    """
     state = rename(
         read_state_dict(path, "model.decoder.", "decoder."),
         [(r"^(model\.)?decoder\.", "model.decoder.")],
@@ -190,24 +188,27 @@ def opt_state(path: Path | str) -> dict[str, Tensor]:
 
 
 def clip_resnet_state(path: Path | str) -> dict[str, Tensor]:
-    """The image tower of a published CLIP ResNet-50 without its last projection, which leads into
-    that CLIP's own width.
+    """Return the image tower of a published CLIP ResNet-50 without its last projection.
+
+    That one leads into the CLIP's own width.
     """
     seen = {name: value for name, value in clip_state(path).items() if name.startswith("visual.")}
     return rename(seen, [(r"^visual\.", ""), (r"^attnpool\.c_proj\.", None)])
 
 
 def vilt_state(path: Path | str) -> dict[str, Tensor]:
-    """A published ViLT, of its authors or of transformers, under the names of `ViltModel`; without
-    heads.
+    """Return a published ViLT, of its authors or transformers, under the names of `ViltModel`.
+
+    Heads are dropped.
     """
     state = vilt_names.read_trunk(read_state_dict(path))
     return rename(state, [(r"^rank_output\.", None), (r"^vilt\.", "")])
 
 
 def vilt_rank_state(path: Path | str) -> dict[str, Tensor]:
-    """Weight and bias of its rank head, or what its matching head says of a match; empty if it has
-    neither.
+    """Return weight and bias of a ViLT's rank head, else of the match row of its matching head.
+
+    Empty if the file has neither.
     """
     state = vilt_names.read_trunk(read_state_dict(path))
     return {

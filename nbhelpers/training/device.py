@@ -1,6 +1,4 @@
-"""The one place that chooses where models are trained and used: cpu, cuda or mps (the GPU of an
-Apple computer).
-"""
+"""Choose where models are trained and used: cpu, cuda or mps (the GPU of an Apple computer)."""
 
 from __future__ import annotations
 
@@ -15,10 +13,11 @@ _of_run: torch.device | None = None  # what `use` chose for this process
 
 
 def resolve(wish: str | torch.device = "auto") -> torch.device:
-    """The device that is meant, checked.
+    """Return the device for `wish`, checked.
 
-    wish  auto: what `use` chose for this process, else the first of cuda, mps and cpu that there
-          is; one of the other NAMES, or one GPU of several, such as cuda:1
+    wish  auto: what `use` chose for this process, else the first available of cuda, mps and cpu;
+    one
+          of the other NAMES, or one GPU of several, such as cuda:1
     UserError on an unknown name, and on a device that torch does not see.
     """
     if str(wish) == "auto":
@@ -39,10 +38,10 @@ def resolve(wish: str | torch.device = "auto") -> torch.device:
 
 
 def use(wish: str | torch.device) -> torch.device:
-    """Choose the device of this process, on which all training runs and which `auto` means from now on.
+    """Choose the device of this process, on which all training runs and which `auto` then means.
 
     Of several processes on CUDA GPUs each takes its own, as Accelerate does. UserError as
-    `resolve`, and where Accelerate was told to use the CPU and the wish is another device.
+    `resolve`, and if Accelerate was told to use the CPU and the wish is another device.
     """
     global _of_run
     _of_run = None
@@ -59,7 +58,7 @@ def use(wish: str | torch.device) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """UserError if the device cannot train in "bf16" or "fp16"; "fp32" works everywhere."""
+    """Raise a UserError if the device cannot train in "bf16" or "fp16"; "fp32" works everywhere."""
     if precision == "fp16" and device.type != "cuda":
         raise UserError(
             f"precision 'fp16' needs a CUDA GPU, and the device is '{device}'; use 'bf16' or 'fp32'"
@@ -76,12 +75,12 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def wait() -> None:
-    """Wait until the device of this process has done all that it was given; for measuring times."""
+    """Wait until the device of this process has finished its work; for measuring times."""
     torch.get_device_module(resolve()).synchronize()
 
 
 def _best() -> torch.device:
-    """The first of cuda, mps and cpu that there is; the CPU where Accelerate was told to use it."""
+    """Return the first available of cuda, mps and cpu; the CPU if Accelerate was told to use it."""
     names = ["cpu"] if _cpu_is_forced() else ["cuda", "mps", "cpu"]
     return next(device for device in map(torch.device, names) if _is_there(device))
 

@@ -1,6 +1,4 @@
-"""Several processes: in-batch negatives gathered across them, and what training needs of
-Accelerate.
-"""
+"""Train in several processes: gather negatives across them, share batches, wait for locks."""
 
 from __future__ import annotations
 
@@ -40,14 +38,14 @@ def rank() -> int:
 
 
 def gather(tensor: Tensor, one_sided: bool = False) -> Tensor:
-    """(B, ...) of each process -> (world * B, ...), rows in rank order; every process brings the same shape.
+    """Gather (B, ...) of each process to (world * B, ...), rows in rank order.
 
-    By default gradients flow back to the rows of every process. When each process computes the same
-    loss from the gathered rows and gradients are averaged over processes (as DDP does), the result
-    is the gradient of a single process on the whole batch. With `one_sided`, as in the released
-    code, the rows of others are constants: the averaged gradient of all that lies before the gather
-    is the true one / world size, while a temperature, which enters after it, keeps its full
-    gradient (pir.md section 5). Any dtype; the identity in a single process.
+    Every process has the same shape. By default gradients flow back to the rows of every process.
+    When each process computes the same loss from the gathered rows and gradients are averaged over
+    processes (as DDP does), the result is the gradient of a single process on the whole batch. With
+    `one_sided`, as in PIR's released code, the rows of others are constants: the averaged gradient
+    of all that lies before the gather is the true one / world size, while a temperature, which
+    enters after it, keeps its full gradient. Any dtype; the identity in a single process.
     """
     if world_size() == 1:
         return tensor
@@ -80,7 +78,7 @@ class _Gather(torch.autograd.Function):
 
 
 def process_state() -> PartialState:
-    """What Accelerate knows of this process, on the device of the run (`device.resolve`)."""
+    """Return what Accelerate knows of this process, on the device of the run (`device.resolve`)."""
     device = resolve()
     if PartialState._shared_state and PartialState().device.type != device.type:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -92,12 +90,12 @@ def process_state() -> PartialState:
 
 
 def accelerator(precision: str, model: nn.Module | None = None) -> Accelerator:
-    """For one training in "fp32", "bf16" or "fp16", on the device of the run.
+    """Return the Accelerator of one training in "fp32", "bf16" or "fp16", on the device of the run.
 
-    UserError where that has no such precision.
-
-    model  says by USES_ALL_PARAMETERS = True that each step gives all its trainable parameters a
-           gradient; for another, several processes look in every step for those that got none
+    model  with USES_ALL_PARAMETERS = True each step gives all its trainable parameters a gradient;
+    for
+           another, several processes search in every step for those without
+    UserError if the device has no such precision.
     """
     AcceleratorState._reset_state()  # a process may train twice, in different precisions
     state = process_state()
@@ -112,7 +110,7 @@ def accelerator(precision: str, model: nn.Module | None = None) -> Accelerator:
 
 
 def check_loader(loader: Sized, processes: int) -> None:
-    """UserError if the loader is empty or its batches cannot be shared evenly by the processes."""
+    """Raise a UserError if the loader is empty or the processes cannot share its batches evenly."""
     if not len(loader):
         raise UserError(
             "The loader gives no batch: the data set is smaller than one batch; lower batch_size "
@@ -134,13 +132,11 @@ def check_loader(loader: Sized, processes: int) -> None:
 
 @contextmanager
 def one_run_at_a_time(lock: Path, what: str):
-    """Only one run holds the lock; others wait and say for which process.
+    """Let only one run hold the lock; others wait and say for which process.
 
-    It is released when its process dies.
-
-    Process 0 of a run asks for it. All processes of a waiting run meet every STEP seconds: a
-    process that waited for the lock's whole time in one collective would meet that one's timeout,
-    and end the run.
+    It is released when its process dies. Process 0 of a run asks for it. All processes of a waiting
+    run meet every STEP seconds: a process that waited for the lock's whole time in one collective
+    would meet that one's timeout, and end the run.
     """
     state, held, seconds = process_state(), FileLock(lock), 0.0
     while not told_by_main(state.is_main_process and take(held, seconds)):
@@ -162,7 +158,7 @@ def one_run_at_a_time(lock: Path, what: str):
 
 
 def told_by_main(answer: bool) -> bool:
-    """The answer of process 0, in every process."""
+    """Return the answer of process 0, in every process."""
     state = process_state()
     if state.num_processes == 1:
         return answer

@@ -1,13 +1,13 @@
-"""One training loop for every paper, on Accelerate: precision, several processes, resume, history.
+"""Train a model: one loop for every paper, with precision, several processes, resume and history.
 
     config = TrainConfig(epochs=20, lr=6e-5, batch_size=64)
     history = fit(model, loader, config, folder, validate=lambda model: {"mR": ...})
 
-A model offers `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors) and, if it wants its
-own groups, `parameter_groups(weight_decay)`, where "rate" is a group's share of the learning rate,
-and `after_step()`, called after each update. USES_ALL_PARAMETERS = True says that each step gives
-every trainable parameter a gradient. What stays frozen has requires_grad False before `fit`; a
-model that keeps frozen parts in eval mode overrides `train()`.
+A model has `loss(batch) -> {"loss": total, <term>: ...}` (scalar tensors). It may have
+`parameter_groups(weight_decay)`, where "rate" is a group's share of the learning rate, and
+`after_step()`, called after each update. USES_ALL_PARAMETERS = True says that each step gives every
+trainable parameter a gradient. What stays frozen has requires_grad False before `fit`; a model that
+keeps frozen parts in eval mode overrides `train()`. Accelerate runs precision and processes.
 """
 
 from __future__ import annotations
@@ -73,12 +73,13 @@ def fit(
     progress: bool = True,
     loss_options: dict | None = None,
 ) -> History:
-    """Trains `model` in place, leaves it in eval mode; goes on where an earlier call in `folder` was stopped.
+    """Train `model` in place and leave it in eval mode; continue where an earlier call was stopped.
 
     loader         of dict batches, with len(): a DataLoader that drops its last batch or, in one
                    process, any sequence. If its order depends on nothing but `set_epoch(e)` (called
                    on loader, sampler and data set) and torch's global generator, a continued run is
                    the uninterrupted one, on a CPU bit for bit.
+    folder         of all files of this training, also those of the stopped call
     validate       called after every epoch by every process, in eval mode without gradients; gives
                    figures, among them config.monitor. The best epoch is kept in
                    `folder/best.safetensors`.
@@ -202,14 +203,15 @@ class _Trainer:
                     self._save()
 
     def _attention(self):
-        """In bf16 on a CPU, attention as plain products: there the fused kernel's backward pass is
-        slow (torch 2.15; bench_training).
+        """Choose attention as plain products in bf16 on a CPU.
+
+        There the fused kernel's backward pass is slow (torch 2.15; bench_training).
         """
         plain = self.device.type == "cpu" and self.config.precision == "bf16"
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def _remaining(self) -> Iterator[dict]:
-        """The batches of this epoch that were not yet seen, on the device."""
+        """Return the batches of this epoch that were not yet seen, on the device."""
         parts = [
             getattr(self.source, name, None) for name in ("sampler", "batch_sampler", "dataset")
         ]
@@ -226,7 +228,7 @@ class _Trainer:
         return iter(skip_first_batches(self.loader, self.seen) if self.seen else self.loader)
 
     def _note(self, terms: dict[str, Tensor], images: int):
-        """Keeps the terms of one batch on the device until `_read`."""
+        """Keep the terms of one batch on the device until `_read`."""
         if not self.sums:
             self.sums = dict.fromkeys(terms, 0.0)
         self.unread.append(torch.stack([terms[name].detach().float() for name in self.sums]))
@@ -237,8 +239,9 @@ class _Trainer:
             self._read()
 
     def _read(self):
-        """Adds the unread terms, averaged over processes, to the epoch's sums: here the GPU is
-        waited for.
+        """Add the unread terms, averaged over processes, to the epoch's sums.
+
+        This waits for the GPU.
         """
         if not self.unread:
             return
@@ -275,7 +278,7 @@ class _Trainer:
             self.model.after_step()
 
     def _settle(self):
-        """Makes sure that the weights may be saved: a finite loss can have a gradient that is not."""
+        """Make sure that the weights may be saved: a finite loss can have a gradient that is not."""
         self._read()
         self.seconds = time.perf_counter() - self.clock
         norm = torch.nn.utils.get_total_norm(
@@ -327,9 +330,8 @@ class _Trainer:
         return {f"val_{name}": value for name, value in figures.items()}
 
     def _save(self):
-        # One file of our own: accelerator.save_state writes a folder, which cannot be replaced
-        # atomically,
-        # with every frozen weight in it.
+        # accelerator.save_state would write a folder, which cannot be replaced atomically, with
+        # every frozen weight in it.
         if not self.main:
             return
         scaler = self.accelerator.scaler
@@ -376,7 +378,7 @@ class _Trainer:
 
 
 class _LossOf(nn.Module):
-    """Takes the whole loss through `forward`, where the hooks of DDP and of mixed precision are."""
+    """Compute the loss in `forward`, where DDP and mixed precision have their hooks."""
 
     def __init__(self, model: nn.Module, options: dict):
         super().__init__()
@@ -387,8 +389,9 @@ class _LossOf(nn.Module):
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The model's own groups, which must hold every trainable parameter; else all of them with
-    decay.
+    """Return the model's own groups, or one group of all trainable parameters with decay.
+
+    UserError if the model has no trainable parameter, or its groups leave one out.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
@@ -411,7 +414,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers and trainable parameters; who builds the model has the frozen ones."""
+    """Return buffers and trainable parameters; the caller's `build` makes the frozen ones."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
@@ -428,7 +431,10 @@ def _seed(device: torch.device, *numbers: int) -> None:
 
 
 def _somebody_looks() -> bool:
-    """A terminal or a live notebook; who runs notebooks headless sets CI or TQDM_DISABLE."""
+    """Tell whether there is a terminal or a live notebook.
+
+    A headless run of notebooks sets CI or TQDM_DISABLE.
+    """
     if os.environ.get("CI") or os.environ.get("TQDM_DISABLE"):
         return False
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -437,7 +443,7 @@ def _somebody_looks() -> bool:
 
 # ---- load or train
 def checkpoint_key(configs: Iterable, data: object, start: object, seed: int, *code: object) -> str:
-    """sha256 hex over all that decides the weights: equal keys, equal training.
+    """Return sha256 hex over all that decides the weights: equal keys, equal training.
 
     configs  dataclasses or JSON values: of the model, the training, the transforms, and what else
              was chosen

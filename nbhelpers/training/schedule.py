@@ -1,4 +1,4 @@
-"""What a training is told, its configuration and learning rates, and what it tells, its history."""
+"""Hold the settings, the learning rates and the history of a training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbhelpers.errors import UserError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; AdamW as in pir.md section 5. UserError on values that cannot be."""
+    """How to train, with AdamW. UserError on values that cannot be."""
 
     epochs: int
     lr: float  # peak learning rate
@@ -60,7 +60,7 @@ class TrainConfig:
                 )
 
     def decisive(self) -> dict:
-        """The fields that decide the result."""
+        """Return the fields that decide the result."""
         return {
             k: value
             for k, value in asdict(self).items()
@@ -70,8 +70,9 @@ class TrainConfig:
 
 @dataclass
 class History:
-    """A row per epoch: epoch (from 1), steps, lr, mean loss terms, `val_*`, seconds,
-    images_per_second.
+    """One row per epoch, and the figure that selects the best.
+
+    A row has epoch (from 1), steps, lr, mean loss terms, `val_*`, seconds, images_per_second.
     """
 
     rows: list[dict]
@@ -84,6 +85,7 @@ class History:
         return max(self.rows, key=lambda row: row[key])["epoch"] if key in self.rows[-1] else None
 
     def table(self) -> pd.DataFrame:
+        """Return the rows as a table."""
         return pd.DataFrame(self.rows)
 
     def __str__(self) -> str:
@@ -98,14 +100,14 @@ class History:
 
 
 def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
-    """Factor on the peak learning rate at optimiser step t = 0..total-1.
+    """Return the factor on the peak learning rate at optimiser step t = 0..total-1.
 
-    Warm-up over the first `warmup_steps`, else int(total * warmup_fraction), steps as t / warm-up:
-    the first step has rate 0 (pir.md section 5). The cosine schedule, like open_clip's, begins at 1
-    / warm-up. Then "linear" and "cosine" fall to 0 at t = total; "step" multiplies by `step_factor`
-    from every `step_epochs`-th epoch on (pe_rsitr.md section 5). "epoch_cosine" is that of LAVIS
-    (bita.md section 5): it warms up within the first epoch alone, from `lr_first`, and then jumps
-    to a cosine that is constant within each epoch.
+    Warm-up over the first `warmup_steps`, else int(total * warmup_fraction), steps is t / warm-up,
+    so the first step has rate 0. The cosine schedule, like open_clip's, begins at 1 / warm-up. Then
+    "linear" and "cosine" fall to 0 at t = total; "step" multiplies by `step_factor` from every
+    `step_epochs`-th epoch on, as PE-RSITR does. "epoch_cosine" is that of LAVIS, which BITA uses:
+    it warms up from `lr_first` within the first epoch alone, and then jumps to a cosine that is
+    constant within each epoch.
     """
     warm = (
         int(total * config.warmup_fraction) if config.warmup_steps is None else config.warmup_steps
@@ -131,8 +133,9 @@ def lr_lambda(config: TrainConfig, total: int) -> Callable[[int], float]:
 
 
 def epoch_cosine(config: TrainConfig, epoch: int, step: int, warm: int) -> float:
-    """The learning rate at `step` of `epoch`, both from 0; `warm` steps of warm-up, as far as the
-    first epoch has them.
+    """Return the learning rate at `step` of `epoch`, both from 0.
+
+    `warm` steps of warm-up, as far as the first epoch has them.
     """
     if epoch == 0:
         return min(config.lr, config.lr_first + (config.lr - config.lr_first) * step / max(warm, 1))
@@ -143,7 +146,7 @@ def epoch_cosine(config: TrainConfig, epoch: int, step: int, warm: int) -> float
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:
-    """(T,) the learning rate at each of the T = epochs * steps_per_epoch optimiser steps."""
+    """Return (T,), the learning rate at each of the T = epochs * steps_per_epoch optimiser steps."""
     total = config.epochs * steps_per_epoch
     factor = lr_lambda(config, total)
     return np.array([config.lr * factor(t) for t in range(total)])

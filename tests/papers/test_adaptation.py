@@ -15,7 +15,7 @@ from nbhelpers.data import image_input
 from nbhelpers.errors import UserError
 from nbhelpers.papers import adaptation
 from nbhelpers.papers.adaptation import METHODS, adapted, optimizer_bytes, trainable
-from nbhelpers.papers.clip import CLIP, CLIPConfig, contrastive_loss
+from nbhelpers.papers.clip import CLIP, CLIPConfig, clip_loss
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.training import loop
 
@@ -85,9 +85,7 @@ def test_each_starts_as_the_clip_it_is_given(method):
 def test_each_trains_what_it_claims_by_the_loss_of_clip(tmp_path, method):
     torch.manual_seed(3)
     model, batch = adapted(method, CONFIG, start), pairs()
-    assert_close(
-        contrastive_loss(*both(model), model.clip.logit_scale.exp()), model.loss(batch)["loss"]
-    )
+    assert_close(clip_loss(*both(model), model.clip.logit_scale.exp()), model.loss(batch)["loss"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     claimed = {
         "linear_probe": ("image_probe.", "text_probe."),

@@ -21,7 +21,7 @@ from closeness import SINGLE, assert_close
 from coloured_set import coloured, words
 from transformers import BertConfig, BertForPreTraining, CLIPConfig, CLIPModel
 
-from nbhelpers.data import loaders
+from nbhelpers.data import loaders, tokenization
 from nbhelpers.errors import UserError
 from nbhelpers.papers import bita, ift
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
@@ -398,7 +398,7 @@ def scene(tmp_path_factory):
     """A data set, a start with a language model that has read nothing, and both tokenizers."""
     folder = tmp_path_factory.mktemp("bita")
     data = coloured(folder / "set")
-    texts = [bita.clean_caption(text) for text in data.table.captions.text]
+    texts = [bita.clean_bita_caption(text) for text in data.table.captions.text]
     pairs = stand_ins.train_byte_pairs(
         [*texts, *(f"a photo of {text}" for text in texts)], folder / "lm" / "tokenizer.json", 300
     )
@@ -576,7 +576,8 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
         "train": lambda *_: SimpleNamespace(model=one),
         "words": task.words,
         "bita": bita,
-        "loading": loaders,
+        "loaders": loaders,
+        "tokenization": tokenization,
         "run": SimpleNamespace(device="cpu", expect=lambda holds, _: kept.append(holds)),
         "torch": torch,
         "recall": SimpleNamespace(
@@ -588,7 +589,7 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
     table = task.table("val")
     whole = torch.from_numpy(np.float32(task.vision("val")["vision"]))
     with torch.no_grad():
-        ids, mask = task.words([bita.clean_caption(text) for text in table.captions.text])
+        ids, mask = task.words([bita.clean_bita_caption(text) for text in table.captions.text])
         expected = torch.einsum(
             "bqe,ne->bnq", one.embed_images(whole), one.embed_texts(ids, mask)
         ).amax(2)
@@ -799,7 +800,7 @@ def test_a_stand_in_language_model_reads_documents_with_a_thread(tmp_path):
             .split("\n")
         )
         own = [
-            bita.clean_caption(text)
+            bita.clean_bita_caption(text)
             for text in table.captions.text[table.captions.image_id == image]
         ]
         assert sorted(text.removeprefix("a photo of ") for text in texts) == sorted(own)

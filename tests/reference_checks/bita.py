@@ -295,7 +295,7 @@ def test_bita_image_tower(vectors):
 def test_bita_captions_and_learning_rates(request):
     content = json.loads(reference_file(request, "bita/processor_schedule.json").read_text())
     for case in content["processor"]:
-        assert case["prompt"] + bita.clean_caption(case["raw"]) == case["processed"]
+        assert case["prompt"] + bita.clean_bita_caption(case["raw"]) == case["processed"]
     names = {
         "max_epoch": "epochs",
         "min_lr": "lr_last",

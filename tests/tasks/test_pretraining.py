@@ -18,7 +18,7 @@ from nbhelpers.data.scenes import generate
 from nbhelpers.data.tokenization import distinct_captions
 from nbhelpers.errors import UserError
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
-from nbhelpers.papers.clip import CLIP, CLIPConfig, contrastive_loss
+from nbhelpers.papers.clip import CLIP, CLIPConfig, clip_loss
 from nbhelpers.papers.pe_rsitr import PERSITR, PERSITRConfig
 from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
 from nbhelpers.tasks import pretraining
@@ -282,7 +282,7 @@ def test_the_means_of_image_and_words_behind_the_lower_layers_are_compared():
     for found, expected in zip(model.embed_batch(batch), rows, strict=True):
         assert_close(found, expected)
     terms = model.loss(batch)
-    assert_close(terms["loss"], contrastive_loss(*rows, torch.tensor(1 / 0.07)))
+    assert_close(terms["loss"], clip_loss(*rows, torch.tensor(1 / 0.07)))
     assert set(terms) == {"loss", "aligned"}
 
 

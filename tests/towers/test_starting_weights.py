@@ -352,7 +352,7 @@ def test_the_activation_of_a_file_must_be_said_and_that_of_a_known_clip_cannot_b
         "clip": "vit_b32_quickgelu"
     }
     for activation in ("", "relu"):
-        with pytest.raises(UserError, match="its file does not tell: say quick_gelu"):
+        with pytest.raises(UserError, match="its file does not hold it: give quick_gelu"):
             starting_weights.paper_clip_start(path, activation)
     with pytest.raises(UserError, match="it was trained with quick_gelu: leave ACTIVATION empty"):
         starting_weights.paper_clip_start("clip_vit_b32", "gelu", small_b32)

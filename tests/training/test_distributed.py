@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import two_processes
 from closeness import SINGLE, assert_close
 from filelock import FileLock
 from torch import nn
@@ -258,10 +259,7 @@ def process(folder: Path):
 def two(tmp_path_factory):
     """Folder of two processes, their standard output and error output."""
     folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    environment = os.environ | two_processes.ENVIRONMENT
     command = [
         sys.executable,
         "-m",

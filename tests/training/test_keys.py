@@ -109,7 +109,7 @@ def start():
 @pytest.fixture(scope="module")
 def captions(data, folder, tokenizer):
     """A CaptionTask of the tiny size, without cached features."""
-    texts = [bita.clean_caption(text) for text in data.table.captions.text]
+    texts = [bita.clean_bita_caption(text) for text in data.table.captions.text]
     decoder = DecoderTokenizer(
         stand_ins.train_byte_pairs(texts, folder / "lm" / "tokenizer.json", 300), "opt_standin"
     )

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import two_processes
 from closeness import assert_close
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -512,10 +513,7 @@ def train_a_key(folder: Path, number: int):
 def killed(tmp_path_factory):
     """A folder in which trainings were killed, and two runs trained the same key at once."""
     folder = tmp_path_factory.mktemp("killed")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    environment = os.environ | two_processes.ENVIRONMENT
     done = subprocess.run(
         [sys.executable, __file__, str(folder)],
         env=environment,

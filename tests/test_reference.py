@@ -1,4 +1,4 @@
-"""Numeric truth: every module a paper invented against vectors of the authors' own code, outputs and gradients.
+"""Every module of a paper gives the outputs and gradients of the authors' own code.
 
 `pytest tests/test_reference.py --reference-dir DIR` runs the same checks on another folder of the
 form DIR/<system>/*.npz|json; sizes come from `meta`, a file that DIR lacks is skipped by name. The

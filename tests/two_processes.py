@@ -1,4 +1,6 @@
-"""One training step in two processes: a test module starts its own file as the other one, and compares their halves with the whole.
+"""One training step in two processes, compared with the whole step.
+
+A test module starts its own file as the other process.
 
 other = two_processes.fixture(__file__)               # in the module
 first, second = two_processes.meet(other, half)       # in its test; half(rows) is what one of

@@ -501,14 +501,16 @@ def train_stage(
         settings,
         folder,
         key,
-        task.validate if finetune else None,
-        loss_options=options,
-        meta={
-            "system": "bita",
-            "stage": stage,
-            "model": asdict(config),
-            "before": before.key if before else "",
-        },
+        loop.Options(
+            validate=task.validate if finetune else None,
+            loss_options=options,
+            meta={
+                "system": "bita",
+                "stage": stage,
+                "model": asdict(config),
+                "before": before.key if before else "",
+            },
+        ),
     )
     return Trained(stage, model, history, key)
 

@@ -320,8 +320,7 @@ class Pretraining:
             config,
             self.folder,
             key,
-            task.validate,
-            loss_options=loss_options,
+            loop.Options(validate=task.validate, loss_options=loss_options),
         )
         source, towers = (
             f"pre-trained on the training split of {self.other.table.name}",

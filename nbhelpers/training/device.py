@@ -29,7 +29,7 @@ def resolve(wish: str | torch.device = "auto") -> torch.device:
     if device is None or device.type not in NAMES:
         raise UserError(f"The device is '{wish}'; choose one of {', '.join(NAMES)}.")
     if not _is_there(device):
-        seen = {"cuda": "CUDA", "mps": "Apple"}[device.type]
+        seen = "CUDA" if device.type == "cuda" else "Apple"
         raise UserError(
             f"The device is '{wish}', but torch sees no {seen} device of that name; "
             f"choose '{_best()}' or 'auto'."

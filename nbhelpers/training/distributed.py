@@ -139,7 +139,7 @@ def one_run_at_a_time(lock: Path, what: str):
     would meet that one's timeout, and end the run.
     """
     state, held, seconds = process_state(), FileLock(lock), 0.0
-    while not told_by_main(state.is_main_process and take(held, seconds)):
+    while not broadcast_from_main(state.is_main_process and take(held, seconds)):
         if state.is_main_process and not seconds:
             holder = lock.read_text() or "another process"
             print(
@@ -157,7 +157,7 @@ def one_run_at_a_time(lock: Path, what: str):
         held.release()
 
 
-def told_by_main(answer: bool) -> bool:
+def broadcast_from_main(answer: bool) -> bool:
     """Return the answer of process 0, in every process."""
     state = process_state()
     if state.num_processes == 1:

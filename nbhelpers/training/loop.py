@@ -20,9 +20,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,16 +43,14 @@ from nbhelpers.keys import key_digest
 from nbhelpers.towers import checkpoints
 from nbhelpers.training.distributed import (
     accelerator,
+    broadcast_from_main,
     check_loader,
     one_run_at_a_time,
     process_state,
-    told_by_main,
 )
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates, lr_lambda
 
 READ_EVERY = 20  # batches between two reads of the losses, which wait for the GPU; 1 on a CPU
-# of a trainer, in its resume state
-PROGRESS = ("epoch", "step", "seen", "images", "seconds", "sums", "rows")
 
 __all__ = [
     "History",
@@ -101,8 +100,41 @@ def fit(
         return trainer.run(progress)
 
 
+@dataclass
+class Progress:
+    """How far a training is; its resume state holds it.
+
+    epoch, step     finished epochs and optimiser steps
+    seen, images    batches and images of the current epoch
+    seconds, sums   time of the current epoch, and sums of its loss terms over batches
+    rows            of the history
+    """
+
+    epoch: int = 0
+    step: int = 0
+    seen: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)
+
+    def next_epoch(self) -> Progress:
+        """Return the start of the next epoch."""
+        return Progress(self.epoch + 1, self.step, rows=self.rows)
+
+
 class _Trainer:
-    def __init__(self, model, loader, config, folder, validate, loss_options):
+    """The state of one training, and its steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Any,
+        config: TrainConfig,
+        folder: Path,
+        validate: Callable[[nn.Module], dict] | None,
+        loss_options: dict,
+    ):
         self.model, self.config, self.folder, self.validate = model, config, folder, validate
         self.accelerator = accelerator(config.precision, model)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
@@ -130,20 +162,13 @@ class _Trainer:
             "trained weights": _describe(model),
         }
         self.read_every = 1 if self.device.type == "cpu" else READ_EVERY
-        self.rows: list[dict] = []
-        self.epoch = self.step = 0
-        self._start_epoch()
-
-    def _start_epoch(self):
-        # batches, images and time of this epoch so far
-        self.seen, self.images, self.seconds = 0, 0, 0.0
-        self.sums: dict[str, float] = {}
-        self.unread: list[Tensor] = []
+        self.progress = Progress()
+        self.unread: list[Tensor] = []  # loss terms of batches, on the device
 
     def run(self, progress: bool) -> History:
         self._load()
         self.optimizer.zero_grad()  # the caller may have left gradients
-        first = self.epoch * self.batches + self.seen
+        first = self.progress.epoch * self.batches + self.progress.seen
         self.board = (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=first) if self.main else None
         )
@@ -154,7 +179,7 @@ class _Trainer:
             disable=not (progress and self.main and _somebody_looks()),
         )
         try:
-            while self.epoch < self.config.epochs:
+            while self.progress.epoch < self.config.epochs:
                 self._train_epoch()
                 self._end_epoch()
         finally:
@@ -162,7 +187,7 @@ class _Trainer:
             if self.board:
                 self.board.close()
             self.accelerator.free_memory()
-        history = History(self.rows, self.config.monitor)
+        history = History(self.progress.rows, self.config.monitor)
         if history.best_epoch and self.config.keep == "best":
             self.accelerator.wait_for_everyone()  # until process 0 has written it
             checkpoints.load_into(
@@ -176,15 +201,22 @@ class _Trainer:
     def _train_epoch(self):
         config = self.config
         self.model.train()
-        self.bar.set_description(f"epoch {self.epoch + 1}/{config.epochs}", refresh=False)
-        self.clock = time.perf_counter() - self.seconds
+        self.bar.set_description(f"epoch {self.progress.epoch + 1}/{config.epochs}", refresh=False)
+        self.clock = time.perf_counter() - self.progress.seconds
         for batch in self._remaining():
-            last = self.seen + 1 == self.batches
-            update = last or (self.seen + 1) % config.accumulate == 0
+            last = self.progress.seen + 1 == self.batches
+            update = last or (self.progress.seen + 1) % config.accumulate == 0
             group = min(
-                config.accumulate, self.batches - self.seen // config.accumulate * config.accumulate
+                config.accumulate,
+                self.batches - self.progress.seen // config.accumulate * config.accumulate,
             )
-            _seed(self.device, config.seed, self.epoch, self.seen, self.accelerator.process_index)
+            _seed(
+                self.device,
+                config.seed,
+                self.progress.epoch,
+                self.progress.seen,
+                self.accelerator.process_index,
+            )
             with (
                 self._attention(),
                 nullcontext() if update else self.accelerator.no_sync(self.network),
@@ -196,7 +228,7 @@ class _Trainer:
                 self._update()
                 if (
                     config.save_every_steps
-                    and self.step % config.save_every_steps == 0
+                    and self.progress.step % config.save_every_steps == 0
                     and not last
                 ):
                     self._settle()
@@ -217,23 +249,30 @@ class _Trainer:
         ]
         for part in (self.source, *parts):
             if hasattr(part, "set_epoch"):
-                part.set_epoch(self.epoch)
+                part.set_epoch(self.progress.epoch)
         # for samplers that draw from torch's generator
-        _seed(self.device, self.config.seed, self.epoch)
+        _seed(self.device, self.config.seed, self.progress.epoch)
         if not isinstance(self.loader, DataLoader):
             return (
-                send_to_device(batch, self.device) for batch in islice(self.loader, self.seen, None)
+                send_to_device(batch, self.device)
+                for batch in islice(self.loader, self.progress.seen, None)
             )
-        self.loader.set_epoch(self.epoch)
-        return iter(skip_first_batches(self.loader, self.seen) if self.seen else self.loader)
+        self.loader.set_epoch(self.progress.epoch)
+        return iter(
+            skip_first_batches(self.loader, self.progress.seen)
+            if self.progress.seen
+            else self.loader
+        )
 
     def _note(self, terms: dict[str, Tensor], images: int):
         """Keep the terms of one batch on the device until `_read`."""
-        if not self.sums:
-            self.sums = dict.fromkeys(terms, 0.0)
-        self.unread.append(torch.stack([terms[name].detach().float() for name in self.sums]))
-        self.seen += 1
-        self.images += images * self.accelerator.num_processes
+        if not self.progress.sums:
+            self.progress.sums = dict.fromkeys(terms, 0.0)
+        self.unread.append(
+            torch.stack([terms[name].detach().float() for name in self.progress.sums])
+        )
+        self.progress.seen += 1
+        self.progress.images += images * self.accelerator.num_processes
         self.bar.update()
         if len(self.unread) == self.read_every:
             self._read()
@@ -246,23 +285,23 @@ class _Trainer:
         if not self.unread:
             return
         table = self.accelerator.reduce(torch.stack(self.unread), "mean").tolist()
-        first, self.unread = self.seen - len(table), []
+        first, self.unread = self.progress.seen - len(table), []
         for number, values in enumerate(table, first):
-            terms = dict(zip(self.sums, values, strict=True))
+            terms = dict(zip(self.progress.sums, values, strict=True))
             bad = ", ".join(
                 f"{name} {value}" for name, value in terms.items() if not math.isfinite(value)
             )
             if bad:
-                step = self.epoch * self.steps + number // self.config.accumulate + 1
+                step = self.progress.epoch * self.steps + number // self.config.accumulate + 1
                 raise self._not_finite("The loss", step, bad)
             for name, value in terms.items():
-                self.sums[name] += value
+                self.progress.sums[name] += value
                 if self.board:
                     self.board.add_scalar(
-                        f"train/{name}", value, self.epoch * self.batches + number
+                        f"train/{name}", value, self.progress.epoch * self.batches + number
                     )
         if not self.bar.disable:
-            speed = self.images / (time.perf_counter() - self.clock)
+            speed = self.progress.images / (time.perf_counter() - self.clock)
             shown = {name: f"{value:.3f}" for name, value in terms.items()}
             self.bar.set_postfix(shown | {"images/s": f"{speed:.0f}"}, refresh=False)
 
@@ -270,22 +309,22 @@ class _Trainer:
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self.factor(self.step)
+            group["lr"] = peak * self.factor(self.progress.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step += 1
+        self.progress.step += 1
         if hasattr(self.model, "after_step"):
             self.model.after_step()
 
     def _settle(self):
-        """Make sure that the weights may be saved: a finite loss can have a gradient that is not."""
+        """Check that the weights are finite: a finite loss can have a gradient that is not."""
         self._read()
-        self.seconds = time.perf_counter() - self.clock
+        self.progress.seconds = time.perf_counter() - self.clock
         norm = torch.nn.utils.get_total_norm(
             [p.detach() for p in self.model.parameters() if p.requires_grad]
         )
         if not norm.isfinite():
-            raise self._not_finite("The norm of the weights", self.step, str(norm.item()))
+            raise self._not_finite("The norm of the weights", self.progress.step, str(norm.item()))
 
     def _not_finite(self, what: str, step: int, detail: str) -> UserError:
         return UserError(
@@ -297,35 +336,41 @@ class _Trainer:
     def _end_epoch(self):
         self._settle()
         row = {
-            "epoch": self.epoch + 1,
-            "steps": self.step,
+            "epoch": self.progress.epoch + 1,
+            "steps": self.progress.step,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
-        row |= {name: value / self.seen for name, value in self.sums.items()}
-        row |= self._validated() if self.validate else {}
-        row |= {"seconds": self.seconds, "images_per_second": self.images / self.seconds}
-        self.rows.append(row)
-        if self.main and History(self.rows, self.config.monitor).best_epoch == row["epoch"]:
-            meta = {"config": asdict(self.config), "history": self.rows}
+        row |= {name: value / self.progress.seen for name, value in self.progress.sums.items()}
+        if self.validate:
+            row |= self._validated(self.validate)
+        row |= {
+            "seconds": self.progress.seconds,
+            "images_per_second": self.progress.images / self.progress.seconds,
+        }
+        self.progress.rows.append(row)
+        if (
+            self.main
+            and History(self.progress.rows, self.config.monitor).best_epoch == row["epoch"]
+        ):
+            meta = {"config": asdict(self.config), "history": self.progress.rows}
             checkpoints.save_checkpoint(self.folder / "best.safetensors", self.model, meta)
         if self.board:
-            for name in row.keys() - self.sums.keys() - {"epoch", "steps"}:
+            for name in row.keys() - self.progress.sums.keys() - {"epoch", "steps"}:
                 self.board.add_scalar(
-                    f"epoch/{name}", row[name], (self.epoch + 1) * self.batches - 1
+                    f"epoch/{name}", row[name], (self.progress.epoch + 1) * self.batches - 1
                 )
-        self.epoch += 1
-        self._start_epoch()
+        self.progress = self.progress.next_epoch()
         self._save()
         self._write_table()
 
-    def _validated(self) -> dict[str, float]:
+    def _validated(self, validate: Callable[[nn.Module], dict]) -> dict[str, float]:
         self.model.eval()
         with torch.no_grad():
-            figures = {name: float(value) for name, value in self.validate(self.model).items()}
+            figures = {name: float(value) for name, value in validate(self.model).items()}
         if self.config.monitor not in figures or not all(map(math.isfinite, figures.values())):
             raise UserError(
-                f"The validation after epoch {self.epoch + 1} gives {figures}; it must give "
-                f"finite numbers, among them {self.config.monitor} (`monitor` names another)."
+                f"The validation after epoch {self.progress.epoch + 1} gives {figures}; it must "
+                f"give finite numbers, among them {self.config.monitor} (`monitor` names another)."
             )
         return {f"val_{name}": value for name, value in figures.items()}
 
@@ -340,7 +385,7 @@ class _Trainer:
             "model": _trained_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "progress": {name: getattr(self, name) for name in PROGRESS},
+            "progress": asdict(self.progress),
         }
         with atomic_write(self.folder / "resume.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
@@ -367,14 +412,13 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        for name, value in state["progress"].items():
-            setattr(self, name, value)
+        self.progress = Progress(**state["progress"])
         self._write_table()
 
     def _write_table(self):
-        if self.main and self.rows:
+        if self.main and self.progress.rows:
             with atomic_write(self.folder / "history.csv") as temporary:
-                pd.DataFrame(self.rows).to_csv(temporary, index=False)
+                pd.DataFrame(self.progress.rows).to_csv(temporary, index=False)
 
 
 class _LossOf(nn.Module):
@@ -403,7 +447,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     groups = [
         {**group, "params": list(group["params"])} for group in model.parameter_groups(weight_decay)
     ]
-    grouped = {id(p) for group in groups for p in group["params"]}
+    grouped = {id(p) for p in chain.from_iterable(group["params"] for group in groups)}
     left_out = [name for name, p in trained.items() if id(p) not in grouped]
     if left_out:
         raise UserError(
@@ -441,7 +485,6 @@ def _somebody_looks() -> bool:
     return sys.stderr.isatty() or (shell is not None and "IPKernelApp" in shell.config)
 
 
-# ---- load or train
 def checkpoint_key(configs: Iterable, data: object, start: object, seed: int, *code: object) -> str:
     """Return sha256 hex over all that decides the weights: equal keys, equal training.
 
@@ -458,6 +501,20 @@ def checkpoint_key(configs: Iterable, data: object, start: object, seed: int, *c
     return key_digest(list(configs), data, start, seed, code_digest(load_or_train, *code))
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a training may have beside its settings.
+
+    validate      as in `fit`
+    loss_options  as in `fit`
+    meta          more metadata of the checkpoint
+    """
+
+    validate: Callable[[nn.Module], dict] | None = None
+    loss_options: dict | None = None
+    meta: dict = field(default_factory=dict)
+
+
 def load_or_train(
     name: str,
     build: Callable[[], nn.Module],
@@ -465,12 +522,9 @@ def load_or_train(
     config: TrainConfig,
     folder: Path | str,
     key: str,
-    validate: Callable[[nn.Module], dict] | None = None,
-    progress: bool = True,
-    loss_options: dict | None = None,
-    meta: dict | None = None,
+    options: Options | None = None,
 ) -> tuple[nn.Module, History, bool]:
-    """The trained model in eval mode, its history, and whether it was trained now.
+    """Return the trained model in eval mode, its history, and whether it was trained now.
 
     `build()` gives the model at its starting weights. A finished
     `<folder>/<name>-<key>/model.safetensors` is loaded, else the model is trained there (from where
@@ -478,22 +532,21 @@ def load_or_train(
     same then. Of two runs with one key the second waits, then loads. The model is left on the
     device of the run (`device.use`).
     """
+    options = options or Options()
     home = Path(folder) / f"{name}-{key[:16]}"
     checkpoint = home / "model.safetensors"
     model = build()
     state = process_state()
     with one_run_at_a_time(Path(f"{home}.lock"), name):
-        trained = told_by_main(not checkpoint.exists())
+        trained = broadcast_from_main(not checkpoint.exists())
         if trained:
-            history = fit(model, loader, config, home, validate, progress, loss_options)
+            history = fit(
+                model, loader, config, home, options.validate, loss_options=options.loss_options
+            )
             if state.is_main_process:
-                about = {
-                    "name": name,
-                    "key": key,
-                    "config": asdict(config),
-                    "history": history.rows,
-                }
-                checkpoints.save_checkpoint(checkpoint, model, about | (meta or {}))
+                about: dict[str, Any] = {"name": name, "key": key, "config": asdict(config)}
+                about |= {"history": history.rows} | options.meta
+                checkpoints.save_checkpoint(checkpoint, model, about)
                 for leftover in (home / "resume.pt", *home.glob("best.*"), *home.glob(".*")):
                     leftover.unlink(missing_ok=True)
         else:

@@ -146,7 +146,7 @@ def epoch_cosine(config: TrainConfig, epoch: int, step: int, warm: int) -> float
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:
-    """Return (T,), the learning rate at each of the T = epochs * steps_per_epoch optimiser steps."""
+    """Return the learning rate at each of T = epochs * steps_per_epoch optimiser steps, (T,)."""
     total = config.epochs * steps_per_epoch
     factor = lr_lambda(config, total)
     return np.array([config.lr * factor(t) for t in range(total)])

@@ -182,7 +182,7 @@ def test_each_comes_back_from_its_checkpoint(tmp_path, method):
         "k" * 64,
     ]
     first, _, trained = loop.load_or_train(
-        *arguments, meta={"system": method, "model": asdict(CONFIG)}
+        *arguments, loop.Options(meta={"system": method, "model": asdict(CONFIG)})
     )
     again, _, anew = loop.load_or_train(*arguments)
     (found,) = tmp_path.glob("*/model.safetensors")

@@ -1,4 +1,4 @@
-"""BITA: what mixes with what, what trains, how the stages follow each other, what a caption is, and files that come back.
+"""BITA: mixing, trained parts, the order of stages, captions, and files that are read again.
 
 The numbers of the authors' code are in test_reference.py.
 """
@@ -289,10 +289,11 @@ def test_what_is_not_finite_has_no_caption(value):
 
 
 def test_a_convolutional_tower_sees_the_same_in_16_bits():
-    plain, half = (
-        starting_weights.seeded(lambda: Aligner(BITAConfig.compact(frozen_dtype=kind)), 0)
-        for kind in ("float32", "bfloat16")
-    )
+    def build(kind: str) -> Aligner:
+        config = BITAConfig.compact(frozen_dtype=kind)
+        return starting_weights.seeded(lambda: Aligner(config), 0)
+
+    plain, half = build("float32"), build("bfloat16")
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     seen, wanted = half.image_features(pixels)["vision"], plain.image_features(pixels)["vision"]
     assert seen.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""CFITR: every option does what it says, states can be cached, false texts are false, files come back as the same model.
+"""CFITR: options, cached states, false texts, and files that give the same model again.
 
 The numbers of the authors' code are in test_reference.py. As a script this file is one of two
 processes.
@@ -982,7 +982,7 @@ def test_our_own_checkpoints_come_back_from_training_without_the_bank(tmp_path, 
             settings,
             tmp_path,
             "k" * 64,
-            meta={"system": "cfitr", "model": asdict(SMALL)},
+            loop.Options(meta={"system": "cfitr", "model": asdict(SMALL)}),
         )
 
     (model, _, trained), (loaded, _, trained_again) = build_and_train(), build_and_train()

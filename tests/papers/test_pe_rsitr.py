@@ -1,4 +1,4 @@
-"""PE-RSITR: it starts as CLIP, CLIP rests, every option does what it says, an adapter fits any CLIP of its widths.
+"""PE-RSITR: it starts as its frozen CLIP; options; an adapter fits any CLIP of its widths.
 
 The numbers of the authors' code are in test_reference.py. As a script this file is one of two
 processes.
@@ -82,7 +82,7 @@ def adapter_of(model: PERSITR, seed: int = 5) -> PERSITR:
     """`model` with an adapter that changes what CLIP says."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, p in sorted(model.Uniadapt.named_parameters()):
+        for _, p in sorted(model.Uniadapt.named_parameters()):
             p.copy_(0.3 * torch.randn(p.shape, generator=generator))
     return model
 
@@ -569,7 +569,7 @@ def test_our_checkpoints_come_back_from_training_without_clip(tmp_path):
     )
     meta = META | {"model": asdict(small().config)}
     model, _, trained = loop.load_or_train(
-        "pe_rsitr", small, [pairs()], settings, tmp_path, "k" * 64, meta=meta
+        "pe_rsitr", small, [pairs()], settings, tmp_path, "k" * 64, loop.Options(meta=meta)
     )
     (found,) = tmp_path.glob("pe_rsitr-*/model.safetensors")
     again, _ = pe_rsitr.read(found, fill=start)

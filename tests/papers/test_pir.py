@@ -1,4 +1,4 @@
-"""PIR: every option of the ablations does what it says, frozen parts rest, files come back as the same model.
+"""PIR: options of the ablations, frozen parts, and files that give the same model again.
 
 The numbers of the authors' code are in test_reference.py. As a script this file is one of two
 processes.
@@ -81,7 +81,7 @@ def small(config: PIRConfig = SMALL, **changes) -> PIR:
 
 
 def pairs(count: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Pairs of which two share an image and three a class; captions of 4 to 9 words, padded with 0."""
+    """Pairs; two share an image, three a class; captions of 4 to 9 words, padded with 0."""
     generator = torch.Generator().manual_seed(seed)
     mask = (
         torch.arange(LENGTH) < torch.randint(4, LENGTH + 1, (count, 1), generator=generator)
@@ -766,7 +766,7 @@ def test_our_own_checkpoints_come_back_from_training(tmp_path):
         settings,
         tmp_path,
         "k" * 64,
-        meta={"system": "pir", "model": asdict(config)},
+        loop.Options(meta={"system": "pir", "model": asdict(config)}),
     )
     (found,) = tmp_path.glob("pir-*/model.safetensors")
     again, meta = pir.read(found)

@@ -46,7 +46,7 @@ def bert_config(m):
 
 
 def filled(module, state):
-    """Every stored parameter has a place in the module and every parameter of the module is stored."""
+    """The stored parameters are those of the module, all of them."""
     found = module.load_state_dict(state, strict=False)
     assert not found.unexpected_keys and not found.missing_keys, found
     return module.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -330,17 +331,19 @@ def small_b32(monkeypatch, tmp_path):
 def test_a_known_clip_brings_its_activation(small_b32, name, expected):
     start = starting_weights.paper_clip_start(name, folder=small_b32)
     assert start.options == {"clip": expected} and start.towers["clip"].layout == "clip"
-    other = {"vit_b32": "vit_b32_quickgelu", "vit_b32_quickgelu": "vit_b32"}[expected]
+    other = "vit_b32" if expected == "vit_b32_quickgelu" else "vit_b32_quickgelu"
     for system, config in ((PIRCLIP, PIRCLIPConfig), (PERSITR, PERSITRConfig)):
         small = {"bottleneck": 4, "share_dim": 4} if system is PERSITR else {}
-        model = start.build(lambda: system(config.paper(clip=expected, **small)), 0)
+        make = partial(system, config.paper(clip=expected, **small))
+        make_other = partial(system, config.paper(clip=other, **small))
+        model = start.build(make, 0)
         assert (model.clip.visual.conv1.weight == 0.25).all() and (
             model.clip.token_embedding.weight == 0.25
         ).all()
         with pytest.raises(
             UserError, match=f"clip='{other}', but its starting weights want '{expected}'"
         ):
-            start.build(lambda: system(config.paper(clip=other, **small)), 0)
+            start.build(make_other, 0)
 
 
 def test_the_activation_of_a_file_must_be_said_and_that_of_a_known_clip_cannot_be_changed(

@@ -43,7 +43,7 @@ class Storage:
 
 
 class Calls:
-    """Pickles as a call of `function` with `args`, then, if given, attributes by the BUILD opcode."""
+    """Pickles as a call of `function` with `args`, then attributes by the BUILD opcode."""
 
     def __init__(self, function, *args, state=None):
         self.reduced = (function, args) if state is None else (function, args, state)

@@ -36,7 +36,7 @@ from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
 from nbhelpers.towers import checkpoints
 from nbhelpers.training import distributed, loop
 from nbhelpers.training.distributed import gather, rank, world_size
-from nbhelpers.training.loop import fit, load_or_train
+from nbhelpers.training.loop import Options, fit, load_or_train
 from nbhelpers.training.schedule import TrainConfig
 
 PAIRS, BATCH = 24, 8
@@ -93,7 +93,7 @@ def loader():
 
 
 def trained(folder, config=CONFIG, **options):
-    """Gradients that the optimiser of the first step sees, and the final weights of one training."""
+    """Gradients at the first optimiser step, and the final weights of one training."""
     model, arrays = DualEncoder(**options), {}
 
     def note(*_):
@@ -174,7 +174,7 @@ def meetings_until_the_lock_is_free(lock: Path) -> int:
     """How often the processes of a run meet while another one holds the lock; that one releases it
     before the third time.
     """
-    other, count, told = FileLock(lock), 0, distributed.told_by_main
+    other, count, told = FileLock(lock), 0, distributed.broadcast_from_main
     if rank() == 0:
         other.acquire()
         lock.write_text("process 7 on the moon")
@@ -188,7 +188,7 @@ def meetings_until_the_lock_is_free(lock: Path) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "STEP", 0.1)
-        patch.setattr(distributed, "told_by_main", counted)
+        patch.setattr(distributed, "broadcast_from_main", counted)
         with distributed.one_run_at_a_time(lock, "the toy"):
             assert not take(FileLock(lock), 0)
     return count
@@ -208,7 +208,7 @@ def trained_by_a_slow_reader(folder: Path) -> float:
             CONFIG,
             folder,
             "k" * 64,
-            lambda m: {"mR": float(-m.temp)},
+            Options(validate=lambda m: {"mR": float(-m.temp)}),
         )
     assert not list(folder.glob("slow-*/best.*"))
     return float(model.temp)

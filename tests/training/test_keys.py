@@ -125,7 +125,7 @@ def captions(data, folder, tokenizer):
 
 @pytest.fixture(scope="module")
 def keys(task, captions, start):
-    """Gives the key of every system, under the code of the package as it is or as it was changed."""
+    """Give the key of every system, under the code of the package as it is or changed."""
 
     def keys() -> dict[str, str]:
         content = {
@@ -198,7 +198,7 @@ class Bare(ast.NodeTransformer):
 
 
 class Mutant(ast.NodeTransformer):
-    """Changes the first operator, comparison or number of a function, or lets it do one thing more."""
+    """Change the first operator, comparison or number of a function, or add a statement."""
 
     def __init__(self, name: str):
         self.path, self.within, self.done = name.split("."), [], False

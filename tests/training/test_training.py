@@ -30,7 +30,7 @@ import nbhelpers
 from nbhelpers.errors import UserError
 from nbhelpers.towers import checkpoints
 from nbhelpers.training import loop
-from nbhelpers.training.loop import fit, load_or_train
+from nbhelpers.training.loop import Options, fit, load_or_train
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates
 
 CONFIG = TrainConfig(epochs=3, lr=0.02, batch_size=4, accumulate=2, warmup_fraction=0.2)
@@ -77,6 +77,15 @@ class Mean(nn.Module):
                 * (batch["pixels"] @ self.weight + self.bias - batch["target"]).square().mean()
             )
         }
+
+
+def always(figures: dict):
+    """A validation that gives these figures for every model."""
+
+    def validate(model):
+        return figures
+
+    return validate
 
 
 def loader(pairs=30, batch_size=4, shuffle=True):
@@ -438,7 +447,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         fit(model, loader(), CONFIG, tmp_path)
     for figures in ({"mR": math.nan}, {"other": 1.0}):
         with pytest.raises(UserError, match="among them mR"):
-            fit(Toy(), loader(), CONFIG, tmp_path / str(len(figures)), lambda model: figures)
+            fit(Toy(), loader(), CONFIG, tmp_path / str(len(figures)), always(figures))
     for change in (
         {"epochs": 0},
         {"schedule": "stairs"},
@@ -497,13 +506,15 @@ def be_killed(kill: str, folder: Path):
 
         torch.save = half
     if kill == "after_best":
-        loop._Trainer._save = lambda self: self.epoch == 2 and os.kill(os.getpid(), signal.SIGKILL)
+        loop._Trainer._save = lambda self: (
+            self.progress.epoch == 2 and os.kill(os.getpid(), signal.SIGKILL)
+        )
     fit(model, loader(), config_of(kill), folder / kill, validate)
 
 
 def train_a_key(folder: Path, number: int):
     model, history, trained = load_or_train(
-        "twice", Toy, loader(), CONFIG, folder, "a" * 64, validate
+        "twice", Toy, loader(), CONFIG, folder, "a" * 64, Options(validate=validate)
     )
     state = {"trained": trained, "rows": history.rows, "model": model.state_dict()}
     torch.save(state, folder / f"twice{number}.pt")
@@ -570,7 +581,9 @@ def test_two_runs_with_one_key_train_once(killed, uninterrupted):
 def test_a_run_names_the_file_that_was_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path))
     run = nbhelpers.start("20_pir")
-    load_or_train("toy", Toy, loader(), CONFIG, run.checkpoints, "d" * 64, validate)
+    load_or_train(
+        "toy", Toy, loader(), CONFIG, run.checkpoints, "d" * 64, Options(validate=validate)
+    )
     assert (run.folder / run.checkpoint("toy", "d" * 64)).is_file()
 
 
@@ -579,7 +592,7 @@ def test_load_or_train_says_and_leaves_the_same_either_way(tmp_path, capsys):
     for _ in range(2):
         torch.manual_seed(0)
         model, history, trained = load_or_train(
-            "toy", Toy, loader(), CONFIG, tmp_path, "f" * 64, validate
+            "toy", Toy, loader(), CONFIG, tmp_path, "f" * 64, Options(validate=validate)
         )
         outcomes.append(
             (
@@ -601,18 +614,22 @@ def test_load_or_train_says_and_leaves_the_same_either_way(tmp_path, capsys):
         "model.safetensors",
         "tensorboard",
     ]
-    assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, "e" * 64, validate)[2]
+    assert load_or_train(
+        "toy", Toy, loader(), CONFIG, tmp_path, "e" * 64, Options(validate=validate)
+    )[2]
 
 
 def test_a_checkpoint_of_another_training_is_refused_until_it_is_deleted(tmp_path):
     key, other = "a" * 64, "a" * 16 + "b" * 48
-    load_or_train("toy", Toy, loader(), CONFIG, tmp_path, key, validate)
+    load_or_train("toy", Toy, loader(), CONFIG, tmp_path, key, Options(validate=validate))
     with pytest.raises(
         UserError, match="belongs to another training than its folder says; delete"
     ) as error:
-        load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, validate)
+        load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, Options(validate=validate))
     shutil.rmtree(str(error.value).split("delete ")[1].removesuffix(" and run again."))
-    assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, validate)[2]
+    assert load_or_train("toy", Toy, loader(), CONFIG, tmp_path, other, Options(validate=validate))[
+        2
+    ]
 
 
 def test_history_in_words():

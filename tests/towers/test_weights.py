@@ -1165,7 +1165,7 @@ def test_advice_a_checkpoint_of_ours_is_given_and_other_weights_are_read_otherwi
     message = refusal(checkpoints.load_checkpoint, tmp_path / "theirs.pth")
     assert message.endswith(
         "; give a file that its notebooks wrote, or read other weights by "
-        "`weights.read_state_dict`."
+        "`checkpoints.read_state_dict`."
     )
     equal(checkpoints.read_state_dict(tmp_path / "theirs.pth"), WEIGHTS)
     path = checkpoints.save_checkpoint(tmp_path / "ours", WEIGHTS, {"system": "pir"})

@@ -1173,7 +1173,7 @@ def test_advice_a_checkpoint_of_ours_is_given_and_other_weights_are_read_otherwi
     message = refusal(
         checkpoints.meta_of, checkpoints.read_checkpoint(path)[1], path, {"system": "bita"}
     )
-    assert message.endswith("wanted 'bita'); give the right file or train anew.")
+    assert message.endswith("wanted 'bita'); give the right file or train again.")
     path = checkpoints.save_checkpoint(tmp_path / "anew", WEIGHTS, {"system": "bita"})
     header = checkpoints.read_checkpoint(path)[1]
     assert checkpoints.meta_of(header, path, {"system": "bita"}) == {"system": "bita"}

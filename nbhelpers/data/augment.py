@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -271,11 +272,33 @@ class Normalizer:
             cv2.LUT(plane, table, dst=target)
 
 
+def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
+    """Call function(0) to function(count - 1) in at most `workers` threads, a part for each."""
+
+    def call(part: np.ndarray) -> None:
+        for index in part:
+            function(index)
+
+    parts = np.array_split(np.arange(count), max(1, min(workers, count)))
+    if len(parts) == 1:
+        return call(parts[0])
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(call, parts))
+
+
+def normalized(
+    view: Callable[[int], np.ndarray],
+    shape: tuple[int, ...],
+    normalizer: Normalizer,
+    workers: int = 1,
+) -> Tensor:
+    """Normalise view(0) to view(B - 1) into one batch (B, 3, S, S)."""
+    out = np.empty(shape, np.float32)
+    _in_threads(lambda i: normalizer.into(view(i), out[i]), len(out), workers)
+    return torch.from_numpy(out)
+
+
 def normalize(batch: np.ndarray, mean=CLIP_MEAN, std=CLIP_STD) -> Tensor:
     """Normalise a batch (B, S, S, 3) uint8 to a tensor (B, 3, S, S) float32."""
     count, height, width, _ = batch.shape
-    out = np.empty((count, 3, height, width), np.float32)
-    normalizer = Normalizer(mean, std)
-    for image, target in zip(batch, out, strict=True):
-        normalizer.into(image, target)
-    return torch.from_numpy(out)
+    return normalized(batch.__getitem__, (count, 3, height, width), Normalizer(mean, std))

@@ -7,8 +7,7 @@ safely after CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sized
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nbhelpers.data.array_store import ArrayStore
-from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, TestTransform, TrainTransform
+from nbhelpers.data.augment import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Normalizer,
+    TestTransform,
+    TrainTransform,
+    normalized,
+)
 from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.images import ImageStore
 from nbhelpers.data.pixel_cache import DecodedCache
@@ -26,20 +32,6 @@ from nbhelpers.data.tokenization import Tokenizer
 from nbhelpers.errors import UserError
 
 PIXEL_CODE = (DecodedCache, (ImageStore, "read"))  # what makes pixels of files, for `code_digest`
-
-
-def _in_threads(function: Callable[[int], None], count: int, workers: int) -> None:
-    """Call function(0) to function(count - 1) in at most `workers` threads, a part for each."""
-
-    def call(part: np.ndarray) -> None:
-        for index in part:
-            function(index)
-
-    parts = np.array_split(np.arange(count), max(1, min(workers, count)))
-    if len(parts) == 1:
-        return call(parts[0])
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(call, parts))
 
 
 def image_batch(
@@ -65,15 +57,6 @@ def image_batch(
 
     shape = len(rows), 3, image.size, image.size
     return normalized(view, shape, Normalizer(image.mean, image.std), workers)
-
-
-def normalized(
-    view: Callable[[int], np.ndarray], shape: tuple[int, ...], normalizer: Normalizer, workers: int
-) -> Tensor:
-    """Normalise view(0) to view(B - 1) into one batch (B, 3, S, S)."""
-    out = np.empty(shape, np.float32)
-    _in_threads(lambda i: normalizer.into(view(i), out[i]), len(out), workers)
-    return torch.from_numpy(out)
 
 
 class _Pairs(Dataset):

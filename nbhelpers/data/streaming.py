@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import shards
-from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer
+from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, normalized
 from nbhelpers.data.decoding import decode
 from nbhelpers.data.distinct import distinct
 from nbhelpers.data.images import checksum
-from nbhelpers.data.loaders import normalized, refuse_too_few
+from nbhelpers.data.loaders import refuse_too_few
 from nbhelpers.data.shards import Sample
 from nbhelpers.data.tokenization import Tokenizer
 from nbhelpers.errors import UserError

@@ -223,11 +223,11 @@ TREES = {
 def test_each_place_of_the_expected_tree_is_found(tree, tmp_path):
     name, row = TREES[tree]
     files = [f"pond_{n}.jpg" for n in range(3)]
-    lines = ["image\tcaption" if name.endswith("tsv") else "image,caption"] if row is None else []
-    for file in files:
-        lines.append(
-            json.dumps(row).replace("{}", file) if row else lines[0].replace("image", file)
-        )
+    if row is None:
+        header = "image\tcaption" if name.endswith("tsv") else "image,caption"
+        lines = [header, *(header.replace("image", file) for file in files)]
+    else:
+        lines = [json.dumps(row).replace("{}", file) for file in files]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("\n".join(lines))
     pictures = put_images(tmp_path / "town_images", files)
@@ -478,15 +478,19 @@ def test_check_of_missing_splits(files, problem, tmp_path):
     ] == [True]
 
 
+def ucm_splits():
+    """File name -> split, as many of each as published."""
+    splits = ["train"] * 1680 + ["val"] * 210 + ["test"] * 210
+    return {f"{number}.tif": split for number, split in enumerate(splits, 1)}
+
+
 def test_check_compares_with_the_published_counts(tmp_path):
     part = check(put_captions(tmp_path / "dataset_ucm.json", name="ucm"))
     assert part.problems == [
         "UCM-Captions has 2100 images but 6 were found; take the complete release from "
         f"{catalog.KNOWN['ucm'].captions_source}."
     ]
-    whole = {
-        f"{i}.tif": "train" if i <= 1680 else "val" if i <= 1890 else "test" for i in range(1, 2101)
-    }
+    whole = ucm_splits()
     good = check(put_captions(tmp_path / "dataset.json", whole, name=None))
     assert not good.problems and any(
         "counts of images and captions agree (published)" in line for line in good.lines
@@ -498,9 +502,7 @@ def test_check_compares_with_the_published_counts(tmp_path):
 
 
 def test_counts_agree_only_with_the_captions(tmp_path):
-    whole = {
-        f"{i}.tif": "train" if i <= 1680 else "val" if i <= 1890 else "test" for i in range(1, 2101)
-    }
+    whole = ucm_splits()
     fewer = check(put_captions(tmp_path / "dataset_ucm.json", whole, name="ucm", per_image=1))
     assert fewer.problems == [
         "UCM-Captions has 5 captions for each image, 10500 for these, but 2100 were found (2100"

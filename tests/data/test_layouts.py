@@ -409,10 +409,11 @@ def test_precomp_keeps_empty_lines_and_unicode_line_separators_in_place(tmp_path
 def harma(n_val):
     data = karpathy()
     for i, image in enumerate(data["images"]):
-        image["harma_split"] = (
-            "test" if image["split"] == "test" else "val" if i < n_val else "train"
-        )
-        image["split"] = "test" if image["split"] == "test" else "train"
+        if image["split"] == "test":
+            image["harma_split"] = "test"
+        else:
+            image["harma_split"] = "val" if i < n_val else "train"
+            image["split"] = "train"
     return data
 
 

@@ -397,9 +397,9 @@ def test_features_that_do_not_fit_the_table_are_refused(data, tmp_path):
     "count, workers, threads", [(3, 1000, 3), (8, 2, 2), (8, 0, None), (1, 4, None), (0, 4, None)]
 )
 def test_there_are_no_more_threads_than_images(monkeypatch, count, workers, threads):
-    started, done, pool = [], [], loaders.ThreadPoolExecutor
+    started, done, pool = [], [], augment.ThreadPoolExecutor
     monkeypatch.setattr(
-        loaders, "ThreadPoolExecutor", lambda number: started.append(number) or pool(number)
+        augment, "ThreadPoolExecutor", lambda number: started.append(number) or pool(number)
     )
-    loaders._in_threads(done.append, count, workers)
+    augment._in_threads(done.append, count, workers)
     assert sorted(done) == list(range(count)) and started == ([threads] if threads else [])

@@ -13,15 +13,14 @@ import torch
 
 EPS = torch.finfo(torch.float32).eps
 # A float32 sum of n terms in another order differs by about sqrt(n) roundings of its largest terms.
-# Another processor,
-# number of threads or size of a batch chooses another order; n is below 2**16 in these tests, so
-# the bound is 256 roundings.
+# Another processor, number of threads or size of a batch chooses another order. In these tests n is
+# below 2**16, so the bound is 256 roundings.
 SINGLE = 256 * EPS
 CANCELLED = 4 * EPS
 
 
 def assert_close(found, wanted, bound: float = SINGLE, name: str = "") -> None:
-    """Assert that `found` has the shape of `wanted` and differs nowhere by more than `bound` of its largest absolute value.
+    """Assert that `found` differs from `wanted` by at most `bound` of its largest absolute value.
 
     A dictionary holds the tensors of one computation, such as gradients. Some of them are sums that
     cancel: the gradient of a key's bias in attention is zero but for roundings. So each may also

@@ -1,4 +1,4 @@
-"""Images per second of an epoch: from the cache against Pillow decoding and per-image transforms, 2 workers.
+"""Images per second of an epoch: from the cache, against Pillow and transforms for each image.
 
 With RSICD in the folder NBHELPERS_TEST_DATA its images are used, else generated JPEGs of the same
 size. `ratio` is the median over rounds that measure both ways in turn, so that other load on the

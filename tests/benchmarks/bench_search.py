@@ -1,4 +1,4 @@
-"""What a query of the two-stage search costs: over a million codes, and with a CFITR against its own exhaustive search.
+"""What a query of the two-stage search costs, against exhaustive search.
 
 The weights are random, since no time depends on them. All runs in one thread; the coarse search is
 timed by that thread's work, so that other load on the machine counts little.
@@ -104,7 +104,7 @@ def test_memory_of_a_million_codes(million):
 
 # ---- two stages against all pairs
 def pixels_and_captions(model: CFITR):
-    """What the model reads of one image and of TEXTS captions: noise, since only time counts here."""
+    """What the model reads of one image and of TEXTS captions: noise, since only time counts."""
     length = model.vilt.config.max_position_embeddings
     mask = (torch.arange(length) < torch.randint(6, 16, (TEXTS, 1))).long()
     if model.config.freeze_towers:

@@ -13,6 +13,7 @@ from nbhelpers.data.scenes.scene_parts import Stage, oval
 
 LOW, HIGH = -190, SPAN + 190
 PAGE = (0, 0, SPAN, SPAN)
+AROUND = (-20, -20, SPAN + 20, SPAN + 20)
 ROOFS = ("red", "grey", "orange", "brown", "white", "blue")
 CARS = ("white", "red", "blue", "black", "grey", "yellow")
 POND = {
@@ -38,6 +39,34 @@ GROUND = {
 def below(line: np.ndarray) -> list:
     """Return everything under a line that runs from left to right."""
     return polygon([(LOW, HIGH), *line.tolist(), (HIGH, HIGH)])
+
+
+def across(y: int) -> list:
+    """Return a straight line over the whole page, from left to right."""
+    return [(LOW, y), (HIGH, y)]
+
+
+def down(x: int) -> list:
+    """Return a straight line over the whole page, from top to bottom."""
+    return [(x, LOW), (x, HIGH)]
+
+
+def street(s: Stage, points, width: int, offset: int, cars: int, colours=CARS[:5]):
+    """Draw a road with up to `cars` cars on its lane `offset` units to the right."""
+    s.road(points, width)
+    s.drive(points, offset, cars, colours)
+
+
+def cottages(s: Stage, count: int, room: int, colour: str, width=(28, 36), turns: int = 35):
+    """Draw up to `count` houses of one colour, turned at random, on free places."""
+    for x, y in s.spots(count, room):
+        s.house(x, y, s.r(*width), s.r(20, 26), s.r(0, turns), colour)
+
+
+def plant_trees(s: Stage, does: str, count: int, low: int, high: int, box=AROUND):
+    """Draw up to `count` trees of `low` to `high` units where there is room, and tell of them."""
+    s.scatter_trees(count, low, high, box)
+    tell_trees(s, does)
 
 
 def tell_trees(s: Stage, does: str):
@@ -101,11 +130,9 @@ def tank(s: Stage, x: int, y: int, radius: int, colour: str):
         s.canvas.paint(disc(x - lx // 4, y - ly // 4, radius * 15 // 16), s.shade(colour, -4))
         s.canvas.paint(disc(x - lx, y - ly, radius * 5 // 8), s.shade(colour, 10), 10)
         s.canvas.paint(ring(x, y, radius * 15 // 16, 3), s.shade(colour, -52), 11)
-        spokes = [
-            loop
-            for k in range(0, 72, 12)
-            for loop in band([(x, y), disc(x, y, radius - 3)[0][k]], 2)
-        ]
+        spokes = []
+        for end in disc(x, y, radius - 3)[0][::12]:
+            spokes += band([(x, y), end], 2)
         s.canvas.paint(spokes, s.shade(colour, -40), 6)
         s.canvas.paint(disc(x, y, max(radius // 10, 4)), s.shade(colour, -50))
 

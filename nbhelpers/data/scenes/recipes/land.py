@@ -20,7 +20,18 @@ from nbhelpers.data.scenes.drawing import (
     ring,
     stripes,
 )
-from nbhelpers.data.scenes.recipes.common import CROPS, HIGH, LOW, POND, crop, tell_trees
+from nbhelpers.data.scenes.recipes.common import (
+    CROPS,
+    HIGH,
+    LOW,
+    POND,
+    across,
+    cottages,
+    crop,
+    down,
+    plant_trees,
+    tell_trees,
+)
 from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
 BUSHES = {"bush": "green", "rock": "brown"}
@@ -60,8 +71,7 @@ def bareland(s: Stage):
             s.water(blob(x, y, s.r(60, 100), s.rng, 5), "pond", "green", POND["green"], "soil")
         s.tell("pond", "in the bare land", "green")
     if s.chance(40):
-        s.scatter_trees(s.r(6, 16), 16, 28, (-20, -20, SPAN, 150))
-        tell_trees(s, "beside the bare land")
+        plant_trees(s, "beside the bare land", s.r(6, 16), 16, 28, (-20, -20, SPAN, 150))
     s.around = f"covered with {name} soil"
 
 
@@ -144,12 +154,11 @@ def farmland(s: Stage):
         s.tell("field", "in the farmland", name)
     if s.chance(45):
         y = ys[s.r(1, rows - 1)] if rows > 1 else MIDDLE
-        s.road([(LOW, y), (HIGH, y)], 34, lines=False)
+        s.road(across(y), 34, lines=False)
         s.tell("road", "passing through the farmland")
     houses = s.r(1, 3) if s.chance(40) else 0
     colour = s.pick("red", "white", "grey")
-    for x, y in s.spots(houses, 44):
-        s.house(x, y, s.r(28, 38), s.r(20, 26), s.r(0, 17), colour)
+    cottages(s, houses, 44, colour, (28, 38), 17)
     s.tell("house", "beside the fields", colour)
     if columns > 1 and s.chance(50):
         x = xs[s.r(1, columns - 1)]
@@ -181,7 +190,7 @@ def pivots(s: Stage):
     for name in dict.fromkeys(names):
         s.tell("round field", "in the farmland", name)
     if count > 1:
-        way = [(LOW, MIDDLE), (HIGH, MIDDLE)] if count == 4 else [(MIDDLE, LOW), (MIDDLE, HIGH)]
+        way = across(MIDDLE) if count == 4 else down(MIDDLE)
         s.road(way, 22, lines=False)
         s.tell("road", "between the round fields")
     s.around = "surrounded by bare land"

@@ -13,8 +13,12 @@ from nbhelpers.data.scenes.recipes.common import (
     PAGE,
     POND,
     ROOFS,
+    across,
+    down,
     neighbours,
+    plant_trees,
     running_track,
+    street,
     tell_all,
     tell_trees,
     umbrella,
@@ -45,15 +49,13 @@ def baseballfield(s: Stage):
     s.tell("baseball field", "next to each other", one="surrounded by " + GROUND[land])
     group = "baseball field" if count == 1 else "baseball fields"
     if s.chance(50) and count < 3:
-        s.road([(840, LOW), (840, HIGH)], 48)
-        s.drive([(840, LOW), (840, HIGH)], 11, s.r(0, 5), CARS)
+        street(s, down(840), 48, 11, s.r(0, 5), CARS)
         s.tell("road", f"beside the {group}")
         tell_all(s, "car", "on the road")
     if s.chance(40):
         neighbours(s, PAGE, 96, percent=60)
         tell_all(s, "house", f"near the {group}")
-    s.scatter_trees(s.pick(0, 14, 40, 60), 18, 30)
-    tell_trees(s, f"around the {group}")
+    plant_trees(s, f"around the {group}", s.pick(0, 14, 40, 60), 18, 30)
 
 
 def diamond(s: Stage, x: int, y: int, size: int, direction: int):
@@ -151,15 +153,13 @@ def playground(s: Stage):
     s.tell("football field", "in the middle of the running track", "green")
     s.tell(kind, "next to the playground", colour)
     if s.chance(60):
-        s.road([(LOW, 40), (HIGH, 40)], 50)
-        s.drive([(LOW, 40), (HIGH, 40)], 12, s.r(0, 5), CARS)
+        street(s, across(40), 50, 12, s.r(0, 5), CARS)
         s.tell("road", "beside the playground")
         tell_all(s, "car", "on the road")
     if s.chance(50):
         neighbours(s, PAGE, 92, percent=80)
         tell_all(s, "house", "around the playground", "near the playground")
-    s.scatter_trees(s.pick(8, 20, 40), 16, 26)
-    tell_trees(s, "around the playground")
+    plant_trees(s, "around the playground", s.pick(8, 20, 40), 16, 26)
 
 
 def resort(s: Stage):
@@ -193,8 +193,7 @@ def resort(s: Stage):
     if sea:
         s.tell("sea", "next to the resort", amount="the")
     s.tell("umbrella", "on the beach" if sea else "on the grass", colour)
-    s.scatter_trees(s.r(24, 60), 14, 24, (-20, -20, SPAN + 20, limit + 60))
-    tell_trees(s, "in the resort")
+    plant_trees(s, "in the resort", s.r(24, 60), 14, 24, (-20, -20, SPAN + 20, limit + 60))
 
 
 def school(s: Stage):
@@ -243,8 +242,7 @@ def school(s: Stage):
         s.tell("playground", "next to the school buildings", track)
     else:
         s.tell(kind, "next to the school buildings", colour)
-    s.scatter_trees(s.r(16, 40), 15, 24)
-    tell_trees(s, "around the school buildings")
+    plant_trees(s, "around the school buildings", s.r(16, 40), 15, 24)
 
 
 def stadium(s: Stage):
@@ -295,12 +293,10 @@ def stadium(s: Stage):
     s.tell("football field", "in the middle of the stadium", "green")
     s.tell("stand", "around the football field", seats, amount="the")
     if s.chance(60):
-        s.road([(LOW, 44), (HIGH, 44)], 54)
-        s.drive([(LOW, 44), (HIGH, 44)], 13, s.r(0, 6), CARS)
+        street(s, across(44), 54, 13, s.r(0, 6), CARS)
         s.tell("road", "beside the stadium")
         tell_all(s, "car", "on the road")
     if s.chance(35):
         neighbours(s, PAGE, 96, percent=70)
         tell_all(s, "house", "around the stadium", "near the stadium")
-    s.scatter_trees(s.pick(10, 26, 50), 16, 26)
-    tell_trees(s, "around the stadium")
+    plant_trees(s, "around the stadium", s.pick(10, 26, 50), 16, 26)

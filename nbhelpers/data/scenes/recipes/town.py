@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from nbhelpers.data.scenes.drawing import SPAN, band, disc, polygon, rect, ring, turn
@@ -12,7 +14,11 @@ from nbhelpers.data.scenes.recipes.common import (
     LOW,
     PAGE,
     ROOFS,
+    across,
+    down,
     neighbours,
+    plant_trees,
+    street,
     tell_all,
     tell_colours,
     tell_trees,
@@ -70,15 +76,13 @@ def church(s: Stage):
     s.take(x + length, y, 130)
     if s.chance(75):
         edge = s.pick(60, 836)
-        s.road([(LOW, edge), (HIGH, edge)], 50)
-        s.drive([(LOW, edge), (HIGH, edge)], 12, s.r(0, 5))
+        street(s, across(edge), 50, 12, s.r(0, 5))
         s.tell("road", "next to the church")
         tell_all(s, "car", "on the road near the church")
     if s.chance(60):
         neighbours(s, PAGE, 100, percent=s.r(30, 90))
         tell_all(s, "house", "around the church", "near the church")
-    s.scatter_trees(s.r(10, 34), 18, 30)
-    tell_trees(s, "around the church")
+    plant_trees(s, "around the church", s.r(10, 34), 18, 30)
 
 
 def _tower(s: Stage, x: int, y: int, half: int, colour: str):
@@ -106,9 +110,9 @@ def commercial(s: Stage):
     s.start("concrete", s.pick((158, 154, 148), (146, 146, 148), (172, 166, 154)))
     x, y = s.r(300, 596), s.r(300, 596)
     crossing = s.chance(65)
-    s.road([(LOW, y), (HIGH, y)], 66)
+    s.road(across(y), 66)
     if crossing:
-        s.road([(x, LOW), (x, HIGH)], 66)
+        s.road(down(x), 66)
         s.canvas.paint(rect(x, y, 32, 32), s.surface("asphalt"))
     colours = s.pick(
         ("white", "grey"),
@@ -128,7 +132,7 @@ def commercial(s: Stage):
     for x1, y1 in s.spots(16, 44, (-30, -30, SPAN + 30, SPAN + 30), whole=False):
         s.canvas.paint(rect(x1, y1, 40, 36), s.surface("grass"))
         s.trees([(x1 + s.r(-20, 20), y1 + s.r(-18, 18), s.r(12, 17)) for _ in range(4)])
-    s.drive([(LOW, y), (HIGH, y)], 17, s.r(0, 5), CARS)
+    s.drive(across(y), 17, s.r(0, 5), CARS)
     s.drive([(HIGH, y), (LOW, y)], 17, s.r(0, 5), CARS)
     tell_colours(s, "tall building", "in the commercial area")
     s.tell(
@@ -200,13 +204,11 @@ def center(s: Stage):
     s.take(x, y, radius * 5 // 4 + 40)
     if s.chance(70):
         edge = s.pick(50, 846)
-        s.road([(LOW, edge), (HIGH, edge)], 54)
-        s.drive([(LOW, edge), (HIGH, edge)], 13, s.r(0, 6), CARS)
+        street(s, across(edge), 54, 13, s.r(0, 6), CARS)
     s.tell(kind, "surrounded by small lawns", colour)
     s.tell("road", "beside the building")
     tell_all(s, "car", "on the road near the building")
-    s.scatter_trees(s.r(8, 30), 16, 26)
-    tell_trees(s, "around the building")
+    plant_trees(s, "around the building", s.r(8, 30), 16, 26)
 
 
 def dense(s: Stage):
@@ -216,11 +218,11 @@ def dense(s: Stage):
     ys = {1: (448,), 2: (270, 640), 3: (160, 448, 736)}[roads]
     lines = s.chance(40)
     for y in ys:
-        s.road([(LOW, y), (HIGH, y)], 44, lines)
+        s.road(across(y), 44, lines)
     cross = s.chance(45)
     if cross:
         x = s.r(250, 650)
-        s.road([(x, LOW), (x, HIGH)], 44, lines)
+        s.road(down(x), 44, lines)
     pools = s.r(0, 4)
     for x, y in s.spots(pools, 26):
         s.pool(x, y, 20, 14, s.pick(0, 18))
@@ -249,7 +251,7 @@ def dense(s: Stage):
                     s.take(x, y, 34)
     moving = s.r(0, 6)
     for y in ys:
-        s.drive([(LOW, y), (HIGH, y)], 10, -(-moving // len(ys)), CARS)
+        s.drive(across(y), 10, -(-moving // len(ys)), CARS)
     s.scatter_trees(40, 9, 14)
     tell_all(s, "house", "arranged in rows")
     s.tell("road", "passing through the dense residential area")
@@ -299,7 +301,7 @@ def sparse(s: Stage):
     y = s.r(60, 160)
     with_road = s.chance(60)
     if with_road:
-        s.road([(LOW, y), (HIGH, y)], 44, lines=False)
+        s.road(across(y), 44, lines=False)
     roof = s.pick(*ROOFS)
     count = s.r(1, 5)
     box = (0, 230 if with_road else 0, SPAN, SPAN)
@@ -327,53 +329,13 @@ def square(s: Stage):
     s.canvas.paint(rect(MIDDLE, MIDDLE, w, h), s.surface("paving", paving))
     s.canvas.paint(s.frame(MIDDLE, MIDDLE, w, h, 0, 8), s.shade(paving, -30), 12)
     style = s.pick("lawns", "rings", "tiles")
-    if style == "lawns":
-        a, b = w // 2 - 4, h // 2 - 4
-        for sx in (-1, 1):
-            for sy in (-1, 1):
-                with s.canvas.item("lawn", "green"):
-                    s.canvas.paint(
-                        rect(MIDDLE + sx * a, MIDDLE + sy * b, a - 36, b - 36), s.surface("grass")
-                    )
-    elif style == "rings":
-        for k in range(6):
-            s.canvas.paint(
-                ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s.shade(paving, -26), 12
-            )
-    else:
-        for k in range(-h + 30, h, 60):
-            s.canvas.paint(rect(MIDDLE, MIDDLE + k, w, 3), s.shade(paving, -28), 11)
-        for k in range(-w + 30, w, 60):
-            s.canvas.paint(rect(MIDDLE + k, MIDDLE, 3, h), s.shade(paving, -28), 11)
-    middle, at = s.pick("fountain", "monument", "flower bed"), len(s.canvas.names)
-    if middle == "fountain":
-        s.canvas.shadow(disc(MIDDLE, MIDDLE, 74), 8)
-        s.canvas.paint(disc(MIDDLE, MIDDLE, 74), s.shade(paving, 26))
-        with s.canvas.item("fountain"):
-            s.canvas.paint(disc(MIDDLE, MIDDLE, 64), s.surface("pool"))
-            s.canvas.paint(disc(MIDDLE, MIDDLE, 15), s.rgb("white"))
-            s.canvas.paint(ring(MIDDLE, MIDDLE, 36, 4), s.rgb("white"), 9)
-    elif middle == "monument":
-        s.canvas.paint(rect(MIDDLE, MIDDLE, 60, 60), s.shade(paving, 24))
-        s.canvas.shadow(rect(MIDDLE, MIDDLE, 24, 24), 150)
-        with s.canvas.item("monument", "white"):
-            s.canvas.paint(rect(MIDDLE, MIDDLE, 24, 24), s.rgb("white"))
-            s.canvas.paint(rect(MIDDLE, MIDDLE, 12, 12), s.shade("white", -30))
-    else:
-        colour = s.pick("red", "yellow", "orange")
-        with s.canvas.item("flower bed", colour):
-            s.canvas.paint(disc(MIDDLE, MIDDLE, 72), s.surface("tree", colour))
-        s.canvas.paint(ring(MIDDLE, MIDDLE, 50, 12), s.surface("grass"))
+    PATTERNS[style](s, w, h, paving)
+    middle, at = s.pick(*CENTREPIECES), len(s.canvas.names)
+    CENTREPIECES[middle](s, paving)
     s.take(MIDDLE, MIDDLE, max(w, h) * 9 // 8)
     sides = s.r(1, 4)
-    for way in (
-        [(LOW, 60), (HIGH, 60)],
-        [(LOW, 836), (HIGH, 836)],
-        [(60, LOW), (60, HIGH)],
-        [(836, LOW), (836, HIGH)],
-    )[:sides]:
-        s.road(way, 52)
-        s.drive(way, 13, s.r(0, 3), CARS)
+    for way in (across(60), across(836), down(60), down(836))[:sides]:
+        street(s, way, 52, 13, s.r(0, 3), CARS)
     for sx, sy in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
         if s.chance(60):
             s.trees(
@@ -390,3 +352,51 @@ def square(s: Stage):
     tell_all(s, "car", "on the roads" if sides > 1 else "on the road")
     tell_all(s, "house", "around the square", "near the square")
     tell_trees(s, "planted along the square")
+
+
+def _lawns(s: Stage, w: int, h: int, paving):
+    a, b = w // 2 - 4, h // 2 - 4
+    for sx, sy in product((-1, 1), (-1, 1)):
+        lawn = rect(MIDDLE + sx * a, MIDDLE + sy * b, a - 36, b - 36)
+        with s.canvas.item("lawn", "green"):
+            s.canvas.paint(lawn, s.surface("grass"))
+
+
+def _rings(s: Stage, w: int, h: int, paving):
+    for k in range(6):
+        s.canvas.paint(ring(MIDDLE, MIDDLE, min(w, h) - 14 - 36 * k, 15), s.shade(paving, -26), 12)
+
+
+def _tiles(s: Stage, w: int, h: int, paving):
+    for k in range(-h + 30, h, 60):
+        s.canvas.paint(rect(MIDDLE, MIDDLE + k, w, 3), s.shade(paving, -28), 11)
+    for k in range(-w + 30, w, 60):
+        s.canvas.paint(rect(MIDDLE + k, MIDDLE, 3, h), s.shade(paving, -28), 11)
+
+
+def _fountain(s: Stage, paving):
+    s.canvas.shadow(disc(MIDDLE, MIDDLE, 74), 8)
+    s.canvas.paint(disc(MIDDLE, MIDDLE, 74), s.shade(paving, 26))
+    with s.canvas.item("fountain"):
+        s.canvas.paint(disc(MIDDLE, MIDDLE, 64), s.surface("pool"))
+        s.canvas.paint(disc(MIDDLE, MIDDLE, 15), s.rgb("white"))
+        s.canvas.paint(ring(MIDDLE, MIDDLE, 36, 4), s.rgb("white"), 9)
+
+
+def _monument(s: Stage, paving):
+    s.canvas.paint(rect(MIDDLE, MIDDLE, 60, 60), s.shade(paving, 24))
+    s.canvas.shadow(rect(MIDDLE, MIDDLE, 24, 24), 150)
+    with s.canvas.item("monument", "white"):
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 24, 24), s.rgb("white"))
+        s.canvas.paint(rect(MIDDLE, MIDDLE, 12, 12), s.shade("white", -30))
+
+
+def _flower_bed(s: Stage, paving):
+    colour = s.pick("red", "yellow", "orange")
+    with s.canvas.item("flower bed", colour):
+        s.canvas.paint(disc(MIDDLE, MIDDLE, 72), s.surface("tree", colour))
+    s.canvas.paint(ring(MIDDLE, MIDDLE, 50, 12), s.surface("grass"))
+
+
+PATTERNS = {"lawns": _lawns, "rings": _rings, "tiles": _tiles}
+CENTREPIECES = {"fountain": _fountain, "monument": _monument, "flower bed": _flower_bed}

@@ -16,9 +16,14 @@ from nbhelpers.data.scenes.recipes.common import (
     PAGE,
     POND,
     ROOFS,
+    across,
     below,
+    cottages,
     crop,
+    down,
     neighbours,
+    plant_trees,
+    street,
     tell_all,
     tell_trees,
     umbrella,
@@ -65,7 +70,7 @@ def beach(s: Stage):
     s.tell("boat", "sailing on the sea", sails)
     s.tell("sea", "next to the beach", amount="the")
     if land == "meadow" and s.chance(60):
-        s.road([(LOW, 60), (HIGH, 60)], 44)
+        s.road(across(60), 44)
         s.tell("road", "running along the beach")
     if land in ("meadow", "grass"):
         s.scatter_trees(s.r(8, 22), 14, 24, (-20, -60, SPAN + 20, 190))
@@ -89,7 +94,7 @@ def bridge(s: Stage):
     wide, style = s.r(58, 84), s.pick("beams", "towers", "plain")
     cars = s.r(0, 8)
     for x in xs:
-        way = [(x, LOW), (x, HIGH)]
+        way = down(x)
         s.taken.extend((x, y, wide) for y in range(LOW, HIGH, wide))
         s.road(way, wide, verge="concrete")
         span = rect(x, MIDDLE, wide // 2 + 6, width // 2 + 30)
@@ -137,8 +142,7 @@ def pond(s: Stage):
     s.start(land)
     if s.chance(50):
         y = s.r(30, 90)
-        s.road([(LOW, y), (HIGH, y)], 40)
-        s.drive([(LOW, y), (HIGH, y)], 10, s.r(0, 4))
+        street(s, across(y), 40, 10, s.r(0, 4))
     colour = s.pick(*POND)
     count = s.pick(1, 1, 2, 3, 4, 6)
     if s.chance(35) and count > 1:
@@ -153,11 +157,9 @@ def pond(s: Stage):
     s.tell("car", "on the road near the water")
     roof = s.pick(*ROOFS)
     houses = s.r(1, 5) if s.chance(40) else 0
-    for x, y in s.spots(houses, 44):
-        s.house(x, y, s.r(28, 36), s.r(20, 26), s.r(0, 35), roof)
+    cottages(s, houses, 44, roof)
     s.tell("house", "near the water", roof)
-    s.scatter_trees(s.pick(0, 6, 14, 40), 16, 30)
-    tell_trees(s, "around the water")
+    plant_trees(s, "around the water", s.pick(0, 6, 14, 40), 16, 30)
     s.around = "surrounded by " + GROUND[land]
 
 
@@ -182,7 +184,7 @@ def port(s: Stage):
     quay = s.r(200, 280)
     s.canvas.shadow(rect(MIDDLE, quay - 500, 900, 500), 12)
     s.canvas.paint(rect(MIDDLE, quay - 500, 900, 500), s.surface("concrete"))
-    s.canvas.paint(band([(LOW, quay - 4), (HIGH, quay - 4)], 10), s.shade("concrete", 26))
+    s.canvas.paint(band(across(quay - 4), 10), s.shade("concrete", 26))
     if s.chance(55):
         marina(s, quay)
     else:
@@ -215,16 +217,14 @@ def marina(s: Stage, quay: int):
         s.boat(x, y, way, s.r(32, 37), colour)
     s.tell("boat", "docked at the pier" if piers == 1 else "docked at the piers", colour)
     s.tell("pier", "stretching into the water")
-    s.road([(LOW, quay - 60), (HIGH, quay - 60)], 46)
-    s.drive([(LOW, quay - 60), (HIGH, quay - 60)], 11, s.r(0, 5), CARS)
+    street(s, across(quay - 60), 46, 11, s.r(0, 5), CARS)
     s.tell("road", "beside the port")
     tell_all(s, "car", "on the road")
     if s.chance(60):
         neighbours(s, (0, -100, SPAN, quay - 100), 92, percent=80)
         tell_all(s, "house", "near the port")
     else:
-        s.scatter_trees(26, 14, 24, (-20, -60, SPAN + 20, quay - 100))
-        tell_trees(s, "near the port")
+        plant_trees(s, "near the port", 26, 14, 24, (-20, -60, SPAN + 20, quay - 100))
 
 
 def docks(s: Stage, quay: int):
@@ -321,40 +321,48 @@ def river(s: Stage):
         ),
         colour,
     )
-    middle = way[len(way) // 2 - 2 : len(way) // 2 + 3].tolist()
+    x, y = way[len(way) // 2].tolist()
     what = s.pick("boats", "boats", "island", "bridge")
     if what == "boats":
-        sails = s.pick("white", "red", "blue", "yellow")
-        slots = [p for p in way[2 :: max(len(way) // 9, 1)].tolist() if s.inside(p[0], p[1], 40)]
-        for x, y in slots[: s.r(1, 6)]:
-            y += s.r(-width // 5, width // 5)
-            s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
-        s.tell("boat", "sailing on the river", sails)
+        _river_boats(s, way, width)
     elif what == "island":
-        x, y = middle[2]
-        with s.canvas.item("island"):
-            s.canvas.paint(blob(x, y, width // 3, s.rng, 3, 8, 26), s.surface("grass"))
-        w, h = width // 4, width // 6
-        s.trees([(x + s.r(-w, w), y + s.r(-h, h), s.r(13, 20)) for _ in range(4)])
-        s.tell("island", "in the middle of the river")
+        _island(s, x, y, width)
     else:
-        x, y = middle[2]
-        s.canvas.shadow(rect(x, y, 20, width), 26)
-        s.road([(x, y - width), (x, y + width)], 30, lines=False, kind="bridge")
-        s.canvas.paint(
-            band([(x, LOW), (x, y - width + 6)], 30) + band([(x, y + width - 6), (x, HIGH)], 30),
-            s.surface("asphalt"),
-        )
-        s.take_line([(x, LOW), (x, HIGH)], 24)
-        s.tell("bridge", "over the river")
+        _small_bridge(s, x, y, width)
     if land in ("meadow", "bare land"):
-        s.scatter_trees(s.r(10, 40), 16, 30)
-        tell_trees(s, "along the river")
+        plant_trees(s, "along the river", s.r(10, 40), 16, 30)
     if land != "forest" and s.chance(40):
         roof = s.pick(*ROOFS)
-        for x, y in s.spots(s.r(1, 4), 44):
-            s.house(x, y, s.r(28, 36), s.r(20, 26), s.r(0, 35), roof)
+        cottages(s, s.r(1, 4), 44, roof)
         s.tell("house", "near the river", roof)
     s.around = "surrounded by " + {"forest": "a dense forest", "meadow": "green meadows"}.get(
         land, land
     )
+
+
+def _river_boats(s: Stage, way: np.ndarray, width: int):
+    sails = s.pick("white", "red", "blue", "yellow")
+    slots = [p for p in way[2 :: max(len(way) // 9, 1)].tolist() if s.inside(p[0], p[1], 40)]
+    for x, y in slots[: s.r(1, 6)]:
+        y += s.r(-width // 5, width // 5)
+        s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
+    s.tell("boat", "sailing on the river", sails)
+
+
+def _island(s: Stage, x: int, y: int, width: int):
+    with s.canvas.item("island"):
+        s.canvas.paint(blob(x, y, width // 3, s.rng, 3, 8, 26), s.surface("grass"))
+    w, h = width // 4, width // 6
+    s.trees([(x + s.r(-w, w), y + s.r(-h, h), s.r(13, 20)) for _ in range(4)])
+    s.tell("island", "in the middle of the river")
+
+
+def _small_bridge(s: Stage, x: int, y: int, width: int):
+    s.canvas.shadow(rect(x, y, 20, width), 26)
+    s.road([(x, y - width), (x, y + width)], 30, lines=False, kind="bridge")
+    s.canvas.paint(
+        band([(x, LOW), (x, y - width + 6)], 30) + band([(x, y + width - 6), (x, HIGH)], 30),
+        s.surface("asphalt"),
+    )
+    s.take_line(down(x), 24)
+    s.tell("bridge", "over the river")

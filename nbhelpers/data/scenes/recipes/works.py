@@ -12,8 +12,12 @@ from nbhelpers.data.scenes.recipes.common import (
     HIGH,
     LOW,
     PAGE,
+    across,
     crop,
+    down,
     neighbours,
+    plant_trees,
+    street,
     tank,
     tell_all,
     tell_colours,
@@ -32,11 +36,11 @@ def airport(s: Stage):
         return crossing_runways(s, land, colour)
     s.canvas.paint(rect(MIDDLE, 260, 800, 260), s.surface("concrete"))
     for y in range(60, 520, 64):
-        s.canvas.paint(band([(LOW, y), (HIGH, y)], 2), s.shade("concrete", -20), 10)
+        s.canvas.paint(band(across(y), 2), s.shade("concrete", -20), 10)
     s.canvas.paint(
         band([(s.r(150, 750), 500), (s.r(150, 750), 720)], 56), s.surface("concrete", "asphalt")
     )
-    runway(s, [(LOW, 720), (HIGH, 720)], 96)
+    runway(s, across(720), 96)
     count = s.r(1, 6)
     slots = [130 + 128 * k for k in range(6)]
     chosen = sorted(s.rng.permutation(6)[:count].tolist())
@@ -62,8 +66,7 @@ def airport(s: Stage):
     s.tell("hangar", "beside the apron", roof)
     s.tell("runway", "in the airport")
     if s.chance(60):
-        s.scatter_trees(18, 16, 26, (-20, 800, SPAN + 20, SPAN + 60))
-        tell_trees(s, "next to the runway")
+        plant_trees(s, "next to the runway", 18, 16, 26, (-20, 800, SPAN + 20, SPAN + 60))
     s.around = "surrounded by " + GROUND[land]
 
 
@@ -143,8 +146,7 @@ def crossing_runways(s: Stage, land: str, colour: str):
     s.take(x, 740, 190)
     s.tell("plane", "parked on the apron", colour)
     s.tell("runway", "crossing each other", one="in the airport")
-    s.scatter_trees(s.r(0, 24), 16, 28)
-    tell_trees(s, "next to the runway" if not both else "next to the runways")
+    plant_trees(s, "next to the runway" if not both else "next to the runways", s.r(0, 24), 16, 28)
     s.around = "surrounded by " + GROUND[land]
 
 
@@ -152,7 +154,7 @@ def industrial(s: Stage):
     """Draw factory buildings on both sides of a road."""
     s.start("concrete", s.pick((160, 156, 148), (172, 160, 142), (148, 148, 150)))
     y = s.r(400, 500)
-    s.road([(LOW, y), (HIGH, y)], 60)
+    s.road(across(y), 60)
     colours = s.pick(
         ("blue",),
         ("white",),
@@ -175,7 +177,7 @@ def industrial(s: Stage):
     tanks = s.r(0, 5)
     for x, y1 in s.spots(tanks, 38):
         tank(s, x, y1, 32, "white")
-    s.drive([(LOW, y), (HIGH, y)], 15, s.r(0, 4), CARS)
+    s.drive(across(y), 15, s.r(0, 4), CARS)
     s.drive([(HIGH, y), (LOW, y)], 15, s.r(0, 3), CARS)
     s.scatter_trees(s.r(4, 20), 14, 22)
     tell_colours(s, "factory building", "in the industrial area")
@@ -267,8 +269,7 @@ def railwaystation(s: Stage):
         s.house(x, top - 96, w, 52, 0, hall, "station building")
         s.take_line([(x - w, top - 96), (x + w, top - 96)], 90)
     if s.chance(50):
-        s.road([(LOW, bottom + 70), (HIGH, bottom + 70)], 50)
-        s.drive([(LOW, bottom + 70), (HIGH, bottom + 70)], 12, s.r(0, 5), CARS)
+        street(s, across(bottom + 70), 50, 12, s.r(0, 5), CARS)
     neighbours(s, PAGE, 92, percent=s.pick(0, 60, 90))
     s.scatter_trees(s.pick(8, 20, 40), 15, 26)
     s.tell("train", "parked in the railway station", colour)
@@ -301,11 +302,10 @@ def storagetanks(s: Stage):
     y = s.pick(44, 852)
     beside = s.pick("road", "river", "nothing")
     if beside == "road":
-        s.road([(LOW, y), (HIGH, y)], 50)
-        s.drive([(LOW, y), (HIGH, y)], 12, s.r(0, 5), CARS)
+        street(s, across(y), 50, 12, s.r(0, 5), CARS)
     elif beside == "river":
         s.water(band(wavy(s, y, y, 20), 130), "river", "green", (88, 122, 104), "gravel")
-        s.take_line([(LOW, y), (HIGH, y)], 90)
+        s.take_line(across(y), 90)
     count = s.pick(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
     size = {1: 170, 2: 140, 3: 120, 4: 110}.get(count, 92 if count < 8 else 70)
     if s.chance(60):
@@ -340,8 +340,7 @@ def storagetanks(s: Stage):
     s.tell("road", f"beside the {group}")
     s.tell("river", f"beside the {group}", "green")
     tell_all(s, "car", "on the road")
-    s.scatter_trees(s.pick(0, 10, 24), 16, 26)
-    tell_trees(s, f"near the {group}")
+    plant_trees(s, f"near the {group}", s.pick(0, 10, 24), 16, 26)
     s.around = {"grass": "surrounded by green grass", "soil": "surrounded by bare land"}.get(
         land, ""
     )
@@ -375,18 +374,18 @@ def viaduct(s: Stage):
         )
         s.road(outer, 30, False, kind="ramp")
         s.take(*centre, radius)
-    lower = [(LOW, y), (HIGH, y)]
+    lower = across(y)
     s.road(lower, wide, verge="concrete")
     s.lines(band(lower, 6), 12)
     for way in (lower, lower[::-1]):
         s.drive(way, wide // 4 + 2, s.r(0, 5), CARS, 80)
-    upper = [(x, LOW), (x, HIGH)]
+    upper = down(x)
     ways: list = [upper]
     if loops == 0 and s.chance(60):
         corners = [(LOW, s.r(60, 200)), (x - 120, y - 60), (x + 100, y + 60), (HIGH, s.r(700, 840))]
         ways.append(smooth(corners, 4))
     elif loops == 0:
-        ways.append([(x + 170, LOW), (x + 170, HIGH)])
+        ways.append(down(x + 170))
     for way in ways:
         s.canvas.shadow(band(way, wide), 44)
         s.road(way, wide, verge="concrete", kind="viaduct")
@@ -396,5 +395,4 @@ def viaduct(s: Stage):
     s.tell("viaduct", "crossing over the road")
     s.tell("loop", "beside the viaduct")
     tell_all(s, "car", "on the roads", "on the road")
-    s.scatter_trees(s.pick(10, 30, 60), 14, 26)
-    tell_trees(s, "near the viaduct")
+    plant_trees(s, "near the viaduct", s.pick(10, 30, 60), 14, 26)

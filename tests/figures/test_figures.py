@@ -1,4 +1,4 @@
-"""Figures: every function draws what it was given, nothing overlaps or is cut off, files are small."""
+"""Figures draw what they were given, nothing overlaps or is cut off, and files are small."""
 
 from __future__ import annotations
 

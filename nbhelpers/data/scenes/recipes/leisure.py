@@ -275,18 +275,16 @@ def stadium(s: Stage):
     s.canvas.shadow(band(edge, 6), 64)
     with s.canvas.again(whole):
         s.canvas.paint(outer + [inner[0][::-1]], s.rgb(colour))
+        ribs = []
         for k in range(0, 72, 3):
             n = (k + 3) % 72
+            ribs += band([outer[0][k], inner[0][k]], 3)
             s.canvas.paint(
                 polygon([outer[0][k], outer[0][n], inner[0][n], inner[0][k]]),
                 s.canvas.lit(s.rgb(colour), k + 1),
                 10,
             )
-        s.canvas.paint(
-            [loop for k in range(0, 72, 3) for loop in band([outer[0][k], inner[0][k]], 3)],
-            s.shade(colour, -40),
-            9,
-        )
+        s.canvas.paint(ribs, s.shade(colour, -40), 9)
     s.take(MIDDLE - half, MIDDLE, radius + 40)
     s.take(MIDDLE + half, MIDDLE, radius + 40)
     s.tell("stadium", "standing on the open ground", colour, having="with a football field inside")

@@ -25,6 +25,11 @@ from nbhelpers.data.scenes.recipes.common import (
 )
 from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
+# the side of the road and the distance from it
+PLOTS = ((-1, 130), (1, 130), (-1, 310), (1, 310))
+STREETS = {1: (448,), 2: (270, 640), 3: (160, 448, 736)}
+CORNERS = {"round": 24, "oval": 24, "star": 12, "hexagon": 6}
+
 
 def church(s: Stage):
     """Draw a church with a tower or a dome on a small square."""
@@ -36,29 +41,7 @@ def church(s: Stage):
     length, width = s.r(170, 220), s.r(52, 66)
     arm, at = s.r(110, 140), s.r(20, 70)
     dome = s.chance(40)
-    s.canvas.shadow(rect(x, y, length, width) + rect(x + at, y, width, arm), 50)
-    with s.canvas.item("church", colour):
-        for side in (-1, 1):
-            nave = [(-length, 0), (length, 0), (length, side * width), (-length, side * width)]
-            s.canvas.paint(polygon(nave, 0, x, y), s.canvas.lit(s.rgb(colour), 36 - 18 * side))
-        for side in (-1, 1):
-            eave = side * width
-            transept = [
-                (0, -arm),
-                (eave, -arm),
-                (eave, -width),
-                (0, 0),
-                (eave, width),
-                (eave, arm),
-                (0, arm),
-            ]
-            s.canvas.paint(
-                polygon(transept, 0, x + at, y), s.canvas.lit(s.rgb(colour), 18 - 18 * side)
-            )
-        ridges = band([(x - length, y), (x + length, y)], 4) + band(
-            [(x + at, y - arm), (x + at, y + arm)], 4
-        )
-        s.canvas.paint(ridges, s.shade(colour, 34))
+    _nave(s, x, y, (length, width, arm, at), colour)
     if dome:
         _dome(
             s,
@@ -83,6 +66,34 @@ def church(s: Stage):
         neighbours(s, PAGE, 100, percent=s.r(30, 90))
         tell_all(s, "house", "around the church", "near the church")
     plant_trees(s, "around the church", s.r(10, 34), 18, 30)
+
+
+def _nave(s: Stage, x: int, y: int, sizes: tuple[int, int, int, int], colour: str):
+    """Draw a nave and a transept; `sizes`: length, width, arm and place of the transept."""
+    length, width, arm, at = sizes
+    s.canvas.shadow(rect(x, y, length, width) + rect(x + at, y, width, arm), 50)
+    with s.canvas.item("church", colour):
+        for side in (-1, 1):
+            nave = [(-length, 0), (length, 0), (length, side * width), (-length, side * width)]
+            s.canvas.paint(polygon(nave, 0, x, y), s.canvas.lit(s.rgb(colour), 36 - 18 * side))
+        for side in (-1, 1):
+            eave = side * width
+            transept = [
+                (0, -arm),
+                (eave, -arm),
+                (eave, -width),
+                (0, 0),
+                (eave, width),
+                (eave, arm),
+                (0, arm),
+            ]
+            s.canvas.paint(
+                polygon(transept, 0, x + at, y), s.canvas.lit(s.rgb(colour), 18 - 18 * side)
+            )
+        ridges = band([(x - length, y), (x + length, y)], 4) + band(
+            [(x + at, y - arm), (x + at, y + arm)], 4
+        )
+        s.canvas.paint(ridges, s.shade(colour, 34))
 
 
 def _tower(s: Stage, x: int, y: int, half: int, colour: str):
@@ -181,7 +192,7 @@ def center(s: Stage):
             near, far = radius + 70, radius + 190
             wedge = polygon([(near, -60), (far, -110), (far, 110), (near, 60)], k, x, y)
             s.canvas.paint(wedge, s.surface("grass"))
-    corners = {"round": 24, "oval": 24, "star": 12, "hexagon": 6}[shape]
+    corners = CORNERS[shape]
     direction = s.r(0, 11)
     rx, ry = (radius * 5 // 4, radius * 3 // 4) if shape == "oval" else (radius, radius)
     rim = disc(0, 0, rx, ry)[0][:: 72 // corners]
@@ -215,7 +226,7 @@ def dense(s: Stage):
     """Draw rows of houses that stand close together."""
     s.start("grass", s.pick((122, 132, 92), (136, 132, 104)))
     roads = s.pick(1, 2, 2, 3)
-    ys = {1: (448,), 2: (270, 640), 3: (160, 448, 736)}[roads]
+    ys = STREETS[roads]
     lines = s.chance(40)
     for y in ys:
         s.road(across(y), 44, lines)
@@ -269,11 +280,10 @@ def medium(s: Stage):
     other = s.pick(roof, s.pick(*ROOFS))
     count = s.r(5, 10)
     shift = s.r(-20, 20)
-    slots = [
-        (x + shift, int(way[np.abs(way[:, 0] - x).argmin(), 1]) + side * depth, side)
-        for x in (120, 285, 450, 615, 780)
-        for side, depth in ((-1, 130), (1, 130), (-1, 310), (1, 310))
-    ]
+    slots = []
+    for x, (side, depth) in product((120, 285, 450, 615, 780), PLOTS):
+        y = int(way[np.abs(way[:, 0] - x).argmin(), 1]) + side * depth
+        slots.append((x + shift, y, side))
     slots = [p for p in slots if s.inside(p[0], p[1], 60)]
     chosen = s.rng.permutation(len(slots))[:count].tolist()
     for n, k in enumerate(chosen):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from nbhelpers.data.scenes.drawing import SPAN, band, disc, polygon, rect, smooth
@@ -24,6 +26,14 @@ from nbhelpers.data.scenes.recipes.common import (
     tell_trees,
 )
 from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
+
+# columns of storage tanks that stand in rows, by their number; 4 for the others
+COLUMNS = {1: 1, 2: 2, 4: 2, 3: 3, 5: 3, 6: 3, 9: 3}
+TANKS_ON = {
+    "grass": "on the grass",
+    "soil": "on the bare land",
+    "concrete": "on the concrete ground",
+}
 
 
 def airport(s: Stage):
@@ -204,9 +214,8 @@ def parking(s: Stage):
         for x in range(60, 836, 30):
             s.lines(band([(x, y - 46), (x, y + 46)], 2), 12)
         s.lines(band([(60, y), (830, y)], 2), 12)
-        slots += [
-            (x + 15, y + side * 24, 18 * side) for x in range(60, 820, 30) for side in (-1, 1)
-        ]
+        bays = product(range(75, 835, 30), (-1, 1))
+        slots += [(x, y + side * 24, 18 * side) for x, side in bays]
         if islands:
             s.canvas.paint(rect(445, y, 385, 7), s.surface("grass"))
     slots = [p for p in slots if s.inside(p[0], p[1], 24)]
@@ -309,7 +318,7 @@ def storagetanks(s: Stage):
     count = s.pick(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
     size = {1: 170, 2: 140, 3: 120, 4: 110}.get(count, 92 if count < 8 else 70)
     if s.chance(60):
-        columns = 1 if count == 1 else 2 if count in (2, 4) else 3 if count in (3, 5, 6, 9) else 4
+        columns = COLUMNS.get(count, 4)
         rows = -(-count // columns)
         size = min(size, 760 // columns // 2 - 14, 640 // rows // 2 - 14)
         top = 130 if y < 400 else 60
@@ -330,12 +339,8 @@ def storagetanks(s: Stage):
     for x, y1 in places:
         tank(s, x, y1, size - s.r(0, size // 8), colour)
         s.take(x, y1, size + 20)
-    ground = {
-        "grass": "on the grass",
-        "soil": "on the bare land",
-        "concrete": "on the concrete ground",
-    }[land]
-    s.tell("storage tank", ground if beside == "nothing" else f"near the {beside}", colour)
+    where = TANKS_ON[land] if beside == "nothing" else f"near the {beside}"
+    s.tell("storage tank", where, colour)
     group = "storage tanks" if len(places) > 1 else "storage tank"
     s.tell("road", f"beside the {group}")
     s.tell("river", f"beside the {group}", "green")
@@ -352,7 +357,7 @@ def viaduct(s: Stage):
     s.start(land)
     s.around = "surrounded by " + GROUND[land]
     if s.chance(30):
-        for x, y in ((x, y) for x in range(LOW, HIGH, 230) for y in range(LOW, HIGH, 190)):
+        for x, y in product(range(LOW, HIGH, 230), range(LOW, HIGH, 190)):
             crop(s, s.pick(*CROPS), [(x, y), (x + 220, y), (x + 220, y + 180), (x, y + 180)])
         s.around = "surrounded by farmland"
     x, y, wide = MIDDLE + s.r(-80, 80), MIDDLE + s.r(-80, 80), s.r(76, 96)

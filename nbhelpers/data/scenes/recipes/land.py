@@ -35,6 +35,18 @@ from nbhelpers.data.scenes.recipes.common import (
 from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
 BUSHES = {"bush": "green", "rock": "brown"}
+# number of round fields -> radius and places
+PIVOTS = {
+    1: (360, [(448, 448)]),
+    2: (215, [(225, 448), (671, 448)]),
+    4: (195, [(228, 228), (668, 228), (228, 668), (668, 668)]),
+}
+# colours of lowland and upland, and what the captions say
+MOUNTAINS = {
+    "green": ((70, 96, 56), (112, 122, 80), "covered with green plants"),
+    "brown": ((120, 92, 66), (190, 160, 122), "bare and brown"),
+    "snow": ((96, 96, 82), (140, 128, 116), "covered with white snow"),
+}
 
 
 def bareland(s: Stage):
@@ -67,8 +79,7 @@ def bareland(s: Stage):
             mound(s, x, y, s.r(40, 62), colour)
         s.tell("mound", "rising from the bare land")
     else:
-        for x, y in s.spots(s.r(1, 2), 110):
-            s.water(blob(x, y, s.r(60, 100), s.rng, 5), "pond", "green", POND["green"], "soil")
+        lakes(s, 110, (60, 100, 5), "pond", ("green", POND["green"], "soil"))
         s.tell("pond", "in the bare land", "green")
     if s.chance(40):
         plant_trees(s, "beside the bare land", s.r(6, 16), 16, 28, (-20, -20, SPAN, 150))
@@ -169,11 +180,7 @@ def farmland(s: Stage):
 def pivots(s: Stage):
     """Draw round fields that are watered by turning arms."""
     count = s.pick(1, 2, 4, 4)
-    radius, places = {
-        1: (360, [(448, 448)]),
-        2: (215, [(225, 448), (671, 448)]),
-        4: (195, [(228, 228), (668, 228), (228, 668), (668, 668)]),
-    }[count]
+    radius, places = PIVOTS[count]
     names = [s.pick(*CROPS) for _ in places]
     s.canvas.paint(
         rect(MIDDLE, MIDDLE, 700, 700), s.surface("soil", s.pick((186, 164, 124), (146, 148, 92)))
@@ -221,8 +228,7 @@ def forest(s: Stage):
                 )
         s.tell("clearing", "surrounded by the trees")
     elif what == "lake":
-        for x, y in s.spots(s.r(1, 2), 150):
-            s.water(blob(x, y, s.r(90, 140), s.rng, 4), "lake", "blue", (62, 104, 132), "soil")
+        lakes(s, 150, (90, 140, 4), "lake", ("blue", (62, 104, 132), "soil"))
         s.tell("lake", "surrounded by the trees", "blue")
     elif what == "houses":
         colour = s.pick("red", "white", "grey", "orange")
@@ -255,8 +261,7 @@ def meadow(s: Stage):
             sheep(s, x, y)
         s.tell("sheep", "grazing on the meadow", "white")
     else:
-        for x, y in s.spots(s.r(1, 2), 120):
-            s.water(blob(x, y, s.r(70, 110), s.rng, 4), "pond", "blue", (74, 118, 146), "dry")
+        lakes(s, 120, (70, 110, 4), "pond", ("blue", (74, 118, 146), "dry"))
         s.tell("pond", "in the meadow", "blue")
     if kind != "tree" and s.chance(50):
         s.grove(
@@ -297,30 +302,17 @@ def mountain(s: Stage):
     shade = relief(4800 - sum(folds), s.light, 1)
     height = 300 - (sum(folds) >> 4)
     kind = s.pick("green", "brown", "snow")
-    lowland, upland = {
-        "green": ((70, 96, 56), (112, 122, 80)),
-        "brown": ((120, 92, 66), (190, 160, 122)),
-        "snow": ((96, 96, 82), (140, 128, 116)),
-    }[kind]
+    lowland, upland, covered = MOUNTAINS[kind]
     base = between(lowland, upland, height * 3 // 2)
     if kind == "snow":
         base = between(base, (240, 244, 248), (height - s.r(60, 130)) * 4)
     light = (shade.astype(np.int32) + s.fine // 2)[..., None]
     s.start("grass")
     s.canvas.pixels = np.clip(base + (light * (base + 60) >> 10), 0, 255).astype(np.int16)
-    s.tell(
-        "mountain",
-        {
-            "green": "covered with green plants",
-            "brown": "bare and brown",
-            "snow": "covered with white snow",
-        }[kind],
-        amount="the",
-    )
+    s.tell("mountain", covered, amount="the")
     what = s.pick("lake", "road", "river", "nothing", "houses")
     if what == "lake":
-        for x, y in s.spots(s.r(1, 2), 110):
-            s.water(blob(x, y, s.r(60, 104), s.rng, 5), "lake", "blue", (54, 108, 150), "dry")
+        lakes(s, 110, (60, 104, 5), "lake", ("blue", (54, 108, 150), "dry"))
         s.tell("lake", "between the mountains", "blue")
     elif what in ("road", "river"):
         way = wavy(s, s.r(160, 740), s.r(160, 740), 170, 7)
@@ -335,6 +327,18 @@ def mountain(s: Stage):
         for x, y in s.spots(s.r(1, 5), 40):
             s.house(x, y, s.r(24, 30), s.r(18, 22), s.r(0, 35), colour)
         s.tell("house", "built on the mountain", colour)
+
+
+def lakes(s: Stage, room: int, shape: tuple, kind: str, look: tuple):
+    """Draw one or two bodies of water.
+
+    room   units that each takes
+    shape  smallest and largest radius, unevenness in sixteenths
+    look   named colour, painted colour, surface of the shore
+    """
+    low, high, wobble = shape
+    for x, y in s.spots(s.r(1, 2), room):
+        s.water(blob(x, y, s.r(low, high), s.rng, wobble), kind, *look)
 
 
 def bush(s: Stage, x: int, y: int):

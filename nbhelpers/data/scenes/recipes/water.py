@@ -30,6 +30,13 @@ from nbhelpers.data.scenes.recipes.common import (
 )
 from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, wavy
 
+BRIDGED = {"green": (92, 124, 104), "brown": (140, 122, 94), "blue": (62, 106, 142)}
+RIVERS = {"green": (96, 128, 104), "brown": (146, 124, 92), "blue": (66, 110, 146)}
+HARBOURS = {"blue": (50, 92, 122), "green": (64, 104, 98)}
+BANKS = {"forest": "grass", "farmland": "dry", "meadow": "meadow", "bare land": "soil"}
+PONDS = {1: 270, 2: 165, 3: 140, 4: 120, 6: 100}  # number of ponds -> units that each takes
+PIERS = {1: (448,), 2: (260, 640), 3: (170, 448, 726)}
+
 
 def beach(s: Stage):
     """Draw sand between the sea and the land, with umbrellas and boats."""
@@ -80,14 +87,13 @@ def beach(s: Stage):
 def bridge(s: Stage):
     """Draw one or two bridges over a river."""
     banks = s.pick("meadow", "houses", "forest", "bare land")
-    s.start({"bare land": "soil"}.get(banks, "grass"))
+    s.start("soil" if banks == "bare land" else "grass")
     width = s.r(300, 480)
     colour = s.pick("green", "brown", "blue")
-    tone = {"green": (92, 124, 104), "brown": (140, 122, 94), "blue": (62, 106, 142)}[colour]
     water = wavy(s, s.r(420, 480), s.r(420, 480), 26, 4)
     if banks == "forest":
         s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canopy(8))
-    s.water(band(water, width), "river", colour, tone, s.pick("soil", "gravel"), 10)
+    s.water(band(water, width), "river", colour, BRIDGED[colour], s.pick("soil", "gravel"), 10)
     s.take_line(water, width // 2 + 20)
     count = s.pick(1, 1, 1, 2)
     xs = (s.r(240, 660),) if count == 1 else (s.r(230, 300), s.r(600, 670))
@@ -97,24 +103,7 @@ def bridge(s: Stage):
         way = down(x)
         s.taken.extend((x, y, wide) for y in range(LOW, HIGH, wide))
         s.road(way, wide, verge="concrete")
-        span = rect(x, MIDDLE, wide // 2 + 6, width // 2 + 30)
-        s.canvas.shadow(span, 60)
-        with s.canvas.item("bridge", "grey"):
-            s.canvas.paint(span, s.shade("concrete", 20))
-            s.canvas.paint(
-                rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130))
-            )
-            if style == "beams":
-                beams = range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
-                s.lines([rect(x, y, wide // 2, 2)[0] for y in beams], 9)
-            elif style == "towers":
-                feet = [
-                    rect(x + side * (wide // 2 + 4), MIDDLE + up * width // 3, 9, 9)[0]
-                    for side, up in product((-1, 1), (-1, 1))
-                ]
-                s.canvas.shadow(feet, 90)
-                s.canvas.paint(feet, s.rgb("white"))
-            s.lines(band([(x, MIDDLE - width // 2 - 30), (x, MIDDLE + width // 2 + 30)], 3))
+        _span(s, x, wide, width, style)
         half = -(-cars // (2 * count))
         on = [(x, MIDDLE - width // 2), (x, MIDDLE + width // 2)]
         s.drive(on, wide // 4, half, CARS)
@@ -136,6 +125,28 @@ def bridge(s: Stage):
     tell_trees(s, "near the river")
 
 
+def _span(s: Stage, x: int, wide: int, width: int, style: str):
+    """Draw a bridge that is `wide` units wide over a river that is `width` units wide."""
+    span = rect(x, MIDDLE, wide // 2 + 6, width // 2 + 30)
+    s.canvas.shadow(span, 60)
+    with s.canvas.item("bridge", "grey"):
+        s.canvas.paint(span, s.shade("concrete", 20))
+        s.canvas.paint(
+            rect(x, MIDDLE, wide // 2, width // 2 + 30), s.surface("asphalt", (128, 128, 130))
+        )
+        if style == "beams":
+            beams = range(MIDDLE - width // 2, MIDDLE + width // 2, 26)
+            s.lines([rect(x, y, wide // 2, 2)[0] for y in beams], 9)
+        elif style == "towers":
+            feet = [
+                rect(x + side * (wide // 2 + 4), MIDDLE + up * width // 3, 9, 9)[0]
+                for side, up in product((-1, 1), (-1, 1))
+            ]
+            s.canvas.shadow(feet, 90)
+            s.canvas.paint(feet, s.rgb("white"))
+        s.lines(band([(x, MIDDLE - width // 2 - 30), (x, MIDDLE + width // 2 + 30)], 3))
+
+
 def pond(s: Stage):
     """Draw one to six ponds."""
     land = s.pick("meadow", "grass", "dry", "soil")
@@ -148,7 +159,7 @@ def pond(s: Stage):
     if s.chance(35) and count > 1:
         square_ponds(s, count, colour)
     else:
-        size = {1: 270, 2: 165, 3: 140, 4: 120, 6: 100}[count]
+        size = PONDS[count]
         for x, y in s.spots(count, size, tries=200):
             shape = blob(x, y, s.r(size * 3 // 4, size * 7 // 8), s.rng, 4, s.r(7, 11), s.r(13, 18))
             s.water(shape, "pond", colour, POND[colour], s.pick("dry", "soil", "tree"), 8)
@@ -178,7 +189,7 @@ def square_ponds(s: Stage, count: int, colour: str):
 def port(s: Stage):
     """Draw a quay with a marina or docks."""
     colour = s.pick("blue", "green")
-    s.start("water", {"blue": (50, 92, 122), "green": (64, 104, 98)}[colour])
+    s.start("water", HARBOURS[colour])
     with s.canvas.item("water", colour):
         s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canvas.pixels)
     quay = s.r(200, 280)
@@ -195,7 +206,7 @@ def port(s: Stage):
 def marina(s: Stage, quay: int):
     """Draw piers with boats."""
     piers = s.r(1, 3)
-    xs = {1: (448,), 2: (260, 640), 3: (170, 448, 726)}[piers]
+    xs = PIERS[piers]
     slots = []
     for x in xs:
         length = s.r(420, 520)
@@ -300,7 +311,7 @@ def ship(s: Stage, x: int, y: int, direction: int, colour: str):
 def river(s: Stage):
     """Draw a winding river with boats, an island or a bridge."""
     land = s.pick("forest", "farmland", "meadow", "bare land")
-    s.start({"forest": "grass", "farmland": "dry", "meadow": "meadow", "bare land": "soil"}[land])
+    s.start(BANKS[land])
     if land == "forest":
         s.canvas.paint(rect(MIDDLE, MIDDLE, 900, 900), s.canopy(8))
     if land == "farmland":
@@ -309,10 +320,10 @@ def river(s: Stage):
                 a, b = s.r(195, 205), s.r(165, 175)
                 crop(s, s.pick(*CROPS), [(x, y), (x + a, y), (x + a, y + b), (x, y + b)])
     colour = s.pick("green", "brown", "blue")
-    tone = {"green": (96, 128, 104), "brown": (146, 124, 92), "blue": (66, 110, 146)}[colour]
     width = s.r(90, 210)
     way = wavy(s, s.r(300, 600), s.r(300, 600), s.r(40, 200), s.r(4, 6))
-    s.water(band(way, width), "river", colour, tone, s.pick("soil", "sand", "tree"), s.r(5, 14))
+    shore = s.pick("soil", "sand", "tree")
+    s.water(band(way, width), "river", colour, RIVERS[colour], shore, s.r(5, 14))
     s.take_line(way, width // 2 + 14)
     s.tell(
         "river",

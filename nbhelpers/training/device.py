@@ -41,7 +41,7 @@ def use(wish: str | torch.device) -> torch.device:
     """Choose the device of this process, on which all training runs and which `auto` then means.
 
     Of several processes on CUDA GPUs each takes its own, as Accelerate does. UserError as
-    `resolve`, and if Accelerate was told to use the CPU and the wish is another device.
+    `resolve`, and if Accelerate is set to the CPU and the wish is another device.
     """
     global _of_run
     _of_run = None
@@ -80,7 +80,7 @@ def wait() -> None:
 
 
 def _best() -> torch.device:
-    """Return the first available of cuda, mps and cpu; the CPU if Accelerate was told to use it."""
+    """Return the first available of cuda, mps and cpu; the CPU if Accelerate is set to it."""
     names = ["cpu"] if _cpu_is_forced() else ["cuda", "mps", "cpu"]
     return next(device for device in map(torch.device, names) if _is_there(device))
 

@@ -162,6 +162,6 @@ def broadcast_from_main(answer: bool) -> bool:
     state = process_state()
     if state.num_processes == 1:
         return answer
-    told = torch.tensor([answer], dtype=torch.uint8, device=state.device)
-    dist.broadcast(told, src=0)
-    return bool(told)
+    shared = torch.tensor([answer], dtype=torch.uint8, device=state.device)
+    dist.broadcast(shared, src=0)
+    return bool(shared)

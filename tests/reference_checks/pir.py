@@ -283,10 +283,10 @@ def test_pir_parameter_groups(paper_size, request):
         "param_group"
     ]
     kept, free = ({id(p) for p in group["params"]} for group in paper_size.parameter_groups(0.01))
-    group_of = {
-        name: None if not p.requires_grad else 0 if id(p) in kept else 1
-        for name, p in paper_size.named_parameters()
-    }
+    group_of = dict.fromkeys(name for name, _ in paper_size.named_parameters())
+    for name, p in paper_size.named_parameters():
+        if p.requires_grad:
+            group_of[name] = 0 if id(p) in kept else 1
     assert kept.isdisjoint(free)
     renamed = checkpoints.rename(pir._shift_downsample(group_of, -1), pir.TO_RELEASE)
     assert renamed == golden

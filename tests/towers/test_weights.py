@@ -62,7 +62,9 @@ def rebuilt(size, stride, offset=0, key="0", count=4, **storage):
 def pickled(value, legacy=False, protocol=2):
     class Pickler(pickle._Pickler):  # Python's own, so that tests can override parts
         def persistent_id(self, obj):
-            return (obj.pid + (None,) if legacy else obj.pid) if isinstance(obj, Storage) else None
+            if not isinstance(obj, Storage):
+                return None
+            return obj.pid + (None,) if legacy else obj.pid
 
     buffer = io.BytesIO()
     Pickler(buffer, protocol=protocol).dump(value)
@@ -901,11 +903,12 @@ def test_order_is_folder_package_cache_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(
         public_weights, "_in_package", lambda known: state if "package" in have else None
     )
-    monkeypatch.setattr(
-        public_weights,
-        "_on_hub",
-        lambda known, download: state if ("online" if download else "cached") in have else None,
-    )
+
+    def on_hub(known, download):
+        place = "online" if download else "cached"
+        return state if place in have else None
+
+    monkeypatch.setattr(public_weights, "_on_hub", on_hub)
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "minilm.pth").write_bytes(state.read_bytes())

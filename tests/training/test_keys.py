@@ -759,13 +759,9 @@ def another(value):
     """A value of the same kind that is a different one."""
     if isinstance(value, bool) or value is None:
         return not value
-    return (
-        value + "x"
-        if isinstance(value, str)
-        else value * 2
-        if isinstance(value, tuple)
-        else value + 1
-    )
+    if isinstance(value, str):
+        return value + "x"
+    return value * 2 if isinstance(value, tuple) else value + 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from nbhelpers.papers import config_checks, vilt
 from nbhelpers.papers.dual_encoder import OnFrozenTowers, decay_groups
 from nbhelpers.towers import backbones, checkpoints, vilt_names
 from nbhelpers.training.distributed import gather, rank
-
-if TYPE_CHECKING:
-    from nbhelpers.tasks.retrieval import RetrievalTask
 
 
 @dataclass(frozen=True)
@@ -486,8 +483,8 @@ class Captions:
             )
 
     @classmethod
-    def of(cls, task: RetrievalTask) -> Captions:
-        """Return the training captions of a task, as ids or as features of its towers."""
+    def of(cls, task: Any) -> Captions:
+        """Return the training captions of a `RetrievalTask`, as ids or as tower features."""
         table = task.table("train")
         texts, string = distinct_captions(table, task.tokenizer.clean)
         if task.towers is not None:

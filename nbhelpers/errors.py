@@ -1,13 +1,11 @@
-"""What every room uses: the one error a user sees, and writing that leaves nothing half-written."""
+"""The one error that a user sees."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A foreseeable mistake, told in one sentence: what, where, how to mend."""
+    """A foreseeable mistake: one sentence says what, where, and how to mend it."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows of it in a notebook: the sentence, without the lines of code that led
-        to it.
-        """
+        """Return what IPython shows in a notebook: the sentence without the traceback."""
         return [f"{type(self).__name__}: {self}"]

@@ -26,8 +26,9 @@ def _reword(error: OSError, path: Path) -> Exception:
 
 @contextmanager
 def atomic_write(path: Path | str):
-    """Yields a temporary Path beside `path`; moves it to `path` on success, removes it on any
-    exception.
+    """Yield a temporary Path beside `path` and move it to `path` on success.
+
+    Any exception removes it. UserError if the disk is full or the file may not be written.
     """
     path = Path(path)
     try:
@@ -51,9 +52,10 @@ def atomic_write(path: Path | str):
 
 @contextmanager
 def atomic_folder(path: Path | str):
-    """As `atomic_write`, for a folder.
+    """Yield a temporary folder beside `path` and move it to `path` on success.
 
-    If another process finished `path` first, its folder stays and ours is dropped.
+    If another process finished `path` first, its folder stays and this one is removed. Otherwise
+    as `atomic_write`.
     """
     path = Path(path)
     try:
@@ -77,9 +79,9 @@ def atomic_folder(path: Path | str):
 
 
 def take(lock: FileLock, seconds: float = -1) -> bool:
-    """Whether the lock became ours within these seconds; -1: wait for it.
+    """Acquire the lock within these seconds (-1: no limit) and return whether that succeeded.
 
-    UserError where it may not be written.
+    UserError if the lock file may not be written.
     """
     try:
         lock.acquire(timeout=seconds)

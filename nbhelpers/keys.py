@@ -1,6 +1,4 @@
-"""What keys of checkpoints and caches are made of: plain values, the code that decides, and the
-tensors of a module.
-"""
+"""Digests for keys of checkpoints and caches, from plain values, dataclasses and tensors."""
 
 from __future__ import annotations
 
@@ -14,10 +12,11 @@ from torch import Tensor, nn
 
 
 def key_digest(*parts: object) -> str:
-    """sha256 hex of JSON values and dataclasses, which count with the name of their class and all their fields.
+    """Return the sha256 (hex) of JSON values and dataclasses.
 
-    A dataclass with a method `decisive`, such as TrainConfig, counts with what that gives.
-    TypeError on any other object.
+    A dataclass counts with the name of its class and all its fields. If it has a method
+    `decisive`, as TrainConfig has, the value of that method replaces the fields. TypeError for
+    any other object.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
 
@@ -30,9 +29,7 @@ def _plain(value: object) -> object:
 
 
 def modules_digest(parts: Iterable[nn.Module]) -> str:
-    """sha256 hex of what modules are made of: their layers with all plain settings, and their
-    tensors.
-    """
+    """Return the sha256 (hex) of the layers of modules, their plain settings and tensors."""
     found = hashlib.sha256()
     for part in parts:
         for name, layer in part.named_modules():
@@ -43,7 +40,7 @@ def modules_digest(parts: Iterable[nn.Module]) -> str:
 
 
 def tensors_digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 hex of named tensors, on whatever device: names, types, shapes and bytes."""
+    """Return the sha256 (hex) of tensors on any device: names, types, shapes and bytes."""
     found = hashlib.sha256()
     for name, value in state.items():
         found.update(repr((name, value.dtype, tuple(value.shape))).encode())

@@ -10,22 +10,28 @@ from nbhelpers.errors import UserError
 
 
 def repository_root() -> Path:
-    """The folder above this package that holds the project's pyproject.toml.
+    """Return the folder above this package that holds the project's pyproject.toml.
 
     UserError if there is none.
     """
     for folder in Path(__file__).resolve().parents:
         project = folder / "pyproject.toml"
-        if project.is_file():
-            if tomllib.loads(project.read_text()).get("project", {}).get("name") == "nbhelpers":
-                return folder
+        if project.is_file() and _project_name(project) == "nbhelpers":
+            return folder
     raise UserError(
         "nbhelpers stands outside its repository: install it with `pip install -e .` in a clone."
     )
 
 
+def _project_name(project: Path) -> str:
+    return tomllib.loads(project.read_text()).get("project", {}).get("name", "")
+
+
 def runs_root() -> Path:
-    """Where runs are kept: NBHELPERS_RUNS, else runs/ in the repository, wherever one is working."""
+    """Return the folder of runs: NBHELPERS_RUNS, else runs/ in the repository.
+
+    UserError if NBHELPERS_RUNS is a relative path.
+    """
     named = os.environ.get("NBHELPERS_RUNS", "")
     if named and not Path(named).is_absolute():
         raise UserError(

@@ -244,7 +244,7 @@ def _published(
     whose = ["All"] if len(told) == 1 < len(claims) else labels
     notes = notes + [
         f"{each}: {claim.source}; {claim.caveat}."
-        for each, claim in zip(whose, claims, strict=True)
+        for each, claim in zip(whose, claims, strict=False)
     ]
     index = pd.Index(labels, name="name")
     return Board(

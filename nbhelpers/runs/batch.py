@@ -1,6 +1,4 @@
-"""The chain of notebooks without a browser: profiles checked, notebooks executed, finished ones
-kept.
-"""
+"""Run the notebooks in order: check profiles, execute what is due, keep what is finished."""
 
 from __future__ import annotations
 
@@ -82,8 +80,9 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
 def select(upto: str = "") -> tuple[Step, ...]:
-    """The chain up to and with the one notebook whose name starts with `upto`; the whole chain for
-    "".
+    """Return the chain up to the notebook whose name starts with `upto`; all of it for "".
+
+    UserError if no notebook or several start so.
     """
     if not upto:
         return CHAIN
@@ -100,8 +99,9 @@ def select(upto: str = "") -> tuple[Step, ...]:
 
 
 def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
-    """The values of notebooks/profiles/<name>.yaml; none for "default", which is what the notebooks
-    say.
+    """Return the values of notebooks/profiles/<name>.yaml; none for "default".
+
+    The default profile is what the notebooks say. UserError for an unknown or broken profile.
     """
     if name == "default":
         return {}
@@ -130,9 +130,9 @@ def check_profile(
     notebooks: Path = NOTEBOOKS,
     steps: Sequence[Step] = CHAIN,
 ) -> dict[str, dict]:
-    """What each notebook of the chain is given: the profile's values, then `overrides`, as far as known.
+    """Return the parameters of each notebook: values of the profile, replaced by `overrides`.
 
-    steps  that will run: there also the files that are named must be there
+    steps  notebooks that will run: for these, also files that parameters name must exist
 
     Raises one UserError that lists every unknown name and every wrong value.
     """
@@ -186,7 +186,7 @@ def values_of(profile: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call of the chain runs, kept as JSON for the Snakefile and for the process of each notebook.
+    """What one call of the chain runs: JSON for the Snakefile and each notebook's process.
 
     `folder` is the profile's folder of runs; the methods name files relative to it. `made_of` says
     of each notebook what decides its results, by content (see `ingredients`); `due` names the steps
@@ -203,9 +203,11 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path | str) -> Plan:
+        """Read the JSON file that `write` wrote."""
         return cls(**json.loads(Path(path).read_text()))
 
     def write(self) -> Path:
+        """Write plan.json into the folder of the profile and return its path."""
         path = Path(self.folder) / "plan.json"
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.__dict__, indent=1))
@@ -224,9 +226,7 @@ class Plan:
         )
 
     def gates(self) -> list[str]:
-        """Notebooks that every system waits for, so that they may have all cores also where JOBS
-        share these.
-        """
+        """Return the notebooks that every system waits for; they may use all cores."""
         systems = [step for step in self.steps() if step.name in (*SYSTEMS, "24_bita")]
         return [name for name in PREPARED if all(name in step.reads for step in systems)]
 
@@ -266,6 +266,7 @@ class Plan:
         return self._contents([self.record(step.name)] if step.record else [])
 
     def starts(self, systems: Sequence[str]) -> list[str]:
+        """Return the files of the starting weights of these systems."""
         return [f"starting/{system}-seed{self.seed}.json" for system in systems]
 
     def _contents(self, names: Sequence[str]) -> dict[str, str]:
@@ -281,17 +282,20 @@ class Plan:
         return f"finished/{name}-seed{self.seed}.json"
 
     def record(self, name: str) -> str:
+        """Return the file of a notebook's result record."""
         return f"records/{name}-seed{self.seed}.json"
 
     def executed(self, name: str) -> str:
+        """Return the file of the executed notebook."""
         return f"notebooks/{name}-seed{self.seed}.ipynb"
 
     def seconds(self, name: str) -> float:
+        """Return how long a finished notebook took."""
         return self.note(name)["seconds"]
 
 
 def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float:
-    """Runs a notebook by papermill in its own folder, returns the seconds.
+    """Run a notebook by papermill in its own folder and return the seconds.
 
     Until its end the copy is `executed` with ".unfinished" in its name, and stays there where it
     fails: what an earlier run left is only replaced by a whole one.
@@ -325,7 +329,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float
 
 
 def run_step(plan: Plan, name: str) -> None:
-    """Executes one notebook of the plan and notes its end; does nothing where it still holds.
+    """Execute one notebook of the plan and note its end; do nothing if its results hold.
 
     UserError if it fails or wrote no record.
     """
@@ -366,7 +370,7 @@ def run_chain(
     jobs: int | None = None,
     notebooks: Path = NOTEBOOKS,
 ) -> int:
-    """Checks the profile, then runs through Snakemake what is not finished, seed after seed; the exit code.
+    """Check the profile, run what is not finished, seed after seed; return the exit code.
 
     data   folder of the data sets, "" for what the profile says
     seeds  None for what the profile says
@@ -426,7 +430,7 @@ def ingredients(
 
 
 def spared(parameters: dict[str, dict], steps: Sequence[Step]) -> dict[str, dict]:
-    """The parameters, where `12_starting_weights` pre-trains nothing that no system of this call reads.
+    """Return the parameters, with pre-training that no system of this call reads left out.
 
     A call that ends before the first system prepares for all of them.
     """
@@ -460,7 +464,7 @@ def train(
     seed: int | None = None,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Path]:
-    """Trains a system outside Jupyter, or goes on with it; the files of its models.
+    """Train a system outside Jupyter, or resume its training; return the files of its models.
 
     The cells of its notebook that are tagged `train` run as plain Python, in each of the processes
     that `accelerate launch` starts, so that the notebook finds the model under its own key. Process
@@ -540,8 +544,9 @@ def _snakemake(plan: Plan, jobs: int) -> int:
 
 @contextmanager
 def locked(folder: Path):
-    """Holds the profile's folder for this process; the system frees it even when the process is
-    killed.
+    """Hold the profile's folder for this process; the lock is released when the process dies.
+
+    UserError if another run holds it.
     """
     lock = FileLock(folder / ".lock")
     if not take(lock, 0):
@@ -553,9 +558,7 @@ def locked(folder: Path):
 
 
 def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
-    """Leaderboard, seconds of each notebook against its budget (warns, never fails), and where
-    things lie.
-    """
+    """Print the leaderboard, seconds of each notebook against its budget, and the folders."""
     folder = Path(plans[0].folder)
     if list((folder / "records").glob("*.json")):
         from nbhelpers.results import exports, leaderboard
@@ -578,7 +581,7 @@ def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
 
 
 def _step_main(plan_file: str, name: str) -> int:
-    """What the Snakefile calls for each notebook; a failure is left as a sentence beside the plan."""
+    """Run one notebook for the Snakefile; write a failure as one sentence beside the plan."""
     try:
         run_step(Plan.read(plan_file), name)
     except UserError as error:

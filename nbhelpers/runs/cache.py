@@ -33,9 +33,7 @@ DAY = 24 * 3600
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the cache: its kind, bytes on disk, and when a file of it was last read or
-    written (seconds).
-    """
+    """One folder of the cache: kind, size in bytes, last use of a file in it (Unix seconds)."""
 
     path: Path
     kind: str
@@ -44,8 +42,9 @@ class Entry:
 
 
 def entries(runs: Path) -> list[Entry]:
-    """What lies in the cache of the folder of runs; reading is noted at most once a day by most
-    file systems.
+    """Return the folders of the cache below the folder of runs.
+
+    Most file systems note at most once a day that a file was read.
     """
     folder = runs / "cache"
     return [_entry(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
@@ -94,7 +93,7 @@ def table(found: Iterable[Entry]) -> str:
 
 
 def clear(runs: Path, kinds: Iterable[str] | None = None, days: float = 0.0) -> list[Entry]:
-    """Removes the cached folders of some kinds, or of all, that were not used for so many days; gives what it removed.
+    """Remove folders of some kinds (all for None) not used for so many days; return them.
 
     What looks unfinished may be in the making by a notebook that holds no lock, and stays for a
     day. UserError for an unknown kind, negative days, and while a run is busy; then nothing is

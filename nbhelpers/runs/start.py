@@ -1,6 +1,4 @@
-"""The first call of every notebook: checks its parameters, sets seeds and device, says where things
-go.
-"""
+"""The first call of every notebook: check parameters, set seeds and device, name the folders."""
 
 from __future__ import annotations
 
@@ -44,34 +42,38 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The folder of the profile."""
         return self.runs / self.parameters.profile
 
     @property
     def cache(self) -> Path:
+        """The folder of what can be computed again."""
         return self.runs / "cache"
 
     @property
     def records(self) -> Path:
+        """The folder of result records."""
         return self.folder / "records"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of trained models."""
         return self.folder / "checkpoints"
 
     @property
     def figures(self) -> Path:
+        """The folder of this notebook's figures."""
         return self.folder / "figures" / self.notebook
 
     def checkpoint(self, name: str, key: str) -> str:
-        """Where `training.load_or_train` keeps the model of this name and key, below `folder`;
-        records say it.
-        """
+        """Return where `load_or_train` keeps the model of this name and key, below `folder`."""
         return f"{self.checkpoints.name}/{name}-{key[:16]}/model.safetensors"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The notebook's parameters that a record keeps: all but its own fields, and what names
-        this machine.
+        """Return the parameters that a record keeps as settings.
+
+        Left out are those with a field of their own and those that name this machine.
         """
         return {
             name.upper(): value
@@ -80,7 +82,7 @@ class Run:
         }
 
     def expect(self, holds: bool, result: str) -> None:
-        """Says where a result that models usually reach is not reached.
+        """Report a result that models usually reach and this one does not.
 
         A small or hard set need not reach it, so there a sentence is printed. On the generated
         set, whose results are known, it is an error: AssertionError.
@@ -91,9 +93,7 @@ class Run:
             print(f"Expected, but not so on this set: {result}.")
 
     def show(self, figure, name: str) -> None:
-        """Writes a matplotlib figure to `figures/<name>.png` and displays that very file, at half
-        size.
-        """
+        """Write a matplotlib figure to `figures/<name>.png` and display that file at half size."""
         from nbhelpers import figures
 
         path = figures.save(figure, self.figures / f"{name}.png")

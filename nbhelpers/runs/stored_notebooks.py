@@ -1,6 +1,4 @@
-"""The form in which notebooks are committed: executed, with text, without images, widgets and
-timings.
-"""
+"""The form of committed notebooks: executed, with text, without images, widgets and timings."""
 
 from __future__ import annotations
 
@@ -32,9 +30,10 @@ TIME = re.compile(r"\d+(\.\d+)?(?= ?(s|ms|min|seconds|it/s|images/s)\b)")
 
 
 def store(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> None:
-    """Executes notebooks with their committed parameters, in order, and writes each back in its stored form.
+    """Execute notebooks with their committed parameters and write them in their stored form.
 
     names   beginnings of notebook names; none means all
+
     Raises UserError where a cell fails; that file and the later ones stay as they were.
     """
     for path in chosen(names, notebooks):
@@ -54,8 +53,9 @@ def verify(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> list[str]:
 
 
 def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:
-    """Notebooks whose names start with one of `names` (all for none), sorted; UserError where none
-    does.
+    """Return the notebooks whose names start with one of `names`, sorted; all for no name.
+
+    UserError for a name with which no notebook starts.
     """
     paths = sorted(notebooks.glob("*.ipynb"))
     for name in names or [""]:
@@ -65,8 +65,9 @@ def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:
 
 
 def stored_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy as it is committed: text and counts stay, images, widgets and timings go, ids are
-    numbers.
+    """Return a copy in the committed form.
+
+    Text and execution counts stay. Images, widgets and timings go. Cell ids are numbers.
     """
     from nbstripout import strip_output
 
@@ -85,9 +86,7 @@ def stored_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _stored_output(output: nbformat.NotebookNode, unchecked: bool) -> nbformat.NotebookNode:
-    """Its text; in cells that nbval does not compare without times, which would differ in every
-    diff.
-    """
+    """Return the text of an output; where nbval compares nothing, without times of execution."""
     if "data" in output:
         output.data = {
             kind: value for kind, value in output.data.items() if not kind.startswith(DROPPED)

@@ -67,7 +67,9 @@ def compare(
     ]
     found = curves(score_of, orders, steps)
     deletion = (found[len(maps) :, 0] + found[len(maps) :, 1, ::-1]).mean(0) / 2
-    return dict(zip(maps, found, strict=True)) | {"random": np.stack([deletion, deletion[::-1]])}
+    return dict(zip(maps, found[: len(maps)], strict=True)) | {
+        "random": np.stack([deletion, deletion[::-1]])
+    }
 
 
 def hidden_score(match: Match, picture: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

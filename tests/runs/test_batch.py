@@ -1,4 +1,4 @@
-"""The batch: profiles are checked first, failures told in a line, finished notebooks not run again."""
+"""The batch checks profiles first, reports a failure in one line, and repeats no notebook."""
 
 from __future__ import annotations
 
@@ -488,7 +488,7 @@ def test_changed_data_runs_again_whatever_its_size_and_date(chain, notebooks, tm
 
 
 def test_a_longer_call_adds_what_it_needs_and_runs_no_more(chain, notebooks):
-    """12_starting_weights pre-trains a ViLT only for 23; what 20 to 22 start from stays the same."""
+    """12_starting_weights pre-trains a ViLT only for 23; the start of 20 to 22 stays the same."""
     weights = "12_starting_weights"
     lines = (
         'CLIP: str = "c"  # file',

@@ -15,7 +15,7 @@ from nbhelpers.runs import freshness
 
 def test_the_sources_are_what_a_notebook_may_use():
     names = {path.name for path in freshness.sources()}
-    assert {"style.py", "scenes.py", "pir.py", "pir.md", "widgets.css"} <= names
+    assert {"style.py", "scene_captions.py", "pir.py", "pir.md", "search_panel.css"} <= names
     assert not {"batch.py", "stored.py", "__main__.py", "README.md"} & names
 
 

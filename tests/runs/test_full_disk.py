@@ -22,16 +22,16 @@ from nbhelpers.towers import checkpoints
 REAL_DISK = """
 import sys, torch
 from pathlib import Path
-from nbhelpers import weights
+from nbhelpers.towers import checkpoints
 from nbhelpers.errors import UserError
 folder = Path(sys.argv[1])
-weights.save_checkpoint(folder / "best", {"w": torch.ones(1000)}, {"step": 1})
+checkpoints.save_checkpoint(folder / "best", {"w": torch.ones(1000)}, {"step": 1})
 before = sorted(p.name for p in folder.iterdir())
 try:
-    weights.save_checkpoint(folder / "best", {"w": torch.ones(1_000_000)}, {"step": 2})
+    checkpoints.save_checkpoint(folder / "best", {"w": torch.ones(1_000_000)}, {"step": 2})
 except UserError as error:
     print(error)
-state, meta = weights.load_checkpoint(folder / "best")
+state, meta = checkpoints.load_checkpoint(folder / "best")
 assert meta == {"step": 1} and state["w"].shape == (1000,)
 assert '"step": 1' in (folder / "best.json").read_text()
 assert sorted(p.name for p in folder.iterdir()) == before, list(folder.iterdir())
@@ -48,7 +48,7 @@ def test_a_really_full_disk(tmp_path):
         pytest.skip("this machine does not let a test mount a file system")
     script = tmp_path / "save.py"
     script.write_text(REAL_DISK)
-    root = Path(checkpoints.__file__).parents[1]
+    root = Path(checkpoints.__file__).parents[2]
     done = subprocess.run(
         [*mount, f"{mounted} && exec '{sys.executable}' '{script}' '{tmp_path}/disk'"],
         capture_output=True,

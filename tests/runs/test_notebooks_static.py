@@ -93,12 +93,16 @@ def test_it_ends_with_summary_exercises_and_references(name):
 def test_parameters_are_annotated_commented_literals(name):
     cell = parameters_cell(name)
     found = {}
-    for line in cell.source.splitlines():
+    lines = cell.source.splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("#"):
+            continue
         (statement,) = ast.parse(line).body
         assert isinstance(statement, ast.AnnAssign), f"'{line}' is not NAME: kind = literal"
         kind, value = ast.unparse(statement.annotation), ast.literal_eval(statement.value)
         assert statement.target.id.isupper(), f"'{line}' has no upper-case name"
-        assert "#" in line[statement.end_col_offset :], f"'{line}' has no comment"
+        commented = "#" in line[statement.end_col_offset :] or above.startswith("#")
+        assert commented, f"'{line}' has no comment beside or above it"
         assert kind == kind_of(statement.target.id), (
             f"'{line}' and nbhelpers/runs/parameters.py differ"
         )

@@ -93,7 +93,7 @@ def write_records(name: str, data: catalog.DataSet, runs: Path, variants: dict) 
     table, run = data.table.split("test"), SimpleNamespace(seed=0, profile="default", set=name)
     for notebook, kinds in variants.items():
         one = Run(notebook, run, "cpu", runs)
-        for noise, variant in zip((1.0, 3.0), kinds, strict=True):
+        for noise, variant in zip((1.0, 3.0), kinds, strict=False):  # a main run may stand alone
             scores, owner = similarity_of(table, noise), table.owner()
             rules = {rule: recall.evaluate(scores, owner, ties=rule) for rule in recall.TIES}
             found = rules["expectation"]

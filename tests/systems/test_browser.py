@@ -1,4 +1,6 @@
-"""60_search as a reader has it: a real JupyterLab, a real Chromium; every wait has its limit, and the server always ends.
+"""60_search in a real JupyterLab and Chromium.
+
+Every wait has a limit, and the server always ends.
 
 Screenshots lie in pytest's temporary folder (--basetemp names another). Needs the models of a run
 in the folder named by NBHELPERS_RUNS; where it holds none yet, the chain runs first.
@@ -47,7 +49,8 @@ SETTINGS = {  # of JupyterLab: no question about news; every cell is drawn, also
 }
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 RAN = f"""() => document.querySelector("{ERROR}")
-  || [...document.querySelectorAll('.jp-OutputArea-output')].some(said => said.textContent.startsWith('asked '))"""  # the last cell
+  || [...document.querySelectorAll('.jp-OutputArea-output')]
+       .some(said => said.textContent.startsWith('asked '))"""  # the last cell
 # From the Enter key to the last picture: the search has said its times, and every picture of the
 # grid is drawn.
 STOPWATCH = """
@@ -57,10 +60,13 @@ STOPWATCH = """
     if (event.key !== 'Enter') return;
     const began = performance.now();
     window.waited = null;
-    const drawn = () => [...grid.querySelectorAll('.nbh-tile:not(.nbh-empty) img')].every(image => image.complete)
+    const images = () => [...grid.querySelectorAll('.nbh-tile:not(.nbh-empty) img')];
+    const drawn = () => images().every(image => image.complete)
       ? window.waited = performance.now() - began : requestAnimationFrame(drawn);
     const watch = new MutationObserver(() => {
-      if (status.textContent.includes(' ms (')) { watch.disconnect(); requestAnimationFrame(drawn); }
+      if (!status.textContent.includes(' ms (')) return;
+      watch.disconnect();
+      requestAnimationFrame(drawn);
     });
     watch.observe(status, {childList: true, subtree: true, characterData: true});
   }, true);

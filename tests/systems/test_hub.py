@@ -290,7 +290,7 @@ def test_advice_with_a_network_it_works(checkpoint, remote, tmp_path, command):
 def test_hf_hub_offline_is_what_keeps_the_client_from_the_network():
     """Without it, the client asks the hub: here a local server, which refuses."""
     code = (
-        "from nbhelpers import hub; from nbhelpers.errors import UserError\n"
+        "from nbhelpers.systems import hub; from nbhelpers.errors import UserError\n"
         "try: hub.pull('me/mine', 'here')\n"
         "except UserError as error: print(error)"
     )

@@ -1,4 +1,4 @@
-"""What a caption table hides: repeated captions and the ceiling they put on recall, leakage, repeated images.
+"""Find repeated captions and images, leakage, and the ceilings they put on recall.
 
 Whether two captions are the same depends on what is ignored, so every figure names its
 normalisation:
@@ -56,8 +56,9 @@ def captions(table: CaptionTable, how: str = "spaces") -> pd.DataFrame:
 def ceilings(
     table: CaptionTable, how: str = "spaces", ks: tuple[int, ...] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Upper bounds in percent of every R@K and of mR for a model that reads captions normalised by `how`.
+    """Return the highest R@K and mR, in percent, that a model can reach.
 
+    The model reads captions normalised by `how`.
     Equal captions get equal scores. As queries (t2i) they rank the images alike: best is to put
     first those that have the caption most often. As the gallery (i2t) they tie: an image's best
     caption is hit with the probability of the expectation rule. All of `table` counts as one
@@ -126,8 +127,9 @@ def image_hashes(pixels: np.ndarray, batch: int = 64) -> np.ndarray:
 
 
 def near_duplicates(table: CaptionTable, hashes: np.ndarray, within: int = 6) -> pd.DataFrame:
-    """Pairs of images whose hashes (N,), row by row those of `table.images`, differ in at most `within` bits.
+    """Return the pairs of images whose hashes differ in at most `within` bits.
 
+    hashes (N,) are in the order of `table.images`.
     Columns: image, split, other, other_split, distance; nearest first. Look at the pairs, too.
     """
     if len(hashes) != len(table):

@@ -1,4 +1,4 @@
-"""Scores of captions by pycocoevalcap's metrics, their intervals, the human line, and what a score does not show.
+"""Score captions with pycocoevalcap's metrics, with intervals and a human baseline.
 
 BLEU, ROUGE-L and CIDEr are pycocoevalcap's Python; its tokenizer, METEOR and SPICE are Java and are
 called by `java`. All scores are fractions; papers print them times 100. `CIDEr` is what is called
@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class CaptionScores:
 def score_captions(
     hypotheses: Hypotheses, references: References, metrics: Iterable[str] | None = None
 ) -> CaptionScores:
-    """Scores one caption per image against the references of the image; the ids of both must be the same.
+    """Score one caption per image against its references; both need the same ids.
 
     metrics  of METRICS, or "Bleu" for all four; left away: all that can be computed here, and
              `skipped` tells of the others
@@ -68,7 +69,10 @@ def score_captions(
 
 
 class CaptionScorer:
-    """As `score_captions` for many calls: METEOR stays warm until `close()` or the end of a `with`, and references are tokenised once. Several scorers may work at once, and several threads may use one.
+    """Score captions many times: METEOR keeps running, references are tokenised once.
+
+    As `score_captions`. METEOR runs until `close()` or the end of a `with`. Several scorers may
+    work at once, and several threads may use one.
 
     texts  captions like those to come: METEOR starts anew, in seconds, when words come that it has
            not met
@@ -113,7 +117,7 @@ class CaptionScorer:
         return self._mean(list(references), [(hyps, rest) for rest in rounds])
 
     def human_line(self, references: References) -> CaptionScores:
-        """How people score: in each round one reference of every image is the caption, the others are its references.
+        """Score people: in each round one reference is the caption, the others its references.
 
         There are as many rounds as the image with the fewest references has; scores are the means
         over rounds. A machine has one reference more to agree with; `score(...,
@@ -132,16 +136,14 @@ class CaptionScorer:
                 self._meteor = java.Meteor(self.timeout, self._texts)
 
     def _tokens(self, *groups: Iterable[Sequence[str]]) -> list[list[list[str]]]:
-        """The groups of sentences with every sentence tokenised: all of a group at once, and groups
-        side by side.
-        """
-        groups = [[[clean(text) for text in texts] for texts in group] for group in groups]
+        """Tokenise groups of sentences: all of a group at once, groups side by side."""
+        cleaned = [[[clean(text) for text in texts] for texts in group] for group in groups]
         with ThreadPoolExecutor() as pool:
-            flat = [[text for texts in group for text in texts] for group in groups]
+            flat = [list(chain.from_iterable(group)) for group in cleaned]
             found = [iter(tokens) for tokens in pool.map(self._tokenise, flat)]
         return [
             [[next(tokens) for _ in texts] for texts in group]
-            for group, tokens in zip(groups, found, strict=True)
+            for group, tokens in zip(cleaned, found, strict=True)
         ]
 
     def _tokenise(self, sentences: list[str]) -> list[str]:
@@ -201,7 +203,7 @@ def _available(wanted: Iterable[str] | None) -> tuple[frozenset[str], dict[str, 
 
 def _named(wanted: Iterable[str]) -> list[str]:
     """The metrics that are wanted by name; "Bleu" are all four."""
-    named = []
+    named: list[str] = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
         named += BLEU if name == "Bleu" else [name]
     if not named or set(named) - set(METRICS):
@@ -275,8 +277,9 @@ def _spice(_, hyps: list[str], refs: list[list[str]]):
 
 
 def pooled_bleu(counts: np.ndarray) -> np.ndarray:
-    """(S, 4) BLEU-1..4 of sums (S, 10): matches and n-grams of n = 1..4, words, words of the
-    closest references.
+    """Return BLEU-1 to 4 (S, 4) of summed counts (S, 10).
+
+    The counts are matches and n-grams for n = 1..4, words, and words of the closest references.
     """
     correct, guess, words, closest = counts[:, :4], counts[:, 4:8], counts[:, 8], counts[:, 9]
     # smoothing as in pycocoevalcap
@@ -286,8 +289,9 @@ def pooled_bleu(counts: np.ndarray) -> np.ndarray:
 
 
 def pooled_meteor(counts: np.ndarray) -> np.ndarray:
-    """(S,) METEOR 1.5 of sums (S, 23) of its counts (Denkowski & Lavie 2014, section 2; weights for
-    English ranking).
+    """Return METEOR 1.5 (S,) of summed counts (S, 23).
+
+    Denkowski and Lavie 2014, section 2; weights for ranking in English.
     """
     alpha, beta, gamma, delta, stages = 0.85, 0.2, 0.6, 0.75, np.array([1.0, 0.6, 0.8, 0.6])
     words, function = counts[:, 0:2], counts[:, 2:4]  # of caption and reference
@@ -304,7 +308,7 @@ def pooled_meteor(counts: np.ndarray) -> np.ndarray:
 def bootstrap(
     scores: CaptionScores, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Percentile interval (low, high) of each score of the corpus, resampling images with their references.
+    """Return the interval (low, high) of each corpus score, resampling images.
 
     BLEU and METEOR pool the counts of the drawn images. The n-gram weights of CIDEr stay those of
     the whole set.
@@ -319,9 +323,10 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float, float]]:
-    """Of each score that both have: one less other, and its interval (low, high), where every draw
-    takes the same images for both, as `bootstrap` draws them. UserError if they are scores of
-    different images.
+    """Return the difference of each score that both have, with its interval (low, high).
+
+    Each draw takes the same images for both, as `bootstrap` draws them. UserError if they are
+    scores of different images.
     """
     if list(one.per_image.index) != list(other.per_image.index):
         raise UserError("Only scores of the same images in the same order can be paired.")
@@ -354,15 +359,17 @@ def _resampled(scores: CaptionScores, samples: int, seed: int) -> dict[str, np.n
 
 
 def _intervals(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, tuple[float, float]]:
-    return {name: tuple(map(float, interval([values], level))) for name, values in drawn.items()}
+    bounds = {name: interval([values], level) for name, values in drawn.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
 # the captions
 
 
 def clean(text: str) -> str:
-    """The text in one line: each run of white space and control characters (line breaks, NUL,
-    U+2028) is one blank.
+    """Put a text in one line: a run of white space and control characters is one blank.
+
+    Control characters are line breaks, NUL, U+2028 and others.
     """
     return " ".join(_CONTROL.sub(" ", text.encode("utf-8", "replace").decode()).split())
 
@@ -378,8 +385,10 @@ _WORDS = re.compile(
 
 
 def tokenize_by_rules(text: str) -> str:
-    """The tokens of a caption without Java: the PTB tokenizer's in all but 15 of the 41,547
-    different ones of RSICD, RSITMD, UCM, Sydney and the generated set.
+    """Tokenise a caption without Java.
+
+    The PTB tokenizer gives the same in all but 15 of the 41,547 different captions of RSICD,
+    RSITMD, UCM, Sydney and the generated set.
     """
     text = _JOINED.sub(
         lambda found: " ".join(filter(None, found.groups())), text.lower().replace("’", "'")
@@ -515,9 +524,7 @@ def degenerate(hypotheses: Hypotheses, training: Iterable[str] = ()) -> pd.DataF
 
 
 def _in_a_row(words: list[str]) -> tuple[int, str]:
-    """(most repetitions of an n-gram directly after itself, that n-gram), the shortest one of
-    equals.
-    """
+    """Return how often an n-gram directly repeats at most, and the shortest such n-gram."""
     best = (min(len(words), 1), "")
     for n in range(1, 5):
         same = 0
@@ -529,8 +536,10 @@ def _in_a_row(words: list[str]) -> tuple[int, str]:
 
 
 def describe(captions: Iterable[str]) -> dict[str, float]:
-    """Length and vocabulary: captions, how many are distinct, words per caption (mean, shortest,
-    longest), distinct words.
+    """Count captions and words.
+
+    The result has captions, distinct captions, words per caption (mean, shortest, longest), and
+    distinct words.
     """
     read = [tokenize_by_rules(clean(text)).split() for text in captions]
     if not read:
@@ -546,9 +555,6 @@ def describe(captions: Iterable[str]) -> dict[str, float]:
     }
 
 
-# records
-
-
 def write_record(
     run,
     system: str,
@@ -561,8 +567,8 @@ def write_record(
 ) -> dict:
     """Write the caption record of a system with its intervals to `run.records`, and return it.
 
-    config, fields  as of `records.new`: data_fingerprint; where known seconds, parameters, weights,
-                    notes
+    config and fields are those of `records.new`: data_fingerprint and, where known, seconds,
+    parameters, weights and notes.
     """
     images = len(scores.per_image)
     protocol = {

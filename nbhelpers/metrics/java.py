@@ -1,4 +1,4 @@
-"""The Java programs behind caption scores, which pycocoevalcap brings along: tokenizer, METEOR, SPICE.
+"""Run the Java programs of pycocoevalcap: tokenizer, METEOR and SPICE.
 
 pycocoevalcap starts them itself, but calls whatever `java` is on the PATH in whatever locale,
 writes into its own folder, and waits for ever for an answer. Here the same programs get the same
@@ -21,7 +21,6 @@ import weakref
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,9 @@ def find() -> str | None:
 
 def folder(part: str) -> Path:
     """The folder of pycocoevalcap that holds the jar of a part: tokenizer, meteor or spice."""
-    return Path(find_spec("pycocoevalcap").submodule_search_locations[0]) / part
+    import pycocoevalcap
+
+    return Path(pycocoevalcap.__path__[0]) / part
 
 
 def _start(
@@ -110,11 +111,9 @@ def _run(arguments: list[str], part: str, given: bytes, timeout: float) -> bytes
 def _end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        try:
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with suppress(OSError):  # what was not yet written is not wanted any more
             pipe.close()
-        except OSError:  # what was not yet written is not wanted any more
-            pass
 
 
 def _why(status: int, errors) -> str:
@@ -129,7 +128,9 @@ def _why(status: int, errors) -> str:
 
 
 def tokenize(sentences: list[str], timeout: float = TIMEOUT) -> list[str]:
-    """Each sentence in lower case, its tokens separated by blanks, punctuation dropped (Stanford CoreNLP 3.4.1).
+    """Return each sentence in lower case, as tokens separated by blanks.
+
+    Punctuation is dropped (Stanford CoreNLP 3.4.1).
 
     A full stop after an abbreviation at the end of a sentence ("etc.") becomes a token of its own
     or not by the letter that begins the *next* sentence, so only equal lists in equal order give
@@ -159,7 +160,9 @@ def tokenize(sentences: list[str], timeout: float = TIMEOUT) -> list[str]:
 
 
 class Meteor:
-    """METEOR 1.5 in a process of its own, which stays warm until `close()`, garbage collection or the end of Python.
+    """Run METEOR 1.5 in a process that stays open for further calls.
+
+    It ends with `close()`, with garbage collection, or with Python.
 
     Its table of 5.3 million paraphrases takes Java most of its start and 1.4 GB, and an entry
     serves only where all of its words occur. So the process is given the entries for the words it
@@ -176,7 +179,7 @@ class Meteor:
         """Starts Java; a thread inflates the table meanwhile and waits for the words."""
         self._words: frozenset[str] | None = None  # those whose paraphrases the process has
         # a file, as nobody reads a pipe and a full one would stop the process
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         table, feed = os.pipe()
         command = [
             "-XX:+UseSerialGC",
@@ -194,10 +197,8 @@ class Meteor:
             f"/dev/fd/{table}",
         ]
         try:
-            self._process, self._answers = (
-                _start(command, "meteor", self._errors, (table,)),
-                queue.SimpleQueue(),
-            )
+            self._process = _start(command, "meteor", self._errors, (table,))
+            self._answers: queue.SimpleQueue = queue.SimpleQueue()
         except UserError:
             os.close(feed)
             raise
@@ -224,12 +225,13 @@ class Meteor:
 
     @property
     def alive(self) -> bool:
+        """Return whether the process runs and takes calls."""
         return self._process.poll() is None and self.close.alive
 
     def score(
         self, hypotheses: list[str], references: list[list[str]]
     ) -> tuple[float, np.ndarray, np.ndarray]:
-        """(score of the corpus, (N,) of each image, (N, 23) counts of each alignment) of tokenised captions.
+        """Return the corpus score, the score of each image (N,), and the counts (N, 23).
 
         UserError if the process dies or is silent for `timeout` seconds; it is closed then,
         whatever happened.
@@ -257,11 +259,9 @@ class Meteor:
         return float(values[-1]), values[:-1], counts
 
     def _ask(self, lines: list[str], answers: int) -> list[str]:
-        """All lines are written at once, by a thread: to wait for each answer would cost more than
-        the answer.
-        """
+        """Write all lines at once, from a thread: waiting for each answer would cost more."""
         threading.Thread(target=_write, args=(self._process.stdin, lines), daemon=True).start()
-        found = []
+        found: list[str] = []
         while len(found) < answers:
             try:
                 line = self._answers.get(timeout=self.timeout)
@@ -292,8 +292,9 @@ def _close(process: subprocess.Popen, asked: queue.SimpleQueue) -> None:
 
 
 def _words(lines: Iterable[str]) -> frozenset[str]:
-    """Every word that METEOR may make of the lines, which splits at punctuation, and drops dots;
-    some more do no harm.
+    """Return every word that METEOR may find in the lines; some more do no harm.
+
+    METEOR splits at punctuation and drops dots.
     """
     found = set("\"'<>&")  # what it makes of &quot; and the like
     for word in set(" ".join(lines).lower().split()):
@@ -307,8 +308,9 @@ def _words(lines: Iterable[str]) -> frozenset[str]:
 
 
 def _paraphrases(table: bytes, words: frozenset[str]) -> bytes:
-    """The entries of METEOR's table whose words all occur; an entry is three lines: a probability
-    and two phrases.
+    """Return the entries of METEOR's table whose words all occur.
+
+    An entry has three lines: a probability and two phrases.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -335,8 +337,10 @@ def _paraphrases(table: bytes, words: frozenset[str]) -> bytes:
 
 
 def _feed(pipe: int, asked: queue.SimpleQueue, process: subprocess.Popen, errors) -> None:
-    """Inflates METEOR's table, waits for the words, and writes their paraphrases into the pipe, as
-    gzip without compression. METEOR would go on without what it cannot read, so it is stopped then.
+    """Write the paraphrases of the words into the pipe, as gzip without compression.
+
+    It inflates METEOR's table and waits for the words first. METEOR would ignore what it cannot
+    read, so it is stopped then.
     """
     path = folder("meteor") / "data" / "paraphrase-en.gz"
     # Java is gone; who waits for its answers finds out

@@ -1,4 +1,4 @@
-"""Recall: from a similarity matrix to R@K both ways, with the tie rule named, intervals and a paired test.
+"""Compute R@K both ways from a similarity matrix: tie rules, intervals, a paired test.
 
 Every number follows from a few counts per query. Its best own item is its own item with the highest
 score (an image owns several captions, a caption owns one image). Some items score strictly higher
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.metrics.resampling import counts, draws, interval
 
 TIES = ("expectation", "released", "optimistic")
+Counts = tuple[Any, Any, Any]  # above, tied, own: each (Q,) or a number
 QUERY_ARRAYS = ("i2t_ranks", "t2i_ranks", "i2t_hits", "t2i_hits")
 # rows compared at once; at most 255, so that the sum of a column of booleans fits a byte
 ROWS_AT_ONCE = 64
@@ -51,13 +53,12 @@ class Recall:
         } | medians
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything but the tie rule as named arrays, ready for a record; `from_arrays` restores
-        it.
-        """
+        """Return everything but the tie rule as named arrays; `from_arrays` restores it."""
         return {"ks": np.array(self.ks)} | {name: getattr(self, name) for name in QUERY_ARRAYS}
 
     @classmethod
     def from_arrays(cls, ties: str, arrays: Mapping[str, np.ndarray]) -> Recall:
+        """Return the recall that `arrays` stored."""
         return cls(
             ties, tuple(int(k) for k in arrays["ks"]), *(arrays[name] for name in QUERY_ARRAYS)
         )
@@ -69,7 +70,9 @@ def evaluate(
     ks: tuple[int, ...] = (1, 5, 10),
     ties: str = "expectation",
 ) -> Recall:
-    """R@K of scores (N images, M captions), higher is better; owner (M,) is each caption's image row.
+    """Return R@K of scores (N images, M captions); a higher score is better.
+
+    owner (M,) is the image row of each caption.
 
     ties  "expectation": the expected value over random orders of the tied items;
           "released": np.argsort(scores, kind="stable")[::-1], of equal scores the later index wins;
@@ -108,7 +111,9 @@ def chance(owner: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, flo
 
 
 def hit_probability(above, tied, own, ks: tuple[int, ...]) -> np.ndarray:
-    """(Q, K): P(an own item is among the first k) when `tied` items, `own` of them, follow `above` others.
+    """Return (Q, K): the probability that an own item is among the first k.
+
+    `tied` items, `own` of them own, follow `above` others.
 
     1 - C(tied - own, k - above) / C(tied, k - above), drawn position by position. Counts: (Q,) or a
     number.
@@ -126,7 +131,7 @@ def hit_probability(above, tied, own, ks: tuple[int, ...]) -> np.ndarray:
 def bootstrap(
     recall: Recall, owner: np.ndarray, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Percentile interval (low, high) in percent of every R@K and mR, resampling images with their captions.
+    """Return the interval (low, high), in percent, of every R@K and mR, resampling images.
 
     The gallery stays as it is: the interval speaks of other queries of the same kind, not of
     another gallery.
@@ -168,9 +173,10 @@ def paired_test(
 
 
 def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Shares (N, C), what each image adds to C differences -> (C,) two-sided p: how often random
-    signs of the images give a sum at least as large as the one observed, which counts as one of the
-    draws.
+    """Return two-sided p-values (C,) of a sign-swap test.
+
+    shares (N, C) is what each image adds to C differences. p is how often random signs of the
+    images give a sum at least as large as the observed one, which counts as one draw.
     """
     rng, as_extreme = np.random.default_rng([seed, 1]), np.ones(shares.shape[1])
     for start in range(0, samples, ROWS_AT_ONCE):
@@ -180,8 +186,9 @@ def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def image_shares(recall: Recall, owner: np.ndarray, metric: str = "mR") -> np.ndarray:
-    """(N,) what each image, as a query and with its captions as queries, adds to a metric: the sum
-    is the metric in percent.
+    """Return what each image adds to a metric (N,), as a query and with its captions.
+
+    The sum is the metric in percent.
     """
     if metric not in _keys(recall.ks):
         raise UserError(
@@ -215,8 +222,9 @@ class _Tally:
         self.t2i = np.stack([np.bincount(owner, hits) for hits in recall.t2i_hits.T], axis=1)
 
     def shares(self) -> np.ndarray:
-        """(N, 2K + 1): what each image adds to every R@K and to mR; the sums over images are the
-        metrics, as fractions.
+        """Return what each image adds to every R@K and to mR (N, 2K + 1).
+
+        The sums over images are the metrics, as fractions.
         """
         return _with_mean(np.hstack([self.i2t / self.images, self.t2i / self.captions.sum()]))
 
@@ -241,12 +249,13 @@ def _by_rule(ties: str, above, tied, own, after) -> tuple:
     return above + after, 1, 1  # the best own item has one certain rank
 
 
-def _recall(ties: str, ks: tuple[int, ...], i2t: tuple, t2i: tuple) -> Recall:
+def _recall(ties: str, ks: tuple[int, ...], i2t: Counts, t2i: Counts) -> Recall:
     """i2t and t2i are (above, tied, own) counts per query."""
-    ranks = [
+    i2t_ranks, t2i_ranks = (
         np.asarray(above + (tied - own) / (own + 1), dtype=float) for above, tied, own in (i2t, t2i)
-    ]
-    return Recall(ties, ks, *ranks, hit_probability(*i2t, ks), hit_probability(*t2i, ks))
+    )
+    i2t_hits, t2i_hits = (hit_probability(*counts, ks) for counts in (i2t, t2i))
+    return Recall(ties, ks, i2t_ranks, t2i_ranks, i2t_hits, t2i_hits)
 
 
 def _cutoffs(ks) -> tuple[int, ...]:

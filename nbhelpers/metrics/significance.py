@@ -1,4 +1,4 @@
-"""Which of several systems differ on the same queries: paired tests, corrected for their number, and groups that cannot be told apart.
+"""Test which systems differ on the same queries, corrected for the number of tests.
 
 A run answers every query of a split; a system has one run for each seed. Two systems are paired by
 image, its captions included, and where both have several seeds also by seed. How a single pair of
@@ -106,20 +106,23 @@ def groups(
 
 
 def holm(p: list[float]) -> np.ndarray:
-    """p-values corrected for their number by Holm's step-down rule (Scandinavian Journal of
-    Statistics 6, 1979): of m, the smallest is multiplied by m, the next by m - 1, and so on; none
-    falls below the one before it, none exceeds 1.
+    """Correct p-values for their number by Holm's step-down rule.
+
+    Of m values, the smallest is multiplied by m, the next by m - 1, and so on. None falls below the
+    one before it, none exceeds 1 (Scandinavian Journal of Statistics 6, 1979).
     """
-    p = np.asarray(p, dtype=float)
-    order, corrected = np.argsort(p, kind="stable"), np.empty_like(p)
-    corrected[order] = np.maximum.accumulate(np.minimum(1, p[order] * (len(p) - np.arange(len(p)))))
+    given = np.asarray(p, dtype=float)
+    order, corrected = np.argsort(given, kind="stable"), np.empty_like(given)
+    factors = len(given) - np.arange(len(given))
+    corrected[order] = np.maximum.accumulate(np.minimum(1, given[order] * factors))
     return corrected
 
 
 def letters(different: np.ndarray) -> list[str]:
-    """(S, S) symmetric booleans, which systems differ -> a text of letters for each: two share a
-    letter exactly if they do not differ. Insert and absorb (Piepho, Journal of Computational and
-    Graphical Statistics 13, 2004).
+    """Return a text of letters for each system; two share one exactly if they do not differ.
+
+    different (S, S) is symmetric and boolean. Insert and absorb (Piepho, Journal of Computational
+    and Graphical Statistics 13, 2004).
     """
     columns = [frozenset(range(len(different)))]
     for one, other in np.argwhere(np.triu(different, 1)).tolist():
@@ -154,9 +157,10 @@ def paired_test(
     samples: int = 5000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """One pair of systems, each as {seed: run}: seeds in common, difference in points, its 95 %
-    interval low and high, and p, uncorrected. With one seed in common `recall.paired_test`, with
-    several `crossed_test`.
+    """Compare one pair of systems, each given as {seed: run}.
+
+    The result has the number of common seeds, the difference in points, its 95 % interval (low,
+    high), and p, uncorrected. One common seed: `recall.paired_test`; several: `crossed_test`.
     """
     shares = _shares({"the first": one, "the second": other}, owner, metric)
     differences = _differences(shares, "the first", "the second")
@@ -169,7 +173,10 @@ def paired_test(
 
 
 def crossed_test(differences: np.ndarray, level: float = 0.95) -> dict[str, float]:
-    """Differences (S, N) of two systems, seed by image, S at least 2 -> their mean as difference, its interval low and high, and the two-sided p that it is zero.
+    """Test whether the mean difference of two systems over seeds and images is zero.
+
+    differences (S, N), S at least 2. The result has the mean, its interval (low, high) and the
+    two-sided p.
 
     Seeds and images are both samples of many, and each has an effect of its own: the error of the
     mean adds both up. This is Clark's min F' for crossed samples (Journal of Verbal Learning and
@@ -195,8 +202,9 @@ def crossed_test(differences: np.ndarray, level: float = 0.95) -> dict[str, floa
 
 
 def _shares(runs: Runs, owner: np.ndarray, metric: str) -> dict[str, dict[int, np.ndarray]]:
-    """The runs as what each image adds to the metric; UserError if there is no run or if two cannot
-    be paired.
+    """Return for each run what each image adds to the metric.
+
+    UserError without a run, or if two cannot be paired.
     """
     every = [run for seeds in runs.values() for run in seeds.values()]
     if not every or not all(runs.values()):
@@ -224,8 +232,9 @@ def _differences(
 
 
 def _tested(differences: list[np.ndarray], samples: int, seed: int) -> list[tuple[float, float]]:
-    """(points, p) of each pair: by swapped images for one seed in common, by `crossed_test` for
-    several.
+    """Return (points, p) of each pair.
+
+    One common seed: images are swapped. Several: `crossed_test`.
     """
     single = [number for number, pair in enumerate(differences) if len(pair) == 1]
     if single:

@@ -56,7 +56,10 @@ def against_controls(
     level: float = 0.05,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Each system against its own control, one row a system: control, seeds, difference in points, its 95 % interval low and high, p corrected by Holm for the rows, and whether that is below the level (`real`).
+    """Compare each system with its own control, one row a system.
+
+    Columns: control, seeds, difference in points, its 95 % interval (low, high), p corrected by
+    Holm for the rows, and whether p is below the level (`real`).
 
     controls  system -> its control; a pair of which a run is missing is left out
     """

@@ -92,12 +92,14 @@ PIR_STEPS: tuple[Key, ...] = (  # from two frozen towers to PIR, one part at a t
 
 
 def key_of(record: Mapping) -> Key:
+    """Return the notebook and the variant of a record."""
     return record["notebook"], record["variant"]
 
 
 def name_of(record: Mapping) -> str:
-    """The name of a record's run: its system for a main run, else as in NAMES, else system and
-    variant.
+    """Return the name of a record's run.
+
+    The system for a main run, else the name in NAMES, else system and variant.
     """
     system, variant = record["system"], record["variant"]
     return NAMES.get(key_of(record), f"{system}, {variant}") if variant else system

@@ -1,6 +1,4 @@
-"""The leaderboard's tables as Markdown, CSV and LaTeX, as files beside the records, and in the
-README.
-"""
+"""Write the leaderboard's tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -61,7 +59,10 @@ def markdown(
 
 
 def csv(board: Board, folder: Path | str = ".") -> str:
-    """All that is known of each row, to six decimals, with the paths of its records from `folder`."""
+    """Return all columns of each row, to six decimals, with the paths of its records.
+
+    Paths start from `folder`.
+    """
     rows = board.rows.dropna(axis=1, how="all").round(6)
     if any(board.files):
         rows = rows.assign(
@@ -71,7 +72,7 @@ def csv(board: Board, folder: Path | str = ".") -> str:
 
 
 def latex(boards: Iterable[Board]) -> str:
-    """The tables to be read by \\input in a paper that loads booktabs and graphicx.
+    """Return the tables for `input` in a paper that loads booktabs and graphicx.
 
     Comments tell what would make them too wide to read: the record of each seed, and what it
     started from.
@@ -114,6 +115,7 @@ def latex(boards: Iterable[Board]) -> str:
 
 
 def escaped(cell: str) -> str:
+    """Return a cell's text with LaTeX's special characters escaped."""
     return "".join(LATEX.get(letter, letter) for letter in cell)
 
 

@@ -23,6 +23,10 @@ from nbhelpers.results.published import CAPTION_CLAIMS, CLAIMS, TRAINED_ON, Capt
 from nbhelpers.results.records import CAPTION_METRICS, Record, kind_of, read_recall
 
 RULE = "expectation"
+LETTERS = (
+    "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds"
+    " where rows have several in common, at 5 %, corrected for their number by Holm."
+)
 RECALLS = tuple(f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 
 
@@ -47,7 +51,9 @@ class Board:
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
-    """The tables of these records, retrieval before captions; after those of a real set what papers claim on it.
+    """Return the tables of these records, retrieval before captions.
+
+    After those of a real set stand the results that papers report on it.
 
     UserError if there is no record, or if two tell of one run.
     """
@@ -85,7 +91,6 @@ def table(records: Iterable[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# one table
 def _retrieval(block: tuple, records: list[Record]) -> Board:
     profile, name, split, data = block
     runs = _runs(records)
@@ -97,7 +102,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
     rows["alike"], untold = _groups(ranks)
     rows = rows.join(_over_controls(runs, ranks)).rename_axis("name")
     rows = rows.sort_values("mR", ascending=False, kind="stable")
-    bounds = {
+    bounds: dict[str, dict] = {
         f"{bound} of the split" if bound == "ceiling" else bound: next(
             (record[bound] for record in records if record[bound]), {}
         )
@@ -120,10 +125,8 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
             "± is the standard deviation over the seeds; recalls and interval are then of the mean"
             " over seeds."
         )
-    notes += [
-        untold
-        or "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds where rows have several in common, at 5 %, corrected for their number by Holm."
-    ] * (len(runs) > 1)
+    if len(runs) > 1:
+        notes.append(untold or LETTERS)
     if rows.control.notna().any():
         notes.append(
             "Over its control: the difference of mR to the run that the column control names, over"
@@ -284,8 +287,9 @@ def _runs(records: list[Record]) -> dict[str, list[Record]]:
 
 
 def _ranks(seeds: list[Record]) -> tuple[dict[int, Recall], np.ndarray] | None:
-    """({seed: recall}, owner) by expectation; None where a record counts otherwise or its ranks are
-    not at hand.
+    """Return ({seed: recall}, owner) under the expectation rule.
+
+    None where a record counts otherwise or its ranks are missing.
     """
     if any(
         record["protocol"]["ties"] != RULE or not record.path.with_suffix(".npz").is_file()
@@ -297,8 +301,9 @@ def _ranks(seeds: list[Record]) -> tuple[dict[int, Recall], np.ndarray] | None:
 
 
 def _recalls(seeds: list[Record], ranks: tuple | None) -> dict:
-    """R@K and mR by expectation, the mean over seeds, with interval and spread; mR by the other
-    rules.
+    """Return R@K and mR, the mean over seeds, with interval and spread.
+
+    By the expectation rule; mR also by the other rules.
     """
     counted = [record["metrics"][RULE] for record in seeds if RULE in record["metrics"]]
     row = {
@@ -317,8 +322,9 @@ def _recalls(seeds: list[Record], ranks: tuple | None) -> dict:
 
 
 def _interval(seeds: list[Record], ranks: tuple | None) -> tuple[float, float]:
-    """Of mR: as recorded for one seed, else of the mean over seeds, whose hits are the mean hits of
-    every query.
+    """Return the interval of mR.
+
+    One seed: as recorded. Several: of the mean over seeds, from the mean hits of every query.
     """
     if len(seeds) == 1 and seeds[0]["protocol"]["ties"] == RULE:
         return tuple(seeds[0]["intervals"].get("mR", (np.nan, np.nan)))
@@ -332,11 +338,10 @@ def _interval(seeds: list[Record], ranks: tuple | None) -> tuple[float, float]:
 
 def _groups(ranks: dict[str, tuple | None]) -> tuple[list[str], str]:
     """(letters of each row, "" for one without ranks; why there are none at all, or "")."""
+    none = ["" for _ in ranks]
     known = {label: found for label, found in ranks.items() if found}
     if len(known) < 2:
-        return [""] * len(
-            ranks
-        ), "No row can be compared with another query by query: ranks of two are needed."
+        return none, "No row can be compared with another query by query: ranks of two are needed."
     try:
         owners = [owner for _, owner in known.values()]
         if any(not np.array_equal(owner, owners[0]) for owner in owners):
@@ -347,21 +352,23 @@ def _groups(ranks: dict[str, tuple | None]) -> tuple[list[str], str]:
             {label: found for label, (found, _) in known.items()}, owners[0]
         ).table
     except UserError as error:
-        return [""] * len(ranks), f"No groups were formed: {error}"
+        return none, f"No groups were formed: {error}"
     return [table.group.get(label, "") for label in ranks], ""
 
 
 def _over_controls(runs: dict[str, list[Record]], ranks: dict[str, tuple | None]) -> pd.DataFrame:
-    """For each row with a control among these runs: the control, and the difference of mR in points
-    with its interval.
+    """Return for each row its control and the difference of mR in points, with interval.
+
+    Rows without a control among these runs are left out.
     """
     label_of = {key_of(seeds[0]): label for label, seeds in runs.items() if ranks[label]}
     found = {}
     for key, label in label_of.items():
-        control = label_of.get(CONTROLS.get(key))
-        if control is None:
+        control = label_of.get(CONTROLS[key]) if key in CONTROLS else None
+        mine, its = ranks[label], ranks.get(control) if control else None
+        if mine is None or its is None:
             continue
-        (one, owner), (other, _) = ranks[label], ranks[control]
+        (one, owner), (other, _) = mine, its
         try:
             test = significance.paired_test(one, other, owner)
         except UserError:  # no seed in common, or other queries
@@ -434,21 +441,25 @@ def _provenance(records: list[Record]) -> list[str]:
         for record in records
         if record["protocol"]["selected_on"] == record["protocol"]["split"]
     ]
-    notes = [f"Epochs were chosen on {chosen}."] * bool(chosen)
+    notes = []
+    if chosen:
+        notes.append(f"Epochs were chosen on {chosen}.")
     notes.append(
         "Code at "
         + ", ".join(f"{name} ({count} records)" for name, count in revisions.items())
         + "."
     )
-    return notes + [
-        f"Chosen on the very split it is measured on, and so too good: {_said(tested)}."
-    ] * bool(tested)
+    if tested:
+        notes.append(
+            f"Chosen on the very split it is measured on, and so too good: {_said(tested)}."
+        )
+    return notes
 
 
 def _generated(name: str) -> list[str]:
-    return ["The set is generated: its numbers compare with each other, never with a paper's."] * (
-        name == "scenes"
-    )
+    if name != "scenes":
+        return []
+    return ["The set is generated: its numbers compare with each other, never with a paper's."]
 
 
 def _located(rows: pd.DataFrame, block: tuple) -> pd.DataFrame:
@@ -510,7 +521,11 @@ def _number(value: float) -> str:
 
 
 def _ends(low: float | None, high: float | None, form: str) -> str:
-    return "" if low is None or pd.isna(low) else form.format(_number(low), _number(high))
+    return (
+        ""
+        if low is None or high is None or pd.isna(low)
+        else form.format(_number(low), _number(high))
+    )
 
 
 def _title(metric: str) -> str:

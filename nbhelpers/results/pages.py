@@ -30,8 +30,10 @@ IN_README = {
 
 
 def write(folders: Iterable[Path | str], out: Path | str) -> list[Path]:
-    """The leaderboard of the records in `folders` as leaderboard.md, leaderboard.tex and one CSV
-    for each table, and a card for each paper, all in `out`; returns their paths.
+    """Write the leaderboard and a card for each paper; return the paths.
+
+    The records in `folders` become leaderboard.md, leaderboard.tex, one CSV for each table, and the
+    cards, all in `out`.
     """
     out, found = Path(out), read(folders)
     boards = leaderboard.boards(found)
@@ -54,9 +56,10 @@ def _write(path: Path, content: str) -> None:
 
 
 def readme(path: Path | str) -> bool:
-    """Renews the tables, without their wider columns, that stand in the file between `<!-- records:
-    FOLDER -->` and `<!-- end of records -->`, from the records in that folder, which is named from
-    the file's own; whether anything changed. UserError without such marks.
+    """Renew the tables that a file shows between its marks; return whether it changed.
+
+    The marks are `<!-- records: FOLDER -->` and `<!-- end of records -->`; FOLDER is relative to
+    the file. Wide columns are left out. UserError without such marks.
     """
     path = Path(path)
     before = path.read_text("utf-8")

@@ -19,6 +19,7 @@ class Claim:
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Return R@K both ways and mR by their names."""
         keys = [f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
         return dict(zip(keys, self.i2t + self.t2i, strict=True)) | {"mR": self.mR}
 
@@ -128,7 +129,10 @@ TRAINED_ON = {"ucm": 1680, "rsicd": 8734, "rsitmd": 3435}
 
 @dataclass(frozen=True)
 class CaptionClaim:
-    """Caption scores that others published, times 100: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr, SPICE."""
+    """Caption scores that a paper reports, times 100.
+
+    In this order: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr, SPICE.
+    """
 
     system: str
     set: str

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def new(config, **fields) -> dict:
     selected_on}; its metrics and intervals are {pycocoevalcap's name: fraction}. It may have
     seconds and parameters.
     """
-    config = asdict(config) if is_dataclass(config) else dict(config)
+    config = dict(config) if isinstance(config, Mapping) else asdict(config)
     shared = {
         "schema": VERSION,
         "config": config,
@@ -200,7 +200,7 @@ def write(folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray] | No
             beside = path.with_suffix(".npz")
             arrays = stack.enter_context(atomic_write(beside))
             with open(arrays, "wb") as file:
-                np.savez_compressed(file, **ranks)
+                np.savez_compressed(file, **dict(ranks))  # type: ignore[arg-type] # no array is named so
             record["ranks"] = {"file": beside.name, "sha256": _sha256(arrays)}
         text.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return path
@@ -211,6 +211,7 @@ def _sha256(path: Path) -> str:
 
 
 def file_stem(record: dict) -> str:
+    """Return the name of a record's file, without suffix."""
     stem = f"{record['notebook']}-seed{record['seed']}"
     return f"{stem}-{record['variant']}" if record["variant"] else stem
 
@@ -246,8 +247,9 @@ def paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
 
 
 def read(where: Path | str | Iterable[Path | str], kind: str = "retrieval") -> list[Record]:
-    """The records of a kind ("retrieval" or "captions") in a folder or in a list of folders and
-    files; UserError on any record that does not fit.
+    """Read the records of a kind ("retrieval" or "captions").
+
+    `where` is a folder, or a list of folders and files. UserError on a record that does not fit.
     """
     return [record for record in map(read_one, paths(where)) if kind_of(record) == kind]
 
@@ -268,6 +270,7 @@ def read_one(path: Path | str) -> Record:
 
 
 def kind_of(record: dict) -> str:
+    """Return "retrieval" or "captions"."""
     return record.get("kind", "retrieval")
 
 
@@ -283,7 +286,7 @@ def read_checked(path: Path | str) -> Record:
 
 
 def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
-    """(recall, owner) of the record file at `path`, for `recall.bootstrap` and `recall.paired_test`.
+    """Return (recall, owner) of the record file at `path`, for intervals and paired tests.
 
     UserError if the ranks are missing, or are not those that the record was written with.
     """
@@ -303,13 +306,17 @@ def read_recall(path: Path | str) -> tuple[Recall, np.ndarray]:
 
 # merging
 def merge(folders: Iterable[Path | str], out: Path | str) -> int:
-    """Copies the records in `folders`, with their ranks, into the new folder `out`, whole or not at all; returns how many.
+    """Copy records and their ranks into the new folder `out`; return their number.
+
+    The folder is written whole or not at all.
 
     A record keeps its place below its folder. It may lie in several folders if it is the same in
     all. UserError if two records tell differently of one run, if two runs would share a file, or if
     ranks are missing or are not the record's.
     """
-    out, runs, places = Path(out), {}, {}
+    out = Path(out)
+    runs: dict[tuple, Record] = {}
+    places: dict[Path, Record] = {}
     if out.exists():
         raise UserError(
             f"{out} exists already; name a new folder, and the old one among those to merge."

@@ -1,4 +1,4 @@
-"""The audit against counts made by hand and by plain loops, and the published sets' known figures."""
+"""The audit against hand counts, plain loops, and known figures of the published sets."""
 
 from __future__ import annotations
 

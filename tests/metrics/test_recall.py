@@ -22,7 +22,7 @@ RECALLS = [f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in KS]
 
 
 def scored(seed=0, images=30, captions=5, levels=None):
-    """A similarity in which own items score higher, and its unordered owners; `levels` makes ties."""
+    """Scores in which own items are higher, and their unordered owners; `levels` makes ties."""
     rng = np.random.default_rng(seed)
     owner = rng.permutation(np.repeat(np.arange(images), captions))
     similarity = rng.standard_normal((images, len(owner))).astype(np.float32)

@@ -21,7 +21,7 @@ UCM = Path(__file__).parents[2] / "data" / "results" / "ucm"
 
 
 def run(rate: float, seed: int = 0, images: int = 60, noise: float = 1.0):
-    """A run whose own captions score higher by `rate`; noise of the images is shared between seeds."""
+    """A run whose own captions score higher by `rate`; seeds share the noise of images."""
     owner = np.repeat(np.arange(images), 3)
     scores = np.random.default_rng(99).standard_normal((images, len(owner)))
     scores += noise * np.random.default_rng(seed).standard_normal(scores.shape)

@@ -1,5 +1,6 @@
-"""Reproducibility cards: one page for each paper, its facts from the Markdown beside this file, its
-numbers from records.
+"""Write a reproducibility card for each paper.
+
+Its facts come from the Markdown beside this file, its numbers from records.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""From a data set and a captioning model to batches, trained stages and captions; the counterpart
-of retrieval.py.
+"""Bring a data set and a captioning model together: batches, stages, captions.
+
+The counterpart of retrieval.py.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class AlignmentTokenizer(Tokenizer):
 
 
 class DecoderTokenizer:
-    """Byte pairs of a language model: its first token, prompt, caption, line break, padded right to `max_length`.
+    """Byte pairs of a language model, padded on the right to `max_length`.
 
+    A text becomes: first token, prompt, caption, line break.
     path           a tokenizer.json, or the folder that holds one, or vocab.json and merges.txt
     name           in backbones.LANGUAGE, which knows the first token and that of padding
     prompt, space  what stands before each caption, and whether a space stands between; the release
@@ -106,9 +108,11 @@ class DecoderTokenizer:
         return found
 
     def prompted(self, prompt: str, space: bool = True) -> DecoderTokenizer:
+        """Return the same tokenizer with another prompt."""
         return DecoderTokenizer(self.path, self.name, prompt, space, self.max_length)
 
     def prompt_ids(self) -> list[int]:
+        """Return the ids of the first token and the prompt."""
         return [self.first, *self._model.encode(self.prompt, add_special_tokens=False).ids]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -124,6 +128,7 @@ class DecoderTokenizer:
         return padded(encoded, self.max_length, self.pad_id)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask (B, L) of the texts."""
         return self.pad(self.encode(texts))
 
     def decode(self, ids: Tensor) -> list[str]:
@@ -205,12 +210,11 @@ class CaptionTask:
         self.others = list(others)
 
     def table(self, split: str) -> CaptionTable:
+        """Return the table of one split."""
         return self.data.table.split(split)
 
     def content(self, stage: str) -> dict[str, object]:
-        """All that decides what a stage is fed and how it is validated, for
-        `training.checkpoint_key`.
-        """
+        """Return what decides the batches of a stage and its validation, for `checkpoint_key`."""
         tokenizer = self._tokenizer(stage)
         code = code_digest(type(self), type(tokenizer), PairsOfAll)
         return {
@@ -230,8 +234,9 @@ class CaptionTask:
         return [self.data] if stage == "finetune" else [self.data, *self.others]
 
     def loader(self, stage: str, batch_size: int) -> DataLoader:
-        """Shuffled full batches of the training pairs of a stage: `vision` or `pixels`, ids and
-        mask.
+        """Return shuffled full batches of a stage's training pairs.
+
+        A batch has `vision` or `pixels`, ids and mask.
         """
         parts = [self._pairs(data, self._tokenizer(stage)) for data in self._sets(stage)]
         return train_loader(
@@ -300,9 +305,10 @@ class CaptionTask:
     def seen(
         self, model: ImageReader, split: str, rows: np.ndarray | None = None
     ) -> Iterator[Tensor]:
-        """Batches (B,V,C) float32 of a split on the model's device, in its order, or of the images
-        in these rows alone; under the test transform (D5: the release evaluates under the training
-        transform).
+        """Yield batches (B,V,C) float32 of a split's images, or of these rows, in order.
+
+        They lie on the model's device and pass the test transform. (The release evaluates under the
+        training transform.)
         """
         device = next(model.parameters()).device
         table = self.table(split)
@@ -319,7 +325,9 @@ class CaptionTask:
     def describe(
         self, model: Captioner, split: str, progress: bool = True, prompt: bool = True, **options
     ) -> Described:
-        """One caption for every image of a split, by beam search; the same in every run on one machine, and for equal images.
+        """Return a caption for every image of a split, by beam search.
+
+        It is the same in every run on one machine, and for equal images.
 
         prompt   False: no prompt, for a model that has not been fine-tuned
         options  beams, longest, shortest, as Captioner.generate has them
@@ -346,15 +354,17 @@ class CaptionTask:
         return found
 
     def validate(self, model: Captioner) -> dict[str, float]:
-        """What selects the best epoch of fine-tuning: CIDEr + BLEU-4 on the validation split, of
-        quickly split words.
+        """Return CIDEr + BLEU-4 on the validation split, which selects the epoch.
+
+        Words are split by rules, without Java.
         """
         return self.describe(model, "val", progress=False).scores()
 
 
 def say(model: Captioner, vision: Tensor, words: DecoderTokenizer, **options) -> list[str]:
-    """Vision (B,V,C) -> a caption for each, after the prompt of `words`; options as
-    Captioner.generate has them.
+    """Return a caption for each image of vision (B,V,C), after the prompt of `words`.
+
+    The options are those of `Captioner.generate`.
     """
     start = torch.tensor(words.prompt_ids(), device=vision.device)
     return words.decode(model.generate(vision, start, words.end, words.pad_id, **options))
@@ -370,8 +380,9 @@ def image_input(name: str) -> ImageInput:
 
 
 def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
-    """Pixels (B,3,S,S) -> (B,V,C) float32 on the model's device, rounded to 16 bits as the cache of
-    a task keeps them.
+    """Return (B,V,C) float32 of pixels (B,3,S,S), on the model's device.
+
+    Values are rounded to 16 bits, as in the cache of a task.
     """
     device = next(model.parameters()).device
     vision = model.image_features(pixels.to(device))["vision"].float()
@@ -379,8 +390,9 @@ def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
 
 
 class PairsOfAll(Dataset):
-    """The pairs of several data sets as one, one after the other; `image_index`, `scene` and `row`
-    count within each.
+    """The pairs of several data sets, one set after the other.
+
+    `image_index`, `scene` and `row` count within each set.
     """
 
     def __init__(self, parts: list):
@@ -391,16 +403,19 @@ class PairsOfAll(Dataset):
         return int(self.starts[-1])
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, of which all random draws depend."""
         self.epoch = epoch
         for part in self.parts:
             part.set_epoch(epoch)
 
     @property
     def workers(self) -> int:
+        """Return the number of threads that prepare batches."""
         return self.parts[0].workers
 
     @workers.setter
     def workers(self, workers: int) -> None:
+        """Return the number of threads that prepare batches."""
         for part in self.parts:
             part.workers = workers
 
@@ -437,8 +452,9 @@ def fill_frozen(start: Start, model: ImageReader) -> ImageReader:
 def build_captioner(
     start: Start, config: BITAConfig, seed: int, before: ImageReader | None = None
 ) -> Captioner:
-    """A Captioner that goes on from a model of an earlier stage; without one, from what BERT gives
-    a transformer.
+    """Return a Captioner that goes on from a model of an earlier stage.
+
+    Without one, its transformer starts from BERT.
     """
     if isinstance(before, Captioner):  # the largest part need not be read twice
         model = seeded(lambda: Captioner(config, decoder=before.opt_model), seed)
@@ -518,8 +534,9 @@ def train_stage(
 # ---- what was said, and a quick score
 @dataclass(frozen=True)
 class Described:
-    """captions: image id -> caption;  references: image id -> raw sentences;  seconds that
-    generation took.
+    """Generated captions, the references, and the seconds that generation took.
+
+    captions: image id -> caption; references: image id -> raw sentences.
     """
 
     captions: dict[str, str]
@@ -528,11 +545,14 @@ class Described:
 
     @property
     def per_second(self) -> float:
+        """Return captions per second."""
         return len(self.captions) / self.seconds
 
     def scores(self) -> dict[str, float]:
-        """CIDEr, BLEU4 and their sum, times 100, of tokens by `captioning.tokenize_by_rules`: for
-        selection and curves. No Java is needed; 50_score_captions computes what tables show.
+        """Return CIDEr, BLEU4 and their sum, times 100, for selection and curves.
+
+        Tokens are those of `tokenize_by_rules`, so no Java is needed. 50_score_captions computes
+        what tables show.
         """
         cider, bleu = self._score(Cider())[0], self._score(Bleu(4), verbose=0)[0][3]
         return {
@@ -562,8 +582,10 @@ class Described:
         checkpoint: str = "",
         about: Mapping[str, object] | None = None,
     ) -> Path:
-        """The file that 50_score_captions reads; `checkpoint` as in a record, `about` what else its
-        record says: config, weights, seconds, parameters.
+        """Write the file that 50_score_captions reads.
+
+        `checkpoint` is as in a record; `about` has further fields of its record: config, weights,
+        seconds, parameters.
         """
         content = {
             "system": system,

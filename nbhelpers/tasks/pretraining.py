@@ -1,6 +1,6 @@
-"""Image-text models that this project trains itself, on another set than the one under study: a
-CLIP for PIR-CLIP and PE-RSITR, a ViLT for CFITR. What they learn there has to be carried over; no
-package brings such a pair.
+"""Pre-train a CLIP (for PIR-CLIP and PE-RSITR) and a ViLT (for CFITR) on another set.
+
+No package has such models. What they learn there must transfer to the set under study.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def another_set(
     seed: int,
     captions: int = 0,
 ) -> DataSet:
-    """The first of the sets `names` that can be had, and prints which; "scenes" stands for `other_world`.
+    """Return the first of the sets `names` that is there, and print which.
 
+    "scenes" stands for `other_world`.
     captions  as `first_captions` takes them
     UserError if the set under study is named, which would be no transfer, or if none of them can be
     had.
@@ -113,8 +114,9 @@ def first_captions(data: DataSet, count: int) -> DataSet:
 
 
 def some_images(data: DataSet, split: str, count: int) -> DataSet:
-    """The set with `count` images of a split, evenly spread over it; 0, or as many as there are and
-    more: all.
+    """Return the set with `count` images of a split, evenly spread over it.
+
+    0, or a count above the number of images, keeps all.
     """
     table = data.table
     rows = np.flatnonzero(table.images.split == split)
@@ -135,7 +137,9 @@ def _is_there(name: str, data_folder: str) -> bool:
 
 # ---- what is trained on it
 class MatchingViLT(CFITR):
-    """A CFITR before its time: its trunk and rank head learn, without code bank, while LFEM and hash heads are left out or rest.
+    """Pre-train the trunk and the rank head of a CFITR, without code bank.
+
+    LFEM and hash heads are left out or stay frozen.
 
     First the lower layers, which read image and caption apart: the means of their tokens are
     compared as in CLIP. Then also the upper ones, which read both together: the own caption against
@@ -152,8 +156,9 @@ class MatchingViLT(CFITR):
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def learn(self, captions: Captions, matching: bool) -> MatchingViLT:
-        """What trains: the lower layers, or with `matching` all layers; `captions` are those of the
-        training split.
+        """Choose what trains: the lower layers, or with `matching` all layers.
+
+        `captions` are those of the training split.
         """
         self.captions, trunk = captions, self.vilt
         lower = [trunk.embeddings, trunk.encoder.layer[: self.config.split], trunk.layernorm]
@@ -162,8 +167,9 @@ class MatchingViLT(CFITR):
         return self
 
     def mean(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """States (B,n,d) behind the lower layers, mask (B,n) -> (B,d) unit rows: normalised, then
-        averaged over the words.
+        """Return unit rows (B,d) of the states (B,n,d) behind the lower layers.
+
+        States are normalised, then averaged over the words, where mask (B,n) is 1.
         """
         words = (
             torch.ones_like(states[:, :, :1])
@@ -173,14 +179,17 @@ class MatchingViLT(CFITR):
         return F.normalize((self.vilt.layernorm(states) * words).sum(1) / words.sum(1), dim=1)
 
     def embed_images(self, vision: Tensor) -> Tensor:
+        """Return unit rows (B,d) of images."""
         return self.mean(self.image_states(vision))
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Return unit rows (B,d) of captions."""
         return self.mean(self.text_states(text, mask), mask)
 
     def loss(self, batch: dict[str, Tensor], matching: bool = False) -> dict[str, Tensor]:
-        """Batch of pixels and ids, or of cached features, with mask and row (B,) -> loss and its
-        terms.
+        """Return the loss of a batch and its terms.
+
+        The batch has pixels and ids, or cached features, with mask and row (B,).
         """
         image = self.image_states(
             self.image_features(batch["pixels"])["vision"] if "pixels" in batch else batch["vision"]
@@ -197,17 +206,20 @@ class MatchingViLT(CFITR):
         return {"loss": sum(terms.values()), **terms}
 
     def choices(self, row: Tensor) -> Tensor:
-        """Rows (B,) of captions -> (B,1+FALSE) places in the batch: the own one, then false ones,
-        drawn uniformly from those that do not describe the image; from all where all do.
+        """Return places (B,1+FALSE) in the batch: the own caption, then false ones.
+
+        False captions are drawn uniformly from those that do not describe the image, or from all
+        where all do. row (B,) are rows of captions.
         """
         true = self.captions.describe(row, row.expand(len(row), -1))
         drawn = torch.multinomial((~true).float().clamp(min=1e-9), self.FALSE, replacement=True)
         return torch.cat([torch.arange(len(row))[:, None], drawn], dim=1)
 
     def score_choices(self, image: Tensor, text: Tensor, mask: Tensor, choices: Tensor) -> Tensor:
-        """Image (B,1+N,d); text (T,L,d), mask (T,L); choices (B,C) of rows of these -> (B,C)
-        scores. Text, mask and choices may lie on the CPU: the rows that are chosen alone come to
-        the device of the images.
+        """Return scores (B,C) of the chosen texts for each image.
+
+        image (B,1+N,d); text (T,L,d), mask (T,L); choices (B,C) are rows of text. Text, mask and
+        choices may lie on the CPU: only chosen rows move to the device of the images.
         """
         count, chosen = choices.shape[1], choices.flatten()
         read, kept = (values[chosen].to(image.device) for values in (text, mask))
@@ -216,16 +228,19 @@ class MatchingViLT(CFITR):
         )
 
     def after_step(self) -> None:
+        """Clamp the scale of the logits."""
         clip.clamp_scale(self)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """Return the groups of the optimizer, as for a CLIP."""
         return clip.parameter_groups(self, weight_decay)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Where and how a CLIP and a ViLT train: on the training split of `other`, without augmentation.
+    """Settings and files for training a CLIP and a ViLT on the training split of `other`.
 
+    Images are not augmented.
     config   for CLIP, where the validation split of `other` chooses the epoch. A ViLT, whose
              weights start smaller, learns at twice the rate, one half of the epochs without and one
              with matching; it keeps the last epoch
@@ -240,9 +255,7 @@ class Pretraining:
     workers: int = 2
 
     def clip_start(self, size: str) -> tuple[Start, CLIP]:
-        """What PIR-CLIP and PE-RSITR start from in the "tiny" or the "compact" size, and the
-        trained CLIP itself.
-        """
+        """Return the start of PIR-CLIP and PE-RSITR in size "tiny" or "compact", and the CLIP."""
         name = {"tiny": "clip_standin", "compact": "clip_compact"}[size]
         start = package_start() if size == "compact" else Start.for_checkpoint(name, Path())
         return self._run(
@@ -254,8 +267,9 @@ class Pretraining:
         )
 
     def vilt_start(self, size: str, data: DataSet) -> tuple[Start, MatchingViLT]:
-        """What CFITR starts from, and the trained model itself; in the tiny size its tokenizer
-        knows the training captions of both sets.
+        """Return the start of CFITR and the trained model.
+
+        In the tiny size its tokenizer knows the training captions of both sets.
         """
         if size == "compact":
             config, start = CFITRConfig.compact(), package_start()
@@ -301,8 +315,9 @@ class Pretraining:
         make: Callable[[RetrievalTask], DualEncoder],
         loss_options: dict | None = None,
     ) -> tuple[Start, DualEncoder]:
-        """Trains what `start` builds of `make`, or loads it; its `parts` join the towers of the
-        start.
+        """Train the model of `make` that `start` builds, or load it.
+
+        Its `parts` join the towers of the start.
         """
         task = task_of(self.other, start, config.seed, self.cache, self.device, self.workers)
         key = loop.checkpoint_key(
@@ -339,8 +354,9 @@ class Pretraining:
 def task_of(
     data: DataSet, start: Start, seed: int, cache: Path, device: str = "auto", workers: int = 2
 ) -> RetrievalTask:
-    """`data` as the CLIP or ViLT that the start's options name sees it, through cached features
-    where towers lie frozen below.
+    """Return `data` as the CLIP or ViLT of a start reads it.
+
+    Features are cached where towers are frozen.
     """
     size = (
         backbones.clip_size(start.options["clip"])
@@ -356,16 +372,19 @@ def task_of(
 
 
 def loader(task: RetrievalTask, batch_size: int) -> DataLoader:
-    """Shuffled full batches of the training pairs, not augmented: in a crop or a mirror image,
-    captions that say "upper" or "left" are wrong.
+    """Return shuffled full batches of the training pairs, without augmentation.
+
+    In a crop or a mirror image, captions that say "upper" or "left" are wrong.
     """
     return task.train_loader(batch_size, TestTransform(task.image.size))
 
 
 @torch.inference_mode()
 def matched(model: MatchingViLT, task: RetrievalTask, split: str, others: int = 15) -> float:
-    """Percent of the images of a split whose first caption scores higher than `others` texts, drawn
-    from the split's without those that describe the image. Guessing gives 100 / (1 + others).
+    """Return how many images, in percent, score their first caption above `others` texts.
+
+    The texts are drawn from the split, without those that describe the image. Guessing gives 100 /
+    (1 + others).
     """
     table, device = task.table(split), next(model.parameters()).device
     texts, string = distinct_captions(table, task.tokenizer.clean)

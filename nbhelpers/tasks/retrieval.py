@@ -43,8 +43,9 @@ BATCH = 128  # as in the papers; where padding is attended, embeddings depend on
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Unit rows of N images and M texts, float32, equal ones computed once; owner (M,) is the image
-    row of each text.
+    """Unit rows of N images and M texts, float32; equal ones are computed once.
+
+    owner (M,) is the image row of each text.
     """
 
     image_rows: Rows
@@ -66,6 +67,7 @@ class Embeddings:
         return self.image_rows.products(self.text_rows)
 
     def recall(self, ties: str = "expectation") -> recall.Recall:
+        """Return R@K both ways under a tie rule."""
         return recall.evaluate(self.similarity(), self.owner, ties=ties)
 
 
@@ -119,8 +121,9 @@ class RetrievalTask:
         self._known: dict[tuple[str, str], Distinct] = {}
 
     def content(self) -> dict[str, object]:
-        """All that decides what a model is fed and how it is validated, for
-        `training.checkpoint_key`; not its `train_loader`'s transform.
+        """Return what decides a model's batches and its validation, for `checkpoint_key`.
+
+        The transform of `train_loader` is not part of it.
         """
         code = code_digest(type(self), type(self.tokenizer))
         return {
@@ -136,13 +139,15 @@ class RetrievalTask:
         }
 
     def table(self, split: str) -> CaptionTable:
+        """Return the table of one split."""
         return self.data.table.split(split)
 
     def train_loader(
         self, batch_size: int, transform: TrainTransform | TestTransform | None = None
     ) -> DataLoader:
-        """Shuffled full batches of the training pairs, under `transform` (default: PIR's
-        TrainTransform); unused with `towers`.
+        """Return shuffled full batches of the training pairs.
+
+        `transform` is PIR's TrainTransform by default. It is unused with `towers`.
         """
         table = self.table("train")
         if self.towers is not None:
@@ -167,8 +172,9 @@ class RetrievalTask:
         return train_loader(dataset, batch_size, self.workers)
 
     def distinct_pairs(self, batch: dict[str, Tensor], count: int = 16) -> np.ndarray:
-        """Rows of a training batch, at most `count`, whose images and sentences all differ: what a
-        model can learn by heart.
+        """Return rows of a training batch, at most `count`, that a model can learn by heart.
+
+        Their images and sentences all differ.
         """
         string = self.distinct_texts("train").row[batch["row"]]
         rows = np.unique(string, return_index=True)[1]
@@ -230,8 +236,9 @@ class RetrievalTask:
     def _cached(
         self, kind: str, names: tuple[str, ...], items: list[str], compute: Compute
     ) -> ArrayStore:
-        """A row for each of the items, files of images or texts: tables that hold the same ones
-        share them.
+        """Return a row of features for each item, from the cache.
+
+        Items are files of images, or texts. Tables with the same items share them.
         """
         code = code_digest(  # of all systems, since those on the same towers share the features
             *(
@@ -290,8 +297,9 @@ class RetrievalTask:
         return {"mask": mask.numpy()} | {name: value.cpu().numpy() for name, value in found.items()}
 
     def pixels(self, table: CaptionTable) -> Iterator[Tensor]:
-        """Batches (B,3,S,S) of the normalised pixels of every image of the table, in its order,
-        under the test transform.
+        """Yield batches (B,3,S,S) of normalised pixels of every image of the table, in order.
+
+        Images pass the test transform.
         """
         return map(partial(self.pixels_of, table), in_batches(np.arange(len(table)), BATCH))
 
@@ -302,8 +310,9 @@ class RetrievalTask:
         augmented: TrainTransform | None = None,
         view: int = 0,
     ) -> Tensor:
-        """(B,3,S,S) of these rows of a table, under the test transform or in one draw of
-        `augmented` for this view.
+        """Return pixels (B,3,S,S) of these rows of a table.
+
+        Images pass the test transform, or one draw of `augmented` for this view.
         """
         return image_batch(
             self.data.pixels, table, rows, self.image, self.workers, augmented, (self.seed, view)
@@ -311,8 +320,9 @@ class RetrievalTask:
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
-        """All images and captions of a split through `model`, in file order; equal ones pass it once.
+        """Return the embeddings of all images and captions of a split, in file order.
 
+        Equal ones pass the model once.
         The distinct captions pass in batches of BATCH, each padded to its longest one unless the
         tokenizer pads to a fixed length. UserError for the training split where its images are
         cached as augmented views.
@@ -386,8 +396,9 @@ class RetrievalTask:
 
 
 def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """One row per system and metric: system, metric, value, low, high (95 % bootstrap over images),
-    in percent.
+    """Return one row per system and metric, in percent, with a 95 % interval.
+
+    Columns: system, metric, value, low, high (bootstrap over images).
     """
     rows = [
         {
@@ -416,7 +427,7 @@ def write_record(
     rules: dict[str, recall.Recall] | None = None,
     checkpoint: str = "",
 ) -> dict:
-    """Evaluates `model` on the test split, writes its record and per-query ranks, and returns the record.
+    """Evaluate `model` on the test split, write its record and ranks, return the record.
 
     variant      "" for the notebook's main run
     weights      what the model started from, as `Start.record` tells it

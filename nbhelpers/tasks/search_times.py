@@ -1,6 +1,4 @@
-"""What a query of the two-stage search costs (CFITR's spec, 6): times of its parts, larger
-galleries, the file of the trade-off.
-"""
+"""Measure what a query of the two-stage search costs, also in larger galleries."""
 
 from __future__ import annotations
 
@@ -23,8 +21,10 @@ from nbhelpers.training import device
 
 
 def tiled(gallery: ArrayStore, count: int) -> ArrayStore:
-    """A gallery of `count` rows, for timing alone: the same rows again and again, of which only the
-    codes are copied, and each of which is read as if it were different from all others.
+    """Return a gallery of `count` rows, for timing alone.
+
+    The same rows repeat. Only codes are copied, and each row is read as if it differed from all
+    others.
     """
     arrays = {name: Computed(partial(_repeated, array)) for name, array in gallery.arrays.items()}
     codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
@@ -48,7 +48,10 @@ def milliseconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 
 def query_times(search: Search, inputs: Mapping[str, Tensor], repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of one query: `encode` it, `coarse` (distance, post-processing, best K), `fine` (K pairs), and `total`, all three in one go. The encoding of the gallery, which is done offline, is in none of them.
+    """Return milliseconds of one query, by part.
+
+    `encode` reads it, `coarse` finds candidates (distance, post-processing, best K), `fine` reranks
+    K pairs, `total` is all in one go. The gallery is encoded before.
 
     inputs  of the query alone, as `split_inputs` gives them for one row
     """
@@ -68,9 +71,11 @@ def exhaustive_times(
     gallery_inputs: Callable | None = None,
     repeats: int = 1,
 ) -> dict[str, float]:
-    """Milliseconds of the same query against every item: `cached` encodes it and passes the
-    remaining layers with all stored states; with `gallery_inputs` (row numbers (B,) -> inputs)
-    `scratch` passes all layers with each item, as a single-stream model must that stores nothing.
+    """Return milliseconds of the same query against every item.
+
+    `cached` encodes it and passes the remaining layers with all stored states. With
+    `gallery_inputs` (row numbers (B,) -> inputs), `scratch` passes all layers with each item, as a
+    single-stream model without a store must.
     """
     everything = np.arange(len(search.gallery))[None]
     times = {
@@ -105,9 +110,10 @@ def from_scratch(
 
 # ---- the trade-off, for who compares systems
 def write_tradeoff(path: Path, points: list[dict[str, float]], **about: object) -> Path:
-    """Writes a JSON file: `about` (profile, set, seed, device, ...) and `points`, one for each
-    number of candidates: "k", the recalls in percent and milliseconds of a query
-    "<direction>_<part>_ms". UserError on NaN and infinity.
+    """Write a JSON file with `about` and `points`, one for each number of candidates.
+
+    about: profile, set, seed, device and more. A point has "k", the recalls in percent, and
+    milliseconds of a query "<direction>_<part>_ms". UserError on NaN and infinity.
     """
     try:
         text = json.dumps(about | {"points": points}, indent=1, allow_nan=False)

@@ -1,5 +1,6 @@
-"""Scene recognition, fitted here where nobody publishes the weights: PIR's prior, PIR-CLIP's
-instruction encoder, and the image towers of the tiny size.
+"""Fit scene recognition where nobody publishes the weights.
+
+It gives PIR's prior, PIR-CLIP's instruction encoder, and the image towers of the tiny size.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ STAND_IN = "fitted to the scene classes of another generated world"
 
 
 class SceneBatches:
-    """Shuffled batches of images or feature rows with their scene classes; images are turned by random quarters.
+    """Shuffled batches of images or feature rows with scene classes.
 
+    Images are turned at random by quarters.
     inputs  (N,S,S,3) uint8 or (N,W) float32;  scene (N,) int. `set_epoch` draws a new order from
             (seed, epoch).
     """
@@ -57,6 +59,7 @@ class SceneBatches:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw a new order from (seed, epoch)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -80,7 +83,7 @@ class SceneBatches:
 
 
 class SceneClassifier(nn.Module):
-    """`body` with a linear classifier over the (B,width) vector that `pooled(body, inputs)` makes of a batch.
+    """`body` with a linear classifier over the vectors of `pooled(body, inputs)`, (B,width).
 
     width  None: the body's `num_features`
     """
@@ -99,9 +102,11 @@ class SceneClassifier(nn.Module):
         self.classifier = nn.Linear(width or body.num_features, classes)
 
     def logits(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
         return self.classifier(self.pooled(self.body, inputs))
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the cross-entropy of a batch."""
         return {"loss": F.cross_entropy(self.logits(batch["inputs"]), batch["scene"])}
 
     @torch.inference_mode()
@@ -130,7 +135,7 @@ def fit_scenes(
     start: object = None,
     source: str = "",
 ) -> tuple[SceneClassifier, Tower]:
-    """Fits the SceneClassifier that `build()` gives at config.seed, or loads it, and saves its body as a tower's weights.
+    """Fit the SceneClassifier of `build()` at config.seed, or load it; save its body.
 
     data, start  what the batches are made of and what the classifier starts from, as
                  `training.checkpoint_key` takes them
@@ -148,8 +153,9 @@ def fit_scenes(
 
 # ---- the tiny size: everything is learned in another generated world
 def fitted(name: str, other: DataSet, folder: Path, seed: int, epochs: int) -> tuple[Tower, float]:
-    """One of the stand-ins of `classifier_of`, fitted to the scene classes of the training split of
-    `other`; also its accuracy on the other two splits, in percent.
+    """Return a stand-in of `classifier_of`, fitted to the training classes of `other`.
+
+    Also its accuracy on the other two splits, in percent.
     """
     image, classes = backbones.image_input("swin_standin"), scene_classes(other.table)
     train, train_scene = _pictures(other, image.size, classes, "train")
@@ -174,8 +180,10 @@ def percent_right(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def classifier_of(name: str, classes: int, width: int = 0) -> SceneClassifier:
-    """A body with a head for so many classes: "scene_head" over vectors of `width`,
-    "instruction_standin" (PIR-CLIP's), or a prior or image tower of `backbones`.
+    """Return a body with a head for so many classes.
+
+    name: "scene_head" over vectors of `width`, "instruction_standin" (PIR-CLIP's), or a prior or
+    image tower of `backbones`.
     """
     if name == "scene_head":
         return SceneClassifier(backbones.SceneHead(width), classes)
@@ -190,9 +198,10 @@ def classifier_of(name: str, classes: int, width: int = 0) -> SceneClassifier:
 def stand_in_start(
     data: DataSet, other: DataSet, folder: Path, seed: int, epochs: int
 ) -> tuple[Start, dict[str, float]]:
-    """PIR: image tower and prior fitted to the scene classes of `other`, and a tokenizer of the
-    training captions; BERT starts at random. Also the accuracy of each tower in `other`, in
-    percent.
+    """Return PIR's start in the tiny size, and the accuracy of each tower in percent.
+
+    Image tower and prior are fitted to the scene classes of `other`. The tokenizer comes from the
+    training captions. BERT starts at random.
     """
     tokenizer = train_tokenizer(
         list(data.table.split("train").captions.text),
@@ -219,8 +228,10 @@ def compact_start(
     device: str = "auto",
     precision: str = "fp32",
 ) -> tuple[Start, dict[str, float]]:
-    """PIR: EfficientNet-Lite0 and MiniLM from their packages, and a scene head fitted on the training classes of this set.
+    """Return PIR's start in the compact size, and the accuracy of its scene head.
 
+    EfficientNet-Lite0 and MiniLM come from their packages. The scene head is fitted on the training
+    classes of this set.
     The head reads the global tokens of the features that all systems on these towers share (see
     RetrievalTask, also for `precision`). Also its accuracy on the validation split, in percent.
     UserError if no training class is large enough for a fit.
@@ -266,9 +277,7 @@ def _labelled(table: CaptionTable, classes: list[str]) -> tuple[np.ndarray, np.n
 def _pictures(
     data: DataSet, size: int, classes: list[str], *splits: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images (N,size,size,3) of these classes in these splits, and the index of the class of
-    each.
-    """
+    """Return images (N,size,size,3) of these classes in these splits, and their classes."""
     table = data.table.split(*splits)
     rows, scene = _labelled(table, classes)
     return data.pixels.resized(size)[data.pixels.rows(table.images.file)[rows]], scene
@@ -277,9 +286,7 @@ def _pictures(
 def _global_tokens(
     task: RetrievalTask, split: str, classes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The global tokens (N,W) float32 of the images of these classes in a split, and the index of
-    the class of each.
-    """
+    """Return global tokens (N,W) float32 of the images of these classes, and their classes."""
     rows, scene = _labelled(task.table(split), classes)
     return np.float32(task.features(split)[0]["vision"][:, 0])[rows], scene
 
@@ -287,8 +294,9 @@ def _global_tokens(
 def fitted_prior(
     data: DataSet, folder: Path, seed: int, epochs: int, resnet: Tower
 ) -> tuple[Tower, dict[str, float]]:
-    """PRIOR=fit: the ResNet-50 of ImageNet fitted to the training classes of this set, fed as the Swin beside it is.
+    """Return the ResNet-50 of ImageNet, fitted to the training classes (PRIOR=fit).
 
+    It reads the same input as the Swin beside it.
     Also its accuracy on the validation split, in percent.
     """
     image, classes = backbones.image_input("swin_t"), scene_classes(data.table)
@@ -315,9 +323,10 @@ def fitted_prior(
 def bita_start(
     data: DataSet, other: DataSet, clip: Tower, folder: Path, seed: int, epochs: int, prompt: str
 ) -> tuple[Start, nn.Module]:
-    """BITA: the image tower of the stand-in `clip`, a small OPT, and as words of stage 1 those of
-    the training captions of both sets; the transformer itself starts at random. Also the language
-    model.
+    """Return BITA's start in the tiny size, and the language model.
+
+    It has the image tower of the stand-in `clip`, a small OPT, and the words of the training
+    captions of both sets. The transformer starts at random.
     """
     tables = [one.table.split("train") for one in (data, other)]
     texts = [text for table in tables for text in table.captions.text]
@@ -332,8 +341,10 @@ def bita_start(
 def fitted_language(
     tables: list[CaptionTable], folder: Path, seed: int, epochs: int, prompt: str
 ) -> tuple[nn.Module, Tower]:
-    """A small OPT and its byte pairs, fitted to `documents` of the captions of `tables`: where a real one has read the web, it knows how captions are worded and that what stands before goes on; it has seen no image.
+    """Return a small OPT and its byte pairs, fitted to captions.
 
+    A real one has read the web. This one knows how captions are worded, and that a text continues
+    what stands before it. It has seen no image.
     Captions of the set under study are among them, of the training split: what stays frozen later
     must know the words.
     """
@@ -381,9 +392,10 @@ DOCUMENT = 64  # ids of a document at most
 
 
 def documents(tables: list[CaptionTable], reader, prompt: str, seed: int) -> list[list[int]]:
-    """For every image two documents: captions of it in a random order, half of them after the
-    prompt, each from the first token to the line break. Real text has such a thread too, and only a
-    model that follows one can be led by a prefix.
+    """Return two documents for every image: its captions in a random order.
+
+    Half of the captions stand after the prompt. Each goes from the first token to the line break.
+    Real text has such a thread too, and only a model that follows one can be led by a prefix.
     """
     rng, readers = np.random.default_rng(seed), (reader, reader.prompted(prompt))
     made = []
@@ -406,6 +418,7 @@ class LanguageModel(nn.Module):
         self.decoder = decoder
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss of the next token."""
         logits = self.decoder(input_ids=batch["ids"], attention_mask=batch["mask"]).logits[:, :-1]
         loss = F.cross_entropy(
             logits.flatten(0, 1), targets(batch["ids"], batch["mask"])[:, 1:].flatten()
@@ -420,6 +433,7 @@ class TextBatches:
         self.ids, self.mask, self.batch_size, self.seed, self.epoch = ids, mask, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw a new order from (seed, epoch)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -435,8 +449,9 @@ class TextBatches:
 
 
 def train_byte_pairs(texts: list[str], path: Path, vocab_size: int = 512) -> Path:
-    """Writes a tokenizer.json of byte pairs with OPT's special tokens; equal texts give an equal
-    file.
+    """Write a tokenizer.json of byte pairs with OPT's special tokens.
+
+    Equal texts give an equal file.
     """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

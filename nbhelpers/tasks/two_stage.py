@@ -1,4 +1,4 @@
-"""Two-stage search around CFITR (nbhelpers/papers/cfitr.py; spec 6): Hamming candidates, post-processing, reranking.
+"""Search in two stages with CFITR: candidates by Hamming distance, then reranking.
 
 Offline, the states at which the layers are split and the packed hash codes of a gallery are written
 once into an ArrayStore. Online, a query is compared with all codes, the best K items pass the
@@ -43,8 +43,9 @@ FORM = 2  # of a store; others are not read
 
 # ---- offline: what is stored of an image or a text
 def store_key(model: nn.Module, kind: str) -> dict[str, object]:
-    """What the rows of a store depend on, for kind "images" or "texts": the model, its settings and
-    code, and the hash length.
+    """Return what the rows of a store depend on, for kind "images" or "texts".
+
+    The model, its settings and code, and the hash length.
     """
     # which only training reads
     state = {name: value for name, value in model.state_dict().items() if name != "bank"}
@@ -59,16 +60,19 @@ def store_key(model: nn.Module, kind: str) -> dict[str, object]:
 
 
 def store_folder(run: Path | str, model: nn.Module) -> Path:
-    """Where a run keeps the stores of a trained model: a folder for each split, as `write_stores`
-    fills it.
+    """Return where a run keeps the stores of a trained model.
+
+    It has a folder for each split, as `write_stores` fills it.
     """
     return Path(run) / "stores" / f"23_cfitr-{store_key(model, 'images')['model']}"
 
 
 @torch.inference_mode()
 def encode(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, object]:
-    """Inputs of images (`vision`) or texts (`text`, `mask`) -> codes (B,W) uint8 array, states
-    (B,n,d) and, of texts, mask (B,L) uint8. UserError in training mode and on NaN.
+    """Return codes, states and, of texts, the mask of encoded inputs.
+
+    Inputs of images have `vision`, of texts `text` and `mask`. Codes (B,W) are uint8, states
+    (B,n,d), mask (B,L) uint8. UserError in training mode and on NaN.
     """
     _check_resting(model)
     if "mask" in inputs:
@@ -94,15 +98,17 @@ def _check_resting(model: nn.Module) -> None:
 
 
 def pack(signs: Tensor) -> np.ndarray:
-    """(B,bits) booleans or -1/+1 -> (B,W) uint8, the first bit highest; missing bits of the last
-    byte are 0.
+    """Pack signs (B,bits), booleans or -1 and +1, into (B,W) uint8.
+
+    The first bit is the highest. Missing bits of the last byte are 0.
     """
     return np.packbits(signs.cpu().numpy() > 0, axis=1)
 
 
 def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Callable, Callable]:
-    """Two functions of row numbers (B,), one of the images and one of the captions of a split in file order.
+    """Return two functions of row numbers (B,): inputs of images, inputs of captions.
 
+    Rows are those of a split in file order.
     They give what `encode` takes, on the model's device: features of the task's cache, or pixels
     and ids.
     """
@@ -131,8 +137,9 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
 def write_stores(
     model: nn.Module, task: RetrievalTask, split: str, folder: Path | str, states: bool = True
 ) -> tuple[ArrayStore, ArrayStore]:
-    """The stores <folder>/images and <folder>/texts of all images and captions of a split, in file order; equal ones are encoded once.
+    """Write the stores <folder>/images and <folder>/texts of a split, in file order.
 
+    Equal images and captions are encoded once.
     Without `states` only codes, and of captions that an image repeats only the first, as a bank of
     training queries needs them. A store of other images or captions is replaced; see
     ArrayStore.build for what else an existing folder means.
@@ -159,7 +166,10 @@ def write_stores(
 
 # ---- coarse scores
 def negative_hamming(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Packed codes (Q,W), (G,W) -> (Q,G) float32: minus the number of bits that differ (spec 6.2)."""
+    """Return minus the number of differing bits (Q,G), float32, of packed codes.
+
+    The codes are (Q,W) and (G,W).
+    """
     signs = [
         2 * np.unpackbits(codes, axis=1).astype(np.float32) - 1 for codes in (queries, gallery)
     ]
@@ -169,8 +179,9 @@ def negative_hamming(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 def post_process(
     scores: np.ndarray, columns: np.ndarray | None = None, neighbours: int = NEIGHBOURS
 ) -> np.ndarray:
-    """PPSR (spec 6.3): twice the scores (Q,G), less the mean of the best `neighbours` of their row and of their column.
+    """Return PPSR of scores (Q,G): twice the scores, less two means of the best scores.
 
+    The means are over the best `neighbours` of the row and of the column.
     The paper's search post-processes coarse scores; of fine ones it would change the ranking
     itself.
     columns  (G,) the column means that a bank of other queries gave (`bank_means`), which is what
@@ -184,16 +195,15 @@ def post_process(
 
 
 def _best_mean(scores: np.ndarray, neighbours: int) -> np.ndarray:
-    """(Q,G) -> (Q,): the mean of the best `neighbours` of each row, or of all where there are
-    fewer.
-    """
+    """Return the mean (Q,) of the best `neighbours` of each row, or of all if fewer."""
     kept = min(_at_least_one(neighbours, "neighbour"), scores.shape[1])
     return np.partition(scores, -kept, axis=1)[:, -kept:].mean(1)
 
 
 def bank_means(gallery: np.ndarray, bank: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Packed codes (G,W) and those of training queries (any number,W) -> (G,) float32 column means
-    of PPSR.
+    """Return the column means (G,) float32 of PPSR, from the codes of training queries.
+
+    gallery (G,W) and bank (any number,W) are packed codes.
     """
     index, kept = _index(bank), min(_at_least_one(neighbours, "neighbour"), len(bank))
     means = np.empty(len(gallery), dtype=np.float32)
@@ -214,8 +224,9 @@ def chosen(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _kindest(coarse: np.ndarray, fine: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
-    """As `chosen`, but of the items that tie for the last place those that serve the query best:
-    right ones from the highest fine score down, then wrong ones from the lowest up.
+    """Choose as `chosen` does, but of tied last items those that serve the query best.
+
+    These are right items from the highest fine score down, then wrong ones from the lowest up.
     """
     served = np.where(right, -fine, fine)
     best = np.lexsort((served, ~right, -_known(coarse)), axis=1)[:, : _at_least_one(k, "candidate")]
@@ -268,8 +279,9 @@ def pair_scores(
     text_rows: np.ndarray,
     batch: int = PAIRS,
 ) -> np.ndarray:
-    """(P,) float32 scores of the single stream for pairs of rows (P,) of `images` and `texts`, each an ArrayStore or encoded queries.
+    """Return single-stream scores (P,) float32 of pairs of rows of `images` and `texts`.
 
+    Each is an ArrayStore or encoded queries.
     Equal pairs are read once. Texts of like length are read together, with no more padding than
     they need. UserError if a score is NaN or infinite.
     """
@@ -304,7 +316,7 @@ def pair_scores(
 
 
 def _first_equal(items: ArrayStore | Mapping[str, object]) -> np.ndarray:
-    """For each row of a store or of encoded queries the first row that is known to be equal to it."""
+    """Return for each row the first row that is known to be equal."""
     return items.same if isinstance(items, ArrayStore) else np.arange(len(items["states"]))
 
 
@@ -316,8 +328,9 @@ def fine_scores(
     batch: int = PAIRS,
     kept: Path | None = None,
 ) -> np.ndarray:
-    """(N,M) float32 scores of all pairs, or of those `wanted` (N,M) alone and -inf elsewhere; equal pairs are read once.
+    """Return scores (N,M) float32 of all pairs, or of those `wanted` (N,M), else -inf.
 
+    Equal pairs are read once.
     kept  the folder of these stores, as opened from there: scores found before are taken from a
           file in it, of these rows and of the code that scores them alone, and new ones are added
           there
@@ -373,8 +386,9 @@ def two_stage(
     ks: tuple[int, ...] = (1, 5, 10),
     ties: str = "expectation",
 ) -> recall.Recall:
-    """Recalls of the search that reranks each query's best k of `coarse` (N,M) by `fine` (N,M); owner as in `recall.evaluate`.
+    """Return recalls after reranking each query's best k of `coarse` (N,M) by `fine` (N,M).
 
+    owner is as in `recall.evaluate`.
     t2i  (N,M) coarse scores where texts are the queries, if they differ from those where images are
     A query whose own items all miss the best k fails, as released; its rank is an expected one
     behind them. Of items that tie for the last of the best k, by expectation any may be among them,
@@ -411,8 +425,9 @@ def over_orders(
     k: int,
     ks: tuple[int, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (Q,) and hits (Q,K), but for queries of which more than k items are `eligible` their mean over all orders of the items that tie for the last places.
+    """Return ranks (Q,) and hits (Q,K), averaged over the orders of tied last items.
 
+    This concerns queries with more than k `eligible` items. All others keep theirs.
     coarse, fine, right  (Q,G) scores of both stages, and which items are right
     """
     ranks, hits = ranks.copy(), hits.copy()
@@ -449,8 +464,9 @@ def _over_orders(
 
 
 def _draws(sizes: list[int], items: int, barred: int, drawn: int) -> tuple[np.ndarray, np.ndarray]:
-    """All ways to draw `drawn` of `items`, of which three kinds have these sizes and `barred` are
-    not drawn: chances (S,) and counts (3,S) of each kind.
+    """Return all ways to draw `drawn` of `items`: chances (S,), counts (3,S) of each kind.
+
+    Three kinds have these sizes; `barred` items are not drawn.
     """
     grid = np.meshgrid(*(np.arange(min(size, drawn) + 1) for size in sizes), indexing="ij")
     counts = np.stack([part.ravel() for part in grid])
@@ -473,9 +489,10 @@ def coarse_scores(
     neighbours: int = NEIGHBOURS,
     banks: tuple[ArrayStore, ArrayStore] | None = None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Coarse scores (N,M) of a split, for images and for texts as queries: "Hamming", "PPSR" as
-    released and, with `banks` of training images and texts, "PPSR online", with the column means
-    that these give.
+    """Return coarse scores (N,M) of a split, for images and for texts as queries.
+
+    Names: "Hamming", "PPSR" as released and, with `banks` of training images and texts, "PPSR
+    online" with the column means of these banks.
     """
     hamming = negative_hamming(images["codes"], texts["codes"])
     coarse = {
@@ -493,9 +510,7 @@ def coarse_scores(
 
 
 def candidate_pairs(coarse: Mapping[str, tuple[np.ndarray, np.ndarray]], k: int) -> np.ndarray:
-    """(N,M) booleans: the pairs that any of the `coarse_scores` may send to the fine stage, of
-    either direction.
-    """
+    """Return which pairs (N,M) any of the `coarse_scores` may rerank, in either direction."""
     wanted = [eligible(i2t, k) | eligible(t2i.T, k).T for i2t, t2i in coarse.values()]
     return np.logical_or.reduce(wanted)
 
@@ -507,9 +522,10 @@ def stages(
     k: int = K,
     ties: str = "expectation",
 ) -> dict[str, recall.Recall]:
-    """Recalls of every stage over a whole split: of each of the `coarse_scores` alone and, as
-    "<name> + fine", after reranking the best k; of "exhaustive" reranking if `fine` (N,M) knows all
-    pairs.
+    """Return recalls of every stage over a whole split.
+
+    Of each of the `coarse_scores` alone; as "<name> + fine" after reranking the best k; and of
+    "exhaustive" reranking if `fine` (N,M) knows all pairs.
     """
     results = {}
     for name, (i2t, t2i) in coarse.items():
@@ -559,8 +575,9 @@ class TwoStages:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """How a search in two stages ranks a split: `coarse_scores`, fine scores (N,M), and the image
-    row of each text (M,).
+    """How a search in two stages ranks a split.
+
+    It has `coarse_scores`, fine scores (N,M), and the image row of each text (M,).
     """
 
     coarse: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -594,9 +611,10 @@ def rank(
 
 
 def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, float]:
-    """Recalls of Hamming candidates after reranking on the validation split, where each image has
-    its first caption alone: what selects the best epoch. All pairs, as in the release, would take
-    longer than the epoch.
+    """Return recalls after reranking Hamming candidates on the validation split.
+
+    They select the best epoch. Each image has its first caption alone. All pairs, as in the
+    release, would take longer than the epoch.
     """
     table, (images_of, texts_of) = task.table("val"), split_inputs(model, task, "val")
     first = np.unique(table.owner(), return_index=True)[1]
@@ -623,7 +641,7 @@ class Found(NamedTuple):
 
 
 class Search:
-    """One direction of the search: `gallery` is a store of images or of texts, the queries are of the other kind.
+    """One direction of the search: `gallery` is a store, queries are of the other kind.
 
     bank        codes of training queries, for PPSR; None: plain Hamming distance
     k           candidates that are reranked, at most the gallery
@@ -673,8 +691,9 @@ class Search:
         self.lowest = None if bank is None else self.columns.min()
 
     def coarse(self, codes: np.ndarray) -> Found:
-        """Packed query codes (Q,W) -> the K candidates of each by Hamming distance or, with a bank,
-        by PPSR; exact.
+        """Return the K candidates of each query code (Q,W), exactly.
+
+        By Hamming distance or, with a bank, by PPSR.
         """
         if self.columns is None:
             distances, rows = self.index.search(codes, self.k)
@@ -689,8 +708,9 @@ class Search:
     def _post_processed(
         self, code: np.ndarray, distances: np.ndarray, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The K candidates of one query, from its nearest rows and, if better ones may lie beyond
-        them, from all.
+        """Return the K candidates of one query by PPSR.
+
+        They come from its nearest rows or, if better ones may lie beyond, from all.
         """
         own = -distances[: self.neighbours].mean(dtype=np.float32)
         scores = -2 * distances.astype(np.float32) - own - self.columns[rows]
@@ -712,8 +732,9 @@ class Search:
         return pair_scores(self.model, images, image, texts, text, self.batch).reshape(rows.shape)
 
     def __call__(self, query: Mapping[str, object]) -> Found:
-        """Encoded queries -> their candidates in the order of the fine scores; of equal ones the
-        better candidate leads.
+        """Return the candidates of encoded queries in the order of the fine scores.
+
+        Of equal scores the better candidate leads.
         """
         if ("mask" in query) != self.images:
             raise UserError(

@@ -218,7 +218,7 @@ def test_candidates_of_many_long_codes(with_bank):
 
 
 def test_a_far_item_that_no_query_of_the_bank_is_near_to_is_not_missed():
-    """By Hamming distance it would come behind the others, which are more than are looked at first."""
+    """By Hamming distance it would come behind more others than are looked at first."""
     others = two_stage.POOL + 50
     bits = np.zeros((others + 1, 128), dtype=int)
     bits[:others, :10] = 1  # distance 10 from the query, 0 from the bank

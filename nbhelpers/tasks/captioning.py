@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -199,13 +200,10 @@ class CaptionTask:
         self.data, self.config, self.words, self.decoder = data, config, words, decoder
         self.prompted = decoder.prompted(config.prompt, config.prompt_space)
         self.image = image_input(config.image)
-        self.seed, self.workers, self.reader, self.cache, self.views = (
-            seed,
-            workers,
-            reader,
-            cache,
-            views,
-        )
+        self.seed, self.workers, self.views = seed, workers, views
+        # None, or a model whose frozen tower fills the cache
+        self.reader: Any = reader
+        self.cache: Any = cache
         self.tower_sha256 = modules_digest(reader.towers()) if reader else ""
         self.others = list(others)
 
@@ -228,7 +226,9 @@ class CaptionTask:
         }
 
     def _tokenizer(self, stage: str) -> Tokenizer | DecoderTokenizer:
-        return {"stage1": self.words, "stage2": self.decoder, "finetune": self.prompted}[stage]
+        if stage == "stage1":
+            return self.words
+        return self.decoder if stage == "stage2" else self.prompted
 
     def _sets(self, stage: str) -> list[DataSet]:
         return [self.data] if stage == "finetune" else [self.data, *self.others]
@@ -285,7 +285,9 @@ class CaptionTask:
     def _seen(
         self, data: DataSet, table: CaptionTable, views: int, rows: np.ndarray
     ) -> dict[str, np.ndarray]:
-        draws = [TrainTransform(self.image.size, randaugment=None)] * views or [None]
+        draws: list[TrainTransform | None] = [None]
+        if views:
+            draws = [TrainTransform(self.image.size, randaugment=None) for _ in range(views)]
         parts = (self._pixels(data, table, rows, draw, view) for view, draw in enumerate(draws))
         seen = [vision_of(self.reader, pixels).cpu().numpy() for pixels in parts]
         return {"vision": np.stack(seen, axis=1) if views else seen[0]}
@@ -421,10 +423,10 @@ class PairsOfAll(Dataset):
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
         """A whole batch, in the order of `rows`."""
-        rows = np.asarray(rows)
-        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        places = np.asarray(rows)
+        part_of = np.searchsorted(self.starts, places, side="right") - 1
         found = [
-            self.parts[n].__getitems__(rows[part_of == n] - self.starts[n])
+            self.parts[n].__getitems__(places[part_of == n] - self.starts[n])
             for n in np.unique(part_of)
         ]
         place = torch.from_numpy(np.argsort(np.argsort(part_of, kind="stable")))

@@ -195,9 +195,10 @@ class MatchingViLT(CFITR):
             self.image_features(batch["pixels"])["vision"] if "pixels" in batch else batch["vision"]
         )
         text = self.text_states(self._text(batch), batch["mask"])
-        rows = [gather(x.float()) for x in (self.mean(image), self.mean(text, batch["mask"]))]
+        image_rows = gather(self.mean(image).float())
+        text_rows = gather(self.mean(text, batch["mask"]).float())
         with torch.autocast(image.device.type, enabled=False):  # as in CLIP
-            terms = {"aligned": clip_loss(*rows, self.logit_scale.exp())}
+            terms = {"aligned": clip_loss(image_rows, text_rows, self.logit_scale.exp())}
         if matching:
             choices = self.choices(batch["row"].cpu()).to(image.device)
             terms["matched"] = rerank_loss(
@@ -211,6 +212,7 @@ class MatchingViLT(CFITR):
         False captions are drawn uniformly from those that do not describe the image, or from all
         where all do. row (B,) are rows of captions.
         """
+        assert self.captions is not None, "learn() gives the captions"
         true = self.captions.describe(row, row.expand(len(row), -1))
         drawn = torch.multinomial((~true).float().clamp(min=1e-9), self.FALSE, replacement=True)
         return torch.cat([torch.arange(len(row))[:, None], drawn], dim=1)

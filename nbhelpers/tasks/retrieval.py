@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -115,7 +116,9 @@ class RetrievalTask:
             )
         if towers is not None:
             check_precision(precision, next(towers.parameters()).device)
-        self.towers, self.cache, self.views, self.precision = towers, cache, views, precision
+        self.towers: Any = towers  # None, or a model of frozen towers; then there is a cache
+        self.cache: Any = cache
+        self.views, self.precision = views, precision
         self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
         self.towers_sha256 = modules_digest(towers.towers()) if towers is not None else ""
         self._known: dict[tuple[str, str], Distinct] = {}

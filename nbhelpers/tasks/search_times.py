@@ -28,7 +28,7 @@ def tiled(gallery: ArrayStore, count: int) -> ArrayStore:
     """
     arrays = {name: Computed(partial(_repeated, array)) for name, array in gallery.arrays.items()}
     codes = np.resize(gallery["codes"], (count, gallery["codes"].shape[1]))
-    return ArrayStore(gallery.key, arrays | {"codes": codes})
+    return ArrayStore(gallery.key, {**arrays, "codes": codes})  # type: ignore[dict-item]
 
 
 def _repeated(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -288,7 +288,7 @@ def _global_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return global tokens (N,W) float32 of the images of these classes, and their classes."""
     rows, scene = _labelled(task.table(split), classes)
-    return np.float32(task.features(split)[0]["vision"][:, 0])[rows], scene
+    return task.features(split)[0]["vision"][:, 0].astype(np.float32)[rows], scene
 
 
 def fitted_prior(

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -264,7 +264,7 @@ def _at_least_one(number: int, what: str) -> int:
 def _index(codes: np.ndarray) -> faiss.IndexBinaryFlat:
     index = faiss.IndexBinaryFlat(8 * codes.shape[1])
     # it counts by distance instead, which costs less the more candidates are asked for
-    index.use_heap = False
+    index.use_heap = False  # type: ignore[attr-defined] # of its C++ class
     index.add(np.ascontiguousarray(codes))
     return index
 
@@ -309,13 +309,13 @@ def pair_scores(
             .cpu()
             .numpy()
         )
-    scores = np.concatenate(scores)[np.argsort(order)]
-    if not np.isfinite(scores).all():
+    found = np.concatenate(scores)[np.argsort(order)]
+    if not np.isfinite(found).all():
         raise UserError("The single stream gave NaN or infinite scores; look for a diverged model.")
-    return scores[pair]
+    return found[pair]
 
 
-def _first_equal(items: ArrayStore | Mapping[str, object]) -> np.ndarray:
+def _first_equal(items: ArrayStore | Mapping[str, Any]) -> np.ndarray:
     """Return for each row the first row that is known to be equal."""
     return items.same if isinstance(items, ArrayStore) else np.arange(len(items["states"]))
 
@@ -337,7 +337,10 @@ def fine_scores(
     UserError if that file is damaged.
     """
     wanted = np.ones((len(images), len(texts)), dtype=bool) if wanted is None else wanted
-    (first_image, row), (first_text, column) = distinct(images.same), distinct(texts.same)
+    (first_image, row), (first_text, column) = (
+        distinct(images.same.tolist()),
+        distinct(texts.same.tolist()),
+    )
     asked = np.zeros((len(first_image), len(first_text)), dtype=bool)
     pairs = np.nonzero(wanted)
     asked[row[pairs[0]], column[pairs[1]]] = True
@@ -619,11 +622,14 @@ def validate(model: nn.Module, task: RetrievalTask, k: int = 10) -> dict[str, fl
     table, (images_of, texts_of) = task.table("val"), split_inputs(model, task, "val")
     first = np.unique(table.owner(), return_index=True)[1]
     images = ArrayStore.in_memory(
-        {}, task.distinct_images("val").row, lambda rows: encode(model, images_of(rows)), PAIRS
+        {},
+        task.distinct_images("val").row.tolist(),
+        lambda rows: encode(model, images_of(rows)),
+        PAIRS,
     )
     texts = ArrayStore.in_memory(
         {},
-        task.distinct_texts("val").row[first],
+        task.distinct_texts("val").row[first].tolist(),
         lambda rows: encode(model, texts_of(first[rows])),
         PAIRS,
     )
@@ -685,10 +691,10 @@ class Search:
         )
         self.neighbours = min(_at_least_one(neighbours, "neighbour"), len(gallery))
         self.index = _index(gallery["codes"])
-        self.columns = (
+        self.columns: Any = (
             None if bank is None else bank_means(gallery["codes"], bank["codes"], neighbours)
         )
-        self.lowest = None if bank is None else self.columns.min()
+        self.lowest: Any = None if self.columns is None else self.columns.min()
 
     def coarse(self, codes: np.ndarray) -> Found:
         """Return the K candidates of each query code (Q,W), exactly.
@@ -731,7 +737,7 @@ class Search:
         (images, image), (texts, text) = sides if self.images else sides[::-1]
         return pair_scores(self.model, images, image, texts, text, self.batch).reshape(rows.shape)
 
-    def __call__(self, query: Mapping[str, object]) -> Found:
+    def __call__(self, query: Mapping[str, Any]) -> Found:
         """Return the candidates of encoded queries in the order of the fine scores.
 
         Of equal scores the better candidate leads.

@@ -1,4 +1,4 @@
-"""Which code decides a result: a digest of all definitions that some code reaches, by what they compute.
+"""Digest the code that decides a result: all definitions that some code reaches.
 
 A definition is a function, a class or an assigned name at the top of a module of this package. It
 counts as its syntax tree without docstrings, comments, formatting, annotations and imports. Where
@@ -19,6 +19,7 @@ from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from nbhelpers.errors import UserError
 
@@ -40,8 +41,7 @@ UNSEEN = ("annotation", "returns", "type_comment", "ctx", "kind")
 Address = tuple[str, str]  # a module, and in it "function", "Class", "Class.member", WHOLE or LOOSE
 
 
-@cache
-def code_digest(*roots: object) -> str:
+def code_digest(*roots: Any) -> str:
     """sha256 of all code of this package that the roots reach, hex.
 
     roots  a class, function or module, of another file with what it names of this package; (class,
@@ -50,12 +50,18 @@ def code_digest(*roots: object) -> str:
     UserError for what has no source of its own, a member that is not there, and a text that is not
     Python.
     """
+    return _digest_of(roots)
+
+
+@cache
+def _digest_of(roots: tuple) -> str:
     return _this_package().digest(*roots)
 
 
 def text_digest(source: str) -> str:
-    """sha256 hex of a text alone, statement by statement, by what it computes: nothing that it
-    names is followed. UserError for a text that is not Python.
+    """Return the sha256 (hex) of what a text computes, statement by statement.
+
+    What it names is not followed. UserError for a text that is not Python.
     """
     module = _Module("the text", source, "")
     return _sha256(_Reader(Code({}), module).plain(ast.parse(source).body))
@@ -63,7 +69,7 @@ def text_digest(source: str) -> str:
 
 @cache
 def _this_package() -> Code:
-    root = Path(sys.modules[__name__.partition(".")[0]].__file__).parent
+    root = Path(__file__).resolve().parent
     return Code.of_folder(root)
 
 
@@ -103,7 +109,7 @@ class Code:
             }
         return _sha256(sorted({digests[here] for here in first}), sorted(set(digests.values())))
 
-    def _addresses(self, root: object) -> list[Address]:
+    def _addresses(self, root: Any) -> list[Address]:
         if isinstance(root, str):
             name = f"text {_sha256(root)}"
             self.sources[name] = root
@@ -148,21 +154,26 @@ class Code:
         ]
 
     def module(self, name: str) -> _Module:
+        """Return a module, parsed once."""
         if name not in self._modules:
             self._modules[name] = _Module(
                 name, self.sources[name], name if name in self.packages else name.rpartition(".")[0]
             )
         return self._modules[name]
 
-    def statements(self, here: Address) -> list[ast.stmt]:
+    def statements(self, here: Address) -> list[Any]:
         """What defines the name at an address."""
         module, (name, _, member) = self.module(here[0]), here[1].partition(".")
         found = module.loose if name == LOOSE else module.definitions[name]
-        return _bound(found[0].body)[member] if member else found
+        if not member:
+            return found
+        owner: Any = found[0]
+        return _bound(owner.body)[member]
 
     def find(self, dotted: str) -> tuple[Address | None, list[str]]:
-        """The definition that a dotted name means, None for one outside this package; and the
-        attributes behind it.
+        """Return the definition that a dotted name means, and the attributes behind it.
+
+        The definition is None for a name outside this package.
         """
         parts = dotted.split(".")
         cut = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in self.sources), 0)
@@ -176,8 +187,9 @@ class Code:
         return (name, WHOLE), rest
 
     def _reached(self, first: Iterable[Address]) -> dict[Address, tuple[str, list[Address]]]:
-        """Address -> digest of what is computed there, and the definitions that are named there;
-        for all that `first` reaches.
+        """Return for each address that `first` reaches its digest and what it names.
+
+        The digest is of what is computed there, the names are the definitions that it uses.
         """
         found, ahead = {}, list(first)
         while ahead:
@@ -228,8 +240,9 @@ class _Module:
         self.loose = [part for part in body if not _idle(part) and self._acts(part)]
 
     def _acts(self, part: ast.stmt) -> bool:
-        """Whether a statement does more than define a name, such as a decorator of this package
-        that keeps what it is given.
+        """Return whether a statement does more than define a name.
+
+        An example is a decorator of this package that keeps what it is given.
         """
         if not isinstance(part, DEFINITIONS) or not _bound([part]):
             return True
@@ -247,8 +260,9 @@ class _Module:
 
 
 class _Reader:
-    """Turns statements of a module into nested tuples that say what they compute; `names` are the
-    definitions they name.
+    """Turn statements of a module into nested tuples that say what they compute.
+
+    `names` are the definitions they name.
     """
 
     def __init__(self, code: Code, module: _Module):
@@ -257,13 +271,13 @@ class _Reader:
         # of functions: name -> what an import binds to it, None for a variable
         self.scopes: list[dict[str, str | None]] = []
 
-    def plain(self, node: object) -> object:
+    def plain(self, node: Any) -> object:
         if isinstance(node, list):
             return tuple(self.plain(part) for part in node if not _idle(part))
         if not isinstance(node, ast.AST):
             return repr(node)
         if isinstance(node, ast.AnnAssign):
-            node = ast.Assign([node.target], node.value)
+            node = ast.Assign([node.target], node.value)  # type: ignore[arg-type] # None if bare
         if isinstance(node, ast.Call) and self._makes_key(node):
             return "a key"
         if isinstance(node, (ast.Name, ast.Attribute)) and (target := self.target(node)):
@@ -284,10 +298,11 @@ class _Reader:
         return self._fields(node)
 
     def target(self, node: ast.AST) -> tuple[Address | None, list[str]] | None:
-        """What a dotted name means, as `Code.find` says it; None for variables and for all that is
-        no such name.
+        """Return what a dotted name means, as `Code.find` does.
+
+        None for variables and for what is no such name.
         """
-        rest = []
+        rest: list[str] = []
         while isinstance(node, ast.Attribute):
             rest, node = [node.attr, *rest], node.value
         if not isinstance(node, ast.Name):
@@ -301,7 +316,9 @@ class _Reader:
         return self.code.find(".".join([taken, *rest])) if taken else None
 
     def _makes_key(self, call: ast.Call) -> bool:
-        """What a key is made of decides no result, so calls of `..._key` and `..._digest` of this
+        """Return whether a call makes a key.
+
+        What a key is made of decides no result, so calls of `..._key` and `..._digest` of this
         package are not followed.
         """
         target = self.target(call.func)
@@ -322,8 +339,9 @@ class _Reader:
         return found
 
     def _in_class(self, part: ast.stmt) -> object:
-        """A statement of a class; there a name with an annotation is a field, unless it is a
-        ClassVar.
+        """Read a statement of a class.
+
+        A name with an annotation is a field there, unless it is a ClassVar.
         """
         if not isinstance(part, ast.AnnAssign):
             return self.plain(part)
@@ -346,8 +364,9 @@ class _Reader:
 
 
 def _idle(node: object, in_class: bool = False) -> bool:
-    """Whether a statement computes nothing: an import, a docstring, pass, a bare annotation, an
-    `if` around these.
+    """Return whether a statement computes nothing.
+
+    That is an import, a docstring, pass, a bare annotation, or an `if` around these.
     """
     if isinstance(node, ast.If) and isinstance(node.test, (ast.Name, ast.Attribute)):
         return all(map(_idle, [*node.body, *node.orelse]))
@@ -359,7 +378,7 @@ def _idle(node: object, in_class: bool = False) -> bool:
 
 
 def _own(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """The nodes and all below them, but for what lies within functions, classes and comprehensions."""
+    """Yield the nodes and all below them, but not into functions, classes, comprehensions."""
     for node in nodes:
         yield node
         if not isinstance(node, (*FUNCTIONS, *COMPREHENSIONS, ast.ClassDef)):
@@ -393,7 +412,7 @@ def _bound(body: Iterable[ast.stmt]) -> dict[str, list[ast.stmt]]:
 
 def _imported(nodes: Iterable[ast.AST], package: str) -> dict[str, str]:
     """Name -> the dotted name that an import binds to it, in the scope of these statements."""
-    found = {}
+    found: dict[str, str] = {}
     for node in _own(nodes):
         if isinstance(node, ast.Import):
             found |= {
@@ -414,7 +433,7 @@ def _imported(nodes: Iterable[ast.AST], package: str) -> dict[str, str]:
     return found
 
 
-def _variables(function: ast.AST, package: str) -> dict[str, str | None]:
+def _variables(function: Any, package: str) -> dict[str, str | None]:
     """What is bound within a function: imports with their dotted names, variables with None."""
     body = function.body if isinstance(function.body, list) else [function.body]
     arguments = [node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)]
@@ -427,18 +446,19 @@ def _variables(function: ast.AST, package: str) -> dict[str, str | None]:
     variables = dict.fromkeys(
         name for name in [*arguments, *_stored(body)] if name not in elsewhere
     )
-    return variables | _imported(body, package)
+    return {**variables, **_imported(body, package)}
 
 
-def _text_of(root: object) -> str:
-    """The source of a class or function of another file, such as a test, with the imports of that
-    file.
+def _text_of(root: Any) -> str:
+    """Return the source of a class or function of another file, with that file's imports.
+
+    An example is a class of a test.
     """
     try:
         text = textwrap.dedent(inspect.getsource(root))
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-        imports = _imported(ast.parse(inspect.getsource(inspect.getmodule(root))).body, "")
-    except (OSError, TypeError, SyntaxError) as error:
+        imports = _imported(ast.parse(inspect.getsource(sys.modules[root.__module__])).body, "")
+    except (OSError, TypeError, SyntaxError, KeyError) as error:
         raise UserError(
             f"The source of {root.__qualname__} cannot be read by itself; give that of its cell as"
             " a text."

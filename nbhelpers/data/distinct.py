@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def text_keys(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
 class Once:
     """Let only the first of equal items pass; `distinct` says which of all items are equal."""
 
-    def __init__(self, key: Callable[[object], Hashable]):
+    def __init__(self, key: Callable[[Any], Hashable]):
         self._key = key
         self._numbers: dict[Hashable, int] = {}
         self._row: list[int] = []

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -102,7 +103,7 @@ class ImageStore:
         return f"{member} in {self.path}"
 
 
-def checksum(*parts: bytes | memoryview) -> str:
+def checksum(*parts: Any) -> str:
     """Hash the parts one after the other with BLAKE2b: 128 bits, hex."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -174,7 +174,7 @@ def values_of(profile: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
 
     A name without a file, as for runs in JupyterLab, has the defaults.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for step in CHAIN:
         values |= declared(notebooks / f"{step.name}.ipynb")
     there = (notebooks / "profiles" / f"{profile}.yaml").is_file()
@@ -413,7 +413,8 @@ def ingredients(
 
     Values are those before `spared`: what 12_starting_weights leaves out is noted apart.
     """
-    package, known = freshness.package(), {}
+    package = freshness.package()
+    known: dict[Any, str] = {}
     found = {}
     for step in steps:
         path, values = notebooks / f"{step.name}.ipynb", given[step.name]

@@ -158,7 +158,9 @@ def _target(line: ast.AnnAssign | ast.Assign) -> str:
     return ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
 
 
-def _literal(expression: ast.expr) -> Any:
+def _literal(expression: ast.expr | None) -> Any:
+    if expression is None:
+        return None
     try:
         return ast.literal_eval(expression)
     except ValueError:
@@ -176,7 +178,7 @@ def of_notebook(
     UserError with one sentence for each value that is wrong and each name that is not known.
     """
     defaults = declared(notebook)
-    added = {name: namespace.get(name) for name in _injected(namespace)} | overrides
+    added = {name: namespace.get(name) for name in _injected(namespace)} | dict(overrides)
     values = {name: namespace.get(name, default) for name, default in defaults.items()} | added
     wrong = [unknown(name, defaults, notebook.stem) for name in values if name not in defaults]
     wrong += problems({name: value for name, value in values.items() if name in defaults})

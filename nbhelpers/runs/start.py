@@ -140,7 +140,9 @@ def start(notebook: str, **overrides: Any) -> Run:
     caller = sys._getframe(1).f_globals
     # a module has other things by such names
     is_notebook = caller.get("__name__", "__main__") == "__main__"
-    given = COMMON | parameters.of_notebook(path, caller if is_notebook else {}, overrides)
+    given: dict[str, Any] = COMMON | parameters.of_notebook(
+        path, caller if is_notebook else {}, overrides
+    )
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     _check_precision(given.get("PRECISION", "fp32"), device)
     random.seed(given["SEED"])

@@ -51,8 +51,10 @@ class Evaluation:
     how: str = ""
 
     def recalls(self, ties: str = "expectation") -> pd.DataFrame:
-        """Percent; a row for each result, chance and, by expectation, the ceiling of the captions;
-        columns R@K both ways, mR and the bounds of its 95 % interval over images.
+        """Return recalls in percent, one row each for results, chance and ceiling.
+
+        Columns: R@K both ways, mR, and its 95 % interval over images. The ceiling of the captions
+        stands there under the expectation rule.
         """
         owner, rows = self.table.owner(), {}
         for name, found in self.results(ties).items():
@@ -65,8 +67,9 @@ class Evaluation:
         return frame[[name for name in frame if "median" not in name]]
 
     def write_record(self, folder: Path | str, ties: str = "expectation") -> Path:
-        """Writes a result record and its ranks to `folder`, in the form of the notebooks; returns
-        the record's path.
+        """Write a result record and its ranks to `folder`; return its path.
+
+        It has the form of the notebooks' records.
         """
         name, file = self.system.name, self.system.checkpoint
         found = {rule: self.results(rule)[name] for rule in recall.TIES}
@@ -99,7 +102,9 @@ def evaluate(
     workers: int = 1,
     two_stages: TwoStages | None = None,
 ) -> Evaluation:
-    """Evaluate a system on a caption file of any layout and a folder or archive of images, as its notebook does (PIR-CLIP, spec 6).
+    """Evaluate a system on a caption file and its images, as its notebook does.
+
+    The caption file may have any layout. The images are a folder or an archive.
 
     An image that is listed twice counts once, with the captions of both entries; every image and
     every caption of the split is a query and stands in the gallery, however many captions an image
@@ -161,9 +166,7 @@ def _two_stages(
     two_stages: TwoStages,
     banks: tuple[ArrayStore, ArrayStore] | None,
 ) -> Callable[[str], dict[str, Recall]]:
-    """As CFITR is evaluated (its spec, 6): coarse scores of the whole split choose candidates, the
-    single stream ranks them.
-    """
+    """Evaluate CFITR: coarse scores choose candidates, the single stream ranks them."""
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     k, way = two_stages.k, two_stages.way
@@ -180,10 +183,11 @@ def _two_stages(
 
 # ---- what a run knows of its search in two stages
 def two_stages_of(system: System) -> TwoStages:
-    """As the notebook evaluated this checkpoint, by its record; as published where there is none."""
+    """Return the settings of the record of this checkpoint, or the published ones."""
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    settings = (_record_of(system) or {}).get("settings", {})
+    record = _record_of(system)
+    settings = record.get("settings", {}) if record else {}
     return engine.TwoStages(settings.get("K", engine.K))
 
 
@@ -198,9 +202,7 @@ def _record_of(system: System) -> records.Record | None:
 
 
 def _banks_of_run(system: System) -> tuple[ArrayStore, ArrayStore] | None:
-    """Codes of the training images and texts that the notebook stored in the run of this
-    checkpoint.
-    """
+    """Return codes of training images and texts that the run of this checkpoint stored."""
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
@@ -217,8 +219,10 @@ def _banks_of_run(system: System) -> tuple[ArrayStore, ArrayStore] | None:
 def _banks(
     system: System, whole: CaptionTable, pictures: Path | str, cache: Path, workers: int
 ) -> tuple[ArrayStore, ArrayStore]:
-    """Codes of training images and texts: those of the run, else of the training split of the
-    captions that are evaluated. UserError if there is neither.
+    """Return codes of training images and texts.
+
+    Those of the run, else of the training split of the evaluated captions. UserError if there is
+    neither.
     """
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks import two_stage as engine  # which needs faiss

@@ -1,4 +1,4 @@
-"""One trained system over the images of a split, for a person who asks: a sentence or a picture in, ranked items out.
+"""Search the images of a split with one trained system: a sentence or picture in, a list out.
 
 This is the logic of the interactive search, without widgets (those are in widgets.py). N images, S
 distinct sentences of a split, K items of a list.
@@ -29,9 +29,9 @@ LONGEST = 20_000  # characters of a sentence; far more than any system reads
 
 
 class Stage(NamedTuple):
-    """A list that a search arrived at, best first: rows (K,), their scores (K,), and the
-    milliseconds of each part of the search so far. The last stage of a search is its answer. Of
-    equal scores the first row leads.
+    """A list of a search, best first: rows (K,), scores (K,), and milliseconds of each part.
+
+    The last stage of a search is its answer. Of equal scores the first row leads.
     """
 
     name: str
@@ -40,15 +40,16 @@ class Stage(NamedTuple):
     milliseconds: dict[str, float]
 
     def place(self, rows: np.ndarray) -> int | None:
-        """Place (1 is best) of the first of these rows in the list; None if it holds none of them."""
+        """Return the place (1 is best) of the first of these rows in the list, or None."""
         found = np.flatnonzero(np.isin(self.rows, rows))
         return int(found[0]) + 1 if len(found) else None
 
 
 # ---- what a system reads of a sentence
 def reading(sentence: str, tokenizer: Tokenizer) -> list[str]:
-    """Notes on what is lost when `tokenizer` reads the sentence: words it does not know, words behind its longest input.
+    """Return notes on what is lost when `tokenizer` reads the sentence.
 
+    That is unknown words, and words behind its longest input.
     UserError if nothing is left to search with.
     """
     if len(sentence) > LONGEST:
@@ -104,7 +105,7 @@ def _words_read(words: list[str], tokenizer: Tokenizer) -> int:
 
 # ---- galleries
 class Gallery:
-    """Images and distinct sentences of a split, encoded once by one system that compares unit vectors.
+    """Images and distinct sentences of a split, encoded once by a dual encoder.
 
     table      of the split;  sentences: (S,) as they stand in the captions
     images     (N,D) and texts (S,D) float32 unit rows; equal images and sentences have equal ones
@@ -149,15 +150,18 @@ class Gallery:
         return np.unique(self.table.owner()[same])
 
     def find_images(self, sentence: str) -> Iterator[Stage]:
-        """The images of the split in the order in which they fit a sentence; each stage as soon as
-        it is known, here one alone. UserError as `reading`, before anything is encoded.
+        """Yield the images of the split in the order in which they fit a sentence.
+
+        Each stage comes as soon as it is known; here there is one. UserError as `reading`, before
+        anything is encoded.
         """
         reading(sentence, self.system.tokenizer)
         yield self._nearest(self._image_rows, lambda: self.system.text_rows([sentence]))
 
     def find_sentences(self, picture: np.ndarray) -> Stage:
-        """The distinct sentences of the split in the order in which they fit a picture (H,W,3)
-        uint8.
+        """Return the sentences of the split in the order in which they fit a picture.
+
+        picture (H,W,3) uint8.
         """
         return self._nearest(self._text_rows, lambda: self.system.image_rows([picture]))
 
@@ -177,7 +181,7 @@ class Gallery:
 
 
 class TwoStageGallery(Gallery):
-    """As Gallery, for CFITR: hash codes choose candidates, the upper layers read each beside the query and rank them.
+    """As Gallery, for CFITR: hash codes choose candidates, the upper layers rerank them.
 
     folder      what 23_cfitr stored of this model: test/images, test/texts with states and codes,
                 train/* with codes
@@ -222,9 +226,7 @@ class TwoStageGallery(Gallery):
         ).to_numpy()
 
     def find_images(self, sentence: str) -> Iterator[Stage]:
-        """Two stages: "coarse", the candidates by code, and "reranked", the same ones after
-        reading.
-        """
+        """Yield two stages: "coarse" candidates by code, then the same ones "reranked"."""
         reading(sentence, self.system.tokenizer)
         yield from self._stages(self._images, lambda: self._text(sentence))
 
@@ -259,8 +261,9 @@ class TwoStageGallery(Gallery):
 
 
 def of_run(run, data: DataSet, system: System, candidates: int) -> Gallery:
-    """The gallery of a system that a run trained, over the test split of its data; `candidates` is
-    of CFITR alone.
+    """Return the gallery of a system of a run, over the test split of its data.
+
+    `candidates` concerns CFITR alone.
     """
     if not hasattr(system.model, "score_pairs"):
         return Gallery(system, data, cache=run.cache)
@@ -272,8 +275,9 @@ def of_run(run, data: DataSet, system: System, candidates: int) -> Gallery:
 
 
 class _Clock:
-    """Milliseconds of the parts of a search, each from the end of the one before; waits for the GPU
-    where there is one.
+    """Milliseconds of the parts of a search, each from the end of the one before.
+
+    It waits for the GPU where there is one.
     """
 
     def __init__(self):
@@ -291,8 +295,9 @@ class _Clock:
 
 # ---- what a query costs
 def write_times(path: Path, systems: Mapping[str, Mapping[str, float]], **about: object) -> Path:
-    """Writes a JSON file: `about` (profile, set, device, images, ...) and, for each system,
-    milliseconds of each part.
+    """Write a JSON file: `about` and, for each system, milliseconds of each part.
+
+    about: profile, set, device, images and more.
     """
     with atomic_write(path) as temporary:
         temporary.write_text(

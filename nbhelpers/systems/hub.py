@@ -32,7 +32,9 @@ NEEDS = {
 
 
 def push(checkpoint: Path | str, repository: str, public: bool = False) -> str:
-    """Uploads a checkpoint of this project and a model card to `owner/name`, which is made, private, if there is none.
+    """Upload a checkpoint of this project and a model card to `owner/name`.
+
+    A missing repository is made, private by default.
 
     Returns the address. UserError for a file that is no such checkpoint, without a network, without
     a token that may write.

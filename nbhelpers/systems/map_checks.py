@@ -1,4 +1,4 @@
-"""Whether a map says anything: does the score hang on what it marks, and does it mark what the sentence names?
+"""Check whether a map explains the score, and marks what the sentence names.
 
 N images, n patches (or words), K pictures of which parts are hidden. An order of patches is as good
 as the score falls early when they are hidden in that order, and rises early when they alone are
@@ -30,8 +30,9 @@ RESAMPLES = 2000
 
 # ---- deletion and insertion
 def order_of(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The flat positions of a map from the largest to the smallest value; equal ones in random
-    order.
+    """Return the flat positions of a map from the largest to the smallest value.
+
+    Equal values come in random order.
     """
     flat = np.asarray(relevance, float).ravel()
     return np.lexsort((rng.random(flat.size), -flat))
@@ -40,7 +41,9 @@ def order_of(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def curves(
     score_of: Callable[[np.ndarray], np.ndarray], orders: Sequence[np.ndarray], steps: int = STEPS
 ) -> np.ndarray:
-    """(R,2,steps+1) scores of R orders: while more and more is hidden, and while more and more alone is shown.
+    """Return scores (R,2,steps+1) of R orders.
+
+    Row 0: more and more patches are hidden. Row 1: more and more alone are shown.
 
     score_of  (K,n) bool of what is shown -> (K,)
     """
@@ -55,7 +58,9 @@ def curves(
 def compare(
     score_of: Callable, maps: Mapping[str, np.ndarray], seed: int = 0, steps: int = STEPS
 ) -> dict[str, np.ndarray]:
-    """Curves (2,steps+1) of each map of one image, and "random", the mean over random orders and the same backwards.
+    """Return curves (2,steps+1) of each map of one image, and of "random" orders.
+
+    "random" is the mean over random orders and the same ones backwards.
 
     To show the last patches of an order alone is to hide the first ones of it: so the random
     insertion curve is the deletion curve backwards, and has the same area.
@@ -73,8 +78,9 @@ def compare(
 
 
 def hidden_score(match: Match, picture: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The score of a picture of which only some patches are shown, the others blurred: (K,S*S) bool
-    -> (K,).
+    """Return the score of a picture with some patches blurred: (K,S*S) bool -> (K,).
+
+    True patches are shown.
     """
     pixels = match.system.pixels([picture])
     side, veil = match.side(pixels), blurred(pixels)
@@ -87,9 +93,10 @@ def hidden_score(match: Match, picture: np.ndarray) -> Callable[[np.ndarray], np
 
 
 def gains(found: Sequence[Mapping[str, np.ndarray]], seed: int = 0) -> pd.DataFrame:
-    """What `compare` gave for each image -> a row for each map: areas by which its curves are
-    better than the random ones (deletion below, insertion above), in units of the score; their mean
-    `gain` with its 95 % interval over images; and the `verdict` that it allows.
+    """Return for each map how much its curves beat the random ones.
+
+    Areas (deletion below, insertion above) are in units of the score. `gain` is their mean with its
+    95 % interval over images; `verdict` is what it allows.
     """
     rows = {}
     for name in (name for name in found[0] if name != "random"):
@@ -109,9 +116,10 @@ def _area(curve: np.ndarray) -> float:
 
 
 def against_zero(values: np.ndarray, seed: int = 0, name: str = "mean") -> dict[str, object]:
-    """Mean of one number per image, the bounds of its 95 % bootstrap interval, and "yes" if the
-    interval lies above zero, "worse" below, "no" otherwise. One image has no interval: its bounds
-    are NaN. UserError for no image.
+    """Return the mean of one number per image, its 95 % interval, and a verdict.
+
+    "yes": the interval lies above zero; "worse": below; "no": otherwise. One image has no interval:
+    its bounds are NaN. UserError for no image.
     """
     values = np.asarray(values, float)
     if not len(values):
@@ -138,7 +146,9 @@ def against_zero(values: np.ndarray, seed: int = 0, name: str = "mean") -> dict[
 def hidden_words(
     system: System, picture: np.ndarray, sentence: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The cosine of a picture and a sentence of which some words are left out: (K,words) bool -> (K,). Of a dual encoder.
+    """Return the cosine of a picture and a sentence without some words.
+
+    (K,words) bool -> (K,). For a dual encoder.
 
     Sentences pass one by one, since padding, which some systems read, would tell how many words
     were left out.
@@ -156,7 +166,9 @@ def hidden_words(
 
 # ---- on the object
 def named(scene: Scene, sentence: str) -> dict[str, np.ndarray]:
-    """What a sentence names among the things told of a generated scene: "three white planes" -> (224,224) bool.
+    """Return masks (224,224) of what a sentence names in a generated scene.
+
+    An example of a key is "three white planes".
 
     What is named without the words of its fact, as in "near the terminal", does not count.
     """
@@ -174,8 +186,9 @@ def covered(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def on_object(relevance: np.ndarray, mask: np.ndarray) -> float:
-    """The share of the positive values of a map (S,S) that lies on a mask (H,W); a map without any
-    counts as even.
+    """Return the share of the positive values of a map (S,S) on a mask (H,W).
+
+    A map without positive values counts as even.
     """
     weight = np.clip(relevance, 0, None)
     weight = weight if weight.sum() > 0 else np.ones_like(weight)
@@ -185,10 +198,11 @@ def on_object(relevance: np.ndarray, mask: np.ndarray) -> float:
 def objects_found(
     maps: Mapping[str, Sequence[np.ndarray]], masks: Sequence[np.ndarray], seed: int = 0
 ) -> pd.DataFrame:
-    """A row for each method, its maps being those of N images with masks: mean `share` on the
-    object, the `area` that the object takes, the share that the maps of the other images have there
-    (`elsewhere`: what habits of place alone reach), and the `excess` of share over the larger of
-    the two with its interval and verdict.
+    """Return a row for each method: how much of its maps lies on the named object.
+
+    Its maps are of N images with masks. `share`: mean share on the object. `area`: what the object
+    takes. `elsewhere`: the share that maps of other images have there (what habits of place alone
+    reach). `excess`: share over the larger of these two, with interval and verdict.
     """
     rows = {}
     for name, some in maps.items():

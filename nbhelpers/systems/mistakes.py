@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ KINDS = ("own", "same sentence", "same picture", "all its words", "same class", 
 # ---- one interface to every system
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How a system ranks one split: scores (N,M), higher is better, where images ask (i2t) and where captions ask (t2i).
+    """How a system ranks one split: scores (N,M) for images (i2t) and captions (t2i) as queries.
 
     For a system of one stage both are one array. A search in two stages ranks its candidates only,
     the rest is -inf; of items that tie for the last candidate the first are taken.
@@ -52,8 +52,9 @@ class Scores:
     k: int = 0
 
     def directions(self, by_pair: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """(scores, values) with a row for each query, i2t first, for an array (N,M) that says
-        something of each pair.
+        """Return (scores, values) with a row for each query, i2t first.
+
+        by_pair (N,M) says something of each pair.
         """
         return (self.i2t, by_pair), (self.t2i.T, by_pair.T)
 
@@ -72,15 +73,15 @@ class Scores:
         return Recall("expectation", ks, i2t_ranks, t2i_ranks, i2t_hits, t2i_hits)
 
     def _over_orders(self, found: list, relevant: np.ndarray, ks: tuple[int, ...]) -> list:
-        """Ranks and hits of both directions, on average over the orders of items that tie for the
-        last candidate.
-        """
+        """Return ranks and hits both ways, averaged over orders of tied last candidates."""
         from nbhelpers.tasks import two_stage  # which needs faiss
 
+        assert self.ranking is not None, "only a search in two stages has candidates"
         (i2t, t2i), fine = self.ranking.coarse[RANKED_BY], self.ranking.fine
+        (i2t_ranks, i2t_hits), (t2i_ranks, t2i_hits) = found
         return [
-            two_stage.over_orders(*found[0], i2t, fine, relevant, self.k, ks),
-            two_stage.over_orders(*found[1], t2i.T, fine.T, relevant.T, self.k, ks),
+            two_stage.over_orders(i2t_ranks, i2t_hits, i2t, fine, relevant, self.k, ks),
+            two_stage.over_orders(t2i_ranks, t2i_hits, t2i.T, fine.T, relevant.T, self.k, ks),
         ]
 
 
@@ -124,8 +125,9 @@ def _two_stages(system: System, task: RetrievalTask, folder: Path, k: int, split
     owner = task.table(split).owner()
     ranking = two_stage.rank(system.model, stores, owner, k, banks, [RANKED_BY], place / split)
     i2t, t2i = ranking.coarse[RANKED_BY]
-    masks = two_stage.chosen(i2t, k), two_stage.chosen(t2i.T, k).T
-    return Scores(*(np.where(mask, ranking.fine, -np.inf) for mask in masks), ranking, k)
+    by_image = np.where(two_stage.chosen(i2t, k), ranking.fine, -np.inf)
+    by_text = np.where(two_stage.chosen(t2i.T, k).T, ranking.fine, -np.inf)
+    return Scores(by_image, by_text, ranking, k)
 
 
 def _ranked(
@@ -151,8 +153,9 @@ def own_pairs(owner: np.ndarray) -> np.ndarray:
 
 
 def same_sentence(table: CaptionTable, how: str = "spaces") -> np.ndarray:
-    """(N,M) booleans: the image has this very sentence among its own captions, normalised by `how`
-    (audit.NORMALISE).
+    """Return (N,M): the image has this very sentence among its own captions.
+
+    Captions are normalised by `how` (audit.NORMALISE).
     """
     sentence = pd.factorize(table.captions.text.map(audit.NORMALISE[how]))[0]
     has = np.zeros((len(table), sentence.max() + 1), bool)
@@ -161,7 +164,7 @@ def same_sentence(table: CaptionTable, how: str = "spaces") -> np.ndarray:
 
 
 def all_words(table: CaptionTable) -> np.ndarray:
-    """(N,M) booleans: the captions of the image, taken together, hold every telling word of the caption.
+    """Return (N,M): the captions of the image hold every telling word of the caption.
 
     A word tells something if the captions of at most half of the images use it. A rough judge: it
     knows neither order nor number of a word, and "plane" is not "planes".
@@ -178,8 +181,9 @@ def all_words(table: CaptionTable) -> np.ndarray:
 
 
 def same_picture(table: CaptionTable, hashes: np.ndarray, within: int = 6) -> np.ndarray:
-    """(N,M) booleans: the image and that of the caption are near-duplicates
-    (`audit.near_duplicates`), or one and the same.
+    """Return (N,M): the image and that of the caption are near-duplicates, or the same.
+
+    Near-duplicates are those of `audit.near_duplicates`.
     """
     row = pd.Series(np.arange(len(table)), table.images.image_id)
     alike, pairs = np.eye(len(table), dtype=bool), audit.near_duplicates(table, hashes, within)
@@ -188,7 +192,7 @@ def same_picture(table: CaptionTable, hashes: np.ndarray, within: int = 6) -> np
 
 
 def kinds(table: CaptionTable, hashes: np.ndarray, how: str = "spaces") -> np.ndarray:
-    """(N,M) positions in KINDS: what it means if this image and this caption are put together; the surest that holds.
+    """Return (N,M) positions in KINDS: the surest kind that holds for this pair.
 
     hashes (N,) are `audit.image_hashes` of the images of the table, one split.
     """
@@ -209,8 +213,9 @@ def classes(table: CaptionTable) -> np.ndarray:
 
 
 def truths(table: CaptionTable, images: Iterable[str]) -> dict[str, set[str]]:
-    """For images of the whole generated set `table`, by id: every sentence that its drawing program
-    could say of them.
+    """Return for each image of the generated set every sentence that is true of it.
+
+    Keys are ids. `table` is the whole generated set.
     """
     specs = {spec.name: spec for spec in generate.specs(len(table))}
     return {image: _sayable(generate.draw(specs[image])) for image in images}
@@ -238,8 +243,9 @@ def _sayable(scene: generate.Scene) -> set[str]:
 
 # ---- what mistakes have in common
 def by_class(recall: Recall, owner: np.ndarray, scene: np.ndarray) -> pd.DataFrame:
-    """One row per scene class, the worst mR first: images, every R@K both ways and mR in percent;
-    scene (N,).
+    """Return one row per scene class, the worst mR first.
+
+    Columns: images, every R@K both ways and mR in percent. scene (N,).
     """
     parts = [
         pd.DataFrame(100 * hits, columns=[f"{direction}_R@{k}" for k in recall.ks])
@@ -271,8 +277,9 @@ def misplaced(table: pd.DataFrame, most: int = 8) -> list[str]:
 
 
 def first_places(scores: np.ndarray) -> np.ndarray:
-    """(Q,G) -> (Q,G) the part of the first place that each item holds: 1, or a share of it where
-    items tie.
+    """Return the part (Q,G) of the first place that each item holds.
+
+    It is 1, or a share of it where items tie.
     """
     first = scores == scores.max(axis=1, keepdims=True)
     return first / first.sum(axis=1, keepdims=True)
@@ -290,8 +297,9 @@ def shares(scores: np.ndarray, kind: np.ndarray) -> pd.Series:
 
 
 def confusion(scores: np.ndarray, asked: np.ndarray, found: np.ndarray) -> pd.DataFrame:
-    """Percent of the queries of a class (row) whose first item is of a class (column); asked (Q,),
-    found (G,) class names.
+    """Return the percentage of a class's queries whose first item is of each class.
+
+    Rows are classes of queries, columns of items. asked (Q,), found (G,) are class names.
     """
     names = sorted({*asked, *found})
     of_items = found[:, None] == np.array(names)
@@ -313,9 +321,10 @@ def appearances(scores: np.ndarray, k: int = 10) -> np.ndarray:
 
 
 def hubness(counts: np.ndarray) -> dict[str, float]:
-    """How unequal appearances (G,) are: skewness (Radovanovic et al., JMLR 11, 2010; 0 is
-    symmetric), how often the most frequent item appears as a multiple of the mean, and the
-    percentage of items that appear for less than one query.
+    """Return how unequal appearances (G,) are.
+
+    Skewness (Radovanovic et al., JMLR 11, 2010; 0 is symmetric), appearances of the most frequent
+    item as a multiple of the mean, and the percentage of items that appear for less than one query.
     """
     skewness = 0.0 if np.ptp(counts) < 1e-9 else float(stats.skew(counts))  # equal ones have none
     return {
@@ -333,12 +342,14 @@ def rank_correlation(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Spearman's correlation of two numbers per caption, and its interval: images are drawn with their captions.
+    """Return Spearman's correlation of two numbers per caption, and its interval.
+
+    Images are drawn with their captions.
 
     NaN where one of the numbers is the same for all captions; such draws do not count for the
     interval.
     """
-    captions = pd.Series(np.arange(len(owner))).groupby(owner).apply(np.array).to_list()
+    captions: Any = pd.Series(np.arange(len(owner))).groupby(owner).apply(np.array).to_list()
     images = chain.from_iterable(draws(len(captions), samples, seed))
     drawn = (np.concatenate([captions[image] for image in row]) for row in images)
     if _constant(generic, ranks):
@@ -348,7 +359,7 @@ def rank_correlation(
         for rows in drawn
         if not _constant(generic[rows], ranks[rows])
     ]
-    low, high = interval([found or [np.nan]], level)
+    low, high = interval([np.array(found or [np.nan])], level)
     return float(stats.spearmanr(generic, ranks).statistic), float(low), float(high)
 
 

@@ -42,8 +42,10 @@ PATH = 8  # images on the way from the blurred to the real one
 
 # ---- attention
 def rollout(layers: Sequence[Tensor]) -> Tensor:
-    """(B,heads,T,T) attention of each layer, the first one first -> (B,T,T): what each token draws
-    from each token of the input, where half of every layer is its residual stream. Rows sum to one.
+    """Return attention rollout (B,T,T) of layers (B,heads,T,T), the first one first.
+
+    It is what each token draws from each token of the input. Half of every layer is its residual
+    stream. Rows sum to one.
     """
     flow = torch.eye(layers[0].shape[-1], device=layers[0].device)
     for attention in layers:
@@ -105,8 +107,10 @@ class Match:
             self._read()
 
     def score(self, pixels: Tensor) -> Tensor:
-        """(B,3,size,size) -> (B,), larger for a better match: the cosine of a dual encoder, CFITR's
-        single-stream score, BITA's mean log-probability of a token of the sentence.
+        """Return (B,) for pixels (B,3,size,size); larger is a better match.
+
+        The cosine of a dual encoder, CFITR's single-stream score, or BITA's mean log-probability of
+        a token of the sentence.
         """
         raise NotImplementedError
 
@@ -139,6 +143,12 @@ class Match:
     def _read(self) -> None:
         """Reads the sentence, once."""
         self.text = self.model.encode_texts(self.ids, self.mask)
+
+    def _layer(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _flow(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _relevance(self, pixels: Tensor) -> np.ndarray:
         layer = self._layer()
@@ -183,8 +193,9 @@ def _square(values: Tensor) -> np.ndarray:
 
 class _Dual(Match):
     def score(self, pixels: Tensor) -> Tensor:
-        """Of the image as it lies, also where the model averages over its turns: a map shows one
-        picture.
+        """Score the image as it lies, also where the model averages over turns.
+
+        A map shows one picture.
         """
         return (self.model.embed_images(**self.model.image_features(pixels)) @ self.text.T)[:, 0]
 
@@ -218,8 +229,9 @@ class _PIR(_Dual):
         return self._believed(self._seen(pixels))[:, 1:]
 
     def _attention(self, pixels: Tensor) -> Tensor:
-        """What the most believed token draws from the kept ones in Spatial-PAE; what was dropped
-        counts 0.
+        """Return what the most believed token draws from the kept ones in Spatial-PAE.
+
+        Dropped tokens count 0.
         """
         features = self._seen(pixels)
         belief = self._believed(features)
@@ -244,8 +256,9 @@ class _CLIP(_Dual):
         return self.model.clip.visual.grid_size[0]
 
     def _attention(self, pixels: Tensor) -> Tensor:
-        """What the first token, from which the embedding is made, draws from the patches, which
-        stand last.
+        """Return what the first token, which makes the embedding, draws from the patches.
+
+        Patches stand last.
         """
         with _watched(
             [block.attn for block in self.model.clip.visual.transformer.resblocks], _of_torch
@@ -287,7 +300,9 @@ class _CFITR(Match):
         return math.isqrt(self.model.vilt.embeddings.position_embeddings.shape[1] - 1)
 
     def _flow(self, pixels: Tensor) -> Tensor:
-        """(1,L,N): what each token of the text draws from each patch, through upper and lower layers; LFEM is left out.
+        """Return (1,L,N): what each token of the text draws from each patch.
+
+        Through upper and lower layers; LFEM is left out.
 
         Not by way of `score`, whose last layer makes the first token alone.
         """
@@ -321,8 +336,9 @@ class _BITA(Match):
         return self.model.ln_vision
 
     def _attention(self, pixels: Tensor) -> Tensor:
-        """Mean over layers, heads and queries: the Fourier mixing between the layers has no weights
-        to roll out.
+        """Return the mean over layers, heads and queries.
+
+        The Fourier mixing between the layers has no weights to roll out.
         """
         layers = self.model.attention_maps(self.model.image_features(pixels)["vision"])
         return torch.stack([layer.mean((1, 2)) for layer in layers]).mean(0)[:, 1:]
@@ -345,8 +361,9 @@ def untrained(system: System, seed: int = 0) -> System:
 
 
 def blurred(pixels: Tensor) -> Tensor:
-    """What stands in the place of a hidden patch: the image under a Gaussian blur of a seventh of
-    its edge.
+    """Return what replaces a hidden patch: the image under a Gaussian blur.
+
+    Its width is a seventh of the image's edge.
     """
     sigma = pixels.shape[-1] / 7
     size = 2 * int(2 * sigma) + 1
@@ -357,8 +374,9 @@ def blurred(pixels: Tensor) -> Tensor:
 
 # ---- words
 def words_of(system: System, sentence: str) -> tuple[list[str], np.ndarray]:
-    """(words as the tokenizer reads them; (pieces,) the word of each token, -1 for those before and
-    behind them).
+    """Return the words that the tokenizer reads, and the word of each token.
+
+    (pieces,): -1 for tokens before and behind the words.
     """
     tokenizer = system.tokenizer
     words, around = tokenizer.clean(sentence).split(), tokenizer.encode([""])[0]
@@ -371,7 +389,10 @@ def words_of(system: System, sentence: str) -> tuple[list[str], np.ndarray]:
 
 @torch.no_grad()
 def cycle_attention(system: System, sentence: str) -> tuple[list[str], np.ndarray]:
-    """PIR's language cycle attention (pir.md 2.7): words, and (cycles,words) how much of each the sentence's own token, the first one, reads in the cross-attention of each cycle. Rows sum to less than one: it reads itself, too.
+    """Return words and PIR's language cycle attention (cycles,words).
+
+    It is how much of each word the sentence's own token, the first one, reads in the
+    cross-attention of each cycle. Rows sum to less than one, because it also reads itself.
 
     UserError without LCA.
     """
@@ -394,8 +415,9 @@ def cycle_attention(system: System, sentence: str) -> tuple[list[str], np.ndarra
 def word_regions(
     system: System, picture: np.ndarray, sentence: str
 ) -> tuple[list[str], np.ndarray]:
-    """CFITR's single stream: words, and (words,S,S) what each of them draws from each patch, by
-    rollout.
+    """Return words and, for CFITR, what each draws from each patch (words,S,S).
+
+    By rollout of the single stream.
     """
     _only(system, "cfitr", "stream that words and patches share")
     words, owner = words_of(system, sentence)

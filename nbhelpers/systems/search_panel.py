@@ -1,4 +1,4 @@
-"""The interactive search: ipywidgets around a Gallery (gallery.py) that a person types into and clicks on.
+"""The interactive search: ipywidgets around a Gallery (gallery.py).
 
     panel = SearchPanel({"PIR": lambda: Gallery(system, data)})
     display(panel)                       # in JupyterLab, Notebook and Voilà
@@ -15,6 +15,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 import matplotlib
@@ -48,7 +49,8 @@ class SearchPanel(ipywidgets.VBox):
         write: Callable[[np.ndarray], str] | None = None,
         method: str = "relevance",
     ):
-        self._make, self._made, self._write, self._method = dict(galleries), {}, write, method
+        self._make, self._write, self._method = dict(galleries), write, method
+        self._made: dict[str, Gallery] = {}
         self.query: str | np.ndarray | None = None  # what was asked last
         self.stages: list[Stage] = []
         self._draw = np.random.default_rng(0)
@@ -143,7 +145,7 @@ class SearchPanel(ipywidgets.VBox):
                 self._ask_picture(gallery, query)
 
     def _ask_sentence(self, gallery: Gallery, sentence: str) -> None:
-        own = gallery.described_by(sentence)
+        own: Any = gallery.described_by(sentence)
         notes = reading(sentence, gallery.system.tokenizer)
         self.detail.clear("Click a picture: the map shows where the words look.")
         for stage in gallery.find_images(sentence):
@@ -215,8 +217,9 @@ class SearchPanel(ipywidgets.VBox):
 
     # ---- showing
     def _show_list(self, last: bool = False) -> None:
-        """The list of the chosen stage; with `last` of the latest one, which then is the chosen
-        one.
+        """Show the list of the chosen stage.
+
+        With `last`, choose the latest stage first.
         """
         two = len(self.stages) > 1 or (self.stages and self.stages[0].name == "coarse")
         self.stage.layout.visibility = "visible" if two else "hidden"
@@ -228,7 +231,7 @@ class SearchPanel(ipywidgets.VBox):
                 tile.clear()
             return
         gallery, stage = self._gallery(), self.stages[min(self.stage.value, len(self.stages) - 1)]
-        own = gallery.described_by(self.query) if isinstance(self.query, str) else []
+        own: Any = gallery.described_by(self.query) if isinstance(self.query, str) else []
         before = self.stages[0] if stage is not self.stages[0] else None
         for place, tile in enumerate(self.tiles):
             if place >= len(stage.rows):
@@ -315,7 +318,8 @@ class _Tile(ipywidgets.VBox):
         self.row, self.title = int(row), title
         self.image.value = jpeg(picture, TILE)
         self.button.tooltip = f"{title} · {scene}: show it large"
-        self.note.value = f"<div><b>{html.escape(title)}{' ✓' if right else ''}</b></div><div>{html.escape(scene)}</div>"
+        head = html.escape(title) + (" ✓" if right else "")
+        self.note.value = f"<div><b>{head}</b></div><div>{html.escape(scene)}</div>"
         (self.add_class if right else self.remove_class)("nbh-right")
         self.remove_class("nbh-empty")
         self.mark(False)
@@ -362,8 +366,9 @@ class _Detail(ipywidgets.VBox):
 
 
 def overlay(picture: np.ndarray, looked: np.ndarray) -> np.ndarray:
-    """A map (S,S) over a picture (H,W,3) uint8 -> (H,W,3) uint8: what is above zero, bright where
-    it is largest.
+    """Return a picture (H,W,3) uint8 with a map (S,S) over it.
+
+    Values above zero are shown, brightest where the map is largest.
     """
     height, width = picture.shape[:2]
     shown = np.maximum(looked, 0) / max(float(looked.max()), 1e-12)
@@ -372,7 +377,7 @@ def overlay(picture: np.ndarray, looked: np.ndarray) -> np.ndarray:
     ).clip(0, 1)
     colours = 255 * matplotlib.colormaps["inferno"](large)[..., :3]
     strength = 0.35 + 0.4 * large[..., None]
-    return np.uint8((1 - strength) * picture + strength * colours)
+    return ((1 - strength) * picture + strength * colours).astype(np.uint8)
 
 
 def _spent(stage: Stage) -> str:

@@ -1,4 +1,4 @@
-"""A trained system in use: load a checkpoint, encode images and sentences or write captions, evaluate on a folder of images.
+"""Use a trained system: load a checkpoint, encode images and sentences, write captions.
 
 pir = nbhelpers.load("pir", "model.safetensors")
 scores = pir.encode_images(["harbor.png"]) @ pir.encode_texts(["Many boats.", "A bare hill."]).T
@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ WORDS_OF_THE_SET = ("bert_standin", "vilt_standin")
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """What `load` gives: name, model (eval mode), what it is fed, what the checkpoint says of itself, and its file.
+    """What `load` returns: name, model in eval mode, inputs, metadata and file.
 
     The retrieval systems encode, BITA captions; UserError where a system is asked for what it does
     not do.
@@ -53,7 +53,7 @@ class System:
 
     name: str
     model: nn.Module
-    tokenizer: Tokenizer
+    tokenizer: Any  # Tokenizer, of BITA a DecoderTokenizer
     image: ImageInput
     about: dict
     checkpoint: Path
@@ -101,8 +101,9 @@ class System:
         longest: int = 21,
         shortest: int = 4,
     ) -> list[str]:
-        """Images as for `encode_images` -> one caption each, by beam search; equal images get equal captions.
+        """Return a caption for each image, by beam search; equal images get equal ones.
 
+        Images are as for `encode_images`.
         beams               sentences that the search keeps at each step
         longest, shortest   byte pairs of a caption
         """
@@ -139,8 +140,9 @@ class System:
             some = list(islice(resized, size))
 
     def pixels(self, pictures: Iterable[Path | str | np.ndarray]) -> Tensor:
-        """Images as for `encode_images` -> normalised pixels (B,3,S,S) on the model's device, as
-        the model is fed.
+        """Return normalised pixels (B,3,S,S) of images, on the model's device.
+
+        Images are as for `encode_images`.
         """
         resized = [images.resize(_pixels(picture), self.image.size) for picture in pictures]
         _must_be_something(resized)
@@ -156,6 +158,7 @@ class System:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the model."""
         return next(self.model.parameters()).device
 
     def _must_have(self, method: str, what: str) -> None:
@@ -248,7 +251,9 @@ def _load_captioner(path: Path, start: Start, place: torch.device) -> System:
 def trained(
     folder: Path | str, system: str, seed: int = 0, device: str | torch.device = "auto"
 ) -> System:
-    """The model that the training notebook of a system trained in the run `folder`, such as runs/default.
+    """Return the model that a system's notebook trained in the run `folder`.
+
+    An example is runs/default.
 
     UserError if that notebook has not run there, trained nothing (it was given a CHECKPOINT), or
     its file is gone.
@@ -280,9 +285,11 @@ def _fed(
 
 
 def _start_of(system: str, checkpoint: Path, tokenizer: str | None = None) -> Path:
-    """<run>/starting/<system>-seed*.json of a checkpoint
-    <run>/checkpoints/<name>/model.safetensors: the one with the tokenizer of that sha256. UserError
-    if there is none, and without a sha256 if there are several.
+    """Return the note of what a checkpoint's run started from.
+
+    It is <run>/starting/<system>-seed*.json for <run>/checkpoints/<name>/model.safetensors, the one
+    with the tokenizer of that sha256. UserError if there is none, and without a sha256 if there are
+    several.
     """
     folder = _run_of(checkpoint) / "starting"
     found = [

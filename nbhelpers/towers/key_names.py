@@ -158,7 +158,7 @@ def clip_vision_state_of(state: Mapping[str, Tensor], blocks: int) -> dict[str, 
     split: dict[str, Tensor] = {}
     for name, value in state.items():
         if joined := re.fullmatch(r"(.+\.attn\.)in_proj_(weight|bias)", name):
-            for which, part in zip("qkv", value.chunk(3), strict=True):
+            for which, part in zip("qkv", value.chunk(3), strict=False):
                 split[f"{joined[1]}{which}_proj.{joined[2]}"] = part
         else:
             split[name] = value

@@ -131,7 +131,7 @@ class Start:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> Start:
+    def read(cls, path: Path | str) -> Start:
         """Read a Start; UserError if `12_starting_weights` has not written it yet."""
         if not Path(path).is_file():
             raise UserError(
@@ -177,7 +177,7 @@ class Start:
         return model
 
     @classmethod
-    def for_checkpoint(cls, name: str, path: Path) -> Start:
+    def for_checkpoint(cls, name: str, path: Path | str) -> Start:
         """Return what evaluating a whole model needs: a tokenizer and no weights.
 
         name  of the model's text tower, CLIP or ViLT in `backbones`

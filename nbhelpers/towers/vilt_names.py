@@ -56,7 +56,7 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     split: dict[str, Tensor] = {}
     for name, value in state.items():
         if ".attn.qkv." in name:
-            for part, matrix in zip(_PARTS, value.chunk(3), strict=True):
+            for part, matrix in zip(_PARTS, value.chunk(3), strict=False):
                 split[name.replace("qkv", part)] = matrix
         else:
             split[name] = value

@@ -153,10 +153,10 @@ def changed(monkeypatch):
     def changed(sources: dict[str, str]):
         other = with_sources(sources)
         monkeypatch.setattr(code_identity, "_this_package", lambda: other)
-        code_digest.cache_clear()
+        code_identity._digest_of.cache_clear()
         yield
         monkeypatch.setattr(code_identity, "_this_package", lambda: CODE)
-        code_digest.cache_clear()
+        code_identity._digest_of.cache_clear()
 
     monkeypatch.setattr(code_identity, "_this_package", lambda: CODE)
     return changed

@@ -828,7 +828,8 @@ def test_cfitr_reads_image_and_sentence_together(two_stages, pictures, monkeypat
     monkeypatch.setattr(
         model, "image_features", lambda pixels: sizes.append(len(pixels)) or features(pixels)
     )
-    monkeypatch.setattr(trained_systems, "BATCH", 5)
+    for module in (trained_systems, image_folder):
+        monkeypatch.setattr(module, "BATCH", 5)
     found = image_folder.search(system, pictures, "a green pond", 3)
     # for their codes and, as all are candidates, once more
     assert max(sizes) == 5 and sum(sizes) == 48

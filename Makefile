@@ -18,7 +18,7 @@ $(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab figures bench lint clean
+.PHONY: help setup run test lab figures bench fuzz lint clean
 
 help:
 	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (15 to 20 minutes on two cores)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test     set up, then run all tests (35 to 40 minutes)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
+	@echo 'make fuzz     set up, then read 20,000 damaged files (5 minutes)'
 	@echo 'make figures  copy chosen figures of a finished run to figures/<PROFILE>/ (seconds)'
 	@echo 'make lint     set up, then check style, types and imports (1 minute)'
 	@echo 'make setup    only set up: a virtual environment in .venv (about 7 GB, 5 minutes)'
@@ -76,6 +77,9 @@ lint: setup
 	$(BIN)/mypy nbhelpers
 
 # Other runs than that of the default profile stay.
+fuzz: setup
+	NBHELPERS_FUZZ=20000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_hostile.py
+
 clean:
 	@if [ '$(YES)' != 1 ]; then \
 		if [ ! -t 0 ]; then \

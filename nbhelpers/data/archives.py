@@ -12,7 +12,7 @@ from nbhelpers.data import shards
 from nbhelpers.data.images import MAX_BYTES, ImageStore
 from nbhelpers.data.reading import EXTENSIONS
 from nbhelpers.data.table import safe_file_name
-from nbhelpers.errors import UserError
+from nbhelpers.errors import DAMAGE, UserError, reason
 
 MAX_FOLDERS = 100_000  # below one folder; links between folders may lead to any number
 
@@ -23,6 +23,15 @@ def open_images(path: Path | str) -> ImageStore:
     UserError if `path` is missing, holds no images, is damaged or has unsafe names.
     """
     path = Path(path)
+    try:
+        return _opened(path)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); fetch it again.") from error
+
+
+def _opened(path: Path) -> ImageStore:
     if packed := shards.image_store(path):
         return packed
     if path.is_dir():
@@ -105,8 +114,8 @@ def _open_folder(path: Path):
 def _open_zip(path: Path):
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is a damaged zip ({error}); fetch it again.") from error
+    except DAMAGE as error:
+        raise UserError(f"{path} is a damaged zip ({reason(error)}); fetch it again.") from error
     entries = [(entry.filename, entry) for entry in archive.infolist() if not entry.is_dir()]
 
     def read(entry: zipfile.ZipInfo) -> bytes:
@@ -120,9 +129,9 @@ def _open_tar(path: Path):
     try:
         archive = tarfile.TarFile.open(path, mode="r:")  # stays open while images are read
         files = [entry for entry in archive.getmembers() if entry.isfile()]  # no links, no devices
-    except tarfile.TarError as error:
+    except DAMAGE as error:
         raise UserError(
-            f"{path} is a compressed or damaged tar ({error}); unpack it first."
+            f"{path} is a compressed or damaged tar ({reason(error)}); unpack it first."
         ) from error
     entries = [(entry.name.removeprefix("./"), entry) for entry in files]
 

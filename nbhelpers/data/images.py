@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from PIL import Image
 
 from nbhelpers.data.decoding import decode
 from nbhelpers.data.naming import Naming
-from nbhelpers.errors import UserError
+from nbhelpers.errors import DAMAGE, UserError, reason
 
 MAX_BYTES = 256 * 2**20  # of one encoded file; a larger one is taken for an archive bomb
 
@@ -79,16 +76,11 @@ class ImageStore:
         member = self.locate(file)
         try:
             return self._read(member)
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            zlib.error,
-            zipfile.BadZipFile,
-            tarfile.TarError,
-        ) as error:
+        except UserError:
+            raise
+        except DAMAGE as error:
             raise UserError(
-                f"{self.where(member)} cannot be read ({error}); fetch it again."
+                f"{self.where(member)} cannot be read ({reason(error)}); fetch it again."
             ) from error
 
     def digest(self, file: str) -> str:

@@ -28,6 +28,9 @@ from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import UserError
 
 IMAGES = ("image", "img")
+UNFOLDED = 20  # a table may unfold to at most so many times its own size ...
+SMALL = 256 * 2**20  # ... unless that is fewer bytes than this
+ROWS = 64  # read at once
 KINDS = {".arrow": "arrow", ".parquet": "hub"}
 
 
@@ -93,7 +96,7 @@ def _open(path: Path):
     """
     parquet = path.suffix.lower() == ".parquet"
     try:
-        table = pq.read_table(path, partitioning=None) if parquet else _arrow_table(path)
+        table = _parquet_table(path) if parquet else _arrow_table(path)
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         kind = "parquet" if parquet else "arrow"
@@ -101,6 +104,27 @@ def _open(path: Path):
             f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); fetch it again."
         ) from error
     return table.rename_columns(column_names(table.column_names, str(path)))
+
+
+def _parquet_table(path: Path):
+    """Read in parts, so that a small file cannot unfold to gigabytes."""
+    most, size = max(UNFOLDED * path.stat().st_size, SMALL), 0
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        parts = []
+        declared = sum(group.total_byte_size for group in groups)
+        if declared <= most:
+            for part in file.iter_batches(batch_size=ROWS):
+                parts.append(part)
+                size += part.nbytes
+                if size > most:
+                    break
+        if max(declared, size) > most:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, but would unfold to more than {most}; "
+                "do not use it."
+            )
+        return pa.Table.from_batches(parts, schema=file.schema_arrow)
 
 
 def _arrow_table(path: Path):

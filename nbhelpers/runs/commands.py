@@ -7,6 +7,8 @@ and transformers take many seconds.
 from __future__ import annotations
 
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.main import get_command
 
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, printable, reason
 from nbhelpers.runs import data_commands, record_commands, system_commands, weight_commands
 from nbhelpers.runs.options import (
     AsJson,
@@ -45,12 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
+    except Exception as error:
+        print(_unforeseen(error), file=sys.stderr)
+        return 1
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
         if code == 130:
             print("Interrupted.", file=sys.stderr)
         return code
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """Write the traceback to a file; return a sentence that names it."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="nbhelpers-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return printable(
+        f"This was not foreseen ({type(error).__name__}: {reason(error)}); "
+        f"report it with the file {file.name}, which has the details."
+    )
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nbhelpers.errors import printable
 from nbhelpers.runs.options import (
     AsJson,
     Captions,
@@ -46,9 +47,10 @@ def check(
     if as_json:
         print_json({"lines": report.lines, "problems": report.problems})
     else:
-        print("\n".join(report.lines), end="\n" if report.lines else "")
+        for line in report.lines:
+            print(printable(line))
     for problem in report.problems:
-        print(f"problem: {problem}", file=sys.stderr)
+        print(printable(f"problem: {problem}"), file=sys.stderr)
     if report.problems:
         raise typer.Exit(1)
 

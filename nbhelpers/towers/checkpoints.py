@@ -405,7 +405,9 @@ def meta_of(
     path = Path(path)
     try:
         meta = json.loads(header["meta"])
-    except (KeyError, ValueError, TypeError) as error:
+        if not isinstance(meta, dict):
+            raise TypeError("the meta data is no dictionary")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path.name} is not a checkpoint of this project (its header has no meta data); "
             "give a file that its notebooks wrote, or read other weights by "

@@ -171,6 +171,7 @@ def test_two_processes_train_what_the_notebook_then_finds(folder, tmp_path):
         "NBHELPERS_RUNS": str(runs),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
+        "NBHELPERS_THREADS": "1",  # two threads of two processes wait for each other on two cores
     }
     done = subprocess.run(
         command,

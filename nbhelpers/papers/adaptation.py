@@ -77,9 +77,13 @@ class AdaptFormer(PERSITR):
         """Return the scaled output of the adapter for the stream x (B,N,W)."""
         return self.SCALE * super().adapt(layer, x, visual)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `image` and `text` (B,D), without PE-RSITR's second views."""
+        return CLIP.rows(self, batch)
+
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute CLIP's loss, not PE-RSITR's."""
-        return CLIP.loss(self, batch)
+        return CLIP.losses(self, rows, batch)
 
 
 METHODS = ("zero_shot", "linear_probe", "full", "lora", "adaptformer")

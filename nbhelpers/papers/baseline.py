@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nbhelpers.papers.dual_encoder import OnFrozenTowers
 from nbhelpers.papers.pir import contrastive_loss
+from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
 
@@ -81,13 +82,9 @@ class FrozenHeads(OnFrozenTowers):
         words = mask.unsqueeze(2).to(text.dtype)
         return F.normalize(self.text_head((text * words).sum(1) / words.sum(1)), dim=1)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the contrastive loss and the temperature.
-
-        The batch holds pixels and ids, or the cached features `vision` and `text`, with mask and
-        image_index (B,).
-        """
-        image, text = (gather(rows.float()) for rows in self.embed_batch(batch))
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the contrastive loss and the temperature; the batch holds image_index (B,)."""
+        image, text = gather(at_least_fp32(rows["image"])), gather(at_least_fp32(rows["text"]))
         with torch.autocast(image.device.type, enabled=False):  # as in PIR
             loss = contrastive_loss(image, text, self.temp, gather(batch["image_index"]))
         return {"loss": loss, "contrastive": loss, "temp": self.temp.detach()}

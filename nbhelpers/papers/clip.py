@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nbhelpers.errors import UserError
 from nbhelpers.papers.dual_encoder import OnFrozenTowers, decay_groups, unpadded
 from nbhelpers.towers import backbones
+from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
 
@@ -77,12 +78,9 @@ class CLIP(OnFrozenTowers):
         states = self.clip.transformer(tokens, attn_mask=causal_mask(self.clip, tokens.shape[1]))
         return F.normalize(pool_text(self.clip, states, mask), dim=1)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute CLIP's loss and the scale of the logits.
-
-        The batch holds pixels and ids, or cached features, with mask.
-        """
-        image, text = (gather(rows.float()) for rows in self.embed_batch(batch))
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute CLIP's loss and the scale of the logits."""
+        image, text = gather(at_least_fp32(rows["image"])), gather(at_least_fp32(rows["text"]))
         scale = self.clip.logit_scale.exp()
         with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
             loss = clip_loss(image, text, scale)

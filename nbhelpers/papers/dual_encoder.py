@@ -61,7 +61,9 @@ def keep_trained(model: nn.Module, state: dict[str, Tensor], prefix: str, metada
 class DualEncoder(nn.Module):
     """Embed images and texts apart, as unit rows.
 
-    A subclass gives `image_features`, `text_features`, `embed_images`, `embed_texts` and `loss`.
+    A subclass gives `image_features`, `text_features`, `embed_images`, `embed_texts` and `losses`.
+    The loss reads pixels and captions only through `rows`, so that these can be computed in
+    micro-batches (`training.cached_gradients`).
     """
 
     IMAGE_FEATURES: tuple[str, ...] = ("vision",)
@@ -121,6 +123,22 @@ class DualEncoder(nn.Module):
             return image, self.encode_texts(batch["ids"], batch["mask"])
         features = {name: batch[name] for name in self.TEXT_FEATURES}
         return image, self.embed_texts(**features, mask=batch["mask"])
+
+    def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `losses` reads of images and captions: `image` and `text` (B,D)."""
+        image, text = self.embed_batch(batch)
+        return {"image": image, "text": text}
+
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss and its terms from the `rows` of a batch; a subclass gives it."""
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss and its terms of a batch.
+
+        The batch holds pixels and ids, or cached features, with mask and what `losses` names.
+        """
+        return self.losses(self.rows(batch), batch)
 
 
 class OnFrozenTowers(DualEncoder):

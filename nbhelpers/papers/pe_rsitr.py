@@ -35,6 +35,7 @@ from nbhelpers.papers.clip import (
 from nbhelpers.papers.dual_encoder import keep_trained, unpadded
 from nbhelpers.papers.pir import triplet_loss
 from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
 
@@ -130,7 +131,7 @@ class MRSAdapter(nn.Module):
         if visual:
             down, up = self.visual_down_proj, self.visual_up_proj
         with torch.autocast(x.device.type, enabled=False):
-            inner = F.dropout(F.relu(down(x.float())), self.dropout, self.training)
+            inner = F.dropout(F.relu(down(at_least_fp32(x))), self.dropout, self.training)
             parts = [up(inner)]
             if self.share_up_proj is not None:
                 parts.append(self.share_up_proj(inner))
@@ -253,24 +254,33 @@ class PERSITR(FrozenCLIP):
         text, mask = unpadded(text, mask)
         return unit_rows(self.text_vectors(text_tokens(self.clip, text), mask))
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the HMMC loss, the sum of its terms, of a batch with mask.
-
-        The batch holds pixels and ids, or cached features. In eval mode both views are the same, so
-        `cross` is the only term.
-        """
+    def rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `image` and `text` (B,D), in training also each pair's second views."""
         c, mask = self.config, batch["mask"]
         seen = batch if "vision" in batch else self.image_features(batch["pixels"])
         read = batch if "text" in batch else self.text_features(batch["ids"], mask)
         text, mask = unpadded(read["text"], mask)
         patches, words = image_tokens(self.clip, seen["vision"]), text_tokens(self.clip, text)
-        image = gather(self.image_vectors(patches).float())
-        text = gather(self.text_vectors(words, mask).float())
-        pairs = {"cross": (image, text)}
+        rows = {"image": self.image_vectors(patches), "text": self.text_vectors(words, mask)}
         if self.training and c.intra_image:
-            pairs["intra_image"] = image, gather(self.image_vectors(self.view(patches)).float())
+            rows["intra_image"] = self.image_vectors(self.view(patches))
         if self.training and c.intra_text:
-            pairs["intra_text"] = text, gather(self.text_vectors(self.view(words), mask).float())
+            rows["intra_text"] = self.text_vectors(self.view(words), mask)
+        return rows
+
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the HMMC loss, the sum of its terms.
+
+        In eval mode both views are the same, so `cross` is the only term.
+        """
+        c = self.config
+        seen = {name: gather(at_least_fp32(part)) for name, part in rows.items()}
+        image, text = seen["image"], seen["text"]
+        pairs = {"cross": (image, text)}
+        if "intra_image" in seen:
+            pairs["intra_image"] = image, seen["intra_image"]
+        if "intra_text" in seen:
+            pairs["intra_text"] = text, seen["intra_text"]
         with torch.autocast(image.device.type, enabled=False):  # as in PIR
             terms = {name: ranking_loss(*pair, c.margin, c.hardest) for name, pair in pairs.items()}
         return {"loss": sum(terms.values()), **terms}

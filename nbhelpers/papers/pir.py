@@ -21,6 +21,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import config_checks
 from nbhelpers.papers.dual_encoder import DualEncoder, decay_groups, unpadded
 from nbhelpers.towers import backbones, checkpoints, starting_weights
+from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
 
@@ -451,14 +452,11 @@ class PIR(DualEncoder):
             state = cross(mapping(state), attend(state, excluded), excluded)
         return F.normalize(words[:, 0] + self.head_txt(state[:, 0]), dim=1)
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute loss, terms and temperatures of a batch.
-
-        The batch holds pixels and ids, or cached features, with image_index and scene (B,).
-        """
-        image, text = (
-            gather(rows.float(), self.config.one_sided_gather) for rows in self.embed_batch(batch)
-        )
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute loss, terms and temperatures; the batch holds image_index and scene (B,)."""
+        one_sided = self.config.one_sided_gather
+        image = gather(at_least_fp32(rows["image"]), one_sided)
+        text = gather(at_least_fp32(rows["text"]), one_sided)
         with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
             return self._losses(image, text, batch)
 

@@ -20,6 +20,7 @@ from nbhelpers.papers import config_checks
 from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, pool_image
 from nbhelpers.papers.pir import affiliation_loss, contrastive_loss
 from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather, rank, world_size
 
 
@@ -183,15 +184,15 @@ class PIRCLIP(CLIP):
             "belief_entropy": entropy.mean().item(),
         }
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, rows: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute loss, terms and scale of a batch.
 
-        The batch holds pixels and ids, or cached features, with mask and, where the options need
-        them, scene and image_index (B,). Both terms share one scale. It multiplies, so it is the
-        inverse of PIR's temperature.
+        Where the options need them, the batch holds scene and image_index (B,). Both terms share
+        one scale. It multiplies, so it is the inverse of PIR's temperature.
         """
         c = self.config
-        image, text = (gather(rows.float(), c.one_sided_gather) for rows in self.embed_batch(batch))
+        image = gather(at_least_fp32(rows["image"]), c.one_sided_gather)
+        text = gather(at_least_fp32(rows["text"]), c.one_sided_gather)
         scale = self.clip.logit_scale.exp()
         with torch.autocast(image.device.type, enabled=False):  # 16-bit logits would be too coarse
             image_index = gather(batch["image_index"]) if c.multi_positive else None

@@ -74,6 +74,11 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def at_least_fp32(values: torch.Tensor) -> torch.Tensor:
+    """Return 16-bit values in float32, others as they are."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
 def wait() -> None:
     """Wait until the device of this process has finished its work; for measuring times."""
     torch.get_device_module(resolve()).synchronize()

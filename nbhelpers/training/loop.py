@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.keys import key_digest
 from nbhelpers.towers import checkpoints
+from nbhelpers.training import cached_gradients
 from nbhelpers.training.distributed import (
     accelerator,
     broadcast_from_main,
@@ -92,7 +94,7 @@ def fit(
     fewer); in-batch negatives stay within a batch.
 
     UserError: no batch, a loss that is not finite (with step and terms), a resume state of another
-    training.
+    training, a micro_batch for a model that has no `rows` and `losses`.
     """
     trainer = _Trainer(model, loader, config, Path(folder), validate, loss_options or {})
     device = trainer.device
@@ -139,6 +141,7 @@ class _Trainer:
         self.accelerator = accelerator(config.precision, model)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         check_loader(loader, self.accelerator.num_processes)
+        cached_gradients.check(model, config.micro_batch)
         self.source, self.batches = loader, len(loader)
         self.loader = self.accelerator.prepare(loader) if isinstance(loader, DataLoader) else loader
         self.steps = math.ceil(self.batches / config.accumulate)
@@ -164,10 +167,12 @@ class _Trainer:
         self.read_every = 1 if self.device.type == "cpu" else READ_EVERY
         self.progress = Progress()
         self.unread: list[Tensor] = []  # loss terms of batches, on the device
+        self.micro_batch = 0  # pairs; 0: whole batches
 
     def run(self, progress: bool) -> History:
         self._load()
         self.optimizer.zero_grad()  # the caller may have left gradients
+        self.micro_batch = self._micro_batch()
         first = self.progress.epoch * self.batches + self.progress.seen
         self.board = (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=first) if self.main else None
@@ -210,20 +215,11 @@ class _Trainer:
                 config.accumulate,
                 self.batches - self.progress.seen // config.accumulate * config.accumulate,
             )
-            _seed(
-                self.device,
-                config.seed,
-                self.progress.epoch,
-                self.progress.seen,
-                self.accelerator.process_index,
-            )
-            with (
-                self._attention(),
-                nullcontext() if update else self.accelerator.no_sync(self.network),
-            ):
-                terms = self.network(batch)
-                self._note(terms, len(next(iter(batch.values()))))
-                self.accelerator.backward(terms["loss"] / group)
+            with self._attention():
+                if self.micro_batch and _pairs(batch) > self.micro_batch:
+                    self._backward_in_parts(batch, group, update)
+                else:
+                    self._backward(batch, group, update)
             if update:
                 self._update()
                 if (
@@ -233,6 +229,64 @@ class _Trainer:
                 ):
                     self._settle()
                     self._save()
+
+    def _backward(self, batch: dict[str, Tensor], group: int, update: bool):
+        """Add the gradients of one of `group` batches of an optimiser step."""
+        self._seed_batch()
+        with self._synchronised(update):
+            terms = self.network(batch)
+            self._note(terms, _pairs(batch))
+            self.accelerator.backward(terms["loss"] / group)
+
+    def _backward_in_parts(self, batch: dict[str, Tensor], group: int, update: bool):
+        """As `_backward`, with the memory of one micro-batch."""
+        with self.accelerator.autocast():
+            terms, gradients = cached_gradients.whole_loss(
+                self.model, batch, self.micro_batch, self._seed_batch
+            )
+        parts = list(cached_gradients.parts(batch, self.micro_batch))
+        for number, (at, part) in enumerate(parts):
+            last = number + 1 == len(parts)
+            self._seed_batch(number)
+            with self._synchronised(update and last):
+                share = self.network(part, gradients.part(at, last))
+                self.accelerator.backward(share["loss"] / group)
+        self._note(terms, _pairs(batch))
+
+    def _synchronised(self, update: bool):
+        """Average gradients over processes in the last backward pass of an optimiser step only."""
+        return nullcontext() if update else self.accelerator.no_sync(self.network)
+
+    def _seed_batch(self, *micro_batch: int):
+        """Seed torch's generators for the batch, or for one of its micro-batches."""
+        place = self.progress.epoch, self.progress.seen, self.accelerator.process_index
+        _seed(self.device, self.config.seed, *place, *micro_batch)
+
+    def _micro_batch(self) -> int:
+        """Return the pairs of a micro-batch; for "auto" the most that fit into the GPU."""
+        wish = self.config.micro_batch
+        if wish != "auto":
+            return int(wish)
+        if self.device.type != "cuda":
+            return 0
+        batch = send_to_device(next(iter(self.loader)), self.device)
+        fits = cached_gradients.largest_that_fits(partial(self._try, batch), _pairs(batch))
+        smallest = self.accelerator.gather(torch.tensor([fits], device=self.device)).min()
+        return int(smallest)
+
+    def _try(self, batch: dict[str, Tensor], size: int):
+        """Train on a part of a batch without a step, beside room for the optimiser's state."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        room = [] if self.optimizer.state else [torch.empty_like(p) for p in trained * 2]
+        part = next(cached_gradients.parts(batch, size))[1]
+        try:
+            self.model.train()
+            with self.accelerator.autocast():
+                rows = self.model.rows(part)
+                sum(values.float().sum() for values in rows.values()).backward()
+        finally:
+            del room
+            self.optimizer.zero_grad()
 
     def _attention(self):
         """Choose attention as plain products in bf16 on a CPU.
@@ -428,8 +482,16 @@ class _LossOf(nn.Module):
         super().__init__()
         self.model, self.options = model, options
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        return self.model.loss(batch, **self.options)
+    def forward(
+        self, batch: dict, gradients: cached_gradients.Gradients | None = None
+    ) -> dict[str, Tensor]:
+        if gradients is None:
+            return self.model.loss(batch, **self.options)
+        return {"loss": cached_gradients.stand_in_loss(self.model, batch, gradients)}
+
+
+def _pairs(batch: dict[str, Tensor]) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -33,6 +33,9 @@ class TrainConfig:
     precision: str = "fp32"  # fp32 | bf16 | fp16
     # batches per optimiser step; in-batch negatives stay within each batch
     accumulate: int = 1
+    # pairs that are embedded together, in each process, with cached gradients
+    # (`cached_gradients`); 0: the whole batch; "auto": what fits into the GPU, on a CPU the whole
+    micro_batch: int | str = 0
     clip_norm: float | None = None
     seed: int = 0
     workers: int = 0  # of the loader; changes no result
@@ -45,6 +48,13 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "step_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.micro_batch != "auto" and (
+            not isinstance(self.micro_batch, int) or self.micro_batch < 0
+        ):
+            raise UserError(
+                f"micro_batch is {self.micro_batch!r}; give a number of pairs, 0 for the whole "
+                "batch, or 'auto'."
+            )
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"warmup_fraction is {self.warmup_fraction}; it lies between 0 and 1.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
@@ -61,11 +71,11 @@ class TrainConfig:
 
     def decisive(self) -> dict:
         """Return the fields that decide the result."""
-        return {
-            k: value
-            for k, value in asdict(self).items()
-            if k not in ("workers", "save_every_steps")
-        }
+        fields = asdict(self)
+        del fields["workers"], fields["save_every_steps"]
+        if not self.micro_batch:
+            del fields["micro_batch"]
+        return fields
 
 
 @dataclass

@@ -59,9 +59,15 @@ class DualEncoder(nn.Module):
                 if p.dim():
                     p.copy_(torch.randn(p.shape, generator=generator))
 
+    def rows(self, batch):
+        image = F.normalize(self.image(batch["pixels"]), dim=1)
+        return {"image": image, "text": F.normalize(self.text(batch["words"]), dim=1)}
+
     def loss(self, batch):
-        image = gather(F.normalize(self.image(batch["pixels"]), dim=1), self.one_sided)
-        text = gather(F.normalize(self.text(batch["words"]), dim=1), self.one_sided)
+        return self.losses(self.rows(batch), batch)
+
+    def losses(self, rows, batch):
+        image, text = (gather(rows[name], self.one_sided) for name in ("image", "text"))
         index = gather(batch["image_index"])
         target = (index[:, None] == index).float()
         target = target / target.sum(1, keepdim=True)
@@ -114,6 +120,10 @@ def variants(folder):
         "full": trained(folder / "full"),
         "one_sided": trained(folder / "one_sided", one_sided=True),
         "accumulated": trained(folder / "accumulated", replace(CONFIG, accumulate=2)),
+        "cached": trained(folder / "cached", replace(CONFIG, micro_batch=3)),
+        "cached, accumulated": trained(
+            folder / "cached, accumulated", replace(CONFIG, micro_batch=3, accumulate=2)
+        ),
     }
 
 
@@ -287,7 +297,7 @@ def arrays_of(folder, number):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("variant", ["full", "accumulated"])
+@pytest.mark.parametrize("variant", ["full", "accumulated", "cached", "cached, accumulated"])
 def test_gradients_and_weights_are_those_of_one_process(two, one, variant, number):
     found = arrays_of(two[0], number)
     for key, expected in one[1][variant].items():
@@ -303,6 +313,15 @@ def test_losses_are_those_of_one_process(two, one, variant):
     assert_close(found.loss[rows], expected.loss[rows], 1e-3 if variant == "one_sided" else SINGLE)
     assert_close(found.local, expected.local)
     assert (found.steps == expected.steps).all()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_cached_gradients_are_those_of_the_plain_step(two, number):
+    found = arrays_of(two[0], number)
+    for plain, cached in (("full", "cached"), ("accumulated", "cached, accumulated")):
+        names = [key.removeprefix(f"{plain}/") for key in found if key.startswith(f"{plain}/")]
+        for name in names:
+            assert_close(found[f"{cached}/{name}"], found[f"{plain}/{name}"], name=name)
 
 
 def test_one_sided_gather_divides_all_but_the_temperature_by_the_number_of_processes(two, one):

@@ -339,7 +339,8 @@ class Captioner(ImageReader):
         decoder: nn.Module | None = None,
     ):
         super().__init__(config, text=False, tower=tower)
-        decoder = decoder or backbones.language_model(config.decoder, config.decoder_vocab)
+        dtype = getattr(torch, config.frozen_dtype)
+        decoder = decoder or backbones.language_model(config.decoder, config.decoder_vocab, dtype)
         self.opt_model = _frozen(decoder, config.frozen_dtype)
         self.opt_proj = nn.Linear(config.width, decoder.config.hidden_size)
         self.train()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nbhelpers.errors import UserError
 
@@ -42,6 +42,17 @@ def _set(name: str) -> str:
     return name
 
 
+def _micro_batch(value: str) -> str:
+    if value not in ("whole", "auto") and not (value.isdecimal() and int(value) > 0):
+        raise ValueError("take whole, auto or a number of pairs")
+    return value
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+MicroBatch = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_micro_batch)]
 SetName = Annotated[str, AfterValidator(_set)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Epochs = Annotated[int, Field(ge=1)]
@@ -62,7 +73,10 @@ class Parameters(BaseModel):
     SEED: Seed
     SIZE: Literal["tiny", "compact", "paper"]
     DEVICE: Literal["auto", "cpu", "cuda", "mps"]
-    PRECISION: Literal["fp32", "bf16", "fp16"]
+    PRECISION: Literal["fp32", "tf32", "bf16", "fp16"]
+    MICRO_BATCH: MicroBatch
+    RECOMPUTE: bool
+    COMPILE: bool
     WORKERS: Annotated[int, Field(ge=0, le=256)]
     CHECKPOINT: str
     VIEWS: OrAll

@@ -81,6 +81,13 @@ class Run:
             if name not in ELSEWHERE
         }
 
+    @property
+    def engine(self) -> dict[str, Any]:
+        """Return the fields of TrainConfig that this notebook's parameters give for all systems."""
+        names = ("precision", "seed", "workers", "micro_batch", "recompute", "compile")
+        given = vars(self.parameters)
+        return {name: given[name] for name in names if name in given}
+
     def expect(self, holds: bool, result: str) -> None:
         """Report a result that models usually reach and this one does not.
 

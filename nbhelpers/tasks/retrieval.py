@@ -118,7 +118,8 @@ class RetrievalTask:
             check_precision(precision, next(towers.parameters()).device)
         self.towers: Any = towers  # None, or a model of frozen towers; then there is a cache
         self.cache: Any = cache
-        self.views, self.precision = views, precision
+        self.views = views
+        self.precision = "fp32" if precision == "tf32" else precision  # features are read once
         self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
         self.towers_sha256 = modules_digest(towers.towers()) if towers is not None else ""
         self._known: dict[tuple[str, str], Distinct] = {}

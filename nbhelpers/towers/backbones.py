@@ -533,12 +533,14 @@ LANGUAGE = {
 }
 
 
-def language_model(name: str, vocab_size: int | None = None) -> PreTrainedModel:
-    """Build a causal language model of transformers.
+def language_model(
+    name: str, vocab_size: int | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Build a causal language model of transformers, with parameters of `dtype` from the start.
 
     `vocab_size` replaces the published vocabulary (stand-ins only).
     """
     (model, config, settings), *_ = _choose(LANGUAGE, "language", name)
     if vocab_size is not None:
         settings = settings | {"vocab_size": vocab_size}
-    return model(config(**settings))
+    return model._from_config(config(**settings), dtype=dtype)

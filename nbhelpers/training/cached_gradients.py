@@ -40,10 +40,10 @@ class Gradients:
 
 def check(model: nn.Module, micro_batch: int | str) -> None:
     """Raise a UserError if `model` cannot be trained in micro-batches."""
-    if micro_batch and not (hasattr(model, "rows") and hasattr(model, "losses")):
+    if micro_batch != "whole" and not (hasattr(model, "rows") and hasattr(model, "losses")):
         raise UserError(
             f"micro_batch is {micro_batch}, but the loss of {type(model).__name__} is not made of "
-            "rows of images and captions; set it to 0, and lower the batch size or raise "
+            "rows of images and captions; set it to 'whole', and lower the batch size or raise "
             "`accumulate` instead."
         )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from nbhelpers.errors import UserError
 
 NAMES = ("auto", "cpu", "cuda", "mps")  # of the parameter DEVICE and of --device
+# tf32: numbers of 32 bits, which products of matrices on a CUDA GPU read with 10 bits of mantissa
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _of_run: torch.device | None = None  # what `use` chose for this process
 
 
@@ -58,7 +62,10 @@ def use(wish: str | torch.device) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise a UserError if the device cannot train in "bf16" or "fp16"; "fp32" works everywhere."""
+    """Raise a UserError if the device cannot train in "bf16" or "fp16".
+
+    "fp32" works everywhere, and so does "tf32", which is the same where there is no TF32.
+    """
     if precision == "fp16" and device.type != "cuda":
         raise UserError(
             f"precision 'fp16' needs a CUDA GPU, and the device is '{device}'; use 'bf16' or 'fp32'"
@@ -72,6 +79,17 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UserError(
             "precision 'bf16' needs macOS 14 or newer on an Apple GPU; use 'fp32' here."
         )
+
+
+@contextmanager
+def matrix_products(precision: str) -> Iterator[None]:
+    """Let products of float32 matrices use TF32 for "tf32", for no other precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def at_least_fp32(values: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,7 @@ def process_state() -> PartialState:
 
 
 def accelerator(precision: str, model: nn.Module | None = None) -> Accelerator:
-    """Return the Accelerator of one training in "fp32", "bf16" or "fp16", on the device of the run.
+    """Return the Accelerator of one training in a precision, on the device of the run.
 
     model  with USES_ALL_PARAMETERS = True each step gives all its trainable parameters a gradient;
     for
@@ -102,7 +102,7 @@ def accelerator(precision: str, model: nn.Module | None = None) -> Accelerator:
     check_precision(precision, state.device)
     search = not getattr(model, "USES_ALL_PARAMETERS", False)
     return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         cpu=state.device.type == "cpu",
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=search)],

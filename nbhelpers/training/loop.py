@@ -43,6 +43,7 @@ from nbhelpers.files import atomic_write
 from nbhelpers.keys import key_digest
 from nbhelpers.towers import checkpoints
 from nbhelpers.training import cached_gradients
+from nbhelpers.training.device import matrix_products
 from nbhelpers.training.distributed import (
     accelerator,
     broadcast_from_main,
@@ -50,8 +51,10 @@ from nbhelpers.training.distributed import (
     one_run_at_a_time,
     process_state,
 )
+from nbhelpers.training.memory import recompute_blocks
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates, lr_lambda
 
+COMPILER = "inductor"  # of torch.compile
 READ_EVERY = 20  # batches between two reads of the losses, which wait for the GPU; 1 on a CPU
 
 __all__ = [
@@ -98,7 +101,10 @@ def fit(
     """
     trainer = _Trainer(model, loader, config, Path(folder), validate, loss_options or {})
     device = trainer.device
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+    with (
+        matrix_products(config.precision),
+        torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),
+    ):
         return trainer.run(progress)
 
 
@@ -147,6 +153,8 @@ class _Trainer:
         self.steps = math.ceil(self.batches / config.accumulate)
         self.factor = lr_lambda(config, config.epochs * self.steps)
         model.to(self.device)
+        if config.recompute:
+            recompute_blocks(model)
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, config.weight_decay),
             lr=config.lr,
@@ -155,9 +163,10 @@ class _Trainer:
             fused=True,
         )
         self.peaks = [config.lr * group.get("rate", 1.0) for group in optimizer.param_groups]
-        self.network, self.optimizer = self.accelerator.prepare(
-            _LossOf(model, loss_options), optimizer
-        )
+        loss = _LossOf(model, loss_options)
+        if config.compile:
+            loss.compile(backend=COMPILER)
+        self.network, self.optimizer = self.accelerator.prepare(loss, optimizer)
         self.settings = {
             **config.decisive(),
             "batches per epoch": self.batches,
@@ -265,9 +274,9 @@ class _Trainer:
     def _micro_batch(self) -> int:
         """Return the pairs of a micro-batch; for "auto" the most that fit into the GPU."""
         wish = self.config.micro_batch
-        if wish != "auto":
+        if wish not in ("whole", "auto"):
             return int(wish)
-        if self.device.type != "cuda":
+        if wish == "whole" or self.device.type != "cuda":
             return 0
         batch = send_to_device(next(iter(self.loader)), self.device)
         fits = cached_gradients.largest_that_fits(partial(self._try, batch), _pairs(batch))

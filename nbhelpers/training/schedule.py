@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import UserError
+from nbhelpers.training.device import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class TrainConfig:
     step_factor: float = 0.7  # ... the rate is multiplied by this
     lr_first: float = 0.0  # of "epoch_cosine": where its warm-up begins ...
     lr_last: float = 0.0  # ... and where its cosine ends
-    precision: str = "fp32"  # fp32 | bf16 | fp16
+    precision: str = "fp32"  # fp32 | tf32 | bf16 | fp16
+    compile: bool = False  # by torch.compile: slow at first, then faster on a GPU
+    recompute: bool = False  # keep the inputs of transformer blocks alone; slower, less memory
     # batches per optimiser step; in-batch negatives stay within each batch
     accumulate: int = 1
     # pairs that are embedded together, in each process, with cached gradients
-    # (`cached_gradients`); 0: the whole batch; "auto": what fits into the GPU, on a CPU the whole
-    micro_batch: int | str = 0
+    # (`cached_gradients`); "auto": what fits into the GPU, on a CPU the whole batch
+    micro_batch: int | str = "whole"  # whole | auto | a number of pairs
     clip_norm: float | None = None
     seed: int = 0
     workers: int = 0  # of the loader; changes no result
@@ -48,12 +51,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "step_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.micro_batch != "auto" and (
-            not isinstance(self.micro_batch, int) or self.micro_batch < 0
-        ):
+        pairs = str(self.micro_batch)
+        if pairs not in ("whole", "auto") and not (pairs.isdecimal() and int(pairs) > 0):
             raise UserError(
-                f"micro_batch is {self.micro_batch!r}; give a number of pairs, 0 for the whole "
-                "batch, or 'auto'."
+                f"micro_batch is {self.micro_batch!r}; give a number of pairs, 'whole' or 'auto'."
             )
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"warmup_fraction is {self.warmup_fraction}; it lies between 0 and 1.")
@@ -61,7 +62,7 @@ class TrainConfig:
             raise UserError(f"warmup_steps is {self.warmup_steps}; it must be at least 0.")
         for name, known in (
             ("schedule", ("linear", "cosine", "constant", "step", "epoch_cosine")),
-            ("precision", ("fp32", "bf16", "fp16")),
+            ("precision", PRECISIONS),
             ("keep", ("best", "last")),
         ):
             if getattr(self, name) not in known:
@@ -73,8 +74,9 @@ class TrainConfig:
         """Return the fields that decide the result."""
         fields = asdict(self)
         del fields["workers"], fields["save_every_steps"]
-        if not self.micro_batch:
-            del fields["micro_batch"]
+        for name, plain in (("micro_batch", "whole"), ("compile", False), ("recompute", False)):
+            if fields[name] == plain:
+                del fields[name]
         return fields
 
 

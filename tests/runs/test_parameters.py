@@ -60,11 +60,13 @@ def test_what_is_right_passes(values):
         ),
         (LIST, ["zero-shot"], "PE_RSITR_METHODS holds 'zero-shot'; choose 'zero_shot', "),
         (LIST, [1], "PE_RSITR_METHODS holds 1; choose 'zero_shot', "),
-        ("PRECISION", "bf61", "PRECISION is 'bf61'; choose 'fp32', 'bf16' or 'fp16'."),
-        ("PRECISION", None, "PRECISION is None; choose 'fp32', 'bf16' or 'fp16'."),
+        ("PRECISION", "bf61", "PRECISION is 'bf61'; choose 'fp32', 'tf32', 'bf16' or 'fp16'."),
+        ("PRECISION", None, "PRECISION is None; choose 'fp32', 'tf32', 'bf16' or 'fp16'."),
         ("SHARDS", None, "SHARDS is None, of type NoneType, but must be str."),
         ("CAPTIONS", "2", "CAPTIONS is '2', of type str, but must be int"),
         ("PRETRAIN", -1, "PRETRAIN is -1; it must be at least 1."),
+        ("MICRO_BATCH", 0, "MICRO_BATCH is 0; take whole, auto or a number of pairs."),
+        ("MICRO_BATCH", "most", "MICRO_BATCH is 'most'; take whole, auto or a number of pairs."),
         ("WORKERS", 10**6, "WORKERS is 1000000; it must be at most 256."),
         ("SEED", 2**32, "SEED is 4294967296; it must be below 4294967296."),
         (
@@ -265,3 +267,8 @@ def test_papermill_stops_at_the_first_cell_with_one_sentence_each(tmp_path):
         assert sentence in refused, option
     (advised,) = re.findall(r"`(ABLATIONS: .*?)` in a profile", refused)
     assert "went on False 3" in papermill(f"-y '{advised}'", "-p SEED 3")
+
+
+@pytest.mark.parametrize("value", ["whole", "auto", 32, "32"])
+def test_a_micro_batch_may_be_a_number_or_a_word(value):
+    assert not parameters.problems({"MICRO_BATCH": value})

@@ -207,12 +207,12 @@ def test_a_model_without_rows_is_refused_and_the_advice_works(tmp_path):
     config = TrainConfig(epochs=1, lr=1e-3, batch_size=4, micro_batch=2)
     with pytest.raises(UserError, match="micro_batch is 2, but the loss of Sum"):
         fit(Sum(), loader, config, tmp_path / "refused")
-    fit(Sum(), loader, replace(config, micro_batch=0, accumulate=2), tmp_path / "advised")
+    fit(Sum(), loader, replace(config, micro_batch="whole", accumulate=2), tmp_path / "advised")
 
 
-@pytest.mark.parametrize("wrong", [-1, 2.5, "all", None])
+@pytest.mark.parametrize("wrong", [-1, 0, 2.5, "all", None])
 def test_wrong_sizes_are_refused(wrong):
-    with pytest.raises(UserError, match="give a number of pairs, 0 for the whole batch, or 'auto'"):
+    with pytest.raises(UserError, match="give a number of pairs, 'whole' or 'auto'"):
         TrainConfig(epochs=1, lr=1e-3, micro_batch=wrong)
 
 

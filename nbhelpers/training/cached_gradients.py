@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.training.device import at_least_fp32
+from nbhelpers.training.device import at_least_fp32, empty_cache
 
 Batch = dict[str, Tensor]
 
@@ -108,7 +108,7 @@ def largest_that_fits(attempt: Callable[[int], None], size: int) -> int:
             attempt(size)
             return size
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            empty_cache()
         size //= 2
     raise UserError(
         "Not even one pair fits into the memory of the GPU; end other programs on it, or choose a "

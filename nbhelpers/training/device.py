@@ -97,6 +97,11 @@ def at_least_fp32(values: torch.Tensor) -> torch.Tensor:
     return values.float() if values.dtype.itemsize < 4 else values
 
 
+def empty_cache() -> None:
+    """Give memory of a CUDA GPU that torch keeps for later back to the GPU."""
+    torch.cuda.empty_cache()
+
+
 def wait() -> None:
     """Wait until the device of this process has finished its work; for measuring times."""
     torch.get_device_module(resolve()).synchronize()

@@ -1,4 +1,4 @@
-"""The commands of `weights`: exchange checkpoints with the Hugging Face hub, or make one small."""
+"""The commands of `weights`: exchange checkpoints with the hub, make one small, export a CLIP."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from nbhelpers.runs.options import check_paths, group
+from nbhelpers.errors import UserError
+from nbhelpers.runs.options import RunProfile, RunSeed, check_paths, group
 
-app = group("Upload or download a checkpoint, or make one small.")
+app = group("Upload or download a checkpoint, make one small, or export a CLIP.")
 Trained = Annotated[str, typer.Argument(help="A model.safetensors of this project, or its folder.")]
 
 
@@ -56,3 +57,35 @@ def heads(
     path = pir.write_heads(model, about, out)
     size = path.stat().st_size / 1e6
     print(f"{path} holds what was trained, {size:.2f} MB; its towers come with their packages.")
+
+
+@app.command()
+def export(
+    open_clip: Annotated[
+        str | None, typer.Option(help="New folder in the form of open_clip.")
+    ] = None,
+    hugging_face: Annotated[
+        str | None, typer.Option(help="New folder in the form of transformers' CLIPModel.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of 12_starting_weights for pe_rsitr; by default that of the run."
+        ),
+    ] = None,
+    profile: RunProfile = "default",
+    seed: RunSeed = None,
+) -> None:
+    """Write the CLIP that 12_starting_weights trained in a public form."""
+    if not (open_clip or hugging_face):
+        raise UserError("Nothing is to be written; name a folder by --open-clip or --hugging-face.")
+    check_paths(start=start)
+    from nbhelpers.paths import runs_root
+    from nbhelpers.runs import batch
+
+    seed = batch.profile_seed(profile) if seed is None else seed
+    path = Path(start or runs_root() / profile / "starting" / f"pe_rsitr-seed{seed}.json")
+    from nbhelpers.systems import clip_files
+
+    for folder in clip_files.export(path, open_clip, hugging_face):
+        print(f"The model folder is {folder}; evaluate it with `bench --model {folder}`.")

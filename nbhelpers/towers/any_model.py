@@ -101,12 +101,16 @@ class AnyModel:
 
 
 def open_model(
-    spec: str, activation: str | None = None, device: str | torch.device = "cpu"
+    spec: str,
+    activation: str | None = None,
+    device: str | torch.device = "cpu",
+    others: Sequence[str] = (),
 ) -> AnyModel:
     """Open a model by a name of one of the forms above, in eval mode on `device`.
 
     activation  gelu or quickgelu, where neither the name nor the file says with which one of them
                 the weights were trained
+    others      further names that the caller knows, to be among the nearest of an unknown one
     UserError on an unknown name, with the nearest ones, on weights that do not fit, and on an
     activation that contradicts the weights.
     """
@@ -137,7 +141,8 @@ def open_model(
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec.removeprefix(HUB)):
         found = from_folder(hugging_face_models.snapshot(spec.removeprefix(HUB)), activation)
     else:
-        raise unknown(spec, [*open_clip_models.names(), *open_clip_models.public_names()])
+        known = [*open_clip_models.names(), *open_clip_models.public_names(), *others]
+        raise unknown(spec, known)
     encoders, notes = found
     return from_encoders(spec, encoders, device, notes)
 

@@ -34,10 +34,12 @@ def from_folder(folder: Path, activation: str | None = None) -> tuple[Encoders, 
     """
     config = _config(folder)
     _check_activation(folder, config, activation)
+    local = {"local_files_only": True}
     try:
         module = AutoModel.from_config(config, dtype=torch.float32)
-        images = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Pillow's resizing is that of the published numbers; torchvision's differs a little
+        images = AutoImageProcessor.from_pretrained(folder, **local, backend="pil")
+        words = AutoTokenizer.from_pretrained(folder, **local)
     except Exception as error:  # transformers has no common error for files that do not fit
         raise UserError(
             f"The model folder {folder} cannot be opened ({reason(error)}); it needs config.json,"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.convert import convert_state_dict
 from open_clip.factory import CoCa, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -302,9 +301,3 @@ def _sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         len(text),
     )
     return dict(zip(SHAPES, values, strict=True))
-
-
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of an open_clip model as its own files hold them, on the CPU."""
-    state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    return {name: value.to(torch.float32) for name, value in state.items()}

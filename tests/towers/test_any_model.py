@@ -217,7 +217,7 @@ def test_a_hugging_face_folder_uses_its_own_processor_and_tokenizer(tmp_path, pi
     model = write_hugging_face(tmp_path / kind, kind)
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    images = AutoImageProcessor.from_pretrained(tmp_path / kind)
+    images = AutoImageProcessor.from_pretrained(tmp_path / kind, backend="pil")
     words = AutoTokenizer.from_pretrained(tmp_path / kind)
     longest = {"clip": 12, "siglip": 16, "align": 64}[kind]
     read = words(

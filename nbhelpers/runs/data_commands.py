@@ -1,4 +1,4 @@
-"""The commands of `data`: check a data set, decode it, write it as shards."""
+"""The commands of `data`: check a set, decode it, write it as shards, audit it for leaks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nbhelpers.errors import printable
+from nbhelpers.runs.audit_command import audit
 from nbhelpers.runs.options import (
     AsJson,
     Captions,
@@ -19,7 +20,8 @@ from nbhelpers.runs.options import (
     print_json,
 )
 
-app = group("Check a data set, decode it, or write it as shards.")
+app = group("Check a data set, decode it, write it as shards, or audit it for leaks.")
+app.command(cls=SeveralValues)(audit)
 
 
 @app.command()

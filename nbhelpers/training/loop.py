@@ -52,9 +52,11 @@ from nbhelpers.training.distributed import (
     process_state,
 )
 from nbhelpers.training.memory import recompute_blocks
+from nbhelpers.training.prefetch import prefetched
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates, lr_lambda
 
 COMPILER = "inductor"  # of torch.compile
+PREFETCH_ALWAYS = False  # also on a CPU, where it only shares the cores; for tests
 READ_EVERY = 20  # batches between two reads of the losses, which wait for the GPU; 1 on a CPU
 
 __all__ = [
@@ -149,7 +151,9 @@ class _Trainer:
         check_loader(loader, self.accelerator.num_processes)
         cached_gradients.check(model, config.micro_batch)
         self.source, self.batches = loader, len(loader)
-        self.loader = self.accelerator.prepare(loader) if isinstance(loader, DataLoader) else loader
+        self.loader: Any = loader
+        if isinstance(loader, DataLoader):  # `_remaining` moves its batches to the device
+            self.loader = self.accelerator.prepare(loader, device_placement=[False])
         self.steps = math.ceil(self.batches / config.accumulate)
         self.factor = lr_lambda(config, config.epochs * self.steps)
         model.to(self.device)
@@ -315,17 +319,15 @@ class _Trainer:
                 part.set_epoch(self.progress.epoch)
         # for samplers that draw from torch's generator
         _seed(self.device, self.config.seed, self.progress.epoch)
-        if not isinstance(self.loader, DataLoader):
-            return (
-                send_to_device(batch, self.device)
-                for batch in islice(self.loader, self.progress.seen, None)
-            )
-        self.loader.set_epoch(self.progress.epoch)
-        return iter(
-            skip_first_batches(self.loader, self.progress.seen)
-            if self.progress.seen
-            else self.loader
-        )
+        batches, seen = self.loader, self.progress.seen
+        if isinstance(batches, DataLoader):
+            batches.set_epoch(self.progress.epoch)
+            batches = skip_first_batches(batches, seen) if seen else batches
+        else:
+            batches = islice(batches, seen, None)
+        if self.device.type == "cuda" or PREFETCH_ALWAYS:
+            return prefetched(batches, self.device)
+        return (send_to_device(batch, self.device) for batch in batches)
 
     def _note(self, terms: dict[str, Tensor], images: int):
         """Keep the terms of one batch on the device until `_read`."""

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader
 import nbhelpers
 from nbhelpers.errors import UserError
 from nbhelpers.towers import checkpoints
-from nbhelpers.training import loop
+from nbhelpers.training import loop, prefetch
 from nbhelpers.training.loop import Options, fit, load_or_train
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates
 
@@ -655,3 +656,47 @@ if __name__ == "__main__":
             sys.stdout.flush()
             os._exit(0)
     print(json.dumps({name: os.WTERMSIG(os.waitpid(pid, 0)[1]) for name, pid in pids.items()}))
+
+
+# ---- batches built ahead
+def test_batches_built_ahead_are_the_same_in_the_same_order():
+    batches = [{"row": torch.arange(3) + 3 * number} for number in range(7)]
+    found = list(prefetch.prefetched(iter(batches), torch.device("cpu")))
+    assert [batch["row"].tolist() for batch in found] == [b["row"].tolist() for b in batches]
+    assert list(prefetch.prefetched([], torch.device("cpu"))) == []
+
+
+def test_an_error_while_building_ahead_is_raised_after_the_good_batches():
+    def broken():
+        yield {"row": torch.zeros(1)}
+        raise UserError("image 7 is damaged")
+
+    found = prefetch.prefetched(broken(), torch.device("cpu"))
+    assert next(found)["row"].tolist() == [0.0]
+    with pytest.raises(UserError, match="image 7 is damaged"):
+        next(found)
+
+
+def test_a_consumer_that_stops_ends_the_thread():
+    built = []
+
+    def endless():
+        while True:
+            built.append(len(built))
+            yield {"row": torch.zeros(1)}
+
+    found = prefetch.prefetched(endless(), torch.device("cpu"))
+    next(found)
+    found.close()
+    assert len(built) <= 1 + 2 * prefetch.AHEAD
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
+
+
+def test_training_with_batches_built_ahead_is_the_same_bit_by_bit(tmp_path, monkeypatch):
+    weights = []
+    for ahead in (False, True):
+        monkeypatch.setattr(loop, "PREFETCH_ALWAYS", ahead)
+        model = Toy()
+        fit(model, loader(), CONFIG, tmp_path / str(ahead))
+        weights.append(model.head.weight.detach().clone())
+    assert torch.equal(*weights)

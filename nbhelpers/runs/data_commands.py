@@ -1,4 +1,4 @@
-"""The commands of `data`: check a set, decode it, write it as shards, audit it for leaks."""
+"""The commands of `data`: get a set, check it, decode it, write it as shards, audit it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nbhelpers.errors import printable
+from nbhelpers.errors import UserError, printable
 from nbhelpers.runs.audit_command import audit
 from nbhelpers.runs.options import (
     AsJson,
@@ -20,7 +20,7 @@ from nbhelpers.runs.options import (
     print_json,
 )
 
-app = group("Check a data set, decode it, write it as shards, or audit it for leaks.")
+app = group("Get a data set, check it, decode it, write it as shards, or audit it for leaks.")
 app.command(cls=SeveralValues)(audit)
 
 
@@ -55,6 +55,34 @@ def check(
         print(printable(f"problem: {problem}"), file=sys.stderr)
     if report.problems:
         raise typer.Exit(1)
+
+
+@app.command(cls=SeveralValues)
+def get(
+    name: Annotated[str, typer.Argument(help="Name of the set: rsicd, ucm, ...", metavar="SET")],
+    out: Annotated[str, typer.Option(help="Folder of data sets; the set gets a folder in it.")],
+    mirror: Annotated[
+        str, typer.Option(help="Dataset repository of the hub, OWNER/NAME; some sets have one.")
+    ] = "",
+    url: Annotated[
+        list[str] | None, typer.Option(help="Addresses of files, in the place of a mirror.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="The licences are read and accepted; fetch.")
+    ] = False,
+) -> None:
+    """Show licence and size of a set, fetch it from its host, and check its counts."""
+    from nbhelpers.data import catalog, downloads
+
+    found = downloads.offer(name, mirror, tuple(url or ()))
+    print("\n".join(printable(line) for line in found.lines()))
+    if not yes:
+        raise UserError("Nothing was fetched; read the licences, then add --yes.")
+    folder = downloads.fetch(name, out, found, mirror, tuple(url or ()))
+    print(f"The files are in {folder}.")
+    captions, images = catalog.find(name.lower(), out)
+    check(captions=str(captions), images=str(images))
+    print(f"Next: python -m nbhelpers data prepare --set {name.lower()} --data {out}")
 
 
 @app.command()

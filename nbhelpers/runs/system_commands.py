@@ -212,7 +212,8 @@ def caption(  # noqa: PLR0913 - each parameter is an option
 
 
 @app.command(cls=SeveralValues)
-def score(
+def score(  # noqa: PLR0913 - each parameter is an option
+    *,
     captions: Annotated[
         str, typer.Option(help="Generated captions: COCO's results, or a file of `caption`.")
     ],
@@ -225,16 +226,38 @@ def score(
         typer.Option(help="Bleu, METEOR, ROUGE_L, CIDEr, SPICE; by default all that are possible."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples of the bootstrap over images.")] = 2000,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Any model, as for `bench`: adds CLIPScore and RefCLIPScore."),
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Images of --model: folder, zip or tar.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Sentence of --model around a caption: 'A photo depicts {}'.")
+    ] = "",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score generated captions against references."""
-    check_paths(captions=captions, references=references)
+    if bool(model) != bool(images):
+        raise UserError("CLIPScore needs both --model and --images; give the other one, too.")
+    check_paths(captions=captions, references=references, images=images)
     from nbhelpers.metrics import caption_scores
 
     notes: list[str] = []
     said = caption_scores.read_captions(captions, notes)
     truth = caption_scores.read_references(references, split, said, notes)
     scores = caption_scores.score_captions(said, truth, metrics or None)
+    if model and images:
+        from nbhelpers.systems import caption_models
+        from nbhelpers.systems.bench_models import Options
+
+        options = Options(images, prompt=prompt, device=device)
+        scores, found = caption_models.with_clip_scores(
+            scores, said, truth, model, options, references
+        )
+        notes += [*found.notes, f"CLIPScore is that of {model}; other models give other values."]
     report = _score_report(scores, caption_scores.bootstrap(scores, samples))
     report["images"] = len(truth)
     report["references"] = sum(map(len, truth.values()))

@@ -221,7 +221,8 @@ def _called(spec: str, module: str, name: str) -> object:
 
 def _run(spec: str, encode: Callable[[list], Any], items: list) -> object:
     try:
-        return np.asarray(torch.as_tensor(encode(items)).detach().cpu())
+        rows = encode(items)
+        return rows.detach().cpu() if isinstance(rows, Tensor) else np.asarray(rows, np.float32)
     except Exception as error:  # the user's own code may raise anything
         raise UserError(
             f"An encoder of {spec} failed ({type(error).__name__}: {reason(error)}); it gets a"

@@ -56,7 +56,7 @@ def test_documented_commands_are_accepted(argv):
 
 def test_a_wrong_command_is_not_accepted():
     with pytest.raises(typer.BadParameter):
-        parse(["train", "--system", "clip"])
+        parse(["train", "--system", "blip"])
 
 
 def test_every_command_is_in_the_readme_of_the_runs():

@@ -23,12 +23,11 @@ from nbhelpers.runs.options import (
     AsJson,
     Data,
     Profile,
-    Seed,
     SeveralValues,
-    System,
     group,
     print_json,
 )
+from nbhelpers.runs.train_command import train
 
 if TYPE_CHECKING:
     from nbhelpers.runs.cache import Entry
@@ -110,23 +109,6 @@ def run(
 
 
 @app.command()
-def train(
-    system: Annotated[System, typer.Option(help="The system to train.")],
-    profile: Profile = "default",
-    data: Data = "",
-    seed: Seed = None,
-) -> None:
-    """Train one system, on one GPU or several.
-
-    On several: accelerate launch -m nbhelpers train ...
-    """
-    from nbhelpers.runs import batch
-
-    batch.read_profile(profile)  # before torch is imported
-    batch.train(system, profile, data, seed)
-
-
-@app.command()
 def notebooks(
     action: Literal["store", "verify"],
     names: Annotated[
@@ -176,6 +158,7 @@ def _described(entry: Entry) -> dict[str, Any]:
     return {"path": str(entry.path), "kind": entry.kind, "bytes": entry.size, "last_used": used}
 
 
+app.command()(train)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(system_commands.app)
 app.add_typer(weight_commands.app, name="weights")

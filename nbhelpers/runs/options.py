@@ -18,7 +18,8 @@ from nbhelpers.systems.trained_files import RETRIEVAL
 if TYPE_CHECKING:
     import pandas as pd
 
-System = Literal["pir", "pir_clip", "pe_rsitr", "cfitr", "bita"]
+# what `train` takes: the systems, and any CLIP
+Trainable = Literal["pir", "pir_clip", "pe_rsitr", "cfitr", "bita", "clip"]
 
 
 class Split(StrEnum):

@@ -4,6 +4,7 @@ A model is named as for `any_model.open_model`, or it is one of this project's s
 
 pir                     the system that the run runs/default trained
 pir=CHECKPOINT          a system's checkpoint: a file of this project or of the authors
+clip=CHECKPOINT         any model that `train --system clip` fine-tuned
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from nbhelpers.data.distinct import distinct
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
+from nbhelpers.papers import any_clip
 from nbhelpers.paths import runs_root
 from nbhelpers.systems import trained_systems
 from nbhelpers.systems.trained_files import RETRIEVAL, SYSTEMS
 from nbhelpers.tasks.retrieval import DTYPES
-from nbhelpers.towers import any_model, encoders, hugging_face_models, open_clip_models
+from nbhelpers.towers import any_model, checkpoints, encoders, hugging_face_models, open_clip_models
 from nbhelpers.towers.any_model import AnyModel
 from nbhelpers.towers.encoders import Encoders
 from nbhelpers.training.device import check_precision, matrix_products, resolve
@@ -108,13 +110,14 @@ def encode(model: str | AnyModel, table: CaptionTable, options: Options) -> Outp
 
     kept = _Kept(model, options, cache, place)
     digests = [decoded.digests[row] for row in rows]
-    return Outputs(
-        model.name,
-        model.digest,
-        kept.rows("images", digests, images_of),
-        kept.rows("texts", _text_keys(model, texts), texts_of),
-        model.notes,
-    )
+    seen = kept.rows("images", digests, images_of)
+    read = kept.rows("texts", _text_keys(model, texts), texts_of)
+    if seen.shape[1] != read.shape[1]:
+        raise UserError(
+            f"{model.name} gives {seen.shape[1]} numbers for an image and {read.shape[1]} for a"
+            " text, which cannot be compared; give a model whose towers end alike."
+        )
+    return Outputs(model.name, model.digest, seen, read, model.notes)
 
 
 def open_any(
@@ -126,6 +129,8 @@ def open_any(
     of a sentence.
     """
     name, equals, file = spec.partition("=")
+    if equals and name == any_clip.SYSTEM:
+        return fine_tuned(spec, any_clip.read(checkpoints.weight_file(Path(file)))[0], device)
     if name not in SYSTEMS:
         return any_model.open_model(spec, activation, resolve(device), SYSTEMS)
     if activation:
@@ -158,6 +163,18 @@ def of_system(name: str, system: trained_systems.System) -> AnyModel:
         {"image": repr(system.image), "tokenizer": system.tokenizer.sha256},
     )
     return any_model.from_encoders(name, found, system.device)
+
+
+def fine_tuned(name: str, model: any_clip.AnyCLIP, device: str | torch.device = "auto") -> AnyModel:
+    """Return a fine-tuned model as a model like any other."""
+
+    def text_rows(tokens: dict[str, Tensor]) -> Tensor:
+        ids = tokens[model.text_name]
+        return model.encode_texts(ids, tokens.get("attention_mask", torch.ones_like(ids)))
+
+    own = model.encoders
+    found = Encoders(model, own.pixels, own.tokens, model.encode_images, text_rows, own.settings)
+    return any_model.from_encoders(name, found, resolve(device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,7 @@ def test_help_shows_the_choices(capsys):
 
 
 def test_choices_are_the_systems():
-    assert options.System.__args__ == trained_files.SYSTEMS
+    assert options.Trainable.__args__ == (*trained_files.SYSTEMS, "clip")
     assert (*trained_files.RETRIEVAL, "bita") == trained_files.SYSTEMS
 
 

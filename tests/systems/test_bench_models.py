@@ -234,6 +234,13 @@ def test_systems_that_embed_nothing_and_wrong_names(spec, says):
         bench_models.open_any(spec)
 
 
+def test_towers_of_different_widths_are_refused(data, options):
+    counting = Counting()
+    unlike = replace(counting.model, texts=lambda texts: np.ones((len(texts), 7)), name="unlike")
+    with pytest.raises(UserError, match="unlike gives 4 numbers for an image and 7 for a text"):
+        encode(unlike, data.table.split("val"), options)
+
+
 def test_options_that_cannot_be_used(data, options):
     table = data.table.split("val")
     for change, says in [

@@ -11,29 +11,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    AlignConfig,
-    AlignModel,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
+from small_models import (
+    CONFIG,
+    WORDS,
+    bert_words,
+    small_clip,
+    write_hugging_face,
+    write_open_clip,
 )
+from transformers import CLIPImageProcessor
 
 from nbhelpers.errors import UserError
 from nbhelpers.towers import open_clip_models
 from nbhelpers.towers.any_model import content, open_model
 
 TEXTS = ["Many boats are in a harbor.", "A bare hill.", "many boats " * 60]
-WORDS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-CONFIG = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 48},
-    "text_cfg": {"layers": 2, "width": 32, "heads": 2, "context_length": 20, "vocab_size": 49408},
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,71 +33,6 @@ def pictures() -> list[Image.Image]:
     random = np.random.default_rng(0)
     shapes = [(60, 80, 3), (48, 48, 3), (100, 50, 3)]
     return [Image.fromarray(random.integers(0, 255, s, dtype=np.uint8)) for s in shapes]
-
-
-def small_clip(**changes) -> open_clip.CLIP:
-    torch.manual_seed(1)
-    return open_clip.CLIP(**(CONFIG | changes)).eval()
-
-
-def write_open_clip(folder, model, config=CONFIG):
-    folder.mkdir(parents=True)
-    about = {"model_cfg": config, "preprocess_cfg": {"mean": [0.4] * 3, "std": [0.3] * 3}}
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return folder
-
-
-def bert_words(folder, kind):
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "many", "boats", "hill", "a"])}
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    names = ["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"]
-    PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]", model_input_names=names
-    ).save_pretrained(folder)
-
-
-def write_hugging_face(folder, kind: str):
-    torch.manual_seed(2)
-    if kind == "clip":
-        text = WORDS | {"vocab_size": 40, "max_position_embeddings": 12, "eos_token_id": 2}
-        model = CLIPModel(
-            CLIPConfig(
-                text_config=text | {"intermediate_size": 64},
-                vision_config=WORDS | {"image_size": 32, "patch_size": 16},
-                projection_dim=16,
-            )
-        )
-        images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
-    elif kind == "siglip":
-        text = WORDS | {"vocab_size": 40, "max_position_embeddings": 16}
-        model = SiglipModel(
-            SiglipConfig(
-                text_config=text | {"intermediate_size": 64, "projection_size": 32},
-                vision_config=WORDS | {"image_size": 32, "patch_size": 16, "intermediate_size": 64},
-            )
-        )
-        images = SiglipImageProcessor(size={"height": 32, "width": 32})
-    else:
-        text = WORDS | {"vocab_size": 40, "intermediate_size": 64, "max_position_embeddings": 512}
-        from transformers import EfficientNetImageProcessor
-
-        vision = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.1}
-        vision["initializer_range"] = 0.3
-        model = AlignModel(
-            AlignConfig(
-                text_config=text, vision_config=vision | {"hidden_dim": 640}, projection_dim=32
-            )
-        )
-        images = EfficientNetImageProcessor(size={"height": 32, "width": 32})
-    model.eval().save_pretrained(folder)
-    images.save_pretrained(folder)
-    bert_words(folder, kind)
-    return model.eval()
 
 
 def test_an_open_clip_folder_gives_what_open_clip_gives(tmp_path, pictures):

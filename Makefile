@@ -26,7 +26,7 @@ help:
 	@echo 'make test     set up, then run all tests (35 to 40 minutes)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
-	@echo 'make fuzz     set up, then read 20,000 damaged files (5 minutes)'
+	@echo 'make fuzz     set up, then read 20,000 damaged files and kill runs at 60 moments (15 minutes)'
 	@echo 'make figures  copy chosen figures of a finished run to figures/<PROFILE>/ (seconds)'
 	@echo 'make lint     set up, then check style, types and imports (1 minute)'
 	@echo 'make setup    only set up: a virtual environment in .venv (about 7 GB, 5 minutes)'
@@ -78,7 +78,8 @@ lint: setup
 
 # Other runs than that of the default profile stay.
 fuzz: setup
-	NBHELPERS_FUZZ=20000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_hostile.py
+	NBHELPERS_FUZZ=20000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_hostile.py tests/runs/test_at_work.py \
+		tests/runs/test_batch.py -k 'hostile or killed'
 
 clean:
 	@if [ '$(YES)' != 1 ]; then \

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -33,9 +36,7 @@ def atomic_write(path: Path | str):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
-        )
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix)
         os.close(handle)
     except OSError as error:
         raise _reword(error, path) from error
@@ -60,7 +61,7 @@ def atomic_folder(path: Path | str):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
         os.chmod(temporary, 0o755)
     except OSError as error:
         raise _reword(error, path) from error
@@ -76,6 +77,40 @@ def atomic_folder(path: Path | str):
         raise _reword(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    """Return how a temporary file beside `path` begins: with this process and this machine."""
+    return f".{path.name}.{os.getpid()}-{_host()}-"
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove temporary files and folders whose process on this machine is dead; their number."""
+    found = [path for path in folder.rglob(".*") if _is_abandoned(path)]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(found)
+
+
+def _is_abandoned(path: Path) -> bool:
+    import psutil
+
+    named = re.search(rf"\.(\d+)-{_host()}-\w{{8}}", path.name)
+    if named is None:
+        return False
+    try:
+        return psutil.Process(int(named[1])).create_time() > path.lstat().st_mtime + 60
+    except psutil.Error:
+        return True
+    except OSError:  # it has just gone
+        return False
 
 
 def take(lock: FileLock, seconds: float = -1) -> bool:

@@ -11,18 +11,17 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write, take
+from nbhelpers.files import atomic_write, remove_abandoned
 from nbhelpers.paths import repository_root, runs_root
-from nbhelpers.runs import freshness
+from nbhelpers.runs import at_work, freshness
 from nbhelpers.runs.parameters import declared, problems, unknown, wrong_values
 
 
@@ -388,7 +387,8 @@ def run_chain(
         raise UserError(f"JOBS is {jobs}; at least one notebook must run at a time.")
     given = [check_profile(profile, _overrides(data, seed), notebooks, steps) for seed in seeds]
     folder = runs_root() / profile
-    with locked(folder):
+    with at_work.at_work(runs_root(), f"make run of profile {profile}", profile):
+        _clear_what_a_killed_run_left(folder)
         plans = [
             Plan(
                 str(folder),
@@ -490,7 +490,10 @@ def train(
     values = check_profile(profile, _overrides(data, seed), notebooks, steps)[names[system]]
     cells: dict[str, Any] = {"__name__": "__main__"}
     device.use(values.get("DEVICE", "auto"))
-    with redirect_stdout(sys.stdout if process_state().is_main_process else io.StringIO()):
+    with (
+        at_work.at_work(runs_root(), f"train of {system}"),
+        redirect_stdout(sys.stdout if process_state().is_main_process else io.StringIO()),
+    ):
         for number, cell in enumerate(
             nbformat.read(notebooks / f"{names[system]}.ipynb", as_version=4).cells
         ):
@@ -507,7 +510,7 @@ def train(
 def _snakemake(plan: Plan, jobs: int) -> int:
     """Runs what is due, `jobs` notebooks at a time; 0, or 1 with one line on stderr on what failed.
 
-    Its messages go into a log. Its lock would outlive a killed process, so `locked` stands in for
+    Its messages go into a log. Its lock would outlive a killed process, so `at_work` stands in for
     it.
     """
     if not plan.due:
@@ -535,6 +538,7 @@ def _snakemake(plan: Plan, jobs: int) -> int:
     environment = (
         KEEP_MEMORY | os.environ | {"NBHELPERS_RUNS": str(path.parents[1]), "TQDM_DISABLE": "1"}
     )
+    environment |= {at_work.STARTED_BY: at_work.process_name(os.getpid())}
     with open(log, "w") as messages:
         code = subprocess.run(command, stderr=messages, env=environment).returncode
     if code:
@@ -543,19 +547,15 @@ def _snakemake(plan: Plan, jobs: int) -> int:
     return 1 if code else 0
 
 
-@contextmanager
-def locked(folder: Path):
-    """Hold the profile's folder for this process; the lock is released when the process dies.
-
-    UserError if another run holds it.
-    """
-    lock = FileLock(folder / ".lock")
-    if not take(lock, 0):
-        raise UserError(f"Another run is busy in {folder}; wait for it or change PROFILE.")
-    try:
-        yield
-    finally:
-        lock.release()
+def _clear_what_a_killed_run_left(folder: Path) -> None:
+    """End its processes, remove its temporary files and say so."""
+    ended = at_work.end_abandoned(folder)
+    removed = remove_abandoned(folder) + remove_abandoned(folder.with_name("cache"))
+    if ended or removed:
+        print(
+            f"A run that was killed had left {ended} processes and {removed} temporary files; "
+            "they were ended and removed."
+        )
 
 
 def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
@@ -583,8 +583,12 @@ def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
 
 def _step_main(plan_file: str, name: str) -> int:
     """Run one notebook for the Snakefile; write a failure as one sentence beside the plan."""
+    at_work.end_with_the_run()
+    plan = Plan.read(plan_file)
+    folder = Path(plan.folder)
     try:
-        run_step(Plan.read(plan_file), name)
+        with at_work.at_work(folder.parent, f"notebook {name} of {folder.name}", folder.name):
+            run_step(plan, name)
     except UserError as error:
         Path(plan_file).with_name("failure.txt").write_text(str(error))
         return 1

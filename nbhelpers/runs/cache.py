@@ -12,13 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from nbhelpers.errors import UserError
-from nbhelpers.runs.batch import locked
+from nbhelpers.runs.at_work import at_work
 
 KINDS = {  # kind -> names of its folders, what it holds
     "images": ("images-*", "decoded images"),
@@ -104,9 +103,7 @@ def clear(runs: Path, kinds: Iterable[str] | None = None, days: float = 0.0) -> 
         raise UserError(f"The cache has no kind '{min(unknown)}'; choose among {', '.join(KINDS)}.")
     if not days >= 0:
         raise UserError(f"The age is {days} days; give a number of at least 0.")
-    with ExitStack() as stack:
-        for lock in sorted(runs.glob("*/.lock")):
-            stack.enter_context(locked(lock.parent))
+    with at_work(runs, "cache clear", alone=True):
         now = time.time()
         old = [
             entry

@@ -6,10 +6,13 @@ and transformers take many seconds.
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: it succeeded. 1: it failed, with a sentence on stderr. 2: the command line is wrong.
-    130: it was interrupted.
+    130: it was interrupted; 143: it was ended by SIGTERM.
     """
     try:
-        get_command(app).main(argv)
+        with _ended_in_order():
+            get_command(app).main(argv)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -55,6 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("Interrupted.", file=sys.stderr)
         return code
     return 0
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM end the block as an error does, so that files and processes are cleared up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(_number: int, _frame: object) -> None:
+    print("Ended.", file=sys.stderr)
+    raise SystemExit(143)
 
 
 def _unforeseen(error: Exception) -> str:
@@ -121,10 +143,10 @@ def notebooks(
 
     if action == "store":
         stored_notebooks.store(names or ())
-    problems = stored_notebooks.verify(names or ())
-    print("\n".join(problems) or "The notebooks are in their stored form.")
-    if problems:
+    if problems := stored_notebooks.verify(names or ()):
+        print("\n".join(problems), file=sys.stderr)
         raise typer.Exit(1)
+    print("The notebooks are in their stored form.")
 
 
 @app.command(cls=SeveralValues)

@@ -95,8 +95,11 @@ def prepare(
 ) -> None:
     """Decode the images of a set once, into the cache."""
     from nbhelpers.data.catalog import open_dataset
+    from nbhelpers.paths import runs_root
+    from nbhelpers.runs.at_work import at_work
 
-    dataset = open_dataset(name, data)
+    with at_work(runs_root(), f"data prepare of {name}"):
+        dataset = open_dataset(name, data)
     print("\n".join(dataset.where))
     print(dataset.table.counts().to_string())
     print(f"The decoded images lie in {dataset.pixels.folder}.")

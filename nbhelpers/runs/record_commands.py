@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,7 +46,9 @@ def check(folder: Folders, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"records": [str(path) for path in found], "problems": problems})
     else:
-        print("\n".join([*problems, f"{len(found)} records, {len(problems)} with a problem."]))
+        print(f"{len(found)} records, {len(problems)} with a problem.")
+    for problem in problems:
+        print(problem, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
 

@@ -299,7 +299,9 @@ def test_check_names_every_record_at_fault(tmp_path, capsys):
     edited["metrics"]["expectation"]["mR"] += 5
     (tmp_path / "20_pir-seed2.json").write_text(json.dumps(edited))
     assert main(["records", "check", str(tmp_path)]) == 1
-    first, second, third, last = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    first, second, third = said.err.splitlines()
+    (last,) = said.out.splitlines()
     assert "lacks its ranks 20_pir-seed0.npz" in first
     assert "does not hold the ranks of 20_pir-seed1.json" in second
     assert "20_pir-seed2.json states mR" in third

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
+import random
 import re
 import signal
 import subprocess
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -579,31 +580,79 @@ def test_a_failure_stops_the_chain_with_one_line(notebooks, tmp_path):
     assert sorted(kept) == ["00_start_here-seed4.ipynb", "10_prepare_data-seed4.unfinished.ipynb"]
 
 
-def test_a_killed_run_is_taken_up_again(notebooks, tmp_path):
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_killed_run_is_taken_up_again(notebooks, tmp_path, whole_group):
+    """Killed with all its processes, or alone: what it started then ends by itself."""
     assert run(notebooks, "00") == ["00_start_here"]
     finished = tmp_path / "runs/default/finished/00_start_here-seed0.json"
     flag, before = tmp_path / "flag", finished.read_bytes()
-    wait = f"import pathlib, time; flag = pathlib.Path({str(flag)!r})"
+    wait = f"import os, pathlib, time; flag = pathlib.Path({str(flag)!r})"
     write_notebook(
-        notebooks, "00_start_here", wait, "flag.exists() or (flag.touch(), time.sleep(600))"
+        notebooks,
+        "00_start_here",
+        wait,
+        "flag.exists() or (flag.write_text(str(os.getpid())), time.sleep(600))",
+    )
+    process = start(notebooks, "00")
+    while not (flag.exists() and flag.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    kill = os.killpg if whole_group else os.kill
+    kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert finished.read_bytes() == before, "what was finished stays"
+    assert run(notebooks, "00") == ["00_start_here"] and run.code == 0
+    kernel = int(flag.read_text())
+    assert (
+        not psutil.pid_exists(kernel)
+        or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE  # init has not noticed yet
+    )
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("number", range(20 if os.environ.get("NBHELPERS_FUZZ") else 3))
+def test_a_run_killed_at_any_moment_is_taken_up_with_the_same_results(notebooks, tmp_path, number):
+    lines = (
+        "from nbhelpers.files import atomic_write",
+        "from nbhelpers.paths import runs_root",
+        "import random, time",
+        "random.seed(SEED)",
+        "with atomic_write(runs_root() / 'default/drawn.json') as path, path.open('a') as file:",
+        "    for part in range(40):",
+        "        file.write(f'{random.random()} ')",
+        "        file.flush()",
+        "        time.sleep(0.05)",
+    )
+    write_notebook(notebooks, "00_start_here", "\n".join(lines))
+    process = start(notebooks, "00")
+    time.sleep(random.Random(number).uniform(0.5, 8))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run(notebooks, "00")
+    assert run.code == 0, run.errors
+    draws, runs = random.Random(0), tmp_path / "runs"
+    wanted = "".join(f"{draws.random()} " for _ in range(40))
+    assert (runs / "default/drawn.json").read_text() == wanted
+    left = [path for path in runs.rglob(".*") if path.suffix in (".json", ".ipynb")]
+    assert not left and not list(runs.glob("default/**/*.unfinished.ipynb"))
+
+
+def test_two_runs_do_not_meet_in_one_profile(notebooks, tmp_path):
+    flag = tmp_path / "flag"
+    write_notebook(
+        notebooks, "00_start_here", f"open({str(flag)!r}, 'w')\nimport time; time.sleep(60)"
     )
     process = start(notebooks, "00")
     while not flag.exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert finished.read_bytes() == before, "what was finished stays"
-    assert run(notebooks, "00") == ["00_start_here"] and run.code == 0
-
-
-def test_two_runs_do_not_meet_in_one_profile(notebooks, tmp_path):
-    folder = tmp_path / "runs" / "default"
-    folder.mkdir(parents=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="Another run is busy"):
+    try:
+        with pytest.raises(UserError, match=rf"make run of profile default .process {process.pid}"):
             batch.run_chain(notebooks=notebooks)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_the_summary_warns_of_time_over_budget(notebooks, tmp_path, capsys):

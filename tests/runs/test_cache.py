@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -122,17 +121,6 @@ def test_what_is_no_cache_is_refused(options, sentence, runs, capsys):
     assert main(["cache", "clear", *options]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and sentence in err and names(runs) == before
-
-
-def test_nothing_is_cleared_while_a_run_is_busy(runs):
-    before = names(runs)
-    (runs / "default").mkdir()
-    with open(runs / "default" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="Another run is busy in .*default"):
-            cache.clear(runs)
-        assert names(runs) == before
-    assert cache.clear(runs) and names(runs) == LEFT | {".images-0d.y"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may remove everything")

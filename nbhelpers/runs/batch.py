@@ -60,6 +60,7 @@ CHAIN = (
     Step("24_bita", 220, reads=PREPARED, starts=("pe_rsitr",)),
     Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
     Step("31_errors_and_significance", 50, reads=SYSTEMS),
+    Step("32_bring_your_model", 30, reads=PREPARED, starts=("pe_rsitr",)),
     Step("40_attention_and_belief", 110, reads=(*PREPARED, *SYSTEMS, "24_bita"), starts=("pir",)),
     Step("50_score_captions", 60, reads=(*PREPARED, "24_bita"), starts=("pir",), record=True),
     Step("60_search", 60, reads=("10_prepare_data", *SYSTEMS, "24_bita")),

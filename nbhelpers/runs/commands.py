@@ -130,6 +130,9 @@ def run(
     raise typer.Exit(batch.run_chain(profile, data, seeds or None, upto, jobs))
 
 
+app.command()(train)
+
+
 @app.command()
 def notebooks(
     action: Literal["store", "verify"],
@@ -180,7 +183,6 @@ def _described(entry: Entry) -> dict[str, Any]:
     return {"path": str(entry.path), "kind": entry.kind, "bytes": entry.size, "last_used": used}
 
 
-app.command()(train)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(system_commands.app)
 app.add_typer(weight_commands.app, name="weights")

@@ -145,6 +145,9 @@ class Parameters(BaseModel):
     BEAMS: Annotated[int, Field(ge=1)]
     BITA_VARIANTS: list[Literal["no-stage1", "attention", "none", "two-queries"]]
 
+    # 32_bring_your_model
+    MODEL: str
+
     # 40_attention_and_belief
     IMAGES: Annotated[int, Field(ge=2)]
 

@@ -84,7 +84,9 @@ class AnyModel:
     def _rows(self, what: str, encode: Callable[[list], Any], items: list) -> np.ndarray:
         if not items:
             raise UserError(f"There are no {what} to encode; give at least one.")
-        rows = torch.as_tensor(encode(items)).detach().float().cpu()
+        found = encode(items)
+        rows = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found, np.float32))
+        rows = rows.detach().float().cpu()
         if rows.ndim != 2 or len(rows) != len(items):
             raise UserError(
                 f"{self.name} gave {what} of shape {tuple(rows.shape)} for {len(items)} {what}; it"
@@ -222,7 +224,7 @@ def _called(spec: str, module: str, name: str) -> object:
 def _run(spec: str, encode: Callable[[list], Any], items: list) -> object:
     try:
         rows = encode(items)
-        return rows.detach().cpu() if isinstance(rows, Tensor) else np.asarray(rows, np.float32)
+        return rows if isinstance(rows, Tensor) else np.asarray(rows, np.float32)
     except Exception as error:  # the user's own code may raise anything
         raise UserError(
             f"An encoder of {spec} failed ({type(error).__name__}: {reason(error)}); it gets a"

@@ -83,7 +83,11 @@ def write_hugging_face(clip: nn.Module, name: str, folder: Path | str) -> Path:
         size=edge, do_center_crop=False, image_mean=image.mean, image_std=image.std
     )
     with atomic_folder(new_folder(folder)) as temporary:
-        model.save_pretrained(temporary)
+        # without the progress bar of `save_pretrained`
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(temporary)
+        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+        safetensors.torch.save_file(tensors, temporary / "model.safetensors", {"format": "pt"})
         processor.save_pretrained(temporary)
         _tokenizer(size.text["context_length"]).save_pretrained(temporary)
     return Path(folder)

@@ -206,6 +206,7 @@ def test_figures_are_written_and_small(chain, folder):
         "24_bita",
         "30_evaluate_retrieval",
         "31_errors_and_significance",
+        "32_bring_your_model",
         "40_attention_and_belief",
         "50_score_captions",
         "60_search",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import open_clip
 import torch
@@ -17,6 +18,10 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
 )
+
+from nbhelpers.papers import clip
+from nbhelpers.towers import checkpoints
+from nbhelpers.towers.starting_weights import Start, Tower
 
 SPOKEN = ["[PAD]", "[UNK]", "[CLS]", "many", "boats", "hill", "a"]
 SPOKEN += ["red", "green", "blue", "grey", "field", "place"]
@@ -92,3 +97,16 @@ def write_hugging_face(folder, kind: str):
     images.save_pretrained(folder)
     bert_words(folder, kind)
     return model.eval()
+
+
+def random_start(folder):
+    """What 12_starting_weights writes for pe_rsitr in the tiny size, with a CLIP at random."""
+    torch.manual_seed(3)
+    state = clip.CLIP(clip.CLIPConfig(clip="clip_standin")).clip.state_dict()
+    file = checkpoints.save_checkpoint(folder / "clip.safetensors", state, {"name": "clip"})
+    begin = replace(
+        Start.for_checkpoint("clip_standin", folder),
+        options={"clip": "clip_standin"},
+        towers={"clip": Tower.stand_in("clip_standin", file, "a test")},
+    )
+    return begin.write(folder / "pe_rsitr-seed0.json")

@@ -131,11 +131,13 @@ def _pictures(table: CaptionTable, whole: CaptionTable, images: str) -> Pictures
     from nbhelpers.data.pixel_cache import DecodedCache
     from nbhelpers.metrics.leaks import Pictures
     from nbhelpers.paths import runs_root
+    from nbhelpers.runs.at_work import at_work
 
     cache = runs_root() / "cache"
     files = list(table.images.file)
-    pixels = DecodedCache.build(open_images(images), files, cache, whole.images.file)
-    return Pictures.of(table, pixels)
+    with at_work(runs_root(), "data audit"):
+        pixels = DecodedCache.build(open_images(images), files, cache, whole.images.file)
+        return Pictures.of(table, pixels)
 
 
 def _write(pictures: Pictures | None, path: str) -> None:

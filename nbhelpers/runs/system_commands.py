@@ -228,7 +228,7 @@ def score(  # noqa: PLR0913 - each parameter is an option
     samples: Annotated[int, typer.Option(help="Samples of the bootstrap over images.")] = 2000,
     model: Annotated[
         str | None,
-        typer.Option(help="Any model, as for `bench`: adds CLIPScore and RefCLIPScore."),
+        typer.Option(help="Any model, by name: adds CLIPScore and RefCLIPScore."),
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Images of --model: folder, zip or tar.")
@@ -250,13 +250,16 @@ def score(  # noqa: PLR0913 - each parameter is an option
     truth = caption_scores.read_references(references, split, said, notes)
     scores = caption_scores.score_captions(said, truth, metrics or None)
     if model and images:
+        from nbhelpers.paths import runs_root
+        from nbhelpers.runs.at_work import at_work
         from nbhelpers.systems import caption_models
         from nbhelpers.systems.bench_models import Options
 
         options = Options(images, prompt=prompt, device=device)
-        scores, found = caption_models.with_clip_scores(
-            scores, said, truth, model, options, references
-        )
+        with at_work(runs_root(), "score"):
+            scores, found = caption_models.with_clip_scores(
+                scores, said, truth, model, options, references
+            )
         notes += [*found.notes, f"CLIPScore is that of {model}; other models give other values."]
     report = _score_report(scores, caption_scores.bootstrap(scores, samples))
     report["images"] = len(truth)

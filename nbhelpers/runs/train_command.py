@@ -20,7 +20,7 @@ def train(  # noqa: PLR0913 - each parameter is an option
     data: Data = "",
     seed: Seed = None,
     model: Annotated[
-        str | None, typer.Option(help="clip: a model, by any name that `bench` takes.")
+        str | None, typer.Option(help="clip: a model, by name: NAME,TAG, NAME=FILE, a folder, ...")
     ] = None,
     method: Annotated[Method, typer.Option(help="clip: what of the model is trained.")] = "full",
     activation: Annotated[
@@ -82,10 +82,12 @@ def _fine_tune(config: Any, training: Any, set_name: str, data: str, profile: st
     from nbhelpers.data.catalog import open_dataset
     from nbhelpers.paths import runs_root
     from nbhelpers.results import records
+    from nbhelpers.runs.at_work import at_work
     from nbhelpers.tasks import fine_tuning
 
-    dataset = open_dataset(set_name, data)
-    found = fine_tuning.fine_tune(config, dataset, training, runs_root() / profile, profile)
+    with at_work(runs_root(), "train of clip"):
+        dataset = open_dataset(set_name, data)
+        found = fine_tuning.fine_tune(config, dataset, training, runs_root() / profile, profile)
     metrics = records.read_one(found.record)["metrics"]["expectation"]
     print(f"mR on test: {metrics['mR']:.2f}")
     print(f"The record is {found.record}.")

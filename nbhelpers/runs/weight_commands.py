@@ -88,4 +88,4 @@ def export(
     from nbhelpers.systems import clip_files
 
     for folder in clip_files.export(path, open_clip, hugging_face):
-        print(f"The model folder is {folder}; evaluate it with `bench --model {folder}`.")
+        print(f"The model folder is {folder}; where a model is named, write --model {folder}.")

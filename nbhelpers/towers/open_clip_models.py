@@ -182,22 +182,28 @@ def _opened(
 ) -> Encoders:
     """Build a model in the image size and context length of its weights, and fill it."""
     state = clip_state(path)
-    config = _resized(deepcopy(config), state)
     try:
+        config = _resized(deepcopy(config), state)
         module = _module(config)
-        tokenizer = open_clip.get_tokenizer(
-            name, context_length=config["text_cfg"].get("context_length")
-        )
+        context = config["text_cfg"].get("context_length")
+        tokenizer = open_clip.get_tokenizer(name, context_length=context)
+        image = _preprocess(module, preprocess)
     except Exception as error:  # a tokenizer or a text tower that only the hub has, a wrong config
         raise UserError(
-            f"The network {name} cannot be built ({reason(error)}); if it needs files of the hub,"
-            " connect once."
+            f"The network {name} cannot be built ({type(error).__name__}: {reason(error)}); if it"
+            " needs files of the hub, connect once, else get its configuration again."
         ) from error
     _fill(module, state, name, path)
+    return encoders_of(module, image, tokenizer)
+
+
+def _preprocess(module: nn.Module, preprocess: Mapping[str, Any]) -> PreprocessCfg:
+    """Return the image transform: what is stated, else OpenAI's, in the size of the network."""
     size = getattr(module.visual, "image_size", None)
     about = merge_preprocess_dict(asdict(PreprocessCfg()), dict(preprocess))
-    about |= {"size": size} if size else {}
-    return encoders_of(module, PreprocessCfg(**about), tokenizer)
+    found = PreprocessCfg(**(about | ({"size": size} if size else {})))
+    image_transform_v2(found, is_train=False)
+    return found
 
 
 def encoders_of(module: nn.Module, preprocess: PreprocessCfg, tokenizer: Any) -> Encoders:

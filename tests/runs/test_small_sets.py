@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from small_models import random_start, small_clip, write_open_clip
 
 from nbhelpers import figures
 from nbhelpers.data import catalog, check
@@ -144,6 +145,17 @@ def test_the_evaluation_reads_records_of_every_set(small, tmp_path, monkeypatch,
     pretend_trained(monkeypatch, data, "pir", "cfitr")
     execute("31_errors_and_significance", SAME, **small)
     execute("90_leaderboard", **small)
+
+
+@every_set
+def test_a_model_of_ones_own_is_evaluated_on_every_set(small, tmp_path):
+    starting = tmp_path / "runs/default/starting"
+    starting.mkdir(parents=True)
+    random_start(starting)
+    mine = str(write_open_clip(tmp_path / "mine", small_clip()))
+    names = execute("32_bring_your_model", MODEL=mine, DEVICE="cpu", **small)
+    assert set(names["doors"]) == {"this project", "open_clip", "Hugging Face", ".npy"}
+    assert mine in names["lines"]
 
 
 def pretend_trained(monkeypatch, data: catalog.DataSet, *names: str) -> None:

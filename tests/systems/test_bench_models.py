@@ -9,6 +9,7 @@ import pytest
 import torch
 from coloured_set import coloured
 from PIL import Image
+from small_models import random_start
 
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -18,8 +19,8 @@ from nbhelpers.runs.commands import main
 from nbhelpers.systems import bench_models, clip_files
 from nbhelpers.systems.bench_models import Options, encode
 from nbhelpers.tasks.retrieval import RetrievalTask
-from nbhelpers.towers import any_model, checkpoints
-from nbhelpers.towers.starting_weights import Start, Tower, package_start
+from nbhelpers.towers import any_model
+from nbhelpers.towers.starting_weights import Start, package_start
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    torch.manual_seed(3)
-    state = CLIP(CLIPConfig(clip="clip_standin")).clip.state_dict()
-    file = checkpoints.save_checkpoint(folder / "clip.safetensors", state, {"name": "clip"})
-    begin = replace(
-        Start.for_checkpoint("clip_standin", folder),
-        options={"clip": "clip_standin"},
-        towers={"clip": Tower.stand_in("clip_standin", file, "a test")},
-    )
-    return begin.write(folder / "pe_rsitr-seed0.json")
+    return random_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +98,7 @@ def test_the_command_exports_the_clip_of_a_run(start, tmp_path, capsys, monkeypa
     folder = tmp_path / "out"
     assert main(["weights", "export", "--start", str(start), "--open-clip", str(folder)]) == 0
     said = capsys.readouterr().out
-    model = said.split("--model ")[1].split("`")[0]
+    model = said.split("--model ")[1].strip().removesuffix(".")
     assert any_model.open_model(model).encode_texts(["A field."]).shape == (1, 64)
     assert main(["weights", "export", "--start", str(start), "--open-clip", str(folder)]) == 1
     assert "exists; name a folder that does not" in capsys.readouterr().err

@@ -244,3 +244,25 @@ def test_a_damaged_folder_is_answered_in_a_sentence(tmp_path):
     (folder / "open_clip_config.json").write_text("{")
     with pytest.raises(UserError, match="is no configuration of open_clip"):
         open_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"model_cfg": {"embed_dim": 16}},
+        {"model_cfg": CONFIG | {"vision_cfg": {"layers": "two", "width": 32}}},
+        {"model_cfg": CONFIG | {"surprise": 1}},
+        {"model_cfg": CONFIG, "preprocess_cfg": {"mode": "L"}},
+        {"model_cfg": CONFIG, "preprocess_cfg": 7},
+        {"model_cfg": CONFIG, "preprocess_cfg": {"interpolation": 3}},
+        {"model_cfg": []},
+        [],
+    ],
+)
+def test_a_wrong_configuration_is_answered_in_a_sentence(tmp_path, broken):
+    folder = write_open_clip(tmp_path / "small", small_clip())
+    (folder / "open_clip_config.json").write_text(json.dumps(broken))
+    with pytest.raises(UserError, match="cannot be built|is no configuration of open_clip"):
+        open_model(str(folder))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    open_model(str(folder))

@@ -84,10 +84,13 @@ def _fine_tune(config: Any, training: Any, set_name: str, data: str, profile: st
     from nbhelpers.results import records
     from nbhelpers.runs.at_work import at_work
     from nbhelpers.tasks import fine_tuning
+    from nbhelpers.training.distributed import process_state
 
     with at_work(runs_root(), "train of clip"):
         dataset = open_dataset(set_name, data)
         found = fine_tuning.fine_tune(config, dataset, training, runs_root() / profile, profile)
+    if not process_state().is_main_process:
+        return
     metrics = records.read_one(found.record)["metrics"]["expectation"]
     print(f"mR on test: {metrics['mR']:.2f}")
     print(f"The record is {found.record}.")

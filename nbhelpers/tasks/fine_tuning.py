@@ -18,6 +18,7 @@ from nbhelpers.towers import encoders, hugging_face_models, open_clip_models
 from nbhelpers.towers.starting_weights import seeded
 from nbhelpers.training import loop
 from nbhelpers.training.device import resolve
+from nbhelpers.training.distributed import process_state
 
 # method -> peak learning rate: new parts start from zero, a whole network must not be spoiled
 RATES = {"full": 1e-5, "linear": 1e-3, "lora": 1e-3, "adapter": 1e-3}
@@ -99,7 +100,9 @@ def write_record(
         **result_fields(model, table, rules, "expectation", "val", task.seed),
     )
     ranks = rules["expectation"].arrays() | {"owner": table.owner()}
-    return records.write(run / "records", record, ranks)
+    if process_state().is_main_process:
+        return records.write(run / "records", record, ranks)
+    return run / "records" / f"{records.file_stem(record)}.json"
 
 
 def variant(config: AnyCLIPConfig) -> str:

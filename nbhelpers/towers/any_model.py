@@ -16,6 +16,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -176,7 +177,8 @@ def from_encoders(
     encoders.module.to(place).eval().requires_grad_(False)
 
     def images(pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.stack([encoders.pixels(picture) for picture in pictures])
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            pixels = torch.stack(list(pool.map(encoders.pixels, pictures)))
         return encoders.image_rows(pixels.to(place))
 
     def texts(sentences: Sequence[str]) -> Tensor:

@@ -23,6 +23,7 @@ from nbhelpers.towers.encoders import Encoders
 CONFIG = "config.json"
 LONGEST = 128  # texts of models with longer contexts are padded to the longest of a batch
 ALIGN_CONTEXT = 64  # ALIGN's text tower reads more, but it was trained on these
+SMALL = ("*.json", "*.txt", "*.model")  # files of a model folder beside its weights
 STARTS = ("text_model.", "vision_model.", "logit_scale", "text_projection.", "visual_projection.")
 
 
@@ -62,20 +63,38 @@ def context_of(config: Any) -> int:
 
 
 def snapshot(repository: str) -> Path:
-    """Return the folder of a hub repository, from the hub's cache or from the hub.
+    """Return the folder of a hub repository: from the hub's cache, else fetched from the hub.
 
-    UserError if it is in neither.
+    What was fetched once stays as it is. UserError if it is in neither.
     """
     from huggingface_hub import constants, snapshot_download
 
+    found = _cached(repository)
+    if found is not None:
+        return found
     try:
-        wanted = None if constants.HF_HUB_OFFLINE else _wanted(repository)
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        if constants.HF_HUB_OFFLINE:
+            raise UserError("HF_HUB_OFFLINE is set")
+        return Path(snapshot_download(repository, allow_patterns=_wanted(repository)))
     except Exception as error:  # offline, refused, gone: the hub's client has no common error
         raise UserError(
             f"The model {repository} is not on this machine and cannot be fetched"
             f" ({reason(error)}); check the name and the connection, or give a folder."
         ) from error
+
+
+def _cached(repository: str) -> Path | None:
+    """Return the folder of a repository in the hub's cache; None unless it is complete."""
+    from huggingface_hub import snapshot_download
+
+    from nbhelpers.towers import open_clip_models
+
+    try:
+        found = snapshot_download(repository, local_files_only=True, allow_patterns=list(SMALL))
+    except Exception:  # not there, or not whole: the client has no common error
+        return None
+    weights = (*open_clip_models.WEIGHTS, *checkpoints.FOLDER_FILES)
+    return Path(found) if any(Path(found, name).is_file() for name in weights) else None
 
 
 def _wanted(repository: str) -> list[str]:
@@ -85,7 +104,7 @@ def _wanted(repository: str) -> list[str]:
     from nbhelpers.towers import open_clip_models
 
     files = HfApi().list_repo_files(repository)
-    small = [name for name in files if name.endswith((".json", ".txt", ".model"))]
+    small = [name for name in files if name.endswith(tuple(end[1:] for end in SMALL))]
     of_open_clip = open_clip_models.CONFIG in files
     order = open_clip_models.WEIGHTS if of_open_clip else checkpoints.FOLDER_FILES
     weights = next((name for name in order if name in files), None)
@@ -99,7 +118,9 @@ def _wanted(repository: str) -> list[str]:
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config.name_or_path = ""  # the digest of a model is not that of its place
+        return config
     except Exception as error:  # transformers has no common error for a broken configuration
         raise UserError(
             f"{folder / CONFIG} is no configuration that transformers reads ({reason(error)}); a"

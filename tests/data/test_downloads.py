@@ -5,25 +5,21 @@ It was not tried against the real hub.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_stand_in import Host, environment, serving
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-SHA = "1234567890" * 4
 
 
 def parquet(split: str, images: int) -> bytes:
@@ -40,62 +36,6 @@ def parquet(split: str, images: int) -> bytes:
     return out.getvalue()
 
 
-class Host(BaseHTTPRequestHandler):
-    """What huggingface_hub asks the hub for one dataset, and plain files; range requests too."""
-
-    files: dict[str, bytes]
-    cut = ""  # a file whose first answer stops in the middle
-    asked: list[tuple[str, str]]
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool):
-        path = self.path.split("?")[0]
-        if path.startswith("/api/datasets/me/mirror/tree/"):
-            listed = [
-                {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                for n, c in self.files.items()
-            ]
-            return self.send(200, json.dumps(listed).encode(), body, {})
-        if path.startswith("/api/datasets/me/mirror"):
-            siblings = [{"rfilename": n, "size": len(c)} for n, c in self.files.items()]
-            about = {"id": "me/mirror", "sha": SHA, "siblings": siblings, "private": False}
-            about |= {"cardData": {"license": "cc-by-4.0"}, "tags": [], "downloads": 0}
-            return self.send(200, json.dumps(about).encode(), body, {})
-        name = re.sub(r"^/(datasets/me/mirror/resolve/[^/]+/|plain/)", "", path)
-        if name not in self.files:
-            return self.send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
-        content, start = self.files[name], 0
-        if found := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(found[1])
-        if body:
-            type(self).asked.append((name, self.headers.get("Range", "")))
-        digest = hashlib.sha256(content).hexdigest()
-        head = {"ETag": f'"{digest}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
-        if start:
-            head["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        return self.send(206 if start else 200, content[start:], body, head, name)
-
-    def send(self, status, content, body, head, name=""):
-        self.send_response(status)
-        for key, value in ({"Content-Length": str(len(content))} | head).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body and name and name == self.cut:
-            type(self).cut = ""
-            content = content[: len(content) // 2]
-            self.close_connection = True
-        if body:
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def host():
     tables = {
@@ -104,16 +44,12 @@ def host():
         "test": parquet("test", 3),
     }
     Host.files = {f"data/{split}-00000-of-00001.parquet": t for split, t in tables.items()}
-    Host.cut, Host.asked = "", []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving():
+        yield f"http://127.0.0.1:{Host.port}"
 
 
 def get(host: str, tmp_path: Path, *words: str) -> subprocess.CompletedProcess:
-    own = {"HF_ENDPOINT": host, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-    own |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    own = environment(host, tmp_path / "home")
     command = [sys.executable, "-m", "nbhelpers", "data", "get", *words]
     return subprocess.run(
         command, env=os.environ | own, cwd=ROOT, capture_output=True, text=True, timeout=120

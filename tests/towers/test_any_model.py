@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from hub_stand_in import Host, serving
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 from small_models import (
@@ -266,3 +269,39 @@ def test_a_wrong_configuration_is_answered_in_a_sentence(tmp_path, broken):
         open_model(str(folder))
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
     open_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "siglip"])
+def test_a_repository_of_the_hub_is_fetched_once_and_then_read_offline(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "own"
+    if kind == "open_clip":
+        write_open_clip(folder, small_clip())
+    else:
+        write_hugging_face(folder, kind)
+    Host.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    Host.files |= {"pytorch_model.bin": b"the same once more", "notes.md": b"for readers"}
+    right = content(open_model(str(folder)))
+    with serving():
+        for name, value in constants_of(Host.port, tmp_path / "home").items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert content(open_model("hf-hub:me/mirror")) == right
+        fetched = {name for name, _ in Host.asked}
+        with pytest.raises(UserError, match="me/other is not on this machine"):
+            open_model("me/other")
+    assert "pytorch_model.bin" not in fetched and "notes.md" not in fetched, "weights come once"
+    assert content(open_model("me/mirror")) == right, "the host is gone"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert content(open_model("hf-hub:me/mirror")) == right
+
+
+def constants_of(port: int, home: Path) -> dict[str, object]:
+    """What huggingface_hub reads from its environment when it is imported."""
+    address = f"http://127.0.0.1:{port}"
+    return {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }

@@ -24,6 +24,7 @@ from nbhelpers.code_identity import code_digest
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.distinct import distinct
+from nbhelpers.data.images import checksum
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -237,10 +238,7 @@ def _text_keys(model: AnyModel, texts: list[str]) -> list[str]:
     template = model.settings.get("prompt", "{}")
     tokens = model.encoders.tokens([template.replace("{}", text) for text in once])
     arrays = [np.ascontiguousarray(value.numpy()) for _, value in sorted(tokens.items())]
-    keys = {
-        text: b"".join(array[row].tobytes() for array in arrays).hex()
-        for row, text in enumerate(once)
-    }
+    keys = {text: checksum(*(array[row] for array in arrays)) for row, text in enumerate(once)}
     return [keys[text] for text in texts]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,22 @@ def test_known_weights_with_the_other_activation_are_refused_with_the_right_name
         open_model("ViT-B-32,openai")
     with pytest.raises(UserError, match="has no weights laion2b.*name ViT-B-32,laion2b"):
         open_model("ViT-B-32-quickgelu,laion2b_s34b_b79k")
+
+
+@pytest.mark.parametrize("spec", ["remoteclip_vit_b32", "ViT-B-32-quickgelu,openai"])
+def test_public_weights_and_tags_open_what_was_fetched(tmp_path, monkeypatch, spec):
+    model, file = small_clip(), tmp_path / "RemoteCLIP-ViT-B-32.pt"
+    torch.save(model.state_dict(), file)
+    monkeypatch.setenv("NBHELPERS_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda about: str(file))
+    monkeypatch.setattr(open_clip_models, "_config", lambda name: deepcopy(CONFIG))
+    found = open_model(spec)
+    with torch.inference_mode():
+        words = open_clip.get_tokenizer("ViT-B-32", context_length=20)(TEXTS)
+        right = model.encode_text(words, normalize=True)
+    np.testing.assert_allclose(found.encode_texts(TEXTS), right.numpy(), atol=1e-6)
+    with pytest.raises(UserError, match="trained with QuickGELU|has QuickGELU"):
+        open_model(spec, "gelu")
 
 
 def test_weights_of_another_network_are_refused_with_its_name(tmp_path, monkeypatch):

@@ -17,10 +17,17 @@ import pandas as pd
 
 from nbhelpers.errors import UserError
 from nbhelpers.metrics import recall, significance
+from nbhelpers.metrics.protocols import PROTOCOLS
 from nbhelpers.metrics.recall import Recall
 from nbhelpers.results.controls import CONTROLS, key_of, name_of
 from nbhelpers.results.published import CAPTION_CLAIMS, CLAIMS, TRAINED_ON, CaptionClaim, Claim
-from nbhelpers.results.records import CAPTION_METRICS, Record, kind_of, read_recall
+from nbhelpers.results.records import (
+    CAPTION_METRICS,
+    Record,
+    kind_of,
+    protocol_of,
+    read_recall,
+)
 
 RULE = "expectation"
 LETTERS = (
@@ -61,7 +68,8 @@ def boards(records: Iterable[Record]) -> list[Board]:
     for record in sorted(records, key=lambda record: kind_of(record) == "captions"):
         split, data = record["protocol"]["split"], record["data_fingerprint"][:12]
         blocks.setdefault(
-            (kind_of(record), record["profile"], record["set"], split, data), []
+            (kind_of(record), record["profile"], record["set"], split, data, protocol_of(record)),
+            [],
         ).append(record)
     if not blocks:
         raise UserError("There is no record yet; run a notebook that trains or evaluates first.")
@@ -92,7 +100,7 @@ def table(records: Iterable[Record]) -> str:
 
 
 def _retrieval(block: tuple, records: list[Record]) -> Board:
-    profile, name, split, data = block
+    profile, name, split, data, protocol = block
     runs = _runs(records)
     ranks = {label: _ranks(seeds) for label, seeds in runs.items()}
     rows = pd.DataFrame(
@@ -118,6 +126,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
     )
     notes = [
         *_generated(name),
+        *([f"Protocol {protocol}: {PROTOCOLS[protocol]}"] if protocol else []),
         "Best mR first, by expectation over ties; in brackets the 95 % interval over test images.",
     ]
     if (rows.seeds.fillna("").str.contains(" ")).any():
@@ -136,8 +145,9 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
     notes += _provenance(records)
     files = tuple(tuple(record.path for record in runs.get(label, ())) for label in rows.index)
     return Board(
-        f"{name}-{split}-{profile}-{data[:6]}",
-        f"{name}, {split} split, profile {profile}, data {data}",
+        f"{name}-{split}-{profile}-{data[:6]}{f'-{protocol}' if protocol else ''}",
+        f"{name}, {split} split, profile {profile}, data {data}"
+        + (f", protocol {protocol}" if protocol else ""),
         _located(rows, block),
         _show_recalls(rows),
         tuple(notes),
@@ -146,7 +156,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
 
 
 def _captions(block: tuple, records: list[Record]) -> Board:
-    profile, name, split, data = block
+    profile, name, split, data, _ = block
     runs = _runs(records)
     rows = pd.DataFrame(
         [_scores(seeds) | _cost(seeds) for seeds in runs.values()],
@@ -463,7 +473,7 @@ def _generated(name: str) -> list[str]:
 
 
 def _located(rows: pd.DataFrame, block: tuple) -> pd.DataFrame:
-    profile, name, split, data = block
+    profile, name, split, data, _ = block
     rows = rows.rename_axis("name").astype({"trained": "Int64", "parameters": "Int64"})
     return rows.assign(profile=profile, set=name, split=split, data=data)
 

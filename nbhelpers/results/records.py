@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from nbhelpers.data.table import SPLITS
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_folder, atomic_write
 from nbhelpers.metrics.caption_scores import METRICS as CAPTION_METRICS
+from nbhelpers.metrics.protocols import PROTOCOLS
 from nbhelpers.metrics.recall import QUERY_ARRAYS, TIES, Recall
 
 VERSION = 1
@@ -98,15 +100,16 @@ _SHARED = {
     "notes": {"type": "string"},
 }
 _SETTINGS = {"type": "object"}
-_COST = {
-    "seconds": {"type": "number", "minimum": 0},
-    "parameters": _fields({"all": _COUNT, "trainable": _COUNT}),
-}
+_SECONDS = {"seconds": {"type": "number", "minimum": 0}}
+_COST = _SECONDS | {"parameters": _fields({"all": _COUNT, "trainable": _COUNT})}
 SCHEMA = _fields(
     _SHARED
-    | _COST
+    | _SECONDS
     | {
-        "protocol": _fields({"split": {"enum": list(SPLITS)}, "ties": _RULE, "selected_on": _TEXT}),
+        "protocol": _fields(
+            {"split": {"enum": list(SPLITS)}, "ties": _RULE, "selected_on": _TEXT},
+            name={"enum": list(PROTOCOLS)},
+        ),
         "metrics": {
             "type": "object",
             "propertyNames": _RULE,
@@ -116,6 +119,7 @@ SCHEMA = _fields(
         "ceiling": _NUMBERS,
         "chance": _NUMBERS,
     },
+    parameters=_COST["parameters"],  # unknown where only outputs were given
     ranks=_fields({"file": _TEXT, "sha256": _SHA256}),
     checkpoint=_TEXT,
     settings=_SETTINGS,
@@ -153,8 +157,9 @@ def new(config, **fields) -> dict:
             optional: variant, device, weights [{name, source, sha256, kind}], intervals, notes,
             settings (`Run.settings`)
 
-    A retrieval record also needs seconds and parameters {all, trainable}. Its protocol is {split,
-    ties, selected_on}, its metrics are {tie rule: numbers}, and its intervals are by the rule in
+    A retrieval record also needs seconds, and parameters {all, trainable} if they are known. Its
+    protocol is {split, ties, selected_on} and, where one was named, name, a protocol of
+    `metrics.protocols`; its metrics are {tie rule: numbers}, and its intervals are by the rule in
     the protocol. It may have ceiling, chance and checkpoint (the model's file below the profile's
     folder of runs).
 
@@ -208,6 +213,11 @@ def write(folder: Path | str, record: dict, ranks: Mapping[str, np.ndarray] | No
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def safe_name(name: str) -> str:
+    """Return a name that a record's fields and a file may have."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).lstrip("_.+-") or "unnamed"
 
 
 def file_stem(record: dict) -> str:
@@ -267,6 +277,15 @@ def read_one(path: Path | str) -> Record:
     record = Record(record)
     record.path = path
     return record
+
+
+def protocol_of(record: dict) -> str:
+    """Return the protocol of a retrieval record that cannot share a table with others, or "".
+
+    Tie rules have columns of their own, so they may.
+    """
+    name = record["protocol"].get("name", "")
+    return "" if name in TIES else name
 
 
 def kind_of(record: dict) -> str:

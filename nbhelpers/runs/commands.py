@@ -22,6 +22,7 @@ from typer.main import get_command
 
 from nbhelpers.errors import UserError, printable, reason
 from nbhelpers.runs import data_commands, record_commands, system_commands, weight_commands
+from nbhelpers.runs.bench_commands import bench
 from nbhelpers.runs.options import (
     AsJson,
     Data,
@@ -131,6 +132,7 @@ def run(
 
 
 app.command()(train)
+app.command()(bench)
 
 
 @app.command()

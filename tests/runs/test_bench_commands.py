@@ -1,0 +1,232 @@
+"""`bench` on outputs of a model, and on models: one table, one record, and the forms of others."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from nbhelpers.data.table import CaptionTable
+from nbhelpers.errors import UserError
+from nbhelpers.metrics import recall
+from nbhelpers.results import leaderboard, records
+from nbhelpers.runs.commands import main
+from nbhelpers.systems import bench
+from nbhelpers.systems.given_outputs import Given
+
+N, K = 24, 2
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A caption file of two classes with repeated sentences, and outputs of two models for it."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    rows = [
+        {
+            "filename": f"{'pond' if row % 2 else 'road'}_{row}.png",
+            "split": "test",
+            "sentences": [{"raw": f"scene {row}"}, {"raw": f"shared {row % 4}"}],
+        }
+        for row in range(N)
+    ]
+    (tmp_path / "dataset_toy.json").write_text(json.dumps({"images": rows}))
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((N, 16)).astype(np.float32)
+    texts = np.repeat(images, K, 0) + 1.5 * rng.standard_normal((N * K, 16)).astype(np.float32)
+    for row in range(N):
+        texts[row * K + 1] = texts[row % 4 * K + 1]
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "texts.npy", texts)
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (images, texts)]
+    np.save(tmp_path / "scores.npy", unit[0] @ unit[1].T)
+    return tmp_path
+
+
+def asked(folder, *more):
+    return [
+        *("bench", "--captions", str(folder / "dataset_toy.json"), "--out", str(folder / "rec")),
+        *more,
+    ]
+
+
+def embeddings(folder):
+    return ["--images", str(folder / "images.npy"), "--texts", str(folder / "texts.npy")]
+
+
+def report(capsys, *argv):
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def means(found):
+    return {row["model"]: row["mR"] for row in found["tables"][0]["rows"]}
+
+
+def test_embeddings_scores_and_a_run_give_one_mean(folder, capsys):
+    found = report(capsys, *asked(folder, *embeddings(folder), "--trec", str(folder / "trec")))
+    by_scores = report(capsys, *asked(folder, "--similarity", str(folder / "scores.npy")))
+    run = str(folder / "trec/toy/images.trec")
+    by_run = report(capsys, *asked(folder, "--run", run, "--name", "mine"))
+    scores = np.load(folder / "scores.npy")
+    expected = recall.evaluate(scores, np.repeat(np.arange(N), K)).metrics["mR"]
+    assert means(found)["images"] == pytest.approx(expected, abs=1e-9)
+    assert means(by_scores)["scores"] == pytest.approx(expected, abs=1e-9)
+    assert means(by_run)["mine"] == pytest.approx(expected, abs=0.5)  # 9 digits; scores may tie
+    assert list(means(found)) == ["images", "chance", "classes alone", "ceiling"]
+    assert means(found)["chance"] < means(found)["classes alone"] < means(found)["ceiling"]
+    assert "24 images x 48 captions, 16 numbers each, float32" in found["notes"][0]
+
+
+def test_a_record_names_its_protocol_and_tables_keep_protocols_apart(folder, capsys):
+    argv = asked(folder, *embeddings(folder), "--protocol", "expectation")
+    found = report(capsys, *argv, "--protocol", "any-owner", "--protocol", "unique-texts")
+    assert [table["protocol"] for table in found["tables"]] == [
+        *("expectation", "any-owner", "unique-texts")
+    ]
+    read = [records.read_checked(path) for path in found["records"]]
+    assert [one["protocol"]["name"] for one in read] == ["expectation", "any-owner", "unique-texts"]
+    assert read[0]["weights"][0]["sha256"] and "parameters" not in read[0]
+    boards = leaderboard.boards(records.read(folder / "rec"))
+    assert len({board.stem for board in boards}) == len(boards) == 3
+    assert sum("protocol any-owner" in board.heading for board in boards) == 1
+    assert "bench-seed0" in main_table(folder, capsys)
+
+
+def main_table(folder, capsys):
+    assert main(["records", "table", str(folder / "rec"), "--format", "latex"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_bridge_shows_every_protocol_with_a_sentence(folder, capsys):
+    argv = asked(folder, *embeddings(folder), "--protocol", "all")
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    for protocol in ("released", "optimistic", "any-owner", "unique-texts", "prefix", "capitalize"):
+        assert f"- {protocol}: " in said
+    assert "1,093 of RSICD" in said
+    (bridge,) = report(capsys, *argv)["bridges"].values()
+    rows = {row["protocol"]: row for row in bridge}
+    assert rows["any-owner"]["difference"] > 0 and rows["prefix"]["mR"] is None
+    assert rows["unique-texts"]["captions"] == N + 4
+
+
+def test_the_forms_of_others_are_read_by_their_libraries(folder, capsys):
+    places = {form: folder / form for form in ("csv", "latex", "mteb", "card")}
+    options = [word for form, path in places.items() for word in (f"--{form}", str(path))]
+    mean = means(report(capsys, *asked(folder, *embeddings(folder), *options)))["images"]
+    frame = pd.read_csv(places["csv"]).set_index("model")
+    assert frame.mR["images"] == pytest.approx(mean, abs=1e-6)
+    assert set(frame.protocol) == {"expectation"}
+    assert r"\toprule" in places["latex"].read_text() and "images" in places["latex"].read_text()
+    block = (places["card"] / "images/toy-expectation-model-index.md").read_text()
+    index = yaml.safe_load(block.strip("-\n"))["model-index"]
+    name, results = model_index_to_eval_results(index)
+    assert name == "images" and results[-1].metric_value == pytest.approx(mean, abs=1e-4)
+    hub = (places["card"] / "images/.eval_results/toy-expectation.yaml").read_text()
+    entries = parse_eval_result_entries(yaml.safe_load(hub))
+    assert entries[-1].task_id == "mR" and "protocol expectation" in entries[-1].notes
+    t2i = json.loads((places["mteb"] / "images/toy-expectation-t2i.json").read_text())
+    (scores,) = t2i["scores"]["test"]
+    assert scores["main_score"] == scores["ndcg_at_10"] <= scores["recall_at_10"]
+
+
+def test_a_wrong_order_and_equal_captions_with_other_vectors_are_pointed_out(folder, capsys):
+    texts = np.load(folder / "texts.npy")
+    np.save(folder / "texts.npy", texts[::-1])
+    assert main(asked(folder, *embeddings(folder))) == 0
+    said = capsys.readouterr().err
+    assert "probably not in the order of the captions file" in said
+    assert "repeat a sentence but not its embedding" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give one of --model with --set"),
+        (["--images", "{}/images.npy"], "--images are compared with --texts; give both"),
+        (["--similarity", "{}/scores.npy", "--run", "{}/x"], "Give one of --model"),
+        (["--similarity", "{}/no.npy"], "no.npy does not exist; give --similarity"),
+        (["--similarity", "{}/scores.npy", "--set", "ucm"], "--set and --prompt belong to --model"),
+        (["--model", "pir"], "give --set, too"),
+        (["--similarity", "{}/scores.npy", "--protocol", "best"], "Unknown protocol 'best'"),
+        (["--similarity", "{}/scores.npy", "--protocol", "prefix"], "must encode them again"),
+        (["--similarity", "{}/scores.npy", "--calibrate"], "calibrate on rsicd, rsitmd, ucm"),
+        (["--similarity", "{}/scores.npy", "--split", "val"], "has no image in split 'val'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_a_sentence(folder, capsys, options, message):
+    argv = asked(folder, *(option.format(folder) for option in options))
+    assert main(argv) == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "rec").exists()
+
+
+def test_outputs_without_captions_are_refused(folder, capsys):
+    assert main(["bench", "--similarity", str(folder / "scores.npy")]) == 1
+    assert "give it with --captions" in capsys.readouterr().err
+
+
+def test_models_of_a_list_are_compared(folder, capsys, monkeypatch):
+    """Two functions on a set of pictures, from a YAML file: one table and a paired test."""
+    from PIL import Image
+
+    (folder / "pictures").mkdir()
+    rows = json.loads((folder / "dataset_toy.json").read_text())["images"]
+    for row, one in enumerate(rows):
+        Image.new("RGB", (8, 8), (10 * row, 0, 0)).save(folder / "pictures" / one["filename"])
+    (folder / "bench_toys.py").write_text(
+        "import numpy as np\n"
+        "def reds():\n"
+        "    see = lambda pictures: [[np.asarray(p)[0, 0, 0] / 255, 1] for p in pictures]\n"
+        "    read = lambda texts: [[int(t.split()[-1]) / 25.5, 1] for t in texts]\n"
+        "    return see, read\n"
+        "def none():\n"
+        "    return (lambda pictures: np.ones((len(pictures), 2)),\n"
+        "            lambda texts: np.ones((len(texts), 2)))\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    sets = f"{folder / 'dataset_toy.json'}={folder / 'pictures'}"
+    (folder / "list.yaml").write_text(
+        yaml.safe_dump({"models": ["bench_toys:reds", "bench_toys:none"], "sets": [sets]})
+    )
+    found = report(capsys, "bench", "--list", str(folder / "list.yaml"))
+    (pair,) = found["tables"][0]["tests"]
+    assert means(found)["bench_toys:none"] == pytest.approx(means(found)["chance"])
+    assert pair["difference"] == pytest.approx(
+        means(found)["bench_toys:reds"] - means(found)["bench_toys:none"]
+    )
+    assert len(found["records"]) == 2
+    (folder / "list.yaml").write_text("modells: [a]")
+    assert main(["bench", "--list", str(folder / "list.yaml")]) == 1
+    assert "the key modells; it may have models, sets" in capsys.readouterr().err
+
+
+def scored(name, mean):
+    """A result on a set of this name whose mR is given."""
+    images = pd.DataFrame({"image_id": ["a"], "file": ["a"], "split": "test", "scene": ""})
+    table = CaptionTable(name, images, pd.DataFrame({"image_id": ["a"], "text": ["x"]}))
+    hits = np.full((1, 3), mean / 100)
+    found = recall.Recall("expectation", (1, 5, 10), np.zeros(1), np.zeros(1), hits, hits)
+    given = Given("clip", "0" * 64)
+    return bench.Result(given, table, "expectation", {"expectation": found}, [0], None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        (33.2, "uses the field's protocol"),
+        (31.0, "GELU instead of QuickGELU"),
+        (5.0, "wrong order"),
+        (50.0, "equal texts may count"),
+    ],
+)
+def test_a_calibration_says_what_a_deviation_means(mean, message):
+    assert message in bench.calibrate(scored("UCM", mean))
+
+
+def test_a_set_without_a_known_number_cannot_calibrate():
+    with pytest.raises(UserError, match="Nobody published CLIP ViT-B/32 on scenes"):
+        bench.calibrate(scored("scenes", 20))

@@ -1,6 +1,8 @@
 """`bench` on outputs of a model, and on models: one table, one record, and the forms of others."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -230,3 +232,13 @@ def test_a_calibration_says_what_a_deviation_means(mean, message):
 def test_a_set_without_a_known_number_cannot_calibrate():
     with pytest.raises(UserError, match="Nobody published CLIP ViT-B/32 on scenes"):
         bench.calibrate(scored("scenes", 20))
+
+
+def test_outputs_are_evaluated_without_torch(folder):
+    argv = asked(folder, *embeddings(folder))
+    code = (
+        "import sys; from nbhelpers.runs.commands import main;"
+        f"code = main({argv!r}); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from nbhelpers.errors import UserError
-from nbhelpers.metrics import audit
 from nbhelpers.metrics.blocks import KS, recall_by
 from nbhelpers.metrics.recall import Recall
 
@@ -63,6 +62,8 @@ def name_of(protocol: str) -> str:
 
 def text_numbers(texts: Sequence[str]) -> np.ndarray:
     """(M,): captions that are equal, spaces and case aside, share a number."""
+    from nbhelpers.metrics import audit  # which needs scipy
+
     return pd.factorize(pd.Series(list(texts)).map(audit.NORMALISE["spaces"]))[0]
 
 

@@ -13,16 +13,28 @@ FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
 export PROFILE DATA SEEDS UPTO JOBS
+# Other variables of the command line are parameters of the notebooks: make run PRIOR=imagenet
+OWN     := PYTHON PROFILE DATA SEEDS UPTO JOBS FIGURES BIN RUNS YES SEED FOLDER DOWNLOAD
+GIVEN   := $(filter-out $(OWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(GIVEN),)
+ifneq ($(filter-out run check,$(or $(MAKECMDGOALS),help)),)
+$(error make $(firstword $(filter-out run check,$(or $(MAKECMDGOALS),help))) has no variable $(firstword $(GIVEN)); only make run and make check take parameters of the notebooks)
+endif
+export $(GIVEN)
+endif
+SETS    := $(foreach name,$(GIVEN),--set "$(name)=$$$(name)")
 ifeq ($(origin SEED),command line)
 $(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab figures bench fuzz lint clean
+.PHONY: help setup check run test lab figures bench fuzz lint clean
 
 help:
 	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (15 to 20 minutes on two cores)'
 	@echo '              make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2'
+	@echo '              make run PROFILE=paper_rsicd DATA=/path/to/data PRIOR=imagenet: any parameter counts before the profile'
+	@echo 'make check    set up, then list what a profile needs and what is missing: make check PROFILE=paper_rsicd DATA=/path/to/data'
 	@echo 'make test     set up, then run all tests (35 to 40 minutes)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
@@ -49,7 +61,11 @@ setup: .venv/installed
 
 run: setup
 	@$(BIN)/python -m nbhelpers run --profile "$$PROFILE" --data "$$DATA" --upto "$$UPTO" \
-		$${SEEDS:+--seeds $$SEEDS} $${JOBS:+--jobs "$$JOBS"}
+		$${SEEDS:+--seeds $$SEEDS} $${JOBS:+--jobs "$$JOBS"} $(SETS)
+
+check: setup
+	@$(BIN)/python -m nbhelpers check --profile "$$PROFILE" --data "$$DATA" --upto "$$UPTO" $(SETS) \
+		$${DOWNLOAD:+--download}
 
 # One pytest for all layers: tests/runs/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup

@@ -74,3 +74,28 @@ def test_clean_asks_in_a_terminal(clone, answer, expected):
     assert "all trainings in runs/default?" in done.stdout
     assert left(clone) == set(expected)
     assert (done.returncode == 0) == (answer == "y")
+
+
+@pytest.mark.parametrize("target", ["run", "check"])
+def test_other_variables_are_parameters_of_the_notebooks(clone, target):
+    done = make(clone, "-n", target, "PRIOR=imagenet", "WEIGHTS={swin_t: /a b}")
+    assert done.returncode == 0
+    assert '--set "PRIOR=$PRIOR"' in done.stdout and '--set "WEIGHTS=$WEIGHTS"' in done.stdout
+    assert "--set" not in make(clone, "-n", target, "PROFILE=ucm", "UPTO=20").stdout
+
+
+def test_the_values_reach_the_command_as_they_are(clone):
+    program = clone / ".venv/bin/python"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n')
+    program.chmod(0o755)
+    (clone / ".venv/installed").touch()
+    done = make(clone, "run", "PRIOR=imagenet", "WEIGHTS={swin_t: /a b}")
+    words = done.stdout.splitlines()
+    assert {"<PRIOR=imagenet>", "<WEIGHTS={swin_t: /a b}>"} < set(words)
+
+
+def test_a_target_that_reads_no_variable_refuses_it(clone):
+    done = make(clone, "lint", "PRIOR=imagenet")
+    assert done.returncode != 0 and "make lint has no variable PRIOR; only make run" in done.stderr
+    assert make(clone, "-n", "run", "PRIOR=imagenet").returncode == 0

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -369,6 +369,8 @@ def run_chain(
     upto: str = "",
     jobs: int | None = None,
     notebooks: Path = NOTEBOOKS,
+    *,
+    given: Mapping[str, Any] | None = None,
 ) -> int:
     """Check the profile, run what is not finished, seed after seed; return the exit code.
 
@@ -377,6 +379,7 @@ def run_chain(
     jobs   notebooks at a time, as far as they do not wait for each other; they share the cores.
            None: 2 in the default profile, whose small models train little faster on two cores than
            on one, else 1
+    given  values of parameters that count before the profile's
     Raises UserError for what is refused before anything runs.
     """
     steps = select(upto)
@@ -386,7 +389,8 @@ def run_chain(
     jobs = (2 if profile == "default" else 1) if jobs is None else jobs
     if jobs < 1:
         raise UserError(f"JOBS is {jobs}; at least one notebook must run at a time.")
-    given = [check_profile(profile, _overrides(data, seed), notebooks, steps) for seed in seeds]
+    over = [dict(given or {}) | _overrides(data, seed) for seed in seeds]
+    values_of_seeds = [check_profile(profile, values, notebooks, steps) for values in over]
     folder = runs_root() / profile
     with at_work.at_work(runs_root(), f"make run of profile {profile}", profile):
         _clear_what_a_killed_run_left(folder)
@@ -399,7 +403,7 @@ def run_chain(
                 spared(values, steps),
                 ingredients(values, steps, notebooks),
             )
-            for seed, values in zip(seeds, given, strict=True)
+            for seed, values in zip(seeds, values_of_seeds, strict=True)
         ]
         code = next((1 for plan in plans if _snakemake(plan.with_due(), jobs)), 0)
         if code == 0:

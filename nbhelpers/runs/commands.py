@@ -12,7 +12,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,9 +26,12 @@ from nbhelpers.runs.bench_commands import bench
 from nbhelpers.runs.options import (
     AsJson,
     Data,
+    Given,
     Profile,
     SeveralValues,
+    Upto,
     group,
+    parameter_values,
     print_json,
 )
 from nbhelpers.runs.train_command import train
@@ -116,19 +119,50 @@ def run(
         list[int] | None,
         typer.Option(help="One seed or several, one after the other; by default the profile's."),
     ] = None,
-    upto: Annotated[
-        str, typer.Option(help="Stop after the notebook whose name starts so, e.g. 20.")
-    ] = "",
+    upto: Upto = "",
     jobs: Annotated[
         int | None,
         typer.Option(help="Notebooks at a time, which share the cores: 1; 2 in profile default."),
     ] = None,
+    given: Given = None,
 ) -> None:
-    """Run the notebooks in order, without a browser."""
-    from nbhelpers.runs import batch
+    """Check what the notebooks need, then run them in order, without a browser."""
+    from nbhelpers.runs import batch, needs
 
     batch.read_profile(profile)  # before all notebooks are read, which takes seconds
-    raise typer.Exit(batch.run_chain(profile, data, seeds or None, upto, jobs))
+    values = parameter_values(given or ())
+    needs.require(profile, values | ({"DATA": data} if data else {}), upto)
+    raise typer.Exit(batch.run_chain(profile, data, seeds or None, upto, jobs, given=values))
+
+
+@app.command(cls=SeveralValues)
+def check(
+    profile: Profile = "default",
+    data: Data = "",
+    upto: Upto = "",
+    given: Given = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch what the hub has, then check again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List all that the notebooks of a profile need: weights, data, memory, disk, hours."""
+    from nbhelpers.runs import needs
+
+    values = parameter_values(given or ()) | ({"DATA": data} if data else {})
+    chosen = needs.choose(profile, values, upto)
+    rows = needs.table(chosen)
+    if download:
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            failed = needs.download(rows)
+        print("\n".join(failed), file=sys.stderr, end="\n" if failed else "")
+        rows = needs.table(chosen)
+    if as_json:
+        print_json(needs.as_json(chosen, rows))
+    else:
+        print(printable("\n".join(needs.lines(chosen, rows))))
+    if needs.missing_of(rows):
+        raise typer.Exit(1)
 
 
 app.command()(train)

@@ -27,6 +27,9 @@ UNUSED = {
     "system_commands.py",
     "weight_commands.py",
     "options.py",
+    "needs.py",
+    "needs_command.py",
+    "rehearsal.py",
     "__main__.py",
     "README.md",
 }
@@ -67,7 +70,9 @@ def files(values: Mapping[str, Any], here: Path, patterns: Iterable[str] = ()) -
     here      folder that relative paths start from
     patterns  of further files in DATA
     """
-    named = [here / Path(values[name]).expanduser() for name in PATHS if values.get(name)]
+    paths = [values[name] for name in PATHS if values.get(name)]
+    paths += values.get("WEIGHTS", {}).values()
+    named = [here / Path(path).expanduser() for path in paths]
     found = [path for path in named if path.exists()]
     if values.get("DATA"):
         folder = here / Path(values["DATA"]).expanduser()

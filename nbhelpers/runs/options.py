@@ -32,6 +32,13 @@ class Split(StrEnum):
 
 Profile = Annotated[str, typer.Option(help="A file of notebooks/profiles, without .yaml.")]
 Data = Annotated[str, typer.Option(help="Folder that holds the data sets.")]
+Upto = Annotated[str, typer.Option(help="Stop after the notebook whose name starts so, e.g. 20.")]
+Given = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="NAME=VALUE of a parameter, as in a profile; counts before it.", metavar="SET"
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed; by default the profile's SEED.")]
 Captions = Annotated[
     str,
@@ -133,6 +140,22 @@ def check_paths(**named: str | None) -> None:
     for option, path in named.items():
         if path and not Path(path).expanduser().exists():
             raise UserError(f"{path} does not exist; give --{option} a file or folder that does.")
+
+
+def parameter_values(words: Sequence[str]) -> dict[str, Any]:
+    """Return the values of NAME=VALUE words, read as YAML; UserError for another form."""
+    import yaml
+
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set has '{word}'; give NAME=VALUE, e.g. --set PRIOR=imagenet.")
+        try:
+            found[name] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {name} is '{value}', which is no value of YAML.") from error
+    return found
 
 
 def check_count(option: str, count: int) -> None:

@@ -84,6 +84,7 @@ class Parameters(BaseModel):
 
     # 12_starting_weights
     PRIOR: Literal["", "aid", "imagenet", "fit", "random"]
+    WEIGHTS: dict[str, str]
     CLIP: str
     ACTIVATION: Literal["", "quick_gelu", "gelu"]
     INSTRUCTION: str
@@ -344,6 +345,9 @@ def _not_found(name: str, values: Mapping[str, Any], here: Path) -> str:
 
 def _missing_files(values: Mapping[str, Any], here: Path) -> Iterator[str]:
     """On parameters that name a file or a folder."""
+    from nbhelpers.towers import public_weights
+
+    yield from public_weights.wrong_paths(values.get("WEIGHTS", {}), here)
     paths = {name: values.get(name, "") for name in ("CHECKPOINT", "SHARDS")}
     if values.get("SIZE") == "paper":  # known names of weights hold no separator
         named = {name: values.get(name, "") for name in ("CLIP", "VILT", "INSTRUCTION")}

@@ -17,11 +17,12 @@ import numpy as np
 from nbhelpers.errors import UserError
 from nbhelpers.paths import repository_root, runs_root
 from nbhelpers.runs import parameters
+from nbhelpers.towers import public_weights
 
 # Where a notebook has no such parameter.
 COMMON = {"PROFILE": "default", "SET": "scenes", "DATA": "", "SEED": 0, "DEVICE": "auto"}
 # not among a record's settings
-ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint")
+ELSEWHERE = ("profile", "set", "seed", "device", "data", "workers", "checkpoint", "weights")
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def start(notebook: str, **overrides: Any) -> Run:
     given: dict[str, Any] = COMMON | parameters.of_notebook(
         path, caller if is_notebook else {}, overrides
     )
+    public_weights.use(given.get("WEIGHTS", {}))
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     _check_precision(given.get("PRECISION", "fp32"), device)
     random.seed(given["SEED"])

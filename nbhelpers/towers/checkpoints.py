@@ -25,16 +25,9 @@ from torch import Tensor, nn
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.towers.safe_pickle import read_file
+from nbhelpers.towers.weight_names import FOLDER_FILES, SUFFIXES
 
 Config = TypeVar("Config")
-FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)  # in this order of preference
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 LISTED = 40  # keys of one kind that an error message spells out
 # What training code puts before every name: DistributedDataParallel, torch.compile, and Lightning
 # around a model.

@@ -324,7 +324,10 @@ def paper_vilt_start(name: str, folder: Path | None = None) -> Start:
         towers["rank_output"] = replace(trunk, layout="vilt_rank")
         print(f"{trunk.name}: the rank head comes with it")
     else:
-        print(f"{trunk.name}: the rank head is not in it and starts at random")
+        print(
+            f"Attention: {trunk.name} holds no matching head, so the rank head starts at random; "
+            "the file of its authors, vilt_200k_mlm_itm.ckpt, has one."
+        )
     start = Start.for_checkpoint("vilt_b32", Path())
     return replace(start, towers=towers, options={"vilt": "vilt_b32"})
 

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.main import get_command
 
 from nbhelpers.__main__ import main
-from nbhelpers.runs import batch, commands, options, stored_notebooks
+from nbhelpers.runs import batch, commands, needs, options, stored_notebooks
 from nbhelpers.systems import trained_files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -313,20 +313,21 @@ def test_an_option_is_repeated_before_each_of_its_values(words, expected):
 )
 def test_commands_hand_over_to_their_rooms(argv, room, function, seen, monkeypatch):
     calls = []
-    monkeypatch.setattr(room, function, lambda *given: calls.append(given) or [])
+    monkeypatch.setattr(needs, "require", lambda *given: None)
+    monkeypatch.setattr(room, function, lambda *given, **named: calls.append(given) or [])
     main(argv)
     assert calls == [seen]
 
 
 def test_the_exit_code_of_a_run_is_that_of_the_command(monkeypatch):
-    monkeypatch.setattr(batch, "run_chain", lambda *given: 5)
+    monkeypatch.setattr(batch, "run_chain", lambda *given, **named: 5)
     assert main(["run"]) == 5
     monkeypatch.setattr(stored_notebooks, "verify", lambda names: ["20_pir.ipynb holds an error"])
     assert main(["notebooks", "verify"]) == 1
 
 
 def test_an_interrupt_exits_130(monkeypatch, capsys):
-    def interrupted(*given):
+    def interrupted(*given, **named):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(batch, "run_chain", interrupted)

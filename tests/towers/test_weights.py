@@ -1319,3 +1319,161 @@ def test_advice_an_unknown_name_is_a_right_path_or_one_that_is_listed(nowhere, t
         folder.mkdir()
         put(name, refusal(public_weights.resolve, name, folder), folder)
         assert public_weights.resolve(name, folder).source == "cache"
+
+
+# --- Public names, the hub's own words
+
+
+def public_folder(root, place, files=("model.safetensors",), tensors=None):
+    """Files as someone has them who fetched them by hand or by the hub's client."""
+    folder = root / place
+    folder.mkdir(parents=True)
+    for file in files:
+        safetensors.torch.save_file(tensors or {"w": torch.ones(1)}, folder / file)
+    return folder
+
+
+BERT_FILES = public_weights.KNOWN["bert_base"].files
+
+
+@pytest.mark.parametrize(
+    "name, place, files",
+    [
+        ("bert_base", "bert-base-uncased", BERT_FILES),
+        ("bert_base", "google-bert/bert-base-uncased", BERT_FILES),
+        ("bert_base", "models--google-bert--bert-base-uncased/snapshots/abc", BERT_FILES),
+        ("bert_base", "bert-base-uncased", ("pytorch_model.bin", *BERT_FILES[1:])),
+        (
+            "opt_2.7b",
+            "opt-2.7b",
+            ("model.safetensors", *public_weights.KNOWN["opt_2.7b"].files[1:]),
+        ),
+        ("swin_t", "swin_tiny_patch4_window7_224.ms_in22k", ("model.safetensors",)),
+        ("vilt_mlm_itm", ".", ("vilt_200k_mlm_itm.ckpt",)),
+    ],
+)
+def test_weights_are_found_under_their_public_names(nowhere, tmp_path, name, place, files):
+    if place == ".":
+        safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / files[0])
+    else:
+        public_folder(tmp_path, place, files)
+    found, source, kind = public_weights.locate(name, tmp_path)
+    assert (source, kind) == ("cache", "file")
+    whole = tmp_path / place
+    assert found == (whole if len(public_weights.KNOWN[name].files) > 1 else whole / files[0])
+
+
+def test_a_complete_folder_counts_before_one_that_lacks_files(nowhere, tmp_path):
+    part = public_folder(tmp_path, "bert_base")
+    assert public_weights.locate("bert_base", tmp_path)[0] == part
+    assert public_weights.lacking(public_weights.KNOWN["bert_base"], part) == list(BERT_FILES[1:])
+    whole = public_folder(tmp_path, "bert-base-uncased", BERT_FILES)
+    assert public_weights.locate("bert_base", tmp_path)[0] == whole
+
+
+def test_the_vilt_with_a_matching_head_is_preferred(nowhere, tmp_path):
+    for file in ("vilt_mlm_itm.bin", "vilt_200k_mlm_itm.ckpt"):
+        torch.save(WEIGHTS, tmp_path / file)
+    found = public_weights.locate("vilt_mlm_itm", tmp_path)[0]
+    assert found == tmp_path / "vilt_200k_mlm_itm.ckpt"
+
+
+def test_a_common_file_name_belongs_to_whom_its_tensors_name(nowhere, tmp_path):
+    mark = public_weights.KNOWN["resnet50"].mark
+    safetensors.torch.save_file({mark: torch.ones(1)}, tmp_path / "model.safetensors")
+    assert public_weights.locate("resnet50", tmp_path)[0] == tmp_path / "model.safetensors"
+    assert public_weights.locate("swin_t", tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert public_weights.locate("resnet50", tmp_path) is None
+
+
+def test_the_hubs_cache_is_read_under_any_name_of_the_repository(nowhere, tmp_path, monkeypatch):
+    place = "models--google-bert--bert-base-uncased"
+    snapshot = public_folder(tmp_path, f"{place}/snapshots/abc", BERT_FILES)
+    (tmp_path / place / "refs").mkdir()
+    (tmp_path / place / "refs/main").write_text("abc")
+    monkeypatch.setattr(public_weights, "_on_hub", ON_THE_HUB)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", partial_download(huggingface_hub, tmp_path)
+    )
+    assert public_weights.locate("bert_base") == (snapshot, "cache", "hub")
+
+
+def partial_download(client, cache):
+    """The client's own function on another cache: it takes its default when it is imported."""
+    whole = client.hf_hub_download
+    return lambda *words, **named: whole(*words, cache_dir=cache, **named)
+
+
+def test_a_wrong_folder_of_weights_is_said(nowhere, tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_WEIGHTS", str(tmp_path / "absent"))
+    message = refusal(public_weights.resolve, "swin_t")
+    assert message.startswith(
+        f"NBHELPERS_WEIGHTS is '{tmp_path / 'absent'}', which is not a folder"
+    )
+    (tmp_path / "absent").mkdir()
+    assert "were not found" in refusal(public_weights.resolve, "swin_t")
+    monkeypatch.delenv("NBHELPERS_WEIGHTS")
+    assert "were not found" in refusal(public_weights.resolve, "swin_t")
+
+
+def test_advice_a_line_of_the_profile_gives_the_place(nowhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(public_weights, "_given", {})
+    message = refusal(public_weights.resolve, "swin_t")
+    assert "by a line `WEIGHTS: {swin_t: /path}` in the profile" in message
+    path = tmp_path / "mine.pth"
+    wanted = f"WEIGHTS gives {path} for swin_t, which does not exist; check the path."
+    assert refusal(public_weights.use, {"swin_t": str(path)}) == wanted
+    torch.save(WEIGHTS, path)
+    public_weights.use({"swin_t": str(path)})
+    assert public_weights.resolve("swin_t").path == path
+    assert "WEIGHTS names 'swin'; choose among" in refusal(public_weights.use, {"swin": str(path)})
+    public_weights.use({})
+    assert public_weights.locate("swin_t") is None
+
+
+class Answer:
+    def __init__(self, status):
+        self.status_code = status
+
+
+def failing(error, cause=None):
+    def download(repository, file, local_files_only):
+        if local_files_only:
+            raise FileNotFoundError
+        raise error from cause
+
+    return download
+
+
+def answered(status):
+    error = RuntimeError("the hub's own words")
+    error.response = Answer(status)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error, cause, said",
+    [
+        (
+            answered(401),
+            None,
+            r"the hub refused with 401, .*`hf auth login`; it said: the hub's own",
+        ),
+        (RuntimeError("x"), answered(403), "the hub refused with 403"),
+        (answered(404), None, "the hub answered with 404; it said: the hub's own words"),
+        (OSError(28, "No space left on device"), None, "the disk of .* is full"),
+        (RuntimeError("x"), OSError(28, "No space left"), "the disk of .* is full"),
+        (
+            ConnectionError("no route"),
+            None,
+            "the hub could not be reached; its client said: no route",
+        ),
+    ],
+)
+def test_each_failure_of_the_hub_has_its_own_sentence(nowhere, monkeypatch, error, cause, said):
+    monkeypatch.setattr(public_weights, "_on_hub", ON_THE_HUB)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing(error, cause))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert re.search(rf"were not found \({said}", refusal(public_weights.resolve, "swin_t"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 
@@ -137,13 +137,18 @@ WORLDS = {
 }
 
 
+SAME, EACH, SOME = "same", "each", "some"  # see Fact
+
+
 @dataclass(frozen=True)
 class Fact:
     """Objects of one kind (of one colour, if it is named) and what the captions say about them.
 
     does    "parked near the terminal"; `one`, if given, replaces it where there is only one
+    colour  SAME: that of all objects, "" if they differ; EACH: one fact for each colour drawn
     having  goes with the noun: "with a tall tower"
-    amount  replaces the counted number: "many", "the"
+    amount  replaces the counted number: "many", "the"; SOME: "some" or "many", and no fact if
+            fewer than three are drawn
     """
 
     kind: str
@@ -260,9 +265,41 @@ class Stage:
                 found.append((x, y))
         return found
 
-    def tell(self, kind: str, does: str, colour: str = "", **more: str):
-        """Add a fact for the captions."""
-        self.facts.append(Fact(kind, does, colour, **more))
+    def tell(self, *facts: Fact):
+        """Add facts about what was drawn; the captions leave out what cannot be seen."""
+        for fact in facts:
+            drawn = [name for name in self.canvas.names if name[0] == fact.kind]
+            colours = list(dict.fromkeys(colour for _, colour, _ in drawn))
+            number = sum(count for _, _, count in drawn)
+            if fact.colour == EACH:
+                self.facts += [replace(fact, colour=colour) for colour in colours]
+            elif fact.colour == SAME:
+                self.facts.append(replace(fact, colour=colours[0] if len(colours) == 1 else ""))
+            elif fact.amount != SOME:
+                self.facts.append(fact)
+            elif number > 2:
+                self.facts.append(replace(fact, amount="many" if number > 10 else "some"))
+
+    # shapes and objects
+    def paint(self, *layers: tuple):
+        """Paint shapes one over another: (loops, colour or texture) or (..., strength)."""
+        for layer in layers:
+            self.canvas.paint(*layer)
+
+    def thing(
+        self,
+        kind: str,
+        colour: str,
+        *layers: tuple,
+        height: int = 0,
+        depth: int = 9,
+        count: int = 1,
+    ):
+        """Draw an object of these layers; `height` units high, it casts a shadow of the first."""
+        if height:
+            self.canvas.shadow(layers[0][0], height, depth)
+        with self.canvas.item(kind, colour, count):
+            self.paint(*layers)
 
     def finish(self) -> np.ndarray:
         """Return (224, 224, 3) uint8: the picture seen from above, a little soft and grainy."""
@@ -289,26 +326,21 @@ class Stage:
             return
         if not spots:
             return
-        dark, mid, light = (self.surface("tree", self.shade(colour, k)) for k in (-22, 0, 24))
         lx, ly = self.canvas.light
+        textures = [self.surface("tree", self.shade(colour, by)) for by in (-22, 0, 24)]
         shapes = [blob(x, y, r, self.rng, 3, 8)[0] for x, y, r in spots]
+        mid = [
+            blob(x - lx * r // 72, y - ly * r // 72, r * 3 // 4, self.rng, 4, 9)[0]
+            for x, y, r in spots
+        ]
+        top = [
+            blob(x - lx * r // 36, y - ly * r // 36, r * 7 // 16, self.rng, 5, 9)[0]
+            for x, y, r in spots
+        ]
         self.canvas.shadow(shapes, max(r for _, _, r in spots), 8)
-        with self.canvas.item("tree", "green", sum(self.inside(x, y, 0) for x, y, _ in spots)):
-            self.canvas.paint(shapes, dark)
-            self.canvas.paint(
-                [
-                    blob(x - lx * r // 72, y - ly * r // 72, r * 3 // 4, self.rng, 4, 9)[0]
-                    for x, y, r in spots
-                ],
-                mid,
-            )
-            self.canvas.paint(
-                [
-                    blob(x - lx * r // 36, y - ly * r // 36, r * 7 // 16, self.rng, 5, 9)[0]
-                    for x, y, r in spots
-                ],
-                light,
-            )
+        seen = sum(self.inside(x, y, 0) for x, y, _ in spots)
+        with self.canvas.item("tree", "green", seen):
+            self.paint(*zip((shapes, mid, top), textures, strict=True))
 
     def shade(self, colour, by: int) -> tuple:
         """Return a colour made lighter (or darker, if `by` is negative)."""
@@ -326,9 +358,7 @@ class Stage:
 
     def grove(self, loops: list, cell: int = 8):
         """Fill the loops with closed woodland."""
-        self.canvas.shadow(loops, 24, 8)
-        with self.canvas.item("tree", "green", 99):
-            self.canvas.paint(loops, self.canopy(cell))
+        self.thing("tree", "green", (loops, self.canopy(cell)), height=24, depth=8, count=99)
 
     def canopy(self, cell: int = 8, colour="tree") -> np.ndarray:
         """Return (224, 224, 3): closed woodland with crowns of about `cell` pixels."""
@@ -343,21 +373,20 @@ class Stage:
     # ways
     def road(self, points, width: int = 56, lines: bool = True, verge="paving", kind="road"):
         """Draw a paved road along the points, with edge lines and a dashed middle."""
-        with self.canvas.item(kind):
-            if verge:
-                self.canvas.paint(band(points, width + 14), self.surface(verge))
-            self.canvas.paint(band(points, width), self.surface("asphalt"))
-            if lines:
-                white = self.rgb("white")
-                for side in (-1, 1):
-                    self.canvas.paint(band(beside(points, side * (width // 2 - 5)), 2), white, 10)
-                self.canvas.paint(dashes(points, 3, 18, 18), white, 13)
+        layers: list[tuple] = [(band(points, width), self.surface("asphalt"))]
+        if verge:
+            layers.insert(0, (band(points, width + 14), self.surface(verge)))
+        if lines:
+            white = self.rgb("white")
+            edges = [band(beside(points, side * (width // 2 - 5)), 2) for side in (-1, 1)]
+            layers += [(edge, white, 10) for edge in edges]
+            layers.append((dashes(points, 3, 18, 18), white, 13))
+        self.thing(kind, "", *layers)
         self.take_line(points, width // 2 + 8)
 
     def path(self, points, width: int = 16, colour="sand"):
         """Draw an unpaved path along the points."""
-        with self.canvas.item("path"):
-            self.canvas.paint(band(points, width), self.surface("gravel", colour))
+        self.thing("path", "", (band(points, width), self.surface("gravel", colour)))
         self.take_line(points, width // 2 + 4)
 
     def car(self, x: int, y: int, direction: int, colour: str):
@@ -371,11 +400,12 @@ class Stage:
         body = [(-20, -7), (-17, -9), (16, -9), (20, -6), (20, 6), (16, 9), (-17, 9), (-20, 7)]
         panes = ([(5, -7), (10, -6), (10, 6), (5, 7)], [(-14, -6), (-10, -7), (-10, 7), (-14, 6)])
         bodies = [turn(body, d, x, y) for x, y, d in spots]
-        self.canvas.shadow(bodies, 9)
-        with self.canvas.item("car", colour, len(spots)):
-            self.canvas.paint(bodies, self.rgb(colour))
-            glass = [turn(pane, d, x, y) for (x, y, d), pane in product(spots, panes)]
-            self.canvas.paint(glass, (50, 58, 68) if colour != "black" else (120, 130, 140), 13)
+        glass = [turn(pane, d, x, y) for (x, y, d), pane in product(spots, panes)]
+        layers = (
+            (bodies, self.rgb(colour)),
+            (glass, (50, 58, 68) if colour != "black" else (120, 130, 140), 13),
+        )
+        self.thing("car", colour, *layers, height=9, count=len(spots))
 
     def drive(
         self,
@@ -423,21 +453,19 @@ class Stage:
             ((corners[2], corners[3], left, right), 18),
             ((corners[3], corners[0], left), 36),
         ]
-        self.canvas.shadow(rect(x, y, w, h, direction), HEIGHTS[kind])
-        with self.canvas.item(kind, colour):
-            self.canvas.paint(rect(x, y, w, h, direction), self.rgb(colour))
-            for points, way in facets:
-                shade = self.canvas.lit(self.rgb(colour), way + direction)
-                self.canvas.paint(polygon(points, direction, x, y), shade)
-            self.canvas.paint(
-                band(turn([left, right], direction, x, y), 3), self.shade(colour, 30), 10
-            )
+        slopes = [
+            (polygon(points, direction, x, y), self.canvas.lit(self.rgb(colour), way + direction))
+            for points, way in facets
+        ]
+        ridge = band(turn([left, right], direction, x, y), 3)
+        layers = [(rect(x, y, w, h, direction), self.rgb(colour)), *slopes]
+        self.thing(kind, colour, *layers, (ridge, self.shade(colour, 30), 10), height=HEIGHTS[kind])
 
     def flat_roof(self, x: int, y: int, w: int, h: int, colour: str, clutter: int):
         """Draw a flat roof with a parapet and some machines on it, for the current object."""
-        self.canvas.paint(rect(x, y, w, h), self.shade(colour, 16))
-        self.canvas.paint(
-            rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6))
+        self.paint(
+            (rect(x, y, w, h), self.shade(colour, 16)),
+            (rect(x, y, w - 6, h - 6), self.surface("concrete", self.shade(colour, -6))),
         )
         for _ in range(clutter):
             box = rect(
@@ -458,21 +486,27 @@ class Stage:
     ):
         """Draw a long ribbed metal roof in two slopes."""
         w, h = half_width, half_height
+        halves = [
+            (
+                polygon([(-w, 0), (w, 0), (w, side * h), (-w, side * h)], direction, x, y),
+                self.canvas.lit(self.rgb(colour), way + direction),
+            )
+            for side, way in ((-1, 54), (1, 18))
+        ]
+        ribs = [
+            turn([(k, -h), (k + 4, -h), (k + 4, h), (k, h)], direction, x, y)
+            for k in range(-w + 10, w - 6, 16)
+        ]
+        places = turn([(k, 0) for k in range(-w + 40, w - 20, 72)], direction, x, y).tolist()
+        vents = [rect(a, b, 8, 5, direction)[0] for a, b in places]
         self.canvas.shadow(rect(x, y, w, h, direction), HEIGHTS[kind])
-        with self.canvas.item(kind, colour):
-            for side, way in ((-1, 54), (1, 18)):
-                half = polygon([(-w, 0), (w, 0), (w, side * h), (-w, side * h)], direction, x, y)
-                self.canvas.paint(half, self.canvas.lit(self.rgb(colour), way + direction))
-            ribs = [
-                turn([(k, -h), (k + 4, -h), (k + 4, h), (k, h)], direction, x, y)
-                for k in range(-w + 10, w - 6, 16)
-            ]
-            self.canvas.paint(ribs, self.shade(colour, -40), 5)
-            vents = []
-            for k in range(-w + 40, w - 20, 72):
-                ((a, b),) = turn([(k, 0)], direction, x, y).tolist()
-                vents += rect(a, b, 8, 5, direction)
-            self.canvas.paint(vents, self.shade(colour, 30), 13)
+        self.thing(
+            kind,
+            colour,
+            *halves,
+            (ribs, self.shade(colour, -40), 5),
+            (vents, self.shade(colour, 30), 13),
+        )
 
     # water
     def water(
@@ -500,9 +534,8 @@ class Stage:
         else:
             outer = rect(x, y, half_width, half_height, direction)
             inner = rect(x, y, half_width - 6, half_height - 6, direction)
-        self.canvas.paint(outer, self.shade("paving", 26))
-        with self.canvas.item("swimming pool", "blue"):
-            self.canvas.paint(inner, self.surface("pool"))
+        self.paint((outer, self.shade("paving", 26)))
+        self.thing("swimming pool", "blue", (inner, self.surface("pool")))
 
     def boat(self, x: int, y: int, direction: int, size: int, colour: str, wake: bool = False):
         """Draw a boat of length 2 * size, its bow in the given direction."""
@@ -512,23 +545,24 @@ class Stage:
             return [turn([(a * n // 32, b * n // 32) for a, b in points], direction, x, y)]
 
         if wake:
-            self.canvas.paint(
-                at([(-30, -6), (-30, 6), (-96, 26), (-96, -26)]), self.rgb("white"), 4
+            self.paint(
+                (at([(-30, -6), (-30, 6), (-96, 26), (-96, -26)]), self.rgb("white"), 4),
+                (at([(-30, -5), (-30, 5), (-80, 9), (-80, -9)]), self.rgb("white"), 7),
             )
-            self.canvas.paint(at([(-30, -5), (-30, 5), (-80, 9), (-80, -9)]), self.rgb("white"), 7)
         hull = at([(32, 0), (22, 7), (4, 10), (-28, 9), (-31, 0), (-28, -9), (4, -10), (22, -7)])
-        self.canvas.shadow(hull, 8, 7)
-        with self.canvas.item("boat", colour):
-            self.canvas.paint(hull, self.rgb(colour))
-            self.canvas.paint(
-                at([(2, 5), (-20, 5), (-20, -5), (2, -5)]), self.shade(colour, -36), 12
-            )
-            self.canvas.paint(at([(10, 4), (3, 5), (3, -5), (10, -4)]), (60, 70, 80), 12)
+        deck = at([(2, 5), (-20, 5), (-20, -5), (2, -5)])
+        cabin = at([(10, 4), (3, 5), (3, -5), (10, -4)])
+        layers = (
+            (hull, self.rgb(colour)),
+            (deck, self.shade(colour, -36), 12),
+            (cabin, (60, 70, 80), 12),
+        )
+        self.thing("boat", colour, *layers, height=8, depth=7)
 
     # sport
-    def lines(self, loops: list, strength: int = 13):
-        """Paint the loops as white lines."""
-        self.canvas.paint(loops, self.rgb("white"), strength)
+    def lines(self, *marks: list, strength: int = 13) -> list[tuple]:
+        """Return the layers of white lines, one for each list of loops."""
+        return [(loops, self.rgb("white"), strength) for loops in marks]
 
     def frame(self, x, y, w, h, direction, width: int = 3) -> list:
         """Return the loops of a rectangle's outline."""
@@ -548,21 +582,24 @@ class Stage:
     ):
         """Draw a tennis or basketball court with its lines."""
         w, h = half_width, half_height
-        with self.canvas.item(kind, colour):
-            self.canvas.paint(rect(x, y, w, h, direction), self.surface("concrete", colour))
-            self.canvas.paint(
-                rect(x, y, w * 3 // 4, h * 3 // 4, direction), self.shade(colour, 16), 9
-            )
-            self.lines(self.frame(x, y, w * 3 // 4, h * 3 // 4, direction))
-            self.lines(band(turn([(0, -h * 3 // 4), (0, h * 3 // 4)], direction, x, y), 3))
-            if kind == "basketball court":
-                self.lines(ring(x, y, h // 3, 3))
-            else:
-                for side in (-1, 1):
-                    service = [(side * w * 3 // 8, -h // 2), (side * w * 3 // 8, h // 2)]
-                    self.lines(band(turn(service, direction, x, y), 3))
-                    long = [(-w * 3 // 4, side * h // 2), (w * 3 // 4, side * h // 2)]
-                    self.lines(band(turn(long, direction, x, y), 2))
+        a, b = w * 3 // 4, h * 3 // 4
+        net = turn([(0, -h * 3 // 4), (0, b)], direction, x, y)
+        marks = [self.frame(x, y, a, b, direction), band(net, 3)]
+        if kind == "basketball court":
+            marks.append(ring(x, y, h // 3, 3))
+        else:
+            for side in (-1, 1):
+                service = [(side * w * 3 // 8, -h // 2), (side * w * 3 // 8, h // 2)]
+                long = [(-w * 3 // 4, side * h // 2), (a, side * h // 2)]
+                marks.append(band(turn(service, direction, x, y), 3))
+                marks.append(band(turn(long, direction, x, y), 2))
+        self.thing(
+            kind,
+            colour,
+            (rect(x, y, w, h, direction), self.surface("concrete", colour)),
+            (rect(x, y, a, b, direction), self.shade(colour, 16), 9),
+            *self.lines(*marks),
+        )
 
     def pitch(self, x: int, y: int, half_width: int, half_height: int, direction: int = 0):
         """Draw a football field: mown stripes, white lines, goals."""
@@ -574,18 +611,16 @@ class Stage:
         def at(points):
             return turn(points, direction, x, y)
 
-        with self.canvas.item("football field", "green"):
-            self.canvas.paint(rect(x, y, w, h, direction), mown)
-            a, b = w - 10, h - 10
-            self.lines(self.frame(x, y, a, b, direction))
-            self.lines(band(at([(0, -b), (0, b)]), 3))
-            self.lines(ring(x, y, h * 5 // 16, 3))
-            for side in (-1, 1):
-                for depth, half in ((a // 5, b // 2), (a // 12, b // 4)):
-                    inner, outer = side * (a - depth), side * a
-                    self.lines(
-                        band(at([(outer, -half), (inner, -half), (inner, half), (outer, half)]), 3)
-                    )
+        a, b = w - 10, h - 10
+        marks = [self.frame(x, y, a, b, direction), band(at([(0, -b), (0, b)]), 3)]
+        marks.append(ring(x, y, h * 5 // 16, 3))
+        for side, (depth, half) in product((-1, 1), ((a // 5, b // 2), (a // 12, b // 4))):
+            inner, outer = side * (a - depth), side * a
+            marks.append(
+                band(at([(outer, -half), (inner, -half), (inner, half), (outer, half)]), 3)
+            )
+        grass = (rect(x, y, w, h, direction), mown)
+        self.thing("football field", "green", grass, *self.lines(*marks))
 
 
 def heading(dx: int, dy: int) -> int:

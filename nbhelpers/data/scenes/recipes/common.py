@@ -63,31 +63,6 @@ def cottages(s: Stage, count: int, room: int, colour: str, width=(28, 36), turns
         s.house(x, y, s.r(*width), s.r(20, 26), s.r(0, turns), colour)
 
 
-def plant_trees(s: Stage, does: str, count: int, low: int, high: int, box=AROUND):
-    """Draw up to `count` trees of `low` to `high` units where there is room, and tell of them."""
-    s.scatter_trees(count, low, high, box)
-    tell_trees(s, does)
-
-
-def tell_trees(s: Stage, does: str):
-    """Add "some" or "many" green trees to the facts, unless hardly any are drawn."""
-    number = sum(count for kind, _, count in s.canvas.names if kind == "tree")
-    if number > 2:
-        s.tell("tree", does, "green", amount="many" if number > 10 else "some")
-
-
-def tell_colours(s: Stage, kind: str, does: str, one: str = ""):
-    """Add one fact for each colour that the objects of this kind have."""
-    for colour in dict.fromkeys(c for k, c, _ in s.canvas.names if k == kind):
-        s.tell(kind, does, colour, one=one)
-
-
-def tell_all(s: Stage, kind: str, does: str, one: str = ""):
-    """Add one fact for all objects of this kind, with their colour if it is the same."""
-    colours = {c for k, c, _ in s.canvas.names if k == kind}
-    s.tell(kind, does, colours.pop() if len(colours) == 1 else "", one=one)
-
-
 def neighbours(s: Stage, box, step: int = 92, percent: int = 85):
     """Draw rows of houses in two colours wherever the box is free, whole on the picture."""
     palette = [s.pick(*ROOFS), s.pick(*ROOFS)]
@@ -101,40 +76,42 @@ def neighbours(s: Stage, box, step: int = 92, percent: int = 85):
 
 def umbrella(s: Stage, x: int, y: int, colour: str, radius: int = 17):
     """Draw an umbrella with eight sectors."""
-    s.canvas.shadow(disc(x, y, radius), 16)
-    with s.canvas.item("umbrella", colour):
-        s.canvas.paint(disc(x, y, radius), s.rgb(colour))
-        for k in range(0, 8, 2):
-            points = [(x, y), *(disc(x, y, radius)[0][[k * 9, k * 9 + 9]]).tolist()]
-            s.canvas.paint(polygon(points), s.shade(colour, -30), 9)
-        s.canvas.paint(disc(x, y, 3), s.rgb("white"))
+    whole = disc(x, y, radius)
+    sectors = [polygon([(x, y), *whole[0][[k * 9, k * 9 + 9]].tolist()]) for k in range(0, 8, 2)]
+    layers = [(sector, s.shade(colour, -30), 9) for sector in sectors]
+    top = (disc(x, y, 3), s.rgb("white"))
+    s.thing("umbrella", colour, (whole, s.rgb(colour)), *layers, top, height=16)
 
 
 def running_track(s: Stage, x: int, y: int, half_length: int, radius: int, colour: str):
     """Draw a running track of the named colour around a football field."""
-    with s.canvas.item("playground", colour):
-        s.canvas.paint(oval(x, y, half_length, radius), s.surface("concrete", colour))
-        for k in range(1, 6):
-            lane = oval(x, y, half_length, radius - k * radius // 24)[0]
-            s.lines(band(np.concatenate([lane, lane[:1]]), 2), 9)
-        s.canvas.paint(oval(x, y, half_length, radius * 3 // 4), s.surface("grass", (106, 140, 80)))
+    lanes = [oval(x, y, half_length, radius - k * radius // 24)[0] for k in range(1, 6)]
+    marks = [band(np.concatenate([lane, lane[:1]]), 2) for lane in lanes]
+    s.thing(
+        "playground",
+        colour,
+        (oval(x, y, half_length, radius), s.surface("concrete", colour)),
+        *s.lines(*marks, strength=9),
+        (oval(x, y, half_length, radius * 3 // 4), s.surface("grass", (106, 140, 80))),
+    )
     s.pitch(x, y, half_length + radius // 5, radius * 5 // 8)
 
 
 def tank(s: Stage, x: int, y: int, radius: int, colour: str):
     """Draw a round storage tank with a domed roof."""
     lx, ly = (way * radius // 65 for way in s.canvas.light)
+    spokes = [band([(x, y), end], 2)[0] for end in disc(x, y, radius - 3)[0][::12]]
     s.canvas.shadow(disc(x, y, radius), radius * 3 // 4)
-    with s.canvas.item("storage tank", colour):
-        s.canvas.paint(disc(x, y, radius), s.shade(colour, -30))
-        s.canvas.paint(disc(x - lx // 4, y - ly // 4, radius * 15 // 16), s.shade(colour, -4))
-        s.canvas.paint(disc(x - lx, y - ly, radius * 5 // 8), s.shade(colour, 10), 10)
-        s.canvas.paint(ring(x, y, radius * 15 // 16, 3), s.shade(colour, -52), 11)
-        spokes = []
-        for end in disc(x, y, radius - 3)[0][::12]:
-            spokes += band([(x, y), end], 2)
-        s.canvas.paint(spokes, s.shade(colour, -40), 6)
-        s.canvas.paint(disc(x, y, max(radius // 10, 4)), s.shade(colour, -50))
+    s.thing(
+        "storage tank",
+        colour,
+        (disc(x, y, radius), s.shade(colour, -30)),
+        (disc(x - lx // 4, y - ly // 4, radius * 15 // 16), s.shade(colour, -4)),
+        (disc(x - lx, y - ly, radius * 5 // 8), s.shade(colour, 10), 10),
+        (ring(x, y, radius * 15 // 16, 3), s.shade(colour, -52), 11),
+        (spokes, s.shade(colour, -40), 6),
+        (disc(x, y, max(radius // 10, 4)), s.shade(colour, -50)),
+    )
 
 
 def crop(s: Stage, name: str, corners):
@@ -143,5 +120,9 @@ def crop(s: Stage, name: str, corners):
     if key not in s.made:
         rows = stripes(key[2] + s.tilt, s.r(14, 30), s.r(60, 150))
         s.made[key] = s.surface("crop", tuple(c + s.r(-8, 8) for c in CROPS[name]), rows)
-    with s.canvas.item("field", name):
-        s.canvas.paint(polygon(corners), s.made[key])
+    s.thing("field", name, (polygon(corners), s.made[key]))
+
+
+def box_of(x: int, y: int, width: int, height: int) -> list:
+    """Return the corners of a rectangle with its upper left corner at (x, y)."""
+    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]

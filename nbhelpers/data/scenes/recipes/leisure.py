@@ -8,22 +8,21 @@ from nbhelpers.data.scenes.drawing import SPAN, band, blob, disc, polygon, rect,
 from nbhelpers.data.scenes.recipes.common import (
     CARS,
     GROUND,
-    HIGH,
-    LOW,
     PAGE,
     POND,
     ROOFS,
     across,
+    below,
     down,
     neighbours,
-    plant_trees,
     running_track,
     street,
-    tell_all,
-    tell_trees,
     umbrella,
 )
-from nbhelpers.data.scenes.scene_parts import MIDDLE, Stage, oval, wavy
+from nbhelpers.data.scenes.scene_parts import MIDDLE, SAME, SOME, Fact, Stage, oval, wavy
+
+# places and half widths of school buildings, beside those on the free side of the yard
+SCHOOL = [(x, y, w) for y in (150, 330) for x, w in ((190, 120), (480, 120), (740, 84))]
 
 
 def baseballfield(s: Stage):
@@ -38,109 +37,117 @@ def baseballfield(s: Stage):
     else:
         size = s.r(280, 310)
         homes = [(408, 408, 45), (488, 408, 63), (488, 488, 9), (408, 488, 27)][:count]
-        s.canvas.paint(disc(448, 448, 70), s.surface("concrete"))
+        s.paint((disc(448, 448, 70), s.surface("concrete")))
     for x, y, direction in homes:
         diamond(s, x, y, size, direction)
-        infield = turn([(size * 9 // 16, 0)], direction, x, y)[0].tolist()
-        s.taken.append((*infield, size * 5 // 8))
         s.take(x, y, size // 5)
-        for way in (direction - 6, direction + 6):
-            s.taken.append((*turn([(size * 7 // 8, 0)], way, x, y)[0].tolist(), size // 3))
-    s.tell("baseball field", "next to each other", one="surrounded by " + GROUND[land])
-    group = "baseball field" if count == 1 else "baseball fields"
+        outfield, room = size * 7 // 8, size // 3
+        for far, way, radius in (
+            (size * 9 // 16, 0, size * 5 // 8),
+            (outfield, -6, room),
+            (outfield, 6, room),
+        ):
+            at_x, at_y = turn([(far, 0)], direction + way, x, y)[0].tolist()
+            s.take(at_x, at_y, radius)
     if s.chance(50) and count < 3:
         street(s, down(840), 48, 11, s.r(0, 5), CARS)
-        s.tell("road", f"beside the {group}")
-        tell_all(s, "car", "on the road")
     if s.chance(40):
         neighbours(s, PAGE, 96, percent=60)
-        tell_all(s, "house", f"near the {group}")
-    plant_trees(s, f"around the {group}", s.pick(0, 14, 40, 60), 18, 30)
+    s.scatter_trees(s.pick(0, 14, 40, 60), 18, 30)
+    group = "baseball field" if count == 1 else "baseball fields"
+    s.tell(
+        Fact("baseball field", "next to each other", one="surrounded by " + GROUND[land]),
+        Fact("road", f"beside the {group}"),
+        Fact("car", "on the road", SAME),
+        Fact("house", f"near the {group}", SAME),
+        Fact("tree", f"around the {group}", "green", amount=SOME),
+    )
 
 
 def diamond(s: Stage, x: int, y: int, size: int, direction: int):
     """Draw a baseball field with its home plate at (x, y), open in the given direction."""
 
-    def fan(radius, half=9):
-        return [(0, 0)] + [tuple(turn([(radius, 0)], k)[0]) for k in range(-half, half + 1)]
-
     def at(points):
         return turn(points, direction, x, y)
 
-    dirt = s.surface("soil", (186, 138, 96))
-    with s.canvas.item("baseball field"):
-        s.canvas.paint([at(fan(size + size // 14, 10))], s.surface("soil", (170, 132, 92)))
-        s.canvas.paint([at(fan(size))], s.surface("grass", (100, 142, 74)))
-        s.canvas.paint([at(fan(size * 15 // 32))], dirt)
-        side = size * 9 // 32
-        infield = [
-            (size // 14, 0),
-            (side * 5 // 8 + size // 28, -side * 5 // 8),
-            (side * 5 // 4, 0),
-            (side * 5 // 8 + size // 28, side * 5 // 8),
-        ]
-        s.canvas.paint([at(infield)], s.surface("grass", (108, 150, 80)))
-        s.canvas.paint(disc(x, y, size // 9), dirt)
-        mound_x, mound_y = at([(side * 11 // 16, 0)])[0].tolist()
-        s.canvas.paint(disc(mound_x, mound_y, max(size // 26, 5)), dirt)
-        for k in (-9, 9):
-            s.lines(band([(x, y), at([turn([(size, 0)], k)[0]])[0]], 3))
-        base = side * 11 // 16
-        for point in ((base, -base), (2 * base, 0), (base, base)):
-            base_x, base_y = at([point])[0].tolist()
-            s.lines(rect(base_x, base_y, 4, 4, direction), 16)
+    def fan(radius, half=9):
+        rim = [tuple(turn([(radius, 0)], k)[0]) for k in range(-half, half + 1)]
+        return [at([(0, 0), *rim])]
+
+    dirt, far = s.surface("soil", (186, 138, 96)), s.surface("soil", (170, 132, 92))
+    side = size * 9 // 32
+    near, base = side * 5 // 8 + size // 28, side * 11 // 16
+    infield = at(
+        [(size // 14, 0), (near, -side * 5 // 8), (side * 5 // 4, 0), (near, side * 5 // 8)]
+    )
+    mound_x, mound_y = at([(base, 0)])[0].tolist()
+    mound = disc(mound_x, mound_y, max(size // 26, 5))
+    fouls = [band([(x, y), at([turn([(size, 0)], k)[0]])[0]], 3) for k in (-9, 9)]
+    corners = at([(base, -base), (2 * base, 0), (base, base)]).tolist()
+    bases = [rect(a, b, 4, 4, direction) for a, b in corners]
+    s.thing(
+        "baseball field",
+        "",
+        (fan(size + size // 14, 10), far),
+        (fan(size), s.surface("grass", (100, 142, 74))),
+        (fan(size * 15 // 32), dirt),
+        ([infield], s.surface("grass", (108, 150, 80))),
+        (disc(x, y, size // 9), dirt),
+        (mound, dirt),
+        *s.lines(*fouls),
+        *s.lines(*bases, strength=16),
+    )
 
 
 def park(s: Stage):
     """Draw a park with lakes, pavilions and paths."""
+    sand = (214, 200, 168)
     s.start("meadow")
     for _ in range(s.r(2, 3)):
-        way = wavy(s, s.r(100, 800), s.r(100, 800), 130)
-        s.path(way, 18, (214, 200, 168))
+        s.path(wavy(s, s.r(100, 800), s.r(100, 800), 130), 18, sand)
     if s.chance(70):
         x = s.r(150, 750)
-        s.path([(y, k) for k, y in wavy(s, x, x, 90).tolist()], 18, (214, 200, 168))
+        s.path(wavy(s, x, x, 90)[:, ::-1], 18, sand)
     s.taken.clear()
     colour = s.pick("green", "blue", "dark")
     lakes = s.r(1, 2)
-    for x, y in s.spots(lakes, 190 if lakes == 1 else 140):
-        size = 178 if lakes == 1 else 130
-        s.canvas.paint(blob(x, y, size + 20, s.rng, 2), s.surface("gravel", (214, 200, 168)))
+    room, size = (190, 178) if lakes == 1 else (140, 130)
+    for x, y in s.spots(lakes, room):
+        s.paint((blob(x, y, size + 20, s.rng, 2), s.surface("gravel", sand)))
         s.water(blob(x, y, size, s.rng, 4, 9, s.r(13, 18)), "lake", colour, POND[colour], "tree", 5)
     roof = s.pick("red", "orange", "blue", "white")
-    count = s.r(1, 4)
-    for x, y in s.spots(count, 48):
-        s.canvas.paint(disc(x, y, 46), s.surface("paving"))
+    for x, y in s.spots(s.r(1, 4), 48):
+        s.paint((disc(x, y, 46), s.surface("paving")))
         pavilion(s, x, y, 32, roof)
     s.scatter_trees(s.r(50, 90), 16, 30)
-    s.tell("lake", "in the park", colour)
-    s.tell("pavilion", "near the lake" if lakes == 1 else "near the lakes", roof)
-    tell_trees(s, "in the park")
-    s.tell("path", "winding through the park", amount="several")
+    s.tell(
+        Fact("lake", "in the park", colour),
+        Fact("pavilion", "near the lake" if lakes == 1 else "near the lakes", roof),
+        Fact("tree", "in the park", "green", amount=SOME),
+        Fact("path", "winding through the park", amount="several"),
+    )
 
 
 def pavilion(s: Stage, x: int, y: int, radius: int, colour: str):
     """Draw a small eight-sided roof."""
     rim = disc(x, y, radius)[0][::9]
+    facets = [
+        (polygon([rim[k], rim[(k + 1) % 8], (x, y)]), s.canvas.lit(s.rgb(colour), k * 9 + 4))
+        for k in range(8)
+    ]
     s.canvas.shadow([rim], 26)
-    with s.canvas.item("pavilion", colour):
-        for k in range(8):
-            facet = polygon([rim[k], rim[(k + 1) % 8], (x, y)])
-            s.canvas.paint(facet, s.canvas.lit(s.rgb(colour), k * 9 + 4))
-        s.canvas.paint(disc(x, y, 5), s.shade(colour, 40))
+    s.thing("pavilion", colour, *facets, (disc(x, y, 5), s.shade(colour, 40)))
 
 
 def playground(s: Stage):
     """Draw a running track, and sometimes courts beside it."""
     s.start("grass")
     ground = s.pick((176, 172, 160), (150, 158, 120))
-    s.canvas.paint(rect(MIDDLE, MIDDLE, 520, 420), s.surface("concrete", ground))
+    s.paint((rect(MIDDLE, MIDDLE, 520, 420), s.surface("concrete", ground)))
     track = s.pick("red", "red", "orange", "blue", "brown")
     courts = s.r(0, 4)
-    kind, colour = (
-        s.pick("basketball court", "tennis court"),
-        s.pick("green", "blue", "red", "orange"),
-    )
+    kind = s.pick("basketball court", "tennis court")
+    colour = s.pick("green", "blue", "red", "orange")
     for k in range(courts):
         s.court(770, 180 + 180 * k, 78, 58, 0, colour, kind)
         s.take(770, 180 + 180 * k, 96)
@@ -148,18 +155,21 @@ def playground(s: Stage):
     running_track(s, x, MIDDLE, s.r(110, 130), s.r(190, 220), track)
     s.take(x - 110, MIDDLE, 250)
     s.take(x + 110, MIDDLE, 250)
-    courts_said = f"next to the {kind}" + "s" * (courts > 1)
-    s.tell("playground", courts_said if courts else "surrounded by open ground", track)
-    s.tell("football field", "in the middle of the running track", "green")
-    s.tell(kind, "next to the playground", colour)
     if s.chance(60):
         street(s, across(40), 50, 12, s.r(0, 5), CARS)
-        s.tell("road", "beside the playground")
-        tell_all(s, "car", "on the road")
     if s.chance(50):
         neighbours(s, PAGE, 92, percent=80)
-        tell_all(s, "house", "around the playground", "near the playground")
-    plant_trees(s, "around the playground", s.pick(8, 20, 40), 16, 26)
+    s.scatter_trees(s.pick(8, 20, 40), 16, 26)
+    courts_said = f"next to the {kind}" + "s" * (courts > 1)
+    s.tell(
+        Fact("playground", courts_said if courts else "surrounded by open ground", track),
+        Fact("football field", "in the middle of the running track", "green"),
+        Fact(kind, "next to the playground", colour),
+        Fact("road", "beside the playground"),
+        Fact("car", "on the road", SAME),
+        Fact("house", "around the playground", SAME, "near the playground"),
+        Fact("tree", "around the playground", "green", amount=SOME),
+    )
 
 
 def resort(s: Stage):
@@ -168,81 +178,70 @@ def resort(s: Stage):
     s.start("meadow")
     if sea:
         coast = wavy(s, s.r(680, 760), s.r(680, 760), 26)
-        s.canvas.paint(
-            polygon([(LOW, HIGH), *(coast - (0, 90)).tolist(), (HIGH, HIGH)]), s.surface("sand")
-        )
-        s.water(
-            polygon([(LOW, HIGH), *coast.tolist(), (HIGH, HIGH)]), "sea", "blue", "shallow", None
-        )
-        s.canvas.paint(band(coast, 9), s.rgb("white"), 12)
+        s.paint((below(coast - (0, 90)), s.surface("sand")))
+        s.water(below(coast), "sea", "blue", "shallow", None)
+        s.paint((band(coast, 9), s.rgb("white"), 12))
         s.take_line(coast, 60)
         s.take_line(coast + (0, 90), 60)
     roof = s.pick("red", "orange", "white", "brown", "blue")
     limit = 560 if sea else 800
     pools = s.r(1, 3)
     for x, y in s.spots(pools, 96, (100, 100, 796, limit)):
-        s.canvas.paint(blob(x, y, 92, s.rng, 2, 9), s.surface("paving"))
+        s.paint((blob(x, y, 92, s.rng, 2, 9), s.surface("paving")))
         s.pool(x, y, s.r(56, 66), 0, 0, True)
     for x, y in s.spots(s.r(1, 7), 84, (60, 60, 836, limit), tries=80):
         s.house(x, y, s.r(64, 78), s.r(30, 38), s.pick(0, 0, 18), roof, "villa")
     colour = s.pick("red", "blue", "yellow", "white")
     for x, y in s.spots(s.r(0, 9), 19, (40, 590, 856, 650) if sea else (40, 40, 856, 856)):
         umbrella(s, x, y, colour, 14)
-    s.tell("swimming pool", "in the resort", "blue")
-    s.tell("villa", "near the swimming pools" if pools > 1 else "near the swimming pool", roof)
+    s.scatter_trees(s.r(24, 60), 14, 24, (-20, -20, SPAN + 20, limit + 60))
+    s.tell(
+        Fact("swimming pool", "in the resort", "blue"),
+        Fact("villa", "near the swimming pools" if pools > 1 else "near the swimming pool", roof),
+    )
     if sea:
-        s.tell("sea", "next to the resort", amount="the")
-    s.tell("umbrella", "on the beach" if sea else "on the grass", colour)
-    plant_trees(s, "in the resort", s.r(24, 60), 14, 24, (-20, -20, SPAN + 20, limit + 60))
+        s.tell(Fact("sea", "next to the resort", amount="the"))
+    s.tell(
+        Fact("umbrella", "on the beach" if sea else "on the grass", colour),
+        Fact("tree", "in the resort", "green", amount=SOME),
+    )
 
 
 def school(s: Stage):
     """Draw school buildings with a running track or courts."""
     s.start("grass", (126, 140, 96))
-    s.canvas.paint(rect(MIDDLE, MIDDLE, 420, 400), s.surface("concrete"))
-    s.canvas.paint(rect(MIDDLE, MIDDLE, 402, 382), s.surface(s.pick("paving", "grass", "meadow")))
-    for y in (240, 430):
-        s.canvas.paint(rect(MIDDLE, y, 402, 14), s.surface("concrete"))
-    s.canvas.paint(rect(MIDDLE, MIDDLE, 14, 382), s.surface("concrete"))
-    side = s.r(0, 1)
-    x = 300 if side else 596
-    track = s.pick("red", "orange", "blue")
-    has_track = s.chance(65)
-    if has_track:
-        running_track(s, x, 620, 110, 112, track)
-        s.take(x, 620, 240)
+    s.paint(
+        (rect(MIDDLE, MIDDLE, 420, 400), s.surface("concrete")),
+        (rect(MIDDLE, MIDDLE, 402, 382), s.surface(s.pick("paving", "grass", "meadow"))),
+        (rect(MIDDLE, 240, 402, 14), s.surface("concrete")),
+        (rect(MIDDLE, 430, 402, 14), s.surface("concrete")),
+        (rect(MIDDLE, MIDDLE, 14, 382), s.surface("concrete")),
+    )
+    x, far = (300, 636) if s.r(0, 1) else (596, 260)
+    colour = s.pick("red", "orange", "blue")
+    kind = "playground"
+    if s.chance(65):
+        running_track(s, x, 620, 110, 112, colour)
     else:
-        s.canvas.paint(rect(x, 620, 230, 150), s.surface("grass"))
-        kind, colour = (
-            s.pick("basketball court", "tennis court"),
-            s.pick("green", "blue", "red", "orange"),
-        )
+        s.paint((rect(x, 620, 230, 150), s.surface("grass")))
+        kind = s.pick("basketball court", "tennis court")
+        colour = s.pick("green", "blue", "red", "orange")
         for k in range(s.r(1, 4)):
             s.court(x - 105 + 210 * (k % 2), 550 + 140 * (k // 2), 92, 56, 0, colour, kind)
-        s.take(x, 620, 240)
+    s.take(x, 620, 240)
     roof = s.pick(*ROOFS)
-    far = 636 if side else 260
-    slots = [
-        (190, 150, 120),
-        (480, 150, 120),
-        (740, 150, 84),
-        (190, 330, 120),
-        (480, 330, 120),
-        (740, 330, 84),
-        (far, 520, 60),
-        (far, 700, 60),
-    ]
+    slots = [*SCHOOL, (far, 520, 60), (far, 700, 60)]
     for k in sorted(s.rng.permutation(len(slots))[: s.r(2, 7)].tolist()):
         bx, by, w = slots[k]
         s.house(bx, by, w + s.r(-10, 6), 42, 0, roof, "building")
         s.take(bx - w // 2, by, 82)
         s.take(bx + w // 2, by, 82)
-    s.tell("building", "in the school", roof)
-    if has_track:
-        s.tell("playground", "next to the school buildings", track)
-    else:
-        s.tell(kind, "next to the school buildings", colour)
-    plant_trees(s, "around the school buildings", s.r(16, 40), 15, 24)
+    s.scatter_trees(s.r(16, 40), 15, 24)
+    s.tell(
+        Fact("building", "in the school", roof),
+        Fact(kind, "next to the school buildings", colour),
+        Fact("tree", "around the school buildings", "green", amount=SOME),
+    )
 
 
 def stadium(s: Stage):
@@ -253,48 +252,50 @@ def stadium(s: Stage):
     while seats == colour:
         seats = s.pick("red", "blue", "yellow", "green")
     half, radius = s.r(70, 130), s.r(220, 260)
-    ring_width = s.r(80, 104)
-    outer, inner = (
-        oval(MIDDLE, MIDDLE, half, radius),
-        oval(MIDDLE, MIDDLE, half, radius - ring_width),
-    )
-    s.canvas.paint(oval(MIDDLE, MIDDLE, half, radius + 34), s.surface("paving"))
-    s.canvas.shadow(outer, 90)
-    whole = len(s.canvas.names)
-    with s.canvas.item("stadium", colour):
-        s.canvas.paint(outer, s.rgb(colour))
-    with s.canvas.item("stand", seats):
-        s.canvas.paint(inner, s.surface("concrete", seats))
-        for k in range(1, 4):
-            row = oval(MIDDLE, MIDDLE, half, radius - ring_width - k * 9)[0]
-            s.canvas.paint(band(np.concatenate([row, row[:1]]), 2), s.shade(seats, -44), 10)
-    track = radius - ring_width - 38
-    s.canvas.paint(oval(MIDDLE, MIDDLE, half, track), s.surface("grass", (104, 144, 76)))
-    s.pitch(MIDDLE, MIDDLE, half + track // 3, track * 11 // 16)
-    edge = np.concatenate([inner[0], inner[0][:1]])
-    s.canvas.shadow(band(edge, 6), 64)
-    with s.canvas.again(whole):
-        s.canvas.paint(outer + [inner[0][::-1]], s.rgb(colour))
-        ribs = []
-        for k in range(0, 72, 3):
-            n = (k + 3) % 72
-            ribs += band([outer[0][k], inner[0][k]], 3)
-            s.canvas.paint(
-                polygon([outer[0][k], outer[0][n], inner[0][n], inner[0][k]]),
-                s.canvas.lit(s.rgb(colour), k + 1),
-                10,
-            )
-        s.canvas.paint(ribs, s.shade(colour, -40), 9)
+    _stands(s, half, radius, radius - s.r(80, 104), (colour, seats))
     s.take(MIDDLE - half, MIDDLE, radius + 40)
     s.take(MIDDLE + half, MIDDLE, radius + 40)
-    s.tell("stadium", "standing on the open ground", colour, having="with a football field inside")
-    s.tell("football field", "in the middle of the stadium", "green")
-    s.tell("stand", "around the football field", seats, amount="the")
     if s.chance(60):
         street(s, across(44), 54, 13, s.r(0, 6), CARS)
-        s.tell("road", "beside the stadium")
-        tell_all(s, "car", "on the road")
     if s.chance(35):
         neighbours(s, PAGE, 96, percent=70)
-        tell_all(s, "house", "around the stadium", "near the stadium")
-    plant_trees(s, "around the stadium", s.pick(10, 26, 50), 16, 26)
+    s.scatter_trees(s.pick(10, 26, 50), 16, 26)
+    field = "with a football field inside"
+    s.tell(
+        Fact("stadium", "standing on the open ground", colour, having=field),
+        Fact("football field", "in the middle of the stadium", "green"),
+        Fact("stand", "around the football field", seats, amount="the"),
+        Fact("road", "beside the stadium"),
+        Fact("car", "on the road", SAME),
+        Fact("house", "around the stadium", SAME, "near the stadium"),
+        Fact("tree", "around the stadium", "green", amount=SOME),
+    )
+
+
+def _stands(s: Stage, half: int, radius: int, inside: int, colours: tuple[str, str]):
+    """Draw a roof between the radii `radius` and `inside`, rows of seats below it, and the field.
+
+    half     half the length of the straights
+    colours  of roof and seats
+    """
+    colour, seats = colours
+    (outer,), (inner,) = oval(MIDDLE, MIDDLE, half, radius), oval(MIDDLE, MIDDLE, half, inside)
+    s.paint((oval(MIDDLE, MIDDLE, half, radius + 34), s.surface("paving")))
+    whole = len(s.canvas.names)
+    s.thing("stadium", colour, ([outer], s.rgb(colour)), height=90)
+    rows = [oval(MIDDLE, MIDDLE, half, inside - k * 9)[0] for k in range(1, 4)]
+    edges = [band(np.concatenate([row, row[:1]]), 2) for row in rows]
+    steps = [(edge, s.shade(seats, -44), 10) for edge in edges]
+    s.thing("stand", seats, ([inner], s.surface("concrete", seats)), *steps)
+    track = inside - 38
+    s.paint((oval(MIDDLE, MIDDLE, half, track), s.surface("grass", (104, 144, 76))))
+    s.pitch(MIDDLE, MIDDLE, half + track // 3, track * 11 // 16)
+    s.canvas.shadow(band(np.concatenate([inner, inner[:1]]), 6), 64)
+    with s.canvas.again(whole):
+        s.paint(([outer, inner[::-1]], s.rgb(colour)))
+        for k in range(0, 72, 3):
+            n = (k + 3) % 72
+            panel = polygon([outer[k], outer[n], inner[n], inner[k]])
+            s.paint((panel, s.canvas.lit(s.rgb(colour), k + 1), 10))
+        ribs = [band([outer[k], inner[k]], 3)[0] for k in range(0, 72, 3)]
+        s.paint((ribs, s.shade(colour, -40), 9))

@@ -195,13 +195,23 @@ def claimed(system: str) -> list[Board]:
 
 
 def _claims(claims: list[Claim], captions: list[CaptionClaim], label: str) -> list[Board]:
-    return ([_claimed(claims, label)] if claims else []) + (
-        [_claimed_captions(captions, label)] if captions else []
-    )
+    """Return a table for each protocol of the claims, and one of captions."""
+    protocols = list(dict.fromkeys(claim.protocol for claim in claims))
+    found = [
+        _claimed([claim for claim in claims if claim.protocol == one], label) for one in protocols
+    ]
+    return found + ([_claimed_captions(captions, label)] if captions else [])
 
 
 def _claimed(claims: list[Claim], label: str) -> Board:
     """label: "system" of the claims on one set, "set" of the claims of one system."""
+    protocol = claims[0].protocol
+    told = (
+        f"Protocol {protocol}: {PROTOCOLS[protocol]}"
+        if protocol
+        else "How ties and equal captions were counted was not stated, and the same weights may"
+        " differ by several points."
+    )
     shown = {
         title: [" / ".join(f"{claim.metrics[key]:.2f}" for key in keys) for claim in claims]
         for title, keys in _directions()
@@ -212,12 +222,13 @@ def _claimed(claims: list[Claim], label: str) -> Board:
     return _published(
         claims,
         label,
-        "as published",
+        "as published" + (f", protocol {protocol}" if protocol else ""),
         pd.DataFrame([claim.metrics for claim in claims]),
         pd.DataFrame(shown | {"mR": [f"{claim.mR:.2f}" for claim in claims]}),
         [
             "The test images are the same as here, the training images need not be: here they are"
-            f" {trained}."
+            f" {trained}.",
+            told,
         ],
     )
 
@@ -261,7 +272,7 @@ def _published(
     ]
     index = pd.Index(labels, name="name")
     return Board(
-        f"{name}-{heading.replace(', as ', '-').replace('as ', '')}",
+        f"{name}-{heading.replace(', as ', '-').replace('as ', '').replace(', protocol ', '-')}",
         f"{name}, {heading}",
         rows.set_index(index),
         shown.set_index(index),

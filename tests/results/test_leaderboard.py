@@ -279,6 +279,24 @@ def captions(folder, seed, score, **changes):
     return records.write(folder, made)
 
 
+def test_claims_of_two_protocols_never_share_a_table(tmp_path):
+    write(tmp_path, set="rsicd", profile="rsicd")
+    published = [board for board in boards(tmp_path) if "as published" in board.heading]
+    named = {board.heading: set(board.shown.system) for board in published if "mR" in board.shown}
+    assert named["rsicd, as published, protocol released"] == {"PIR", "VSE2 (CL)"}
+    assert {"RemoteCLIP B/32", "CLIP B/32"} <= named["rsicd, as published"]
+    assert len({board.stem for board in published}) == len(published)
+    assert any("was not stated" in note for note in published[0].notes)
+
+
+def test_claims_say_what_a_model_was_trained_on():
+    told = {(claim.system, claim.set): claim.caveat for claim in CLAIMS}
+    assert len(told) == len(CLAIMS)
+    assert "zero-shot" in told["CLIP B/32", "rsicd"]
+    assert "contains this one" in told["RemoteCLIP L/14", "ucm"]
+    assert "tuned on this set" in told["GeoRSCLIP-FT (RSITMD)", "rsitmd"]
+
+
 def test_captions_stand_in_a_table_of_their_own_beside_their_own_claims(tmp_path):
     captions(tmp_path, 0, 0.9), captions(tmp_path, 1, 1.1)
     captions(tmp_path, 0, 0.2, system="most frequent caption", variant="most_frequent")

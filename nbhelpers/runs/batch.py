@@ -22,7 +22,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write, remove_abandoned
 from nbhelpers.paths import repository_root, runs_root
 from nbhelpers.runs import at_work, freshness
-from nbhelpers.runs.parameters import declared, problems, unknown, wrong_values
+from nbhelpers.runs.parameters import BASE, declared, problems, unknown, wrong_values
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,22 @@ def select(upto: str = "") -> tuple[Step, ...]:
 def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
     """Return the values of notebooks/profiles/<name>.yaml; none for "default".
 
-    The default profile is what the notebooks say. UserError for an unknown or broken profile.
+    The default profile is what the notebooks say. A line BASE names another profile, whose values
+    hold where this one gives none. UserError for an unknown or broken profile.
     """
     if name == "default":
         return {}
+    values = _read_yaml(name, notebooks)
+    base = values.pop(BASE, None)
+    if base is None:
+        return values
+    below = _read_yaml(str(base), notebooks)
+    if BASE in below:
+        raise UserError(f"Profile '{base}' is the BASE of '{name}', so it cannot have one itself.")
+    return below | values
+
+
+def _read_yaml(name: str, notebooks: Path) -> dict[str, Any]:
     path = notebooks / "profiles" / f"{name}.yaml"
     if not path.is_file():
         known = ["default", *sorted(other.stem for other in path.parent.glob("*.yaml"))]

@@ -22,6 +22,7 @@ from nbhelpers.errors import UserError
 
 # How a value of the wrong type may have been meant.
 READ_AS = {str: (yaml.safe_load, float), int: (str,), tuple: (list,)}
+BASE = "BASE"  # in a profile, not in a notebook: the profile that it builds on
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 SHORT.maxlevel = 2
@@ -208,7 +209,8 @@ def of_notebook(
 def _injected(namespace: Mapping[str, Any]) -> list[str]:
     """Names that papermill set: IPython's history holds its cell, which begins so."""
     cells = [cell for cell in namespace.get("In", []) if str(cell).startswith("# Parameters\n")]
-    return re.findall(r"^(\w+) = ", "\n".join(cells), re.M)
+    found = re.findall(r"^(\w+) = ", "\n".join(cells), re.M)
+    return [name for name in found if name != BASE]
 
 
 # what is wrong

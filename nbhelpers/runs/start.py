@@ -92,13 +92,15 @@ class Run:
     def expect(self, holds: bool, result: str) -> None:
         """Report a result that models usually reach and this one does not.
 
-        A small or hard set need not reach it, so there a sentence is printed. On the generated
-        set, whose results are known, it is an error: AssertionError.
+        A small or hard set need not reach it, so there a warning is printed, and the notebook goes
+        on. On the generated set, whose results are known, it is an error: AssertionError. At paper
+        size it is a warning there too: hours of training must not depend on it.
         """
-        if not holds and self.parameters.set == "scenes":
+        known = self.parameters.set == "scenes" and getattr(self.parameters, "size", "") != "paper"
+        if not holds and known:
             raise AssertionError(f"expected, but not so: {result}")
         if not holds:
-            print(f"Expected, but not so on this set: {result}.")
+            print(f"WARNING: Expected, but not so on this set: {result}.")
 
     def show(self, figure, name: str) -> None:
         """Write a matplotlib figure to `figures/<name>.png` and display that file at half size."""

@@ -871,3 +871,17 @@ def test_verify_names_what_is_wrong(tmp_path, spoil, problem):
     (tmp_path / "00_a.ipynb").write_text(nbformat.writes(notebook) + "\n")
     found = stored_notebooks.verify(notebooks=tmp_path)
     assert len(found) == 1 and found[0].startswith(f"00_a.ipynb {problem}")
+
+
+def test_a_profile_builds_on_another_one(notebooks):
+    folder = notebooks / "profiles"
+    (folder / "base.yaml").write_text("PROFILE: base\nSEED: 3\nEPOCHS: 4\n")
+    (folder / "mine.yaml").write_text("PROFILE: mine\nBASE: base\nEPOCHS: 5\n")
+    wanted = {"PROFILE": "mine", "SEED": 3, "EPOCHS": 5}
+    assert batch.read_profile("mine", notebooks) == wanted
+    (folder / "base.yaml").write_text("PROFILE: base\nBASE: mine\n")
+    with pytest.raises(UserError, match="'base' is the BASE of 'mine', so it cannot have one"):
+        batch.read_profile("mine", notebooks)
+    (folder / "base.yaml").unlink()
+    with pytest.raises(UserError, match="There is no profile 'base'"):
+        batch.read_profile("mine", notebooks)

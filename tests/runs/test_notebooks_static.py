@@ -254,6 +254,8 @@ def test_profiles_fit_the_notebooks(profile, tmp_path):
         (tmp_path / f"dataset_{name}.json").touch()
         (tmp_path / f"{name}_images").mkdir()
     given = batch.check_profile(profile, {"SEED": 0, "DATA": str(tmp_path)})
+    lines = (FOLDER / "profiles" / f"{profile}.yaml").read_text()
+    assert "BASE: paper " in lines or not profile.startswith("paper_")
     assert batch.read_profile(profile)["PROFILE"] == profile
     assert all(values["PROFILE"] == profile for values in given.values())
 

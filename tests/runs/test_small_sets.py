@@ -201,9 +201,14 @@ def test_a_result_that_a_small_set_does_not_reach_is_said_and_stops_the_generate
     small.expect(True, "it learns")
     assert capsys.readouterr().out == ""
     small.expect(False, "it learns")
-    assert capsys.readouterr().out == "Expected, but not so on this set: it learns.\n"
+    assert capsys.readouterr().out == "WARNING: Expected, but not so on this set: it learns.\n"
     with pytest.raises(AssertionError, match="it learns"):
         scenes.expect(False, "it learns")
+
+
+def test_at_paper_size_a_result_that_is_not_reached_warns_on_every_set_and_goes_on(capsys):
+    Run("x", SimpleNamespace(set="scenes", size="paper"), "cpu", Path()).expect(False, "it learns")
+    assert capsys.readouterr().out.startswith("WARNING: Expected, but not so")
 
 
 # too small to train

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -580,7 +580,7 @@ def read(
     The file is our checkpoint or the authors'.
     fill   gives the frozen towers their weights, as `captioning.fill_frozen` does: no checkpoint
            holds them
-    The authors' files do not hold their configuration; without a note of `write_release` it is the
+    The authors' files do not hold their configuration; without a note of ours it is the
     paper's. UserError for a file of another model, with the keys that do not fit.
     """
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
@@ -598,10 +598,3 @@ def read(
     model = fill(kind(config))
     dropped = load_release(model, state)
     return model.eval(), {"system": "bita", "release": True, "config": settings, "dropped": dropped}
-
-
-def write_release(model: ImageReader, path: Path | str, epoch: int = 0) -> None:
-    """Write the authors' layout: model, optimizer, config, scaler, epoch; two of them are empty."""
-    note = {"nbhelpers": asdict(model.config)}
-    content = {"model": release_state(model), "optimizer": {}, "config": note, "scaler": {}}
-    checkpoints.save_pickle(path, content | {"epoch": epoch})

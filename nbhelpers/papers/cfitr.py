@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -594,7 +594,7 @@ def release_state(model: CFITR) -> dict[str, Tensor]:
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
     """Return the configuration of a released checkpoint.
 
-    `write_release` stores it. Other files hold ViLT-B/32 as released, with the sizes of their hash
+    A note of ours may hold it. Other files hold ViLT-B/32 as released, with the sizes of their hash
     heads. UserError for a file without CFITR.
     """
     if "image_module.3.weight" not in state or "textpooler_be.dense.weight" not in state:
@@ -629,18 +629,3 @@ def read(path: Path | str) -> tuple[CFITR, dict]:
     model = CFITR(checkpoints.config_of(CFITRConfig, "CFITR", meta.get("model")))
     checkpoints.load_into(model, state, allow_unexpected=("bank",))
     return model.eval(), meta
-
-
-def write_release(model: CFITR, path: Path | str) -> None:
-    """Write the authors' Lightning layout, without dead keys (they load with strict=False).
-
-    UserError in the compact size, whose frozen towers have no place there.
-    """
-    if model.config.freeze_towers:
-        raise UserError(
-            "The authors' layout has no place for frozen towers; use checkpoints.save_checkpoint"
-            " instead."
-        )
-    note = {"nbhelpers": asdict(model.config)}
-    content = {"state_dict": release_state(model), "hyper_parameters": note}
-    checkpoints.save_pickle(path, content)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -364,7 +364,7 @@ def release_state(model: PERSITR) -> dict[str, Tensor]:
 def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
     """Return the configuration of a released checkpoint.
 
-    `write_release` stores it. For other files the adapter's sizes come from its tensors. UserError
+    A note of ours may hold it. For other files the adapter's sizes come from its tensors. UserError
     for a file without PE-RSITR.
     """
     biases = {
@@ -416,24 +416,3 @@ def read(
     model = fill(PERSITR(config))
     checkpoints.load_into(model, state)
     return model.eval(), meta
-
-
-def write_release(model: PERSITR, path: Path | str) -> None:
-    """Write the authors' layout, CLIP included.
-
-    UserError for one adapter per layer or a CLIP over frozen towers.
-    """
-    if model.config.per_layer or model.config.freeze_towers:
-        raise UserError(
-            "The authors' layout has one adapter on a CLIP that reads pixels; use"
-            " checkpoints.save_checkpoint instead."
-        )
-    content = {
-        "epoch": 0,
-        "arch": "PE_RSITR",
-        "model": release_state(model),
-        "best_rsum": 0.0,
-        "options": {"nbhelpers": asdict(model.config)},
-        "Eiters": 0,
-    }
-    checkpoints.save_pickle(path, content)

@@ -10,7 +10,7 @@ Parameters have the authors' names.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -596,7 +596,7 @@ def release_state(model: PIR) -> dict[str, Tensor]:
 def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
     """Return the configuration of a released checkpoint.
 
-    `write_release` stores it. For other files the sizes come from the tensors and k from the
+    A note of ours may hold it. For other files the sizes come from the tensors and k from the
     settings. UserError for a file without PIR.
     """
 
@@ -686,30 +686,3 @@ def _of_packages(config: PIRConfig, packages: dict[str, str], path: Path | str) 
             " versions in constraints.txt."
         )
     return start.fill(PIR(config))
-
-
-def write_release(model: PIR, path: Path | str) -> None:
-    """Write the authors' layout, {'model': state dict, 'config': dict}.
-
-    UserError if the prior is not a ResNet.
-    """
-    c = model.config
-    if c.vir and not c.prior.startswith("resnet"):
-        raise UserError(
-            f"The authors' layout has no place for the prior '{c.prior}'; use"
-            " checkpoints.save_checkpoint instead."
-        )
-    settings = {
-        "embed_dim": c.embed_dim,
-        "filter_size": c.filter_size,
-        "instru_num": c.instru_num,
-        "cycle_num": c.cycle_num,
-        "is_baseline": not (c.vir or c.lca),
-        "use_affil_loss": c.affiliation,
-        "center_factor": c.center_factor,
-        "use_triplet_loss": c.triplet,
-        "temp1": c.temperature,
-        "temp2": c.temperature,
-        "nbhelpers": asdict(c),
-    }
-    checkpoints.save_pickle(path, {"model": release_state(model), "config": settings})

@@ -8,7 +8,7 @@ patches, W width of the image tower, D embedding width. Parameters have the auth
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -292,20 +292,3 @@ def read(path: Path | str) -> tuple[PIRCLIP, dict]:
     model = PIRCLIP(checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model")))
     checkpoints.load_into(model, state)
     return model.eval(), meta
-
-
-def write_release(model: PIRCLIP, path: Path | str) -> None:
-    """Write the authors' layout, {'state_dict': ..., 'epoch': ..., 'name': ...}.
-
-    UserError in the compact size.
-    """
-    if model.config.freeze_towers:
-        raise UserError(
-            "The authors' layout has no place for the frozen towers of the compact size; use "
-            "checkpoints.save_checkpoint instead."
-        )
-    note = asdict(model.config)
-    state = release_state(model)
-    checkpoints.save_pickle(
-        path, {"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": note}
-    )

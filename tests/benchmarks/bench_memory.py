@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from kept_bytes import kept_bytes
 from torch import nn
 
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
@@ -17,7 +18,7 @@ from nbhelpers.papers.pe_rsitr import PERSITR, PERSITRConfig
 from nbhelpers.papers.pir import PIR, PIRConfig
 from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
 from nbhelpers.towers import backbones
-from nbhelpers.training.memory import kept_bytes, recompute_blocks
+from nbhelpers.training.memory import recompute_blocks
 
 PAIRS, MICRO = 2, 32
 GB = 1e9

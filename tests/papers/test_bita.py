@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from closeness import SINGLE, assert_close
 from coloured_set import coloured, words
+from release_files import write_release
 from transformers import BertConfig, BertForPreTraining, CLIPConfig, CLIPModel
 
 from nbhelpers.data import loaders, tokenization
@@ -678,7 +679,7 @@ def test_quick_scores():
 @pytest.mark.parametrize("make", [aligner, captioner])
 def test_the_authors_files_come_back(make, tmp_path):
     model = make()
-    bita.write_release(model, tmp_path / "checkpoint.pth", epoch=4)
+    write_release(model, tmp_path / "checkpoint.pth")
     content = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert (
         set(content) == {"model", "optimizer", "config", "scaler", "epoch"}

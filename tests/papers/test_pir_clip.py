@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import two_processes
 from closeness import assert_close
+from release_files import write_release
 
 from nbhelpers.data import image_input
 from nbhelpers.data.tokenization import CLIPTokenizer
@@ -599,7 +600,7 @@ def test_the_instruction_encoder_starts_from_another_clip(tmp_path):
 )
 def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, changes):
     model = small(**changes)
-    pir_clip.write_release(model, tmp_path / "pir_clip.pt")
+    write_release(model, tmp_path / "pir_clip.pt")
     content = torch.load(tmp_path / "pir_clip.pt", weights_only=True)
     assert {"state_dict", "epoch", "name"} <= set(content) and "visual.proj" in content[
         "state_dict"
@@ -629,12 +630,6 @@ def test_a_released_file_is_read_in_the_paper_size(tmp_path, monkeypatch, prefix
     again.config = replace(again.config, belief_rule="pre_fix")
     assert_close(both(again, pairs()), both(small(belief_rule="pre_fix"), pairs()))
     assert (both(again, pairs()) - official).abs().max() > 1e-3
-
-
-def test_the_compact_size_has_no_place_in_the_released_layout(tmp_path):
-    with pytest.raises(UserError, match="no place for the frozen towers"):
-        pir_clip.write_release(small("small_compact"), tmp_path / "pir_clip.pt")
-    assert not list(tmp_path.iterdir())
 
 
 def test_our_own_checkpoints_come_back_from_training(tmp_path):

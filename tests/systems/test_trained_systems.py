@@ -16,6 +16,7 @@ import pytest
 import torch
 from closeness import assert_close
 from PIL import Image
+from release_files import write_release
 
 import nbhelpers
 from nbhelpers.__main__ import main
@@ -264,7 +265,7 @@ def test_the_tokenizer_of_a_stand_in_is_that_of_its_run(checkpoint, words, folde
 def test_a_release_of_the_authors_loads_too(checkpoint, trained, folder):
     path = folder / "run/checkpoints/release/checkpoint_best.pth"
     path.parent.mkdir(exist_ok=True)
-    pir.write_release(pir.read(checkpoint)[0], path)
+    write_release(pir.read(checkpoint)[0], path)
     released = nbhelpers.load("pir", path)
     assert released.about["release"]
     assert np.array_equal(released.encode_texts(["a pond"]), trained.encode_texts(["a pond"]))

@@ -330,7 +330,7 @@ OF_NONE = [
     retrieval.write_record,
     retrieval.compare,
     pir.read,
-    cfitr.write_release,
+    cfitr.release_state,
     image_folder.search,
     starting_weights.paper_start,
     public_weights.resolve,

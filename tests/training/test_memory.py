@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import assert_close
+from kept_bytes import kept_bytes
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,7 @@ from nbhelpers.towers import backbones
 from nbhelpers.training import loop
 from nbhelpers.training.device import matrix_products
 from nbhelpers.training.loop import fit
-from nbhelpers.training.memory import kept_bytes, recompute_blocks
+from nbhelpers.training.memory import recompute_blocks
 from nbhelpers.training.schedule import TrainConfig
 
 PAIRS = 4

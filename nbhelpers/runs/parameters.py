@@ -197,7 +197,11 @@ def of_notebook(
     UserError with one sentence for each value that is wrong and each name that is not known.
     """
     defaults = declared(notebook)
-    added = {name: namespace.get(name) for name in _injected(namespace)} | dict(overrides)
+    injected = _injected(namespace)
+    if "PROFILE" in injected:  # a whole profile, which also has what other notebooks read
+        others = set(Parameters.model_fields) - set(defaults)
+        injected = [name for name in injected if name not in others]
+    added = {name: namespace.get(name) for name in injected} | dict(overrides)
     values = {name: namespace.get(name, default) for name, default in defaults.items()} | added
     wrong = [unknown(name, defaults, notebook.stem) for name in values if name not in defaults]
     wrong += problems({name: value for name, value in values.items() if name in defaults})

@@ -272,3 +272,18 @@ def test_papermill_stops_at_the_first_cell_with_one_sentence_each(tmp_path):
 @pytest.mark.parametrize("value", ["whole", "auto", 32, "32"])
 def test_a_micro_batch_may_be_a_number_or_a_word(value):
     assert not parameters.problems({"MICRO_BATCH": value})
+
+
+def test_papermill_takes_whole_profiles_with_what_other_notebooks_read():
+    """As `-f paper.yaml -f paper_ucm.yaml` gives them; a name of no notebook stays an error."""
+    notebook = NOTEBOOKS / "20_pir.ipynb"
+    lines = {"PROFILE": "mine", "BASE": "paper", "PRIOR": "aid", "EPOCHS": 7}
+    cell = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in lines.items())
+    values = parameters.of_notebook(notebook, lines | {"In": [cell]}, {})
+    assert values["EPOCHS"] == 7 and "PRIOR" not in values and "BASE" not in values
+    wrong = lines | {"EPOCH": 7, "In": [f"{cell}\nEPOCH = 7"]}
+    with pytest.raises(UserError, match="There is no parameter 'EPOCH' in 20_pir"):
+        parameters.of_notebook(notebook, wrong, {})
+    alone = {"PRIOR": "aid", "In": ["# Parameters\nPRIOR = 'aid'"]}
+    with pytest.raises(UserError, match="There is no parameter 'PRIOR' in 20_pir"):
+        parameters.of_notebook(notebook, alone, {})

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import tempfile
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def atomic_folder(path: Path | str):
 def _prefix(path: Path) -> str:
     """Return how a temporary file beside `path` begins: with this process and this machine."""
     return f".{path.name}.{os.getpid()}-{_host()}-"
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a hidden path beside `path` that `remove_abandoned` removes after a kill."""
+    return path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:8]}")
 
 
 def _host() -> str:

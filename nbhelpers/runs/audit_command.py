@@ -16,6 +16,7 @@ from nbhelpers.runs.options import (
     Data,
     Split,
     check_paths,
+    in_runs,
     print_json,
     rows_of,
 )
@@ -131,11 +132,10 @@ def _pictures(table: CaptionTable, whole: CaptionTable, images: str) -> Pictures
     from nbhelpers.data.pixel_cache import DecodedCache
     from nbhelpers.metrics.leaks import Pictures
     from nbhelpers.paths import runs_root
-    from nbhelpers.runs.at_work import at_work
 
     cache = runs_root() / "cache"
     files = list(table.images.file)
-    with at_work(runs_root(), "data audit"):
+    with in_runs("data audit"):
         pixels = DecodedCache.build(open_images(images), files, cache, whole.images.file)
         return Pictures.of(table, pixels)
 

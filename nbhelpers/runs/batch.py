@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write, remove_abandoned
+from nbhelpers.files import atomic_write
 from nbhelpers.paths import repository_root, runs_root
 from nbhelpers.runs import at_work, freshness
 from nbhelpers.runs.parameters import BASE, declared, problems, unknown, wrong_values
@@ -72,6 +71,7 @@ CHAIN = (
 )
 # parameter of 12_starting_weights: who reads it
 PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}
+MOST_JOBS = 64
 NOTEBOOKS = repository_root() / "notebooks"
 # For glibc: memory that was freed stays with the process. Large tensors would else come anew from
 # the system, page by page, which on
@@ -394,13 +394,14 @@ def run_chain(
     if any(seeds.count(seed) > 1 for seed in seeds):
         raise UserError(f"The seeds are {' '.join(map(str, seeds))}; name each once.")
     jobs = (2 if profile == "default" else 1) if jobs is None else jobs
-    if jobs < 1:
-        raise UserError(f"JOBS is {jobs}; at least one notebook must run at a time.")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise UserError(f"JOBS is {jobs}; let 1 to {MOST_JOBS} notebooks run at a time.")
     over = [dict(given or {}) | _overrides(data, seed) for seed in seeds]
     values_of_seeds = [check_profile(profile, values, notebooks, steps) for values in over]
     folder = runs_root() / profile
     with at_work.at_work(runs_root(), f"make run of profile {profile}", profile):
-        _clear_what_a_killed_run_left(folder)
+        if ended := at_work.end_abandoned(folder):
+            print(f"{ended} processes of a run that was killed were still there; they were ended.")
         plans = [
             Plan(
                 str(folder),
@@ -552,22 +553,11 @@ def _snakemake(plan: Plan, jobs: int) -> int:
     )
     environment |= {at_work.STARTED_BY: at_work.process_name(os.getpid())}
     with open(log, "w") as messages:
-        code = subprocess.run(command, stderr=messages, env=environment).returncode
+        code = at_work.call(command, stderr=messages, env=environment)
     if code:
         said = failure.read_text() if failure.exists() else f"Snakemake stopped; {log} says why."
         print(said, file=sys.stderr)
     return 1 if code else 0
-
-
-def _clear_what_a_killed_run_left(folder: Path) -> None:
-    """End its processes, remove its temporary files and say so."""
-    ended = at_work.end_abandoned(folder)
-    removed = remove_abandoned(folder) + remove_abandoned(folder.with_name("cache"))
-    if ended or removed:
-        print(
-            f"A run that was killed had left {ended} processes and {removed} temporary files; "
-            "they were ended and removed."
-        )
 
 
 def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:

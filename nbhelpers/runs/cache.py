@@ -8,7 +8,6 @@ Nothing is cleared while a run is busy. Other entries of that folder, and links,
 from __future__ import annotations
 
 import fnmatch
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nbhelpers.errors import UserError
+from nbhelpers.files import temporary_name
 from nbhelpers.runs.at_work import at_work
 
 KINDS = {  # kind -> names of its folders, what it holds
@@ -94,8 +94,8 @@ def table(found: Iterable[Entry]) -> str:
 def clear(runs: Path, kinds: Iterable[str] | None = None, days: float = 0.0) -> list[Entry]:
     """Remove folders of some kinds (all for None) not used for so many days; return them.
 
-    What looks unfinished may be in the making by a notebook that holds no lock, and stays for a
-    day. UserError for an unknown kind, negative days, and while a run is busy; then nothing is
+    What looks unfinished may be in the making on another machine, and stays for a day. UserError
+    for an unknown kind, negative days, and while a command or a notebook is busy; then nothing is
     removed.
     """
     chosen = set(kinds or KINDS)
@@ -119,7 +119,7 @@ def clear(runs: Path, kinds: Iterable[str] | None = None, days: float = 0.0) -> 
 def _remove(path: Path) -> None:
     """First under a hidden name, so that no reader meets half a folder."""
     try:
-        gone = path.with_name(f".{path.name.lstrip('.')}.gone-{os.getpid()}")
+        gone = temporary_name(path)
         path.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:

@@ -31,6 +31,7 @@ from nbhelpers.runs.options import (
     SeveralValues,
     Upto,
     group,
+    in_runs,
     parameter_values,
     print_json,
 )
@@ -181,7 +182,8 @@ def notebooks(
     from nbhelpers.runs import stored_notebooks
 
     if action == "store":
-        stored_notebooks.store(names or ())
+        with in_runs("notebooks store"):
+            stored_notebooks.store(names or ())
     if problems := stored_notebooks.verify(names or ()):
         print("\n".join(problems), file=sys.stderr)
         raise typer.Exit(1)

@@ -17,6 +17,7 @@ from nbhelpers.runs.options import (
     Split,
     check_paths,
     group,
+    in_runs,
     print_json,
 )
 
@@ -95,10 +96,8 @@ def prepare(
 ) -> None:
     """Decode the images of a set once, into the cache."""
     from nbhelpers.data.catalog import open_dataset
-    from nbhelpers.paths import runs_root
-    from nbhelpers.runs.at_work import at_work
 
-    with at_work(runs_root(), f"data prepare of {name}"):
+    with in_runs(f"data prepare of {name}"):
         dataset = open_dataset(name, data)
     print("\n".join(dataset.where))
     print(dataset.table.counts().to_string())

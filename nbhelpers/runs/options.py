@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # what `train` takes: the systems, and any CLIP
 Trainable = Literal["pir", "pir_clip", "pe_rsitr", "cfitr", "bita", "clip"]
+
+MANY = 10**6  # a bound far above what is of use: it catches a slip that would fill the memory
 
 
 class Split(StrEnum):
@@ -162,6 +165,16 @@ def check_count(option: str, count: int) -> None:
     """Raise a UserError if an option gives a number below 1."""
     if count < 1:
         raise UserError(f"--{option} is {count}; ask for at least 1.")
+
+
+@contextmanager
+def in_runs(what: str) -> Iterator[None]:
+    """Let a command work in the folder of runs until the end of the block; see `at_work`."""
+    from nbhelpers.paths import runs_root
+    from nbhelpers.runs.at_work import at_work
+
+    with at_work(runs_root(), what):
+        yield
 
 
 def print_json(value: Any) -> None:

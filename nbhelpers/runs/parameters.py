@@ -13,16 +13,24 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nbhelpers.errors import UserError
+from nbhelpers.runs.options import MANY
 
 # How a value of the wrong type may have been meant.
 READ_AS = {str: (yaml.safe_load, float), int: (str,), tuple: (list,)}
 BASE = "BASE"  # in a profile, not in a notebook: the profile that it builds on
+MUST_BE = {  # pydantic's type of an error: what a number must be
+    "finite_number": "a finite number",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 SHORT.maxlevel = 2
@@ -44,22 +52,25 @@ def _set(name: str) -> str:
 
 
 def _micro_batch(value: str) -> str:
-    if value not in ("whole", "auto") and not (value.isdecimal() and int(value) > 0):
-        raise ValueError("take whole, auto or a number of pairs")
+    if value not in ("whole", "auto") and not re.fullmatch(r"0*[1-9][0-9]{0,5}", value):
+        raise ValueError("take whole, auto or a number of pairs below a million")
     return value
 
 
 def _number_as_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value
+    return str(max(0, min(value, MANY))) if type(value) is int else value
 
 
 MicroBatch = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_micro_batch)]
 SetName = Annotated[str, AfterValidator(_set)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Epochs = Annotated[int, Field(ge=1)]
-Batch = Annotated[int, Field(ge=2)]  # one pair alone has no wrong answers beside it
+Epochs = Annotated[int, Field(ge=1, le=MANY)]
+Batch = Annotated[int, Field(ge=2, le=MANY)]  # one pair alone has no wrong answers beside it
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-OrAll = Annotated[int, Field(ge=0)]  # 0 has a meaning of its own, which the notebook's comment says
+Choice = TypeVar("Choice")
+Several = Annotated[list[Choice], Field(max_length=100)]
+# 0 has a meaning of its own, which the notebook's comment says
+OrAll = Annotated[int, Field(ge=0, le=10 * MANY)]
 
 
 class Parameters(BaseModel):
@@ -80,8 +91,8 @@ class Parameters(BaseModel):
     COMPILE: bool
     WORKERS: Annotated[int, Field(ge=0, le=256)]
     CHECKPOINT: str
-    VIEWS: OrAll
-    TRIED: Annotated[int, Field(ge=0)]
+    VIEWS: Annotated[int, Field(ge=0, le=1000)]
+    TRIED: Annotated[int, Field(ge=0, le=MANY)]
 
     # 12_starting_weights
     PRIOR: Literal["", "aid", "imagenet", "fit", "random"]
@@ -91,8 +102,8 @@ class Parameters(BaseModel):
     INSTRUCTION: str
     VILT: str
     SCENE_EPOCHS: Epochs
-    OTHER_WORLD: Annotated[int, Field(ge=3)]
-    PRETRAIN_SETS: list[SetName]
+    OTHER_WORLD: Annotated[int, Field(ge=3, le=MANY)]
+    PRETRAIN_SETS: Several[SetName]
     PRETRAIN_CAPTIONS: OrAll
     PRETRAIN: Epochs
     PRETRAIN_BATCH: Batch
@@ -111,25 +122,25 @@ class Parameters(BaseModel):
     PIR_CLIP_BATCH: Batch
     PIR_CLIP_LR: Rate
     SHARDS: str
-    PIR_CLIP_VARIANTS: list[Literal["zero-shot", "plain", "token", "belief", "by-rank"]]
+    PIR_CLIP_VARIANTS: Several[Literal["zero-shot", "plain", "token", "belief", "by-rank"]]
 
     # 22_pe_rsitr
     PE_RSITR_EPOCHS: Epochs
     PE_RSITR_BATCH: Batch
     PE_RSITR_LR: Rate
     PE_RSITR_FULL_LR: Rate
-    PE_RSITR_METHODS: list[Literal["zero_shot", "linear_probe", "full", "lora", "adaptformer"]]
-    PE_RSITR_VARIANTS: list[Literal["cross-only", "random-start"]]
+    PE_RSITR_METHODS: Several[Literal["zero_shot", "linear_probe", "full", "lora", "adaptformer"]]
+    PE_RSITR_VARIANTS: Several[Literal["cross-only", "random-start"]]
 
     # 23_cfitr
     CFITR_EPOCHS: Epochs
     CFITR_BATCH: Batch
-    CFITR_ACCUMULATE: Annotated[int, Field(ge=1)]
+    CFITR_ACCUMULATE: Annotated[int, Field(ge=1, le=MANY)]
     CFITR_LR: Rate
-    FALSE_TEXTS: Annotated[int, Field(ge=1)]
-    K: Annotated[int, Field(ge=10)]  # R@10 looks at ten candidates
+    FALSE_TEXTS: Annotated[int, Field(ge=1, le=MANY)]
+    K: Annotated[int, Field(ge=10, le=10 * MANY)]  # R@10 looks at ten candidates
     EXHAUSTIVE: bool
-    CFITR_VARIANTS: list[Literal["no_lfem", "bit_balance", "released"]]
+    CFITR_VARIANTS: Several[Literal["no_lfem", "bit_balance", "released"]]
 
     # 24_bita
     STAGE1_EPOCHS: Epochs
@@ -142,16 +153,16 @@ class Parameters(BaseModel):
     CAPTION_WARMUP: OrAll
     CAPTIONS: OrAll
     VALIDATE: OrAll
-    CAPTION_SETS: list[SetName]
+    CAPTION_SETS: Several[SetName]
     LANGUAGE_EPOCHS: Epochs
-    BEAMS: Annotated[int, Field(ge=1)]
-    BITA_VARIANTS: list[Literal["no-stage1", "attention", "none", "two-queries"]]
+    BEAMS: Annotated[int, Field(ge=1, le=1000)]
+    BITA_VARIANTS: Several[Literal["no-stage1", "attention", "none", "two-queries"]]
 
     # 32_bring_your_model
     MODEL: str
 
     # 40_attention_and_belief
-    IMAGES: Annotated[int, Field(ge=2)]
+    IMAGES: Annotated[int, Field(ge=2, le=MANY)]
 
 
 # what a notebook has
@@ -255,7 +266,7 @@ def _errors(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _sentence(error: Mapping[str, Any]) -> str:
     """One sentence on the first error of a value."""
     (name, *places), value, context = error["loc"], error["input"], error.get("ctx", {})
-    is_now = f"{name} {'holds' if places else 'is'} {SHORT.repr(value)}"
+    is_now = f"{name} {'holds' if places else 'is'} {_shown(value)}"
     match error["type"]:
         case "extra_forbidden":
             return f"{name} is not declared; add it to Parameters in nbhelpers/runs/parameters.py."
@@ -263,18 +274,19 @@ def _sentence(error: Mapping[str, Any]) -> str:
             return f"{is_now}; choose {context['expected']}{_advice(name, value)}."
         case "value_error":
             return f"{is_now}; {context['error']}."
-        case "finite_number":
-            return f"{is_now}; it must be a finite number."
-        case "greater_than_equal":
-            return f"{is_now}; it must be at least {context['ge']}."
-        case "greater_than":
-            return f"{is_now}; it must be above {context['gt']:g}."
-        case "less_than_equal":
-            return f"{is_now}; it must be at most {context['le']}."
-        case "less_than":
-            return f"{is_now}; it must be below {context['lt']}."
+        case "too_long":
+            return f"{name} holds {len(value)} values; name at most {context['max_length']}."
+        case kind if kind in MUST_BE:
+            return f"{is_now}; it must be {MUST_BE[kind].format(**context)}."
     kind = error["type"].removesuffix("_type").replace("string", "str")
     return f"{is_now}, of type {type(value).__name__}, but must be {kind}{_advice(name, value)}."
+
+
+def _shown(value: Any) -> str:
+    """A short form of a value; Python writes no number of over 4300 digits."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length()} bits"
+    return SHORT.repr(value)
 
 
 def _advice(name: str, value: Any) -> str:
@@ -284,7 +296,7 @@ def _advice(name: str, value: Any) -> str:
     for read in READ_AS.get(type(value), ()):
         try:
             meant = read(value)
-        except (ValueError, RecursionError, yaml.YAMLError):
+        except (ValueError, OverflowError, RecursionError, yaml.YAMLError):
             continue
         if not _errors({name: meant}):
             text = yaml.safe_dump(meant, default_flow_style=True, width=1000).splitlines()[0]

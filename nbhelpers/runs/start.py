@@ -16,7 +16,7 @@ import numpy as np
 
 from nbhelpers.errors import UserError
 from nbhelpers.paths import repository_root, runs_root
-from nbhelpers.runs import parameters
+from nbhelpers.runs import at_work, parameters
 from nbhelpers.towers import public_weights
 
 # Where a notebook has no such parameter.
@@ -156,6 +156,8 @@ def start(notebook: str, **overrides: Any) -> Run:
     public_weights.use(given.get("WEIGHTS", {}))
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     _check_precision(given.get("PRECISION", "fp32"), device)
+    if is_notebook:
+        at_work.until_the_end(f"notebook {notebook}")
     random.seed(given["SEED"])
     np.random.seed(given["SEED"])
     values = SimpleNamespace(**{name.lower(): value for name, value in given.items()})

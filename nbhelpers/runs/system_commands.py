@@ -24,6 +24,7 @@ from nbhelpers.runs.options import (
     check_count,
     check_paths,
     group,
+    in_runs,
     print_json,
     rows_of,
 )
@@ -80,9 +81,10 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option
 
     from nbhelpers.systems import evaluation, trained_systems
 
-    loaded = trained_systems.load(system, weights, beginning, device)
-    stages = replace(evaluation.two_stages_of(loaded), **given) if given else None
-    found = evaluation.evaluate(loaded, captions, images, split, two_stages=stages)
+    with in_runs(f"eval of {system}"):
+        loaded = trained_systems.load(system, weights, beginning, device)
+        stages = replace(evaluation.two_stages_of(loaded), **given) if given else None
+        found = evaluation.evaluate(loaded, captions, images, split, two_stages=stages)
     record = found.write_record(out, ties) if out else None
     report = _recall_report(found, split, ties, record)
     if as_json:
@@ -225,7 +227,9 @@ def score(  # noqa: PLR0913 - each parameter is an option
         list[str] | None,
         typer.Option(help="Bleu, METEOR, ROUGE_L, CIDEr, SPICE; by default all that are possible."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples of the bootstrap over images.")] = 2000,
+    samples: Annotated[
+        int, typer.Option(max=100_000, help="Samples of the bootstrap over images.")
+    ] = 2000,
     model: Annotated[
         str | None,
         typer.Option(help="Any model, by name: adds CLIPScore and RefCLIPScore."),
@@ -250,13 +254,11 @@ def score(  # noqa: PLR0913 - each parameter is an option
     truth = caption_scores.read_references(references, split, said, notes)
     scores = caption_scores.score_captions(said, truth, metrics or None)
     if model and images:
-        from nbhelpers.paths import runs_root
-        from nbhelpers.runs.at_work import at_work
         from nbhelpers.systems import caption_models
         from nbhelpers.systems.bench_models import Options
 
         options = Options(images, prompt=prompt, device=device)
-        with at_work(runs_root(), "score"):
+        with in_runs("score"):
             scores, found = caption_models.with_clip_scores(
                 scores, said, truth, model, options, references
             )

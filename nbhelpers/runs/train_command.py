@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nbhelpers.runs.options import Data, Device, Profile, Seed, Trainable
+from nbhelpers.runs.options import MANY, Data, Device, Profile, Seed, Trainable, in_runs
 
 Method = Literal["full", "linear", "lora", "adapter"]
 
@@ -29,18 +29,20 @@ def train(  # noqa: PLR0913 - each parameter is an option
     set_name: Annotated[
         str | None, typer.Option("--set", help="clip: the data set; by default the profile's.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="clip: passes over the training pairs.")] = 10,
+    epochs: Annotated[
+        int, typer.Option(max=MANY, help="clip: passes over the training pairs.")
+    ] = 10,
     lr: Annotated[
         float | None, typer.Option(help="clip: peak learning rate; by default the method's.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="clip: pairs in a batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(max=MANY, help="clip: pairs in a batch.")] = 64,
     micro_batch: Annotated[
         str,
         typer.Option(help="clip: pairs at once, with cached gradients; whole, auto or a number."),
     ] = "whole",
     precision: Annotated[str, typer.Option(help="clip: fp32, tf32, bf16 or fp16.")] = "fp32",
-    rank: Annotated[int, typer.Option(help="clip: rank of LoRA.")] = 4,
-    bottleneck: Annotated[int, typer.Option(help="clip: width inside the adapter.")] = 64,
+    rank: Annotated[int, typer.Option(max=4096, help="clip: rank of LoRA.")] = 4,
+    bottleneck: Annotated[int, typer.Option(max=4096, help="clip: width inside the adapter.")] = 64,
     device: Device = "auto",
 ) -> None:
     """Train one system, on one GPU or several; or fine-tune any CLIP.
@@ -82,11 +84,10 @@ def _fine_tune(config: Any, training: Any, set_name: str, data: str, profile: st
     from nbhelpers.data.catalog import open_dataset
     from nbhelpers.paths import runs_root
     from nbhelpers.results import records
-    from nbhelpers.runs.at_work import at_work
     from nbhelpers.tasks import fine_tuning
     from nbhelpers.training.distributed import process_state
 
-    with at_work(runs_root(), "train of clip"):
+    with in_runs("train of clip"):
         dataset = open_dataset(set_name, data)
         found = fine_tuning.fine_tune(config, dataset, training, runs_root() / profile, profile)
     if not process_state().is_main_process:

@@ -23,8 +23,9 @@ from PIL import Image
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_folder, atomic_write, remove_abandoned
+from nbhelpers.files import atomic_folder, atomic_write, remove_abandoned, temporary_name
 from nbhelpers.runs import at_work
+from nbhelpers.runs.cache import clear
 from nbhelpers.runs.commands import main
 
 FUZZ = os.environ.get("NBHELPERS_FUZZ")  # many more kills
@@ -120,6 +121,51 @@ def test_notebooks_of_one_run_work_side_by_side(tmp_path, monkeypatch):
         assert len(list((tmp_path / ".at_work").glob("*.json"))) == 3
 
 
+def test_a_notebook_is_at_work_until_its_process_ends(tmp_path):
+    code = (
+        "import nbhelpers; nbhelpers.start('20_pir'); nbhelpers.start('20_pir'); "
+        "print('begun', flush=True); input()"
+    )
+    notebook = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NBHELPERS_RUNS": str(tmp_path)},
+    )
+    while notebook.stdout.readline() not in ("begun\n", ""):
+        pass
+    (note,) = (tmp_path / ".at_work").glob("*.json")
+    with pytest.raises(UserError, match=rf"notebook 20_pir \(process {notebook.pid}, since .* end"):
+        clear(tmp_path)
+    notebook.communicate("\n")  # the advice
+    assert notebook.returncode == 0 and not note.exists()
+    assert clear(tmp_path) == []
+
+
+def test_work_within_work_of_one_process_is_no_conflict(tmp_path):
+    with (
+        at_work.at_work(tmp_path, "make run", "mine"),
+        at_work.at_work(tmp_path, "train of pir", "mine"),
+        at_work.at_work(tmp_path, "cache clear", alone=True),
+    ):
+        assert len(list((tmp_path / ".at_work").glob("*.json"))) == 3
+    assert [path.name for path in (tmp_path / ".at_work").iterdir()] == ["register"]
+
+
+def test_the_next_command_removes_what_a_killed_one_left_and_says_so(tmp_path, capsys):
+    with process("work", str(tmp_path), "train of pir", "") as other:
+        other.kill()
+        other.wait()
+    left = tmp_path / f"cache/{temporary_name(Path('rows.npy')).name}"
+    left = left.with_name(left.name.replace(f".{os.getpid()}-", f".{other.pid}-"))
+    left.mkdir(parents=True)
+    with at_work.at_work(tmp_path, "cache clear", alone=True):
+        assert kept(tmp_path) == ["cache"]
+    said = f"A command that was killed had left 1 temporary files in {tmp_path}; they were removed."
+    assert capsys.readouterr() == ("", f"{said}\n")
+
+
 def test_a_process_ends_with_its_run_and_with_all_it_started(tmp_path):
     """The run is another process here; its notebook starts a process that sleeps."""
     with process("sleep") as run:
@@ -187,22 +233,23 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
-def decoded(images: Path, cache: Path) -> bytes:
-    """All pixels of the images, from the cache or decoded into it."""
+def decoded(images: Path, runs: Path) -> bytes:
+    """All pixels of the images, from the cache or decoded into it, as commands do that."""
     names = [f"{number}.png" for number in range(IMAGES)]
-    pixels = DecodedCache.build(open_images(images), names, cache)
+    with at_work.at_work(runs, "data prepare"):
+        pixels = DecodedCache.build(open_images(images), names, runs / "cache")
     return b"".join(pixels[row].tobytes() for row in pixels.rows(names))
 
 
 @pytest.mark.parametrize("number", range(20 if FUZZ else 3))
 def test_images_are_decoded_right_after_a_killed_decoding(number, photographs, tmp_path):
-    with process("decode", str(photographs), str(tmp_path / "cache")) as other:
+    """The command that comes next removes what was left."""
+    with process("decode", str(photographs), str(tmp_path / "runs")) as other:
         time.sleep(random.Random(number).uniform(0.01, 1.0))
         other.kill()
         other.wait()
     whole = decoded(photographs, tmp_path / "whole")
-    assert decoded(photographs, tmp_path / "cache") == whole
-    remove_abandoned(tmp_path)
+    assert decoded(photographs, tmp_path / "runs") == whole
     assert not [name for name in kept(tmp_path) if name.startswith(".")]
 
 
@@ -265,9 +312,9 @@ def _rewrite(path: str) -> None:
             print("begun", flush=True)
 
 
-def _decode(images: str, cache: str) -> None:
+def _decode(images: str, runs: str) -> None:
     print("begun", flush=True)
-    decoded(Path(images), Path(cache))
+    decoded(Path(images), Path(runs))
     time.sleep(600)
 
 

@@ -283,13 +283,18 @@ def test_only_what_a_system_of_the_call_reads_is_pretrained(upto, left_out):
     assert given == profile | {"12_starting_weights": profile["12_starting_weights"] | left_out}
 
 
-def start(notebooks: Path, upto: str, **options) -> subprocess.Popen:
+CALL = "sys.exit(batch.run_chain(**json.loads(sys.argv[2])))"
+
+
+def start(notebooks: Path, upto: str, call: str = CALL, **options) -> subprocess.Popen:
     """A call of the chain; a file stands in for the sources of the package."""
     (source := notebooks / "source.py").touch()
     code = (
-        "import sys, json; from pathlib import Path; from nbhelpers.runs import batch, freshness; "
+        "import functools, sys, json; from pathlib import Path; "
+        "from nbhelpers.runs import batch, commands, freshness; "
         f"freshness.sources = lambda: [Path({str(source)!r})]; "
-        "sys.exit(batch.run_chain(notebooks=Path(sys.argv[1]), **json.loads(sys.argv[2])))"
+        "batch.run_chain = functools.partial(batch.run_chain, notebooks=Path(sys.argv[1])); "
+        f"{call}"
     )
     command = [
         sys.executable,
@@ -597,12 +602,42 @@ def test_a_killed_run_is_taken_up_again(notebooks, tmp_path, whole_group):
     assert finished.read_bytes() == before, "what was finished stays"
     assert run(notebooks, "00") == ["00_start_here"] and run.code == 0
     kernel = int(flag.read_text())
-    assert (
-        not psutil.pid_exists(kernel)
-        or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE  # init has not noticed yet
-    )
+    assert not psutil.pid_exists(kernel) or not is_at_work(psutil.Process(kernel))
     process.stdout.close()
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGINT, False, 130), (signal.SIGTERM, False, 143)],
+)
+def test_a_run_that_is_ended_says_one_line_and_nothing_goes_on(
+    notebooks, tmp_path, number, whole_group, code
+):
+    """By Ctrl-C, which all processes get; or by a signal for the command alone."""
+    flag = tmp_path / "flag"
+    write_notebook(
+        notebooks,
+        "00_start_here",
+        f"import os, time\nopen({str(flag)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)",
+    )
+    process = start(notebooks, "00", call="sys.exit(commands.main(['run', '--upto', '00']))")
+    while not (flag.exists() and flag.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    began = psutil.Process(process.pid).children(recursive=True)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error.count("\n")) == (code, 1), error
+    assert int(flag.read_text()) in [child.pid for child in began]
+    assert not [child for child in began if is_at_work(child)]
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # init has not noticed yet
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("number", range(20 if os.environ.get("NBHELPERS_FUZZ") else 3))

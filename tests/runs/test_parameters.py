@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_origin
 
 import nbformat
 import pytest
@@ -68,6 +69,13 @@ def test_what_is_right_passes(values):
         ("MICRO_BATCH", 0, "MICRO_BATCH is 0; take whole, auto or a number of pairs."),
         ("MICRO_BATCH", "most", "MICRO_BATCH is 'most'; take whole, auto or a number of pairs."),
         ("WORKERS", 10**6, "WORKERS is 1000000; it must be at most 256."),
+        ("BATCH_SIZE", 10**9, "BATCH_SIZE is 1000000000; it must be at most 1000000."),
+        ("EPOCHS", 10**4000, "EPOCHS is a number of 13288 bits; it must be at most 1000000."),
+        ("K", 10**9, "K is 1000000000; it must be at most 10000000."),
+        ("BEAMS", 10**6, "BEAMS is 1000000; it must be at most 1000."),
+        (LIST, ["full"] * 101, "PE_RSITR_METHODS holds 101 values; name at most 100."),
+        ("MICRO_BATCH", 10**4000, "MICRO_BATCH is a number of 13288 bits; take whole, auto or "),
+        ("MICRO_BATCH", "9" * 5000, "MICRO_BATCH is '9+.*9'; take whole, auto or a number of"),
         ("SEED", 2**32, "SEED is 4294967296; it must be below 4294967296."),
         (
             "PRETRAIN_SETS",
@@ -287,3 +295,20 @@ def test_papermill_takes_whole_profiles_with_what_other_notebooks_read():
     alone = {"PRIOR": "aid", "In": ["# Parameters\nPRIOR = 'aid'"]}
     with pytest.raises(UserError, match="There is no parameter 'PRIOR' in 20_pir"):
         parameters.of_notebook(notebook, alone, {})
+
+
+def test_every_number_and_every_list_has_an_upper_bound():
+    """Rates and seeds aside, a slip of zeros is a sentence and not a full memory."""
+    for name, field in parameters.Parameters.model_fields.items():
+        wrong = {int: 10**12, list: ["scenes"] * 10**4}.get(
+            get_origin(field.annotation) or field.annotation
+        )
+        if wrong is not None:
+            (sentence,) = parameters.problems({name: wrong})
+            assert sentence.startswith(f"{name} "), name
+
+
+def test_a_number_that_python_does_not_write_is_described():
+    for name in ("EPOCHS", "LR", "SET", "MICRO_BATCH"):
+        (sentence,) = parameters.problems({name: 10**5000})
+        assert sentence.startswith(f"{name} is a number of 16610 bits")

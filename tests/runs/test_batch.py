@@ -391,9 +391,10 @@ def test_small_models_run_two_at_a_time_unless_told_otherwise(monkeypatch, tmp_p
     assert seen == [2, 1, 1, 3]
 
 
-def test_jobs_below_one_are_refused(notebooks):
-    with pytest.raises(UserError, match="JOBS is 0; at least one"):
-        batch.run_chain(jobs=0, notebooks=notebooks)
+@pytest.mark.parametrize("jobs", [0, 10**6])
+def test_jobs_have_bounds(notebooks, jobs):
+    with pytest.raises(UserError, match=f"JOBS is {jobs}; let 1 to 64 notebooks run at a time"):
+        batch.run_chain(notebooks=notebooks, jobs=jobs)
 
 
 @pytest.fixture

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nbhelpers.errors import UserError, printable
-from nbhelpers.runs.options import AsJson, Data, Device, Split, check_paths, print_json, rows_of
+from nbhelpers.runs.options import (
+    AsJson,
+    Data,
+    Device,
+    Split,
+    check_paths,
+    in_runs,
+    print_json,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,14 +112,16 @@ def bench(  # noqa: PLR0913 - each parameter is an option
     wanted, bridged = asked.wanted()
     options = {"activation": activation, "device": device}
     results, bridges = [], {}
-    for source in _sources(asked, data, name, options):
-        results += [
-            benches.evaluate(source.outputs(one), source.table, one, normalise) for one in wanted
-        ]
-        if bridged:
-            bridges[f"{results[-1].given.name} on {source.table.name}"] = _bridge(
-                source, results[-1]
-            )
+    with in_runs("bench"):
+        for source in _sources(asked, data, name, options):
+            results += [
+                benches.evaluate(source.outputs(one), source.table, one, normalise)
+                for one in wanted
+            ]
+            if bridged:
+                bridges[f"{results[-1].given.name} on {source.table.name}"] = _bridge(
+                    source, results[-1]
+                )
     report = _Report(results, bridges, calibrate)
     report.write(out, {"csv": csv, "latex": latex, "trec": trec, "mteb": mteb, "card": card})
     if as_json:

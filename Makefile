@@ -94,8 +94,9 @@ lint: setup
 
 # Other runs than that of the default profile stay.
 fuzz: setup
-	NBHELPERS_FUZZ=20000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_hostile.py tests/runs/test_at_work.py \
-		tests/runs/test_batch.py -k 'hostile or killed'
+	NBHELPERS_FUZZ=20000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_hostile.py tests/test_odd_files.py \
+		tests/towers/test_foreign_configs.py tests/runs/test_at_work.py tests/runs/test_batch.py \
+		-k 'hostile or odd or foreign or killed'
 
 clean:
 	@if [ '$(YES)' != 1 ]; then \

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, of_system, reason
 
 
-def _reword(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"The disk is full: {path} was not written; free some space and run again."
+def given(path: Path | str) -> Path:
+    """Return a path that a user gave, with `~` replaced, whether or not something is there.
+
+    UserError for a device or a pipe, which may never end, and for a path that the system refuses.
+    """
+    try:
+        found = Path(path).expanduser()
+        mode = found.stat().st_mode
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        raise of_system(error, path) from error
+    except (ValueError, RuntimeError) as error:  # null bytes; the home of nobody
+        raise UserError(f"{path!r} is no path ({error}); check it.") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(
+            f"{path} is a device or a pipe, not a file or a folder; copy what it gives into a file "
+            "and name that."
         )
-    if isinstance(error, PermissionError):
-        return UserError(f"{path} may not be written by this user; choose a folder that you own.")
-    return error
+    return found
+
+
+def read_json(path: Path | str, mend: str) -> Any:
+    """Return what a JSON file holds.
+
+    mend  how to mend the file, the end of the sentence. UserError for what is no JSON.
+    """
+    try:
+        return json.loads(given(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise of_system(error, path) from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not JSON ({reason(error)}); {mend}.") from error
 
 
 @contextmanager
@@ -40,14 +69,14 @@ def atomic_write(path: Path | str):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix)
         os.close(handle)
     except OSError as error:
-        raise _reword(error, path) from error
+        raise of_system(error, path) from error
     temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise _reword(error, path) from error
+        raise of_system(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,7 +94,7 @@ def atomic_folder(path: Path | str):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
         os.chmod(temporary, 0o755)
     except OSError as error:
-        raise _reword(error, path) from error
+        raise of_system(error, path) from error
     try:
         yield temporary
         if not path.exists():
@@ -75,7 +104,7 @@ def atomic_folder(path: Path | str):
                 if not path.exists():
                     raise
     except OSError as error:
-        raise _reword(error, path) from error
+        raise of_system(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -129,7 +158,7 @@ def take(lock: FileLock, seconds: float = -1) -> bool:
     except Timeout:
         return False
     except OSError as error:
-        raise _reword(error, Path(lock.lock_file)) from error
+        raise of_system(error, lock.lock_file) from error
     return True
 
 

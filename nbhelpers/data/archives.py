@@ -13,6 +13,7 @@ from nbhelpers.data.images import MAX_BYTES, ImageStore
 from nbhelpers.data.reading import EXTENSIONS
 from nbhelpers.data.table import safe_file_name
 from nbhelpers.errors import DAMAGE, UserError, reason
+from nbhelpers.files import given
 
 MAX_FOLDERS = 100_000  # below one folder; links between folders may lead to any number
 
@@ -22,7 +23,7 @@ def open_images(path: Path | str) -> ImageStore:
 
     UserError if `path` is missing, holds no images, is damaged or has unsafe names.
     """
-    path = Path(path)
+    path = given(path)
     try:
         return _opened(path)
     except UserError:

@@ -55,6 +55,7 @@ from nbhelpers.data.reading import (
 from nbhelpers.data.rows import Reading, Rows, hashed_split
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
+from nbhelpers.files import given
 
 LAYOUTS = ("karpathy", "precomp", "rows", "lavis", "coco", "nwpu", "shards", "arrow", "hub", "csv")
 TABLES = (".csv", ".tsv")
@@ -86,7 +87,7 @@ def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> R
     With `joined`, captions of an image that is listed twice in its split are joined. UserError if
     nothing can be read.
     """
-    path = Path(path).expanduser()
+    path = given(path)
     if layout not in (None, *LAYOUTS):
         raise UserError(f"Unknown layout '{layout}'; the layouts are {', '.join(LAYOUTS)}.")
     if not path.exists():
@@ -106,8 +107,8 @@ def scan(path: Path | str, layout: str | None = None, joined: bool = False) -> R
         _read_precomp(path, rows)
         name = path.resolve().name.lower().removesuffix("_precomp")
         return rows.reading(path, _plain_name(name), "precomp")
-    found, given = _read_files(path, layout, rows)
-    return rows.reading(path, _plain_name(given or _set_name(path)), found)
+    found, named = _read_files(path, layout, rows)
+    return rows.reading(path, _plain_name(named or _set_name(path)), found)
 
 
 def _plain_name(name: str) -> str:

@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, of_system
+from nbhelpers.files import given
 
 MAX_BYTES = 2**30  # the largest published caption file has 30 MB
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}  # of images
@@ -86,7 +87,7 @@ def read_text(path: Path | str, notes: list[str]) -> str:
 
     UserError if it is empty, too large or cannot be read.
     """
-    path = Path(path)
+    path = given(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise UserError(
@@ -94,9 +95,7 @@ def read_text(path: Path | str, notes: list[str]) -> str:
             )
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); name a file that you may read."
-        ) from error
+        raise of_system(error, path) from error
     text = decode_text(data, str(path), notes)
     if not text.strip():
         raise UserError(f"{path} is empty; copy or download it again.")

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nbhelpers.data.arrow_sizes import unfolded_size
 from nbhelpers.data.images import checksum
 from nbhelpers.data.packed import Entry, files_in, split_by_name
 from nbhelpers.data.reading import CAPTION_FIELDS, column_names, sentence, split_file, split_of
 from nbhelpers.data.table import safe_file_name
-from nbhelpers.errors import UserError
+from nbhelpers.errors import DAMAGE, UserError, reason
 
 IMAGES = ("image", "img")
 UNFOLDED = 20  # a table may unfold to at most so many times its own size ...
@@ -98,17 +99,19 @@ def _open(path: Path):
     try:
         table = _parquet_table(path) if parquet else _arrow_table(path)
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except (*DAMAGE, pa.ArrowException) as error:
         kind = "parquet" if parquet else "arrow"
         raise UserError(
-            f"{path} is not a readable {kind} table ({str(error).splitlines()[0]}); fetch it again."
+            f"{path} is not a readable {kind} table ({reason(error)}); fetch it again."
         ) from error
     return table.rename_columns(column_names(table.column_names, str(path)))
 
 
 def _parquet_table(path: Path):
     """Read in parts, so that a small file cannot unfold to gigabytes."""
-    most, size = max(UNFOLDED * path.stat().st_size, SMALL), 0
+    most, size = _most(path), 0
     with pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
         parts = []
@@ -119,16 +122,27 @@ def _parquet_table(path: Path):
                 size += part.nbytes
                 if size > most:
                     break
-        if max(declared, size) > most:
-            raise UserError(
-                f"{path} has {path.stat().st_size} bytes, but would unfold to more than {most}; "
-                "do not use it."
-            )
+        _refuse_bombs(path, max(declared, size))
         return pa.Table.from_batches(parts, schema=file.schema_arrow)
+
+
+def _most(path: Path) -> int:
+    """Return how many bytes a table may unfold to."""
+    return max(UNFOLDED * path.stat().st_size, SMALL)
+
+
+def _refuse_bombs(path: Path, size: int) -> None:
+    if size > _most(path):
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes, but would unfold to more than "
+            f"{_most(path)}; do not use it."
+        )
 
 
 def _arrow_table(path: Path):
     mapped = pa.memory_map(str(path))
+    _refuse_bombs(path, unfolded_size(mapped))
+    mapped.seek(0)
     try:
         return pa.ipc.open_file(mapped).read_all()
     except pa.ArrowInvalid:  # the other of arrow's two forms

@@ -16,7 +16,7 @@ import pandas as pd
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
+from nbhelpers.files import atomic_write, given
 from nbhelpers.metrics import audit, recall
 from nbhelpers.metrics.recall import Recall
 
@@ -50,7 +50,9 @@ class Pictures:
         """Read the file of `write`; UserError for a line without a hash, and for an empty file."""
         names, numbers = [], []
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = given(path).read_text(encoding="utf-8").splitlines()
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is no list of hashes ({error}); name a text file.") from error
         for number, line in enumerate(lines, 1):

@@ -27,7 +27,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import clip
 from nbhelpers.papers.dual_encoder import DualEncoder, keep_trained
 from nbhelpers.papers.pe_rsitr import MRSAdapter
-from nbhelpers.towers import checkpoints
+from nbhelpers.towers import checkpoints, foreign_configs
 from nbhelpers.towers.any_model import AnyModel, content, open_model
 from nbhelpers.towers.encoders import Encoders
 from nbhelpers.training.device import at_least_fp32
@@ -273,7 +273,7 @@ def read(path: Path | str) -> tuple[AnyCLIP, dict[str, Any]]:
     """
     tensors, header = checkpoints.read_checkpoint(path)
     about = checkpoints.meta_of(header, path, {"system": SYSTEM})
-    config = checkpoints.config_of(AnyCLIPConfig, SYSTEM, about.get("model"))
+    config = foreign_configs.config_of(AnyCLIPConfig, SYSTEM, about.get("model"))
     model, began = build(config)
     if began != about.get("began"):
         raise UserError(

@@ -25,7 +25,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import clip, config_checks
 from nbhelpers.papers.dual_encoder import keep_trained
 from nbhelpers.papers.ift import IFT, MIXINGS
-from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.towers import backbones, checkpoints, foreign_configs
 from nbhelpers.training.distributed import gather, rank
 from nbhelpers.training.schedule import TrainConfig
 
@@ -587,14 +587,15 @@ def read(
     kind = stage_of(state)
     if "meta" in rest:
         meta = checkpoints.meta_of(rest, path, {"system": "bita"})
-        model = fill(kind(checkpoints.config_of(BITAConfig, "BITA", meta.get("model"))))
+        config = foreign_configs.config_of(BITAConfig, "BITA", meta.get("model"))
+        model = fill(foreign_configs.built(kind, config, state))
         checkpoints.load_into(model, state)
         return model.eval(), meta
     settings = checkpoints.settings_in(rest, "config")
     if "nbhelpers" in settings:
-        config = checkpoints.config_of(BITAConfig, "BITA", settings["nbhelpers"])
+        config = foreign_configs.config_of(BITAConfig, "BITA", settings["nbhelpers"])
     else:
         config = BITAConfig.paper()
-    model = fill(kind(config))
+    model = fill(foreign_configs.built(kind, config, state))
     dropped = load_release(model, state)
     return model.eval(), {"system": "bita", "release": True, "config": settings, "dropped": dropped}

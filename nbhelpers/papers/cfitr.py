@@ -31,7 +31,7 @@ from nbhelpers.data.tokenization import distinct_captions
 from nbhelpers.errors import UserError
 from nbhelpers.papers import config_checks, vilt
 from nbhelpers.papers.dual_encoder import OnFrozenTowers, decay_groups
-from nbhelpers.towers import backbones, checkpoints, vilt_names
+from nbhelpers.towers import backbones, checkpoints, foreign_configs, vilt_names
 from nbhelpers.training.distributed import gather, rank
 
 
@@ -603,7 +603,7 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
             " checkpoint of CFITR."
         )
     if "nbhelpers" in settings:
-        return checkpoints.config_of(CFITRConfig, "CFITR", settings["nbhelpers"])
+        return foreign_configs.config_of(CFITRConfig, "CFITR", settings["nbhelpers"])
     bits, hidden = state["image_module.3.weight"].shape
     return CFITRConfig.paper(bits=bits, hidden=hidden).released()
 
@@ -617,7 +617,7 @@ def read(path: Path | str) -> tuple[CFITR, dict]:
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         settings = checkpoints.settings_in(rest, "hyper_parameters")
-        model = CFITR(config_of_release(state, settings))
+        model = foreign_configs.built(CFITR, config_of_release(state, settings), state)
         dropped = load_release(model, state)
         return model.eval(), {
             "system": "cfitr",
@@ -626,6 +626,7 @@ def read(path: Path | str) -> tuple[CFITR, dict]:
             "dropped": dropped,
         }
     meta = checkpoints.meta_of(rest, path, {"system": "cfitr"})
-    model = CFITR(checkpoints.config_of(CFITRConfig, "CFITR", meta.get("model")))
+    config = foreign_configs.config_of(CFITRConfig, "CFITR", meta.get("model"))
+    model = foreign_configs.built(CFITR, config, state)
     checkpoints.load_into(model, state, allow_unexpected=("bank",))
     return model.eval(), meta

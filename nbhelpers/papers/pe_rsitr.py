@@ -34,7 +34,7 @@ from nbhelpers.papers.clip import (
 )
 from nbhelpers.papers.dual_encoder import keep_trained, unpadded
 from nbhelpers.papers.pir import triplet_loss
-from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.towers import backbones, checkpoints, foreign_configs
 from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
@@ -378,7 +378,7 @@ def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
             " PE-RSITR."
         )
     if "nbhelpers" in options:
-        return checkpoints.config_of(PERSITRConfig, "PE-RSITR", options["nbhelpers"])
+        return foreign_configs.config_of(PERSITRConfig, "PE-RSITR", options["nbhelpers"])
     return PERSITRConfig(
         bottleneck=len(biases["down_proj.bias"]),
         share_dim=len(biases.get("share_up_proj.bias", ())),
@@ -402,7 +402,8 @@ def read(
     if "meta" not in rest:
         options = checkpoints.settings_in(rest, "options")
         config = config_of_release(state, options)
-        model = PERSITR(replace(config, clip=clip or config.clip))
+        config = replace(config, clip=clip or config.clip)
+        model = foreign_configs.built(PERSITR, config, state)
         load_release(model, state)
         return model.eval(), {"system": "pe_rsitr", "release": True, "config": options}
     meta = checkpoints.meta_of(rest, path, {"system": "pe_rsitr"})
@@ -410,9 +411,9 @@ def read(
         raise UserError(
             f"{path} holds an adapter alone; give `fill`, which loads the CLIP that it stands on."
         )
-    config = checkpoints.config_of(PERSITRConfig, "PE-RSITR", meta.get("model"))
+    config = foreign_configs.config_of(PERSITRConfig, "PE-RSITR", meta.get("model"))
     config = replace(config, clip=clip or config.clip)
     _check_widths(state, config.clip)
-    model = fill(PERSITR(config))
+    model = fill(foreign_configs.built(PERSITR, config, state))
     checkpoints.load_into(model, state)
     return model.eval(), meta

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nbhelpers.errors import UserError
 from nbhelpers.papers import config_checks
 from nbhelpers.papers.dual_encoder import DualEncoder, decay_groups, unpadded
-from nbhelpers.towers import backbones, checkpoints, starting_weights
+from nbhelpers.towers import backbones, checkpoints, foreign_configs, starting_weights
 from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
@@ -609,7 +609,7 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
             " PIR."
         )
     if "nbhelpers" in settings:
-        return checkpoints.config_of(PIRConfig, "PIR", settings["nbhelpers"])
+        return foreign_configs.config_of(PIRConfig, "PIR", settings["nbhelpers"])
     swin = "vision_encoder.layers.0.blocks.0.norm1.weight" in state
     return PIRConfig(
         vision="swin_t" if swin else "deit_s_released",
@@ -633,11 +633,12 @@ def read(path: Path | str) -> tuple[PIR, dict]:
     state, rest = checkpoints.read_checkpoint(path, *STARTS)
     if "meta" not in rest:
         settings = checkpoints.settings_in(rest, "config")
-        model = PIR(config_of_release(state, settings))
+        model = foreign_configs.built(PIR, config_of_release(state, settings), state)
         load_release(model, state)
         return model.eval(), {"system": "pir", "release": True, "config": settings}
     meta = checkpoints.meta_of(rest, path, {"system": "pir"})
-    model = PIR(checkpoints.config_of(PIRConfig, "PIR", meta.get("model")))
+    config = foreign_configs.config_of(PIRConfig, "PIR", meta.get("model"))
+    model = foreign_configs.built(PIR, config, state)
     if "packages" in meta:
         state |= _of_packages(model.config, meta["packages"], path).frozen_state()
     checkpoints.load_into(model, state)

@@ -19,7 +19,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import config_checks
 from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, pool_image
 from nbhelpers.papers.pir import affiliation_loss, contrastive_loss
-from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.towers import backbones, checkpoints, foreign_configs
 from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather, rank, world_size
 
@@ -282,13 +282,14 @@ def read(path: Path | str) -> tuple[PIRCLIP, dict]:
                 "PIR-CLIP, or name a plain CLIP in 12_starting_weights to start from."
             )
         if "nbhelpers" in rest:
-            config = checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"])
+            config = foreign_configs.config_of(PIRCLIPConfig, "PIR-CLIP", rest["nbhelpers"])
         else:
             config = PIRCLIPConfig.paper()
-        model = PIRCLIP(config)
+        model = foreign_configs.built(PIRCLIP, config, state)
         load_release(model, state)
         return model.eval(), {"system": "pir_clip", "release": True}
     meta = checkpoints.meta_of(rest, path, {"system": "pir_clip"})
-    model = PIRCLIP(checkpoints.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model")))
+    config = foreign_configs.config_of(PIRCLIPConfig, "PIR-CLIP", meta.get("model"))
+    model = foreign_configs.built(PIRCLIP, config, state)
     checkpoints.load_into(model, state)
     return model.eval(), meta

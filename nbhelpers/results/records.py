@@ -22,7 +22,7 @@ import numpy as np
 
 from nbhelpers.data.table import SPLITS
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_folder, atomic_write
+from nbhelpers.files import atomic_folder, atomic_write, given, read_json
 from nbhelpers.metrics.caption_scores import METRICS as CAPTION_METRICS
 from nbhelpers.metrics.protocols import PROTOCOLS
 from nbhelpers.metrics.recall import QUERY_ARRAYS, TIES, Recall
@@ -243,7 +243,7 @@ def paths(where: Path | str | Iterable[Path | str]) -> list[Path]:
     """The record files in a folder, however deep, or in a list of folders and files."""
     places = [where] if isinstance(where, (str, Path)) else list(where)
     found = []
-    for place in map(Path, places):
+    for place in map(given, places):
         if not place.exists():
             raise UserError(
                 f"{place} does not exist; a run writes its records to runs/<profile>/records."
@@ -267,12 +267,7 @@ def read(where: Path | str | Iterable[Path | str], kind: str = "retrieval") -> l
 def read_one(path: Path | str) -> Record:
     """The record in the file `path`, of either kind. UserError if it is none or does not fit."""
     path = Path(path)
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); delete it and run its notebook again."
-        ) from error
+    record = read_json(path, "delete it and run its notebook again")
     _validate(record, str(path))
     record = Record(record)
     record.path = path

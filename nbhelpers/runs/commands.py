@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.main import get_command
 
-from nbhelpers.errors import UserError, printable, reason
+from nbhelpers.errors import UserError, of_system, printable, reason
 from nbhelpers.runs import data_commands, record_commands, system_commands, weight_commands
 from nbhelpers.runs.bench_commands import bench
 from nbhelpers.runs.options import (
@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             get_command(app).main(argv)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(of_system(error), file=sys.stderr)
         return 1
     except Exception as error:
         print(_unforeseen(error), file=sys.stderr)

@@ -7,13 +7,13 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from nbhelpers.errors import UserError
+from nbhelpers.files import given
 from nbhelpers.systems.trained_files import RETRIEVAL
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def repeat_options(words: Sequence[str], names: Collection[str]) -> list[str]:
 def check_paths(**named: str | None) -> None:
     """Raise a UserError for the first path that does not exist, with the name of its option."""
     for option, path in named.items():
-        if path and not Path(path).expanduser().exists():
+        if path and not given(path).exists():
             raise UserError(f"{path} does not exist; give --{option} a file or folder that does.")
 
 

@@ -25,7 +25,8 @@ from nbhelpers.data.augment import normalize
 from nbhelpers.data.distinct import Once, Rows, distinct, text_keys
 from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.tokenization import Tokenizer, caption_batches
-from nbhelpers.errors import UserError
+from nbhelpers.errors import UserError, of_system
+from nbhelpers.files import given
 from nbhelpers.systems.trained_files import NAMES as NAMES
 from nbhelpers.systems.trained_files import NOTEBOOKS as NOTEBOOKS
 from nbhelpers.systems.trained_files import RETRIEVAL, SYSTEMS, trained_files
@@ -190,9 +191,9 @@ def _pixels(picture: Path | str | np.ndarray) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         return picture
     try:
-        return decoding.decode(Path(picture).read_bytes(), str(picture))
+        return decoding.decode(given(picture).read_bytes(), str(picture))
     except OSError as error:
-        raise UserError(f"{picture} cannot be read ({error.strerror}); check the path.") from error
+        raise of_system(error, picture) from error
 
 
 def load(

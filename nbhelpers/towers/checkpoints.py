@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_write
+from nbhelpers.files import atomic_write, given, read_json
 from nbhelpers.towers.safe_pickle import read_file
 from nbhelpers.towers.weight_names import FOLDER_FILES, SUFFIXES
 
@@ -44,7 +44,7 @@ def weight_file(path: Path | str) -> Path:
 
     UserError without one.
     """
-    path = Path(path)
+    path = given(path)
     if path.is_file():
         return path
     if not path.is_dir():
@@ -65,9 +65,9 @@ def _shards(index: Path) -> dict[str, list[str]]:
     """
     files: dict[str, list[str]] = {}
     try:
-        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        for name, file in read_json(index, "get it again")["weight_map"].items():
             files.setdefault(file, []).append(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index.name} is no index of weight shards ({error!r}); get it again."
         ) from error
@@ -249,19 +249,6 @@ def _not_allowed(names: list[str], patterns: Iterable[str]) -> list[str]:
         for name in names
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     ]
-
-
-def config_of(kind: type[Config], system: str, fields: Any) -> Config:
-    """Return the configuration, of the dataclass `kind`, that a checkpoint of `system` holds.
-
-    UserError if it has other fields.
-    """
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise UserError(
-            f"The checkpoint does not say which {system} it is ({error}); give another one."
-        ) from error
 
 
 def load_into(

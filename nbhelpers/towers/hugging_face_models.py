@@ -7,6 +7,7 @@ are read by the safe reader of `checkpoints`; code that a folder brings along is
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nbhelpers.errors import UserError, reason
 from nbhelpers.towers import checkpoints
 from nbhelpers.towers.checkpoints import load_into, read_state_dict
 from nbhelpers.towers.encoders import Encoders
+from nbhelpers.towers.foreign_configs import built, check_depth
 
 CONFIG = "config.json"
 LONGEST = 128  # texts of models with longer contexts are padded to the longest of a batch
@@ -35,12 +37,16 @@ def from_folder(folder: Path, activation: str | None = None) -> tuple[Encoders, 
     """
     config = _config(folder)
     _check_activation(folder, config, activation)
+    check_depth(config.to_dict(), folder / CONFIG)
     local = {"local_files_only": True}
+    state = read_state_dict(checkpoints.weight_file(folder), *STARTS)
     try:
-        module = AutoModel.from_config(config, dtype=torch.float32)
+        module = built(partial(AutoModel.from_config, dtype=torch.float32), config, state)
         # Pillow's resizing is that of the published numbers; torchvision's differs a little
         images = AutoImageProcessor.from_pretrained(folder, **local, backend="pil")
         words = AutoTokenizer.from_pretrained(folder, **local)
+    except UserError:
+        raise
     except Exception as error:  # transformers has no common error for files that do not fit
         raise UserError(
             f"The model folder {folder} cannot be opened ({reason(error)}); it needs config.json,"
@@ -51,7 +57,6 @@ def from_folder(folder: Path, activation: str | None = None) -> tuple[Encoders, 
             f"{folder} is a {type(module).__name__}, which does not embed images and texts alike;"
             " give a CLIP, SigLIP or ALIGN, or write module:function."
         )
-    state = read_state_dict(checkpoints.weight_file(folder), *STARTS)
     load_into(module, state, allow_unexpected=["*position_ids"])
     return _encoders(module, images, words, context_of(config)), []
 

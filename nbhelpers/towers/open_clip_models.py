@@ -5,7 +5,6 @@ Weights are read by the safe reader of `checkpoints`, never by open_clip.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -21,9 +20,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError, reason
+from nbhelpers.files import read_json
 from nbhelpers.towers import public_weights
 from nbhelpers.towers.checkpoints import load_into
 from nbhelpers.towers.encoders import Encoders, unknown
+from nbhelpers.towers.foreign_configs import built, check_depth
 from nbhelpers.towers.key_names import clip_state
 
 CONFIG = "open_clip_config.json"
@@ -106,10 +107,10 @@ def from_folder(folder: Path, activation: str | None = None) -> Opened:
     UserError if one of them is missing, damaged or does not fit.
     """
     try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = read_json(folder / CONFIG, "get it again")
         config, preprocess = about["model_cfg"], about.get("preprocess_cfg") or {}
         quick = bool(config.get("quick_gelu", False))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / CONFIG} is no configuration of open_clip ({reason(error)}); get it again."
         ) from error
@@ -181,13 +182,16 @@ def _opened(
     name: str, config: dict[str, Any], preprocess: Mapping[str, Any], path: Path
 ) -> Encoders:
     """Build a model in the image size and context length of its weights, and fill it."""
+    check_depth(config, name)
     state = clip_state(path)
     try:
         config = _resized(deepcopy(config), state)
-        module = _module(config)
+        module = built(_module, config, state)
         context = config["text_cfg"].get("context_length")
         tokenizer = open_clip.get_tokenizer(name, context_length=context)
         image = _preprocess(module, preprocess)
+    except UserError:
+        raise
     except Exception as error:  # a tokenizer or a text tower that only the hub has, a wrong config
         raise UserError(
             f"The network {name} cannot be built ({type(error).__name__}: {reason(error)}); if it"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data.tokenization import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError
-from nbhelpers.files import atomic_folder, atomic_write
+from nbhelpers.files import atomic_folder, atomic_write, given, read_json
 from nbhelpers.keys import key_digest
 from nbhelpers.towers import backbones, checkpoints, public_weights
 from nbhelpers.towers.ift_names import FROM_BERT_LEFT
@@ -133,16 +133,16 @@ class Start:
     @classmethod
     def read(cls, path: Path | str) -> Start:
         """Read a Start; UserError if `12_starting_weights` has not written it yet."""
-        if not Path(path).is_file():
+        if not given(path).is_file():
             raise UserError(
                 f"{path} does not exist; run 12_starting_weights first, it says what each system"
                 " starts from."
             )
         try:
-            content = json.loads(Path(path).read_text())
+            content = read_json(path, "run 12_starting_weights again")
             towers = {name: Tower(**tower) for name, tower in content["towers"].items()}
             return cls(**(content | {"towers": towers}))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} does not say what a system starts from ({error}); run 12_starting_weights"
                 " again."

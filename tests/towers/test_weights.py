@@ -27,7 +27,7 @@ from torch import nn
 
 from nbhelpers.errors import UserError
 from nbhelpers.papers.pir import PIRConfig
-from nbhelpers.towers import checkpoints, pickle_child, public_weights
+from nbhelpers.towers import checkpoints, foreign_configs, pickle_child, public_weights
 
 torch.set_num_threads(1)
 
@@ -1207,11 +1207,11 @@ def test_advice_a_file_of_the_layout_or_of_the_model_is_given(tmp_path):
 
 
 def test_advice_another_checkpoint_says_which_system_it_is():
-    message = refusal(checkpoints.config_of, PIRConfig, "pir", {"width": 3})
+    message = refusal(foreign_configs.config_of, PIRConfig, "pir", {"width": 3})
     assert message.startswith("The checkpoint does not say which pir")
     assert message.endswith("; give another one.")
     config = PIRConfig.tiny(30)
-    assert checkpoints.config_of(PIRConfig, "pir", asdict(config)) == config
+    assert foreign_configs.config_of(PIRConfig, "pir", asdict(config)) == config
 
 
 def test_advice_a_checkpoint_of_ours_is_given_and_other_weights_are_read_otherwise(tmp_path):

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
+from nbhelpers.code_identity import code_digest
 from nbhelpers.data import layouts
 from nbhelpers.data.archives import open_images
-from nbhelpers.data.distinct import Once
+from nbhelpers.data.array_store import ArrayStore
+from nbhelpers.data.distinct import Once, Rows, distinct
 from nbhelpers.data.images import ImageStore
 from nbhelpers.data.rows import image_ids
 from nbhelpers.errors import UserError
+from nbhelpers.paths import runs_root
+from nbhelpers.systems import bench_models
 from nbhelpers.tasks.retrieval import BATCH
+from nbhelpers.towers import any_model
 
 if TYPE_CHECKING:
     pass
@@ -28,7 +34,8 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
     """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
 
     query  a sentence, or the Path of an image, to which similar ones are found
-    The score is the cosine of the embeddings. CFITR answers a sentence in two stages, as `searched`
+    The score is the cosine of the embeddings. They are kept in the cache, so a second question to
+    the same model and files encodes no image. CFITR answers a sentence in two stages, as `searched`
     tells, with the score of the second.
     """
     if top < 1:
@@ -40,7 +47,7 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
         order, scores = _read_together(system, store, query, top)
     else:
         asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
-        scores = system.image_rows(store.read(name) for name in store.names).products(asked)[:, 0]
+        scores = _kept_rows(system, store).products(asked)[:, 0]
         order = np.argsort(-scores, kind="stable")
         scores = scores[order]
     return pd.DataFrame({"file": np.array(store.names)[order[:top]], "score": scores[:top]})
@@ -57,6 +64,29 @@ def searched(system: System, top: int = 10) -> str:
     return f"{system.name} reads the sentence with {k} candidates, chosen by hash code; {ppsr}."
 
 
+def _kept_rows(system: System, store: ImageStore) -> Rows:
+    """Return the embeddings of all images, from the cache where model and files are known."""
+    found = distinct([store.digest(name) for name in store.names])
+    names = [store.names[row] for row in found.first]
+    with tqdm(total=len(names), desc="encode images", disable=None) as bar:
+
+        def bits(rows: np.ndarray) -> dict[str, np.ndarray]:
+            vectors = system.image_rows(store.read(names[row]) for row in rows).all()
+            bar.update(len(rows))
+            # stored as whole numbers, since a store keeps floats in 16 bits
+            return {"bits": np.ascontiguousarray(vectors, np.float32).view(np.int32)}
+
+        key = {
+            "kind": "images of a search",
+            "model": any_model.content(bench_models.of_system(system.name, system)),
+            "device": system.device.type,
+            "code": code_digest(*bench_models.CODE),
+        }
+        items = [store.digest(name) for name in names]
+        kept = ArrayStore.cached(runs_root() / "cache", key, items, bits, BATCH)
+    return Rows(np.array(kept["bits"]).view(np.float32), found.row)
+
+
 @torch.inference_mode()
 def _read_together(
     system: System, store: ImageStore, sentence: str, top: int
@@ -67,7 +97,7 @@ def _read_together(
     and by PPSR where its run holds training queries. Only the codes of all images are kept; the
     candidates are opened a second time, no more than a batch of them at once.
     """
-    from nbhelpers.data.array_store import ArrayStore, Computed, as_stored
+    from nbhelpers.data.array_store import Computed, as_stored
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
     model, once = system.model, Once(_digest)

@@ -781,6 +781,25 @@ def test_what_a_run_trained_is_found_by_its_record(checkpoint, told, folder):
 
 
 # ---- search
+def test_a_second_question_encodes_no_image_again(trained, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    first = image_folder.search(trained, folder, "a green pond", 5)
+    encode, seen = trained.model.encode_images, []
+
+    def counted(pixels):
+        seen.append(len(next(iter(pixels.values())) if isinstance(pixels, dict) else pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(trained.model, "encode_images", counted)
+    again = image_folder.search(trained, folder, "a green pond", 5)
+    assert not seen and again.equals(first)
+    Image.new("RGB", (64, 64), (0, 90, 0)).save(folder / "new.png")
+    found = image_folder.search(trained, folder, "a green pond", 99)
+    assert seen and len(found) == 25
+
+
 def test_the_best_images_of_a_folder_come_first(trained, pictures, checkpoint, capsys):
     store = open_images(pictures)
     images = trained.encode_images([store.read(name) for name in store.names])

@@ -23,6 +23,7 @@ from nbhelpers.metrics import audit, recall
 from nbhelpers.metrics.recall import Recall
 from nbhelpers.paths import runs_root
 from nbhelpers.results import records
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask, result_fields
 from nbhelpers.towers import checkpoints
 
@@ -120,7 +121,7 @@ def evaluate(
     whole = reading.usable()
     task = _task(system, whole, split, pictures, cache, workers)
     how = ""
-    if hasattr(system.model, "score_pairs"):
+    if system.has_two_stages:
         two_stages, banks = two_stages or two_stages_of(system), None
         if two_stages.ppsr == "online":
             banks = _banks(system, whole, pictures, cache, workers)
@@ -141,14 +142,12 @@ def _task(
     pixels = DecodedCache.build(
         open_images(pictures), list(table.images.file), cache, whole.images.file
     )
-    towers = system.model if system.model.config.freeze_towers else None
     return RetrievalTask(
         DataSet(table, pixels, None, []),
         system.tokenizer,
         system.image,
         workers=workers,
-        towers=towers,
-        cache=cache,
+        frozen=FrozenTowers.of(system.model, cache),
     )
 
 

@@ -22,6 +22,7 @@ from nbhelpers.data.tokenization import CLIPTokenizer, Tokenizer
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.systems.trained_systems import System
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.training import device
 
@@ -116,10 +117,8 @@ class Gallery:
         self, system: System, data: DataSet, split: str = "test", cache: Path | None = None
     ):
         self.system, self.table, self.pixels = system, data.table.split(split), data.pixels
-        towers = system.model if system.model.config.freeze_towers else None
-        task = RetrievalTask(
-            data, system.tokenizer, system.image, workers=1, towers=towers, cache=cache
-        )
+        frozen = FrozenTowers.of(system.model, cache)
+        task = RetrievalTask(data, system.tokenizer, system.image, workers=1, frozen=frozen)
         found = task.embeddings(system.model, split)
         first = ~self.table.captions.text.duplicated().to_numpy()
         self.sentences = self.table.captions.text.to_numpy()[first]
@@ -265,7 +264,7 @@ def of_run(run, data: DataSet, system: System, candidates: int) -> Gallery:
 
     `candidates` concerns CFITR alone.
     """
-    if not hasattr(system.model, "score_pairs"):
+    if not system.has_two_stages:
         return Gallery(system, data, cache=run.cache)
     from nbhelpers.tasks.two_stage import store_folder
 

@@ -43,7 +43,7 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
     store = open_images(pictures)
     if isinstance(query, str) and not system.tokenizer.clean(query).strip():
         raise UserError("The sentence is empty; say what the image shows.")
-    if isinstance(query, str) and hasattr(system.model, "score_pairs"):
+    if isinstance(query, str) and system.has_two_stages:
         order, scores = _read_together(system, store, query, top)
     else:
         asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
@@ -55,7 +55,7 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
 
 def searched(system: System, top: int = 10) -> str:
     """How `search` answers a sentence, where that is in two stages; else ""."""
-    if not hasattr(system.model, "score_pairs"):
+    if not system.has_two_stages:
         return ""
     ppsr = "no PPSR"
     if _banks_of_run(system) is not None:

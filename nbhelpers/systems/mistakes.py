@@ -26,6 +26,7 @@ from nbhelpers.metrics import audit
 from nbhelpers.metrics.recall import Recall, hit_probability
 from nbhelpers.metrics.resampling import draws, interval
 from nbhelpers.systems.trained_systems import System
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
@@ -107,10 +108,9 @@ def scores(
         system.tokenizer,
         system.image,
         workers=workers,
-        towers=model if model.config.freeze_towers else None,
-        cache=cache,
+        frozen=FrozenTowers.of(model, cache),
     )
-    if hasattr(model, "score_pairs"):
+    if system.has_two_stages:
         return _two_stages(system, task, folder, k, split)
     similarity = task.embeddings(model, split).similarity()
     return Scores(similarity, similarity)

@@ -59,6 +59,11 @@ class System:
     about: dict
     checkpoint: Path
 
+    @property
+    def has_two_stages(self) -> bool:
+        """Whether a second stage reads image and text together, as in CFITR."""
+        return hasattr(self.model, "score_pairs")
+
     @torch.inference_mode()
     def encode_images(self, pictures: Iterable[Path | str | np.ndarray]) -> np.ndarray:
         """Files of images, or (H,W,3) uint8 arrays, -> (N,D) float32 unit rows.

@@ -44,6 +44,7 @@ from nbhelpers.keys import modules_digest
 from nbhelpers.metrics import caption_scores
 from nbhelpers.papers import bita
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones
 from nbhelpers.towers.starting_weights import Start, seeded
 from nbhelpers.training import loop
@@ -169,17 +170,24 @@ def decoder_tokenizer(start: Start, config: BITAConfig) -> DecoderTokenizer:
     return DecoderTokenizer(path if path.is_dir() else path.parent, config.decoder)
 
 
+@dataclass(frozen=True, eq=False)
+class Tokenizers:
+    """What reads captions: `alignment` in stage 1, `decoder` in stage 2.
+
+    In fine-tuning the decoder's has the configuration's prompt.
+    """
+
+    alignment: Tokenizer
+    decoder: DecoderTokenizer
+
+
 # ---- the task
 class CaptionTask:
     """One data set as the three stages of BITA see it.
 
-    words    reads captions in stage 1;  decoder  in stage 2; with the configuration's prompt in
-             fine-tuning
-    reader   a model whose frozen image tower every image passes once; its tokens are cached in
-             `cache`. Without it, images are cropped and mirrored as in the release, and pass the
-             tower in every epoch
-    views    of each training image that are cached: draws of the training transform; 0: the image
-             under the test transform
+    frozen   a model whose frozen image tower every image passes once; its tokens are cached.
+             Without it, images are cropped and mirrored as in the release, and pass the tower in
+             every epoch
     others   further sets whose training pairs join in stages 1 and 2; the authors pre-train on
              three sets together
     """
@@ -188,23 +196,22 @@ class CaptionTask:
         self,
         data: DataSet,
         config: BITAConfig,
-        words: Tokenizer,
-        decoder: DecoderTokenizer,
+        tokenizers: Tokenizers,
         seed: int = 0,
         workers: int = 2,
-        reader: ImageReader | None = None,
-        cache: Path | None = None,
-        views: int = 0,
+        frozen: FrozenTowers | None = None,
         others: Iterable[DataSet] = (),
     ):
-        self.data, self.config, self.words, self.decoder = data, config, words, decoder
-        self.prompted = decoder.prompted(config.prompt, config.prompt_space)
+        self.data, self.config = data, config
+        self.words, self.decoder = tokenizers.alignment, tokenizers.decoder
+        self.prompted = self.decoder.prompted(config.prompt, config.prompt_space)
         self.image = image_input(config.image)
-        self.seed, self.workers, self.views = seed, workers, views
+        self.seed, self.workers = seed, workers
+        self.views = frozen.views if frozen else 0
         # None, or a model whose frozen tower fills the cache
-        self.reader: Any = reader
-        self.cache: Any = cache
-        self.tower_sha256 = modules_digest(reader.towers()) if reader else ""
+        self.reader: Any = frozen.model if frozen else None
+        self.cache: Any = frozen.cache if frozen else None
+        self.tower_sha256 = modules_digest(frozen.model.towers()) if frozen else ""
         self.others = list(others)
 
     def table(self, split: str) -> CaptionTable:
@@ -481,11 +488,10 @@ def train_stage(
     start: Start,
     settings: loop.TrainConfig,
     folder: Path,
-    seed: int,
     before: Trained | None = None,
     name: str = "",
 ) -> Trained:
-    """Trains a stage of bita.STAGES, or loads it; a stopped one goes on.
+    """Train a stage of bita.STAGES with the task's seed, or load it; a stopped one goes on.
 
     before  the stage that it begins from: none for stage 1. Without one, stage 2 begins with BERT's
             weights (an ablation)
@@ -500,7 +506,8 @@ def train_stage(
             f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages"
             f" are {', '.join(bita.STAGES)}, each from the one before."
         )
-    config, loader = task.config, task.loader(stage, settings.batch_size)
+    config, seed = task.config, task.seed
+    loader = task.loader(stage, settings.batch_size)
     finetune = stage == "finetune"
     options = {"prompt_length": task.prompted.prompt_length} if finetune else None
     began = [start.content(), before.key if before else ""]

@@ -30,6 +30,7 @@ from nbhelpers.papers import clip
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig, rerank_loss
 from nbhelpers.papers.clip import CLIP, CLIPConfig, clip_loss
 from nbhelpers.papers.dual_encoder import DualEncoder
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import BATCH, RetrievalTask
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.towers.starting_weights import Start, Tower, package_start
@@ -365,12 +366,11 @@ def task_of(
         if "clip" in start.options
         else backbones.vilt_size(start.options["vilt"])
     )
-    towers = (
-        start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device))
-        if size.towers
-        else None
-    )
-    return RetrievalTask(data, start.read_tokenizer(), size.image, seed, workers, towers, cache)
+    frozen = None
+    if size.towers:
+        towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device))
+        frozen = FrozenTowers(towers, cache)
+    return RetrievalTask(data, start.read_tokenizer(), size.image, seed, workers, frozen)
 
 
 def loader(task: RetrievalTask, batch_size: int) -> DataLoader:

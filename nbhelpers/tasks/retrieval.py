@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from nbhelpers.keys import modules_digest
 from nbhelpers.metrics import audit, recall
 from nbhelpers.papers.dual_encoder import TURNS, OnFrozenTowers, turned
 from nbhelpers.papers.pir import PIR
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones
 from nbhelpers.training.device import check_precision
 
@@ -75,19 +75,19 @@ class Embeddings:
 class RetrievalTask:
     """One data set as one dual encoder sees it.
 
-    With `towers`, a model whose towers are frozen, every image and caption passes its towers once;
-    the features are cached in `cache` under a key of everything they depend on, so that systems on
-    the same towers share them, and training and evaluation read those; the tokenizer must pad to a
-    fixed length. Without it, images are augmented and pass the towers in every epoch.
+    With `frozen`, every image and caption passes the frozen towers once; the features are cached
+    under a key of everything they depend on, so that systems on the same towers share them, and
+    training and evaluation read those; the tokenizer must pad to a fixed length. Without it, images
+    are augmented and pass the towers in every epoch.
 
-    views      of each training image that are cached: draws of the training transform; 0: the image
-               under the test transform. If the configuration of `towers` has `turns`, these are
-               turned at random, and what is evaluated is cached in all turns
+    frozen     the towers, their cache and the number of views. If the configuration of the towers
+               has `turns`, views are turned at random, and what is evaluated is cached in all turns
     precision  fp32, bf16 or fp16, in which the frozen towers see the images of the training split:
                EfficientNet-Lite0 is twice as fast in bf16 on a CPU that has instructions for it;
                what is evaluated is always seen in fp32
 
-    UserError if `towers` are not frozen, or if a model with others is evaluated on their features.
+    UserError if the towers are not frozen, or if a model with others is evaluated on their
+    features.
     """
 
     def __init__(
@@ -97,18 +97,12 @@ class RetrievalTask:
         image: ImageInput,
         seed: int = 0,
         workers: int = 2,
-        towers: nn.Module | None = None,
-        cache: Path | None = None,
-        views: int = 0,
+        frozen: FrozenTowers | None = None,
         precision: str = "fp32",
     ):
-        self.data, self.tokenizer, self.image, self.seed, self.workers = (
-            data,
-            tokenizer,
-            image,
-            seed,
-            workers,
-        )
+        self.data, self.tokenizer, self.image = data, tokenizer, image
+        self.seed, self.workers = seed, workers
+        towers = frozen.model if frozen else None
         if towers is not None and not towers.config.freeze_towers:
             raise UserError(
                 "Only frozen towers can be cached; build the model with freeze_towers=True or give"
@@ -117,8 +111,8 @@ class RetrievalTask:
         if towers is not None:
             check_precision(precision, next(towers.parameters()).device)
         self.towers: Any = towers  # None, or a model of frozen towers; then there is a cache
-        self.cache: Any = cache
-        self.views = views
+        self.cache: Any = frozen.cache if frozen else None
+        self.views = frozen.views if frozen else 0
         self.precision = "fp32" if precision == "tf32" else precision  # features are read once
         self.turns = TURNS if getattr(getattr(towers, "config", None), "turns", False) else 0
         self.towers_sha256 = modules_digest(towers.towers()) if towers is not None else ""
@@ -334,7 +328,7 @@ class RetrievalTask:
         if split == "train" and self.towers is not None and self.views:
             raise UserError(
                 "The images of the training split are cached as augmented views; embed them with a"
-                " RetrievalTask of views=0."
+                " RetrievalTask whose FrozenTowers have views=0."
             )
         if self.towers is not None:
             self._check_towers(model)
@@ -418,45 +412,55 @@ def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0)
     return pd.DataFrame(rows)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from: what its record says beside its results.
+
+    variant      "" for the notebook's main run
+    weights      what the model started from, as `Start.record` gives it
+    seconds      that the training took
+    checkpoint   the model's file, as `Run.checkpoint` names it; "" if the run trained none
+    selected_on  split that chose the epoch; "test" for the authors' checkpoints
+    """
+
+    system: str
+    variant: str
+    weights: list[dict]
+    seconds: float
+    checkpoint: str = ""
+    selected_on: str = "val"
+    notes: str = ""
+
+
 def write_record(
     run,
-    system: str,
-    variant: str,
     model: nn.Module,
     task: RetrievalTask,
-    weights: list[dict],
-    seconds: float,
-    notes: str = "",
-    selected_on: str = "val",
+    origin: Origin,
     rules: dict[str, recall.Recall] | None = None,
-    checkpoint: str = "",
 ) -> dict:
     """Evaluate `model` on the test split, write its record and ranks, return the record.
 
-    variant      "" for the notebook's main run
-    weights      what the model started from, as `Start.record` tells it
-    selected_on  split that chose the epoch; "test" for the authors' checkpoints
-    rules        what each tie rule gives, where the ranking is not that of the embeddings, as in a
-                 two-stage search
-    checkpoint   the model's file, as `Run.checkpoint` names it; "" if the run trained none
+    rules  what each tie rule gives, where the ranking is not that of the embeddings, as in a
+           two-stage search
     """
     table = task.table("test")
     if rules is None:
         found = task.embeddings(model, "test")
         rules = {rule: found.recall(rule) for rule in recall.TIES}
     seed = run.parameters.seed
-    fields = result_fields(model, table, rules, "expectation", selected_on, seed)
-    if checkpoint:
-        fields["checkpoint"] = checkpoint
+    fields = result_fields(model, table, rules, "expectation", origin.selected_on, seed)
+    if origin.checkpoint:
+        fields["checkpoint"] = origin.checkpoint
     ranks = rules["expectation"].arrays() | {"owner": table.owner()}
     return run.write_record(
         model.config,
         ranks,
-        system=system,
-        variant=variant,
-        weights=weights,
-        seconds=seconds,
-        notes=notes,
+        system=origin.system,
+        variant=origin.variant,
+        weights=origin.weights,
+        seconds=origin.seconds,
+        notes=origin.notes,
         **fields,
     )
 

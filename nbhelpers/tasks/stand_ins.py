@@ -24,6 +24,7 @@ from nbhelpers.data.tokenization import train_tokenizer
 from nbhelpers.files import atomic_write
 from nbhelpers.papers.bita import clean_bita_caption, targets
 from nbhelpers.papers.clip import CLIP, CLIPConfig
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.towers.starting_weights import BERT_WORDS, Start, Tower, package_start, seeded
@@ -133,9 +134,10 @@ def fit_scenes(
     folder: Path,
     data: object,
     start: object = None,
-    source: str = "",
-) -> tuple[SceneClassifier, Tower]:
-    """Fit the SceneClassifier of `build()` at config.seed, or load it; save its body.
+) -> tuple[SceneClassifier, Path]:
+    """Fit the SceneClassifier of `build()` at config.seed, or load it.
+
+    Return it and the file of its body.
 
     data, start  what the batches are made of and what the classifier starts from, as
                  `training.checkpoint_key` takes them
@@ -148,7 +150,7 @@ def fit_scenes(
     path = checkpoints.save_checkpoint(
         Path(folder) / f"{name}-{key[:16]}" / "body.safetensors", classifier.body, {"name": name}
     )
-    return classifier, Tower.stand_in(name, path, source)
+    return classifier, path
 
 
 # ---- the tiny size: everything is learned in another generated world
@@ -162,16 +164,17 @@ def fitted(name: str, other: DataSet, folder: Path, seed: int, epochs: int) -> t
     held, held_scene = _pictures(other, image.size, classes, "val", "test")
     config = loop.TrainConfig(epochs, lr=2e-3, batch_size=min(32, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
-    classifier, tower = fit_scenes(
+    classifier, path = fit_scenes(
         name,
         lambda: classifier_of(name, len(classes)),
         batches,
         config,
         folder,
         other.content(),
-        source=STAND_IN,
     )
-    return tower, percent_right(classifier.predict(held, image), held_scene)
+    return Tower.stand_in(name, path, STAND_IN), percent_right(
+        classifier.predict(held, image), held_scene
+    )
 
 
 def percent_right(found: np.ndarray, truth: np.ndarray) -> float:
@@ -218,52 +221,52 @@ def stand_in_start(
 
 
 # ---- real data: a prior of its training classes
-def compact_start(
+def compact_task(
     data: DataSet,
-    folder: Path,
     cache: Path,
     seed: int,
-    epochs: int,
     workers: int = 2,
     device: str = "auto",
     precision: str = "fp32",
-) -> tuple[Start, dict[str, float]]:
+) -> RetrievalTask:
+    """Return the task on EfficientNet-Lite0 and MiniLM, both frozen, as their packages hold them.
+
+    All systems on these towers share its features (see RetrievalTask, also for `precision`).
+    """
+    start = package_start()
+    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device))
+    image = backbones.image_input("efficientnet_lite0")
+    frozen = FrozenTowers(towers, cache)
+    return RetrievalTask(data, start.read_tokenizer(), image, seed, workers, frozen, precision)
+
+
+def compact_start(task: RetrievalTask, folder: Path, epochs: int) -> tuple[Start, dict[str, float]]:
     """Return PIR's start in the compact size, and the accuracy of its scene head.
 
-    EfficientNet-Lite0 and MiniLM come from their packages. The scene head is fitted on the training
-    classes of this set.
-    The head reads the global tokens of the features that all systems on these towers share (see
-    RetrievalTask, also for `precision`). Also its accuracy on the validation split, in percent.
-    UserError if no training class is large enough for a fit.
+    The towers are those of `compact_task`. The scene head reads their global tokens and is fitted
+    on the training classes of the task's set.
+    Its accuracy is that on the validation split, in percent. UserError if no training class is
+    large enough for a fit.
     """
+    data, seed = task.data, task.seed
     start, classes = package_start(), scene_classes(data.table)
-    towers = start.build(lambda: CLIP(CLIPConfig.compact()), seed).to(resolve(device))
-    task = RetrievalTask(
-        data,
-        start.read_tokenizer(),
-        backbones.image_input("efficientnet_lite0"),
-        seed,
-        workers,
-        towers,
-        cache,
-        precision=precision,
-    )
     parts = []
     for split in ("train", "val"):
         parts.append(_global_tokens(task, split, classes))
     (train, train_scene), (val, val_scene) = parts
     config = loop.TrainConfig(epochs, lr=1e-3, batch_size=min(64, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed)
-    classifier, head = fit_scenes(
-        f"scene_head-{data.table.name}",
+    name = f"scene_head-{data.table.name}"
+    classifier, path = fit_scenes(
+        name,
         lambda: classifier_of("scene_head", len(classes), train.shape[1]),
         batches,
         config,
         folder,
         task.content(),
         start.content(),
-        source=f"fitted on the training classes of {data.table.name}",
     )
+    head = Tower.stand_in(name, path, f"fitted on the training classes of {data.table.name}")
     accuracy = {"scene_head": percent_right(classifier.predict(val), val_scene)}
     return replace(start, towers=start.towers | {"conv_encoder": head}, classes=classes), accuracy
 
@@ -306,17 +309,20 @@ def fitted_prior(
     config = loop.TrainConfig(epochs, lr=1e-4, batch_size=min(64, len(train)), seed=seed)
     batches = SceneBatches(train, train_scene, config.batch_size, seed, image)
     start = Start("", 0, {"body": resnet})
-    classifier, tower = fit_scenes(
-        f"resnet50-{data.table.name}",
+    name = f"resnet50-{data.table.name}"
+    classifier, path = fit_scenes(
+        name,
         lambda: start.fill(classifier_of("resnet50", len(classes))),
         batches,
         config,
         folder,
         data.content(),
         start.content(),
-        source=f"ImageNet, then fitted on the training classes of {data.table.name}",
     )
-    return tower, {"resnet50": percent_right(classifier.predict(val, image), val_scene)}
+    source = f"ImageNet, then fitted on the training classes of {data.table.name}"
+    return Tower.stand_in(name, path, source), {
+        "resnet50": percent_right(classifier.predict(val, image), val_scene)
+    }
 
 
 # ---- BITA, tiny size: a language model that has read nothing but captions

@@ -217,6 +217,12 @@ class Start:
         ]
 
 
+def checkpoint_record(path: Path | str) -> list[dict]:
+    """Return the `weights` entry of the record of a given checkpoint."""
+    sha256 = checkpoints.sha256(path)
+    return [{"name": "checkpoint", "source": "file", "sha256": sha256, "kind": "file"}]
+
+
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Call `make()` with its random weights drawn from `seed`, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):

@@ -27,6 +27,7 @@ from nbhelpers.papers.pir import PIR, PIRConfig
 from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
 from nbhelpers.systems import image_folder, trained_systems
 from nbhelpers.tasks import two_stage
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones
 
@@ -114,8 +115,7 @@ def task_of(one: trained_systems.System, data: DataSet, folder: Path) -> Retriev
         one.tokenizer,
         one.image,
         workers=1,
-        cache=folder / "features",
-        towers=one.model if one.model.config.freeze_towers else None,
+        frozen=FrozenTowers.of(one.model, folder / "features"),
     )
 
 

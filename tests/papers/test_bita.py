@@ -34,7 +34,9 @@ from nbhelpers.tasks.captioning import (
     DecoderTokenizer,
     Described,
     PairsOfAll,
+    Tokenizers,
 )
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones, checkpoints, ift_names, key_names, starting_weights
 from nbhelpers.training import loop, schedule
 
@@ -421,11 +423,11 @@ def scene(tmp_path_factory):
     return data, start, AlignmentTokenizer(start.tokenizer), decoder
 
 
-def task_of(scene, folder, **options) -> CaptionTask:
+def task_of(scene, folder, views=0, **options) -> CaptionTask:
     data, start, reading, decoder = scene
     made = config(vocab_size=reading.vocab_size, decoder_vocab=decoder.vocab_size)
-    reader = captioning.fill_frozen(start, Aligner(made))
-    return CaptionTask(data, made, reading, decoder, 0, 1, reader, folder / "cache", **options)
+    frozen = FrozenTowers(captioning.fill_frozen(start, Aligner(made)), folder / "cache", views)
+    return CaptionTask(data, made, Tokenizers(reading, decoder), 0, 1, frozen, **options)
 
 
 def test_words_of_the_decoder(scene):
@@ -470,11 +472,9 @@ def settings(stage: str, **changes) -> loop.TrainConfig:
 
 def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, capsys):
     task, start = task_of(scene, tmp_path), scene[1]
-    done = [captioning.train_stage("stage1", task, start, settings("stage1"), tmp_path, 0)]
+    done = [captioning.train_stage("stage1", task, start, settings("stage1"), tmp_path)]
     for stage in ("stage2", "finetune"):
-        done.append(
-            captioning.train_stage(stage, task, start, settings(stage), tmp_path, 0, done[-1])
-        )
+        done.append(captioning.train_stage(stage, task, start, settings(stage), tmp_path, done[-1]))
     printed = capsys.readouterr().out
     assert [type(one.model) for one in done] == [Aligner, Captioner, Captioner] and len(
         {one.key for one in done}
@@ -483,9 +483,7 @@ def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, cap
         "val_CIDEr_BLEU4" in done[2].history.rows[0]
         and "val_CIDEr_BLEU4" not in done[1].history.rows[0]
     )
-    again = captioning.train_stage(
-        "finetune", task, start, settings("finetune"), tmp_path, 0, done[1]
-    )
+    again = captioning.train_stage("finetune", task, start, settings("finetune"), tmp_path, done[1])
     assert again.key == done[2].key and printed.endswith(capsys.readouterr().out)
     for name, value in done[2].model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
@@ -501,12 +499,12 @@ def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, cap
     )
     for stage, before in (("stage1", done[0]), ("finetune", None), ("stage4", None)):
         with pytest.raises(UserError, match="cannot begin from"):
-            captioning.train_stage(stage, task, start, settings("stage1"), tmp_path, 0, before)
+            captioning.train_stage(stage, task, start, settings("stage1"), tmp_path, before)
 
 
 def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monkeypatch):
     task, start = task_of(scene, tmp_path), scene[1]
-    whole = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "whole", 0)
+    whole = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "whole")
 
     def stop(trainer):
         end(trainer)
@@ -515,9 +513,9 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monke
     end = loop._Trainer._end_epoch
     monkeypatch.setattr(loop._Trainer, "_end_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts", 0)
+        captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts")
     monkeypatch.undo()
-    parts = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts", 0)
+    parts = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts")
     assert parts.key == whole.key
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
@@ -611,9 +609,9 @@ def test_pixels_and_cached_features_give_the_same_loss(scene, tmp_path):
             for name, value in (("pixels", pixels), ("vision", cached))
         )
     assert a.item() == pytest.approx(b.item(), rel=1e-3)  # float16 in the cache
-    augmented = CaptionTask(task.data, task.config, task.words, task.decoder, workers=1).loader(
-        "finetune", 4
-    )
+    augmented = CaptionTask(
+        task.data, task.config, Tokenizers(task.words, task.decoder), workers=1
+    ).loader("finetune", 4)
     assert next(iter(augmented))["pixels"].shape == (4, 3, 112, 112)
     assert next(iter(task_of(scene, tmp_path, views=2).loader("stage1", 8)))["vision"].shape == (
         8,

@@ -22,6 +22,7 @@ from release_files import write_release
 from nbhelpers.errors import UserError
 from nbhelpers.papers import cfitr, vilt
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones, checkpoints, starting_weights, vilt_names
 from nbhelpers.training import loop
@@ -753,7 +754,7 @@ def test_features_of_frozen_towers_take_the_place_of_pixels_and_ids(tmp_path, st
     torch.manual_seed(0)
     model = CFITR(CFITRConfig.compact(vocab_size=tokenizer.vocab_size, dropout=0.0))
     cached = RetrievalTask(
-        data, tokenizer, image, towers=model, cache=tmp_path / "features", workers=1
+        data, tokenizer, image, workers=1, frozen=FrozenTowers(model, tmp_path / "features")
     )
     direct = RetrievalTask(data, tokenizer, image, workers=1)
     model.set_captions(Captions.of(cached))

@@ -179,7 +179,7 @@ def test_declared_variants_are_those_of_the_notebook(parameter, name):
 def test_cells_are_short_and_told_about(name):
     for cell in code_cells(name):
         lines = len(cell.source.splitlines())  # the formatter breaks long calls into many lines
-        assert lines <= 70, cell.source
+        assert lines <= 40, cell.source
     kinds = "".join(cell.cell_type[0] for cell in BOOKS[name].cells)
     assert "ccc" not in kinds, "three code cells in a row without a word between them"
 

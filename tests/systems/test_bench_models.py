@@ -45,7 +45,7 @@ def options(data, tmp_path):
 
 
 def test_an_exported_clip_equals_itself_through_every_door(data, start, doors, options, tmp_path):
-    task = RetrievalTask(data, Start.read(start).read_tokenizer(), clip_input(), cache=tmp_path)
+    task = RetrievalTask(data, Start.read(start).read_tokenizer(), clip_input())
     own = task.embeddings(clip_files.starting_clip(start), "test")
     table = data.table.split("test")
     for folder in doors:

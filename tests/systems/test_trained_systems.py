@@ -452,14 +452,10 @@ def recorded(two_stages, words, captions, pictures, tmp_path):
     rules = {rule: ranking.results(3, rule)["PPSR online + fine"] for rule in recall.TIES}
     retrieval.write_record(
         notebook,
-        "CFITR",
-        "",
         two_stages.model,
         task,
-        [],
-        1.0,
-        rules=rules,
-        checkpoint="checkpoints/cfitr-1/model.safetensors",
+        retrieval.Origin("CFITR", "", [], 1.0, "checkpoints/cfitr-1/model.safetensors"),
+        rules,
     )
     return nbhelpers.load("cfitr", path), run, ranking
 
@@ -637,7 +633,9 @@ def test_bita_writes_the_captions_that_its_notebook_writes(told, table, pictures
     checkpoint, model, decoder = told
     files = list(table.images.file)
     data = DataSet(table, DecodedCache.build(open_images(pictures), files, tmp_path), None, [])
-    task = captioning.CaptionTask(data, model.config, words.read_tokenizer(), decoder, workers=1)
+    task = captioning.CaptionTask(
+        data, model.config, captioning.Tokenizers(words.read_tokenizer(), decoder), workers=1
+    )
     expected = task.describe(model, "test", beams=2, longest=6).captions
     store, test = open_images(pictures), table.split("test")
     paths = [pictures / store.locate(file) for file in test.images.file]
@@ -679,7 +677,9 @@ def test_equal_images_get_equal_captions(told, table, pictures, words, tmp_path,
             said.append(len(vision)) or say(model, vision, *more, **options)
         ),
     )
-    task = captioning.CaptionTask(data, model.config, words.read_tokenizer(), decoder, workers=1)
+    task = captioning.CaptionTask(
+        data, model.config, captioning.Tokenizers(words.read_tokenizer(), decoder), workers=1
+    )
     found = list(task.describe(model, "test", beams=2, longest=6).captions.values())
     paths = [pictures / open_images(pictures).locate(file) for file in images.file]
     assert nbhelpers.load("bita", checkpoint).caption(paths, beams=2, longest=6) == found

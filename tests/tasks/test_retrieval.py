@@ -25,7 +25,8 @@ from nbhelpers.papers.pir import PIR, PIRConfig
 from nbhelpers.results import records
 from nbhelpers.runs.start import Run
 from nbhelpers.tasks import retrieval
-from nbhelpers.tasks.retrieval import RetrievalTask
+from nbhelpers.tasks.frozen_towers import FrozenTowers
+from nbhelpers.tasks.retrieval import Origin, RetrievalTask
 from nbhelpers.towers import backbones
 
 HALF = 2e-3  # what features kept in float16 may change in a unit vector's components
@@ -70,7 +71,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def cached(data, tokenizer, model, cache):
-    return RetrievalTask(data, tokenizer, IMAGE, towers=model, cache=cache, workers=1)
+    return RetrievalTask(data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(model, cache))
 
 
 @pytest.fixture
@@ -168,7 +169,9 @@ def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(
     data, tokenizer, direct, tmp_path
 ):
     one = build(resting(tokenizer, turns=True)).eval()
-    task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1, views=2)
+    task = RetrievalTask(
+        data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path, views=2)
+    )
     assert_close(task.embeddings(one, "val").images, direct.embeddings(one, "val").images, HALF)
     assert (
         task.features("val")[0]["vision"].shape[1] == TURNS
@@ -178,13 +181,15 @@ def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(
     with pytest.raises(UserError, match="not those whose features are cached"):
         task.embeddings(plain, "val")
     unturned = RetrievalTask(
-        data, tokenizer, IMAGE, towers=plain, cache=tmp_path, workers=1, views=2
+        data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(plain, tmp_path, views=2)
     ).features("train")[0]["vision"]
     assert not np.array_equal(unturned, task.features("train")[0]["vision"])
 
 
 def test_augmented_views_are_not_embedded(data, tokenizer, model, cache):
-    task = RetrievalTask(data, tokenizer, IMAGE, towers=model, cache=cache, workers=1, views=2)
+    task = RetrievalTask(
+        data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(model, cache, views=2)
+    )
     with pytest.raises(UserError, match="views=0"):
         task.embeddings(model, "train")
 
@@ -214,13 +219,13 @@ def test_every_image_and_distinct_caption_passes_its_tower_once(
 ):
     one = build(resting(tokenizer))
     seen = counted(one, monkeypatch)
-    task = RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1)
+    task = RetrievalTask(data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path))
     task.embeddings(one, "val")
     distinct = data.table.split("val").captions.text.nunique()
     assert seen == [8, distinct] and distinct == 12
     task.embeddings(one, "val")
     task.validate(one)
-    RetrievalTask(data, tokenizer, IMAGE, towers=one, cache=tmp_path, workers=1).embeddings(
+    RetrievalTask(data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path)).embeddings(
         one, "val"
     )
     assert seen == [8, distinct]
@@ -232,9 +237,8 @@ def test_a_new_folder_for_other_weights_splits_inputs_and_options(data, tokenize
             data,
             tokenizer,
             image,
-            towers=towers or build(resting(tokenizer)),
-            cache=tmp_path,
             workers=1,
+            frozen=FrozenTowers(towers or build(resting(tokenizer)), tmp_path),
         )
         task.features(split)
         return len(list(tmp_path.glob("features-*")))
@@ -256,9 +260,8 @@ def test_tables_share_the_images_and_the_texts_that_they_have_in_common(data, to
             replace(data, table=replace(data.table, images=images, captions=captions)),
             tokenizer,
             IMAGE,
-            towers=build(resting(tokenizer)),
-            cache=tmp_path,
             workers=1,
+            frozen=FrozenTowers(build(resting(tokenizer)), tmp_path),
         )
         task.features("val")
         return len(list(tmp_path.glob("features-*")))
@@ -279,7 +282,12 @@ def test_towers_see_training_images_in_16_bits_and_the_others_as_ever(
 ):
     full, half = (
         RetrievalTask(
-            data, tokenizer, IMAGE, towers=model, cache=tmp_path, workers=1, precision=precision
+            data,
+            tokenizer,
+            IMAGE,
+            workers=1,
+            frozen=FrozenTowers(model, tmp_path),
+            precision=precision,
         )
         for precision in ("fp32", "bf16")
     )
@@ -296,7 +304,12 @@ def test_towers_see_training_images_in_16_bits_and_the_others_as_ever(
 
 def test_what_trains_is_not_cached(data, tokenizer):
     with pytest.raises(UserError, match="freeze_towers=True"):
-        RetrievalTask(data, tokenizer, IMAGE, towers=build(PIRConfig.tiny(tokenizer.vocab_size)))
+        RetrievalTask(
+            data,
+            tokenizer,
+            IMAGE,
+            frozen=FrozenTowers(build(PIRConfig.tiny(tokenizer.vocab_size)), None),
+        )
 
 
 def test_a_model_of_other_towers_is_not_evaluated_on_cached_features(tokenizer, model, cached):
@@ -319,7 +332,9 @@ def test_captions_of_changing_length_cannot_be_cached(data, tmp_path):
     one = build(resting(loose))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="fixed=True"):
         patch.setattr(retrieval, "BATCH", 1)
-        RetrievalTask(data, loose, IMAGE, towers=one, cache=tmp_path, workers=1).features("val")
+        RetrievalTask(data, loose, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path)).features(
+            "val"
+        )
 
 
 def test_pairs_to_learn_by_heart_repeat_no_image_and_no_sentence(data, tokenizer, direct):
@@ -371,12 +386,14 @@ def test_a_record_names_the_model_s_file_where_there_is_one(run, model, cached):
     weights = [{"name": "a", "source": "a package", "sha256": "0" * 64, "kind": "package"}]
     file = run.checkpoint("pir", "a" * 64)
     assert (
-        retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0, checkpoint=file)[
+        retrieval.write_record(run, model, cached, Origin("PIR", "", weights, 1.0, file))[
             "checkpoint"
         ]
         == file
     )
-    assert "checkpoint" not in retrieval.write_record(run, "PIR", "", model, cached, weights, 1.0)
+    assert "checkpoint" not in retrieval.write_record(
+        run, model, cached, Origin("PIR", "", weights, 1.0)
+    )
 
 
 def test_a_record_agrees_with_the_embeddings(run, model, cached):
@@ -388,9 +405,8 @@ def test_a_record_agrees_with_the_embeddings(run, model, cached):
             "kind": "stand-in",
         }
     ]
-    written = retrieval.write_record(
-        run, "PIR", "", model, cached, weights, 1.5, "a note", selected_on="test"
-    )
+    origin = Origin("PIR", "", weights, 1.5, selected_on="test", notes="a note")
+    written = retrieval.write_record(run, model, cached, origin)
     path = run.records / "20_pir-seed3.json"
     assert records.read([path]) == [written]
     found = cached.embeddings(model, "test")

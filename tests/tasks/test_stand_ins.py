@@ -20,6 +20,7 @@ from nbhelpers.papers.baseline import FrozenConfig, FrozenHeads
 from nbhelpers.papers.pir import PIR, PIRConfig
 from nbhelpers.papers.pir_clip import PIRCLIP, PIRCLIPConfig
 from nbhelpers.tasks import stand_ins
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.tasks.stand_ins import SceneBatches, SceneClassifier
 from nbhelpers.towers import backbones, checkpoints
@@ -100,15 +101,15 @@ def test_a_classifier_is_fitted_once_and_its_body_becomes_a_tower(tmp_path):
 
     def fit(fingerprint="data"):
         batches = SceneBatches(pictures, scene, 10, 0, IMAGE)
-        return stand_ins.fit_scenes(
+        classifier, path = stand_ins.fit_scenes(
             "prior",
             lambda: SceneClassifier(backbones.prior_tower("resnet_standin"), 2),
             batches,
             config,
             tmp_path,
             fingerprint,
-            source="squares",
         )
+        return classifier, Tower.stand_in("prior", path, "squares")
 
     torch.manual_seed(8)
     classifier, tower = fit()
@@ -181,9 +182,8 @@ def test_the_instruction_stand_in_fills_the_encoder_of_pir_clip(other, tmp_path)
 
 
 def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_path):
-    start, accuracy = stand_ins.compact_start(
-        data, tmp_path, tmp_path, seed=0, epochs=30, workers=1
-    )
+    task = stand_ins.compact_task(data, tmp_path, seed=0, workers=1)
+    start, accuracy = stand_ins.compact_start(task, tmp_path, epochs=30)
     assert start.classes == sorted(COLOURS) and start.fixed and accuracy["scene_head"] > 50
     assert [tower.kind for tower in start.towers.values()] == ["package", "package", "stand-in"]
     model = start.build(lambda: PIR(PIRConfig.compact()), 0).eval()
@@ -203,7 +203,8 @@ def test_the_compact_start_fits_a_scene_head_on_the_training_classes(data, tmp_p
 def test_the_scene_head_reads_features_that_other_systems_on_these_towers_find_again(
     data, tmp_path, monkeypatch
 ):
-    start, _ = stand_ins.compact_start(data, tmp_path, tmp_path, seed=0, epochs=1, workers=1)
+    task = stand_ins.compact_task(data, tmp_path, seed=0, workers=1)
+    start, _ = stand_ins.compact_start(task, tmp_path, epochs=1)
     model = start.build(lambda: FrozenHeads(FrozenConfig.compact()), 1)
     monkeypatch.setattr(model, "image_features", None)  # not to be asked again
     task = RetrievalTask(
@@ -212,8 +213,7 @@ def test_the_scene_head_reads_features_that_other_systems_on_these_towers_find_a
         backbones.image_input("efficientnet_lite0"),
         1,
         1,
-        model,
-        tmp_path,
+        frozen=FrozenTowers(model, tmp_path),
     )
     assert task.features("train")[0]["vision"].shape == (24, 50, 1280)
 

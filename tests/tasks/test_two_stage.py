@@ -22,6 +22,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.metrics import recall
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
 from nbhelpers.tasks import search_times, two_stage
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.tasks.two_stage import Search
 from nbhelpers.towers import backbones
@@ -640,7 +641,7 @@ def test_stores_from_cached_towers_are_those_from_pixels(data, tmp_path):
     )
     model.text_encoder.requires_grad_(False).eval()
     tokenizer = words(data, tmp_path)
-    cached = RetrievalTask(data, tokenizer, image, towers=model, cache=tmp_path, workers=1)
+    cached = RetrievalTask(data, tokenizer, image, workers=1, frozen=FrozenTowers(model, tmp_path))
     direct = RetrievalTask(data, tokenizer, image, workers=1)
     ours, theirs = (
         two_stage.write_stores(model, task, "val", tmp_path / name)

@@ -19,6 +19,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.systems import gallery
 from nbhelpers.tasks import pretraining, search_times, stand_ins
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones
 from nbhelpers.towers.starting_weights import Start
@@ -168,7 +169,7 @@ def test_stand_ins_are_fitted_on_the_device_of_the_run_though_there_is_a_gpu(see
     seen(cuda=True)
     nbhelpers.start("12_starting_weights", DEVICE="cpu")
     batches = stand_ins.SceneBatches(np.eye(4, dtype=np.float32), np.arange(4) % 2, 2, 0)
-    classifier, tower = stand_ins.fit_scenes(
+    classifier, path = stand_ins.fit_scenes(
         "head",
         lambda: stand_ins.SceneClassifier(backbones.SceneHead(4), 2),
         batches,
@@ -176,9 +177,7 @@ def test_stand_ins_are_fitted_on_the_device_of_the_run_though_there_is_a_gpu(see
         tmp_path,
         "data",
     )
-    assert (
-        classifier.predict(np.eye(4, dtype=np.float32)).shape == (4,) and Path(tower.path).is_file()
-    )
+    assert classifier.predict(np.eye(4, dtype=np.float32)).shape == (4,) and path.is_file()
 
 
 @pytest.mark.parametrize("wish", ["cpu", "auto"])
@@ -248,7 +247,13 @@ def test_precisions_belong_to_the_device_of_the_run(seen, monkeypatch, tmp_path)
         device.check_precision("bf16", torch.device("mps"))
     towers = CLIP(CLIPConfig.compact())
     with pytest.raises(UserError, match="needs a CUDA GPU, and the device is 'cpu'"):
-        RetrievalTask(coloured(tmp_path), None, ImageInput(112), towers=towers, precision="fp16")
+        RetrievalTask(
+            coloured(tmp_path),
+            None,
+            ImageInput(112),
+            frozen=FrozenTowers(towers, None),
+            precision="fp16",
+        )
 
 
 def test_no_other_module_asks_torch_which_gpu_there_is():

@@ -47,7 +47,8 @@ from nbhelpers.results import leaderboard, records
 from nbhelpers.runs import start as start_
 from nbhelpers.systems import image_folder
 from nbhelpers.tasks import captioning, pretraining, retrieval, stand_ins, two_stage
-from nbhelpers.tasks.captioning import AlignmentTokenizer, CaptionTask, DecoderTokenizer
+from nbhelpers.tasks.captioning import AlignmentTokenizer, CaptionTask, DecoderTokenizer, Tokenizers
+from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import (
     backbones,
@@ -117,8 +118,7 @@ def captions(data, folder, tokenizer):
     return CaptionTask(
         data,
         bita.BITAConfig.tiny(reading.vocab_size, decoder.vocab_size),
-        reading,
-        decoder,
+        Tokenizers(reading, decoder),
         workers=1,
     )
 
@@ -685,49 +685,46 @@ def test_what_decides_a_retrieval_task_counts_and_nothing_else(
     torch.manual_seed(0)
     config = baseline.FrozenConfig.tiny(tokenizer.vocab_size)
     towers = baseline.FrozenHeads(config)
-    of = {"towers": towers, "cache": tmp_path}
+    frozen = FrozenTowers(towers, tmp_path)
     others = [
         RetrievalTask(data, longer, IMAGE),
         RetrievalTask(data, tokenizer, replace(IMAGE, std=(0.5, 0.5, 0.5))),
         RetrievalTask(data, tokenizer, image_input.ImageInput(96)),
         RetrievalTask(data, tokenizer, IMAGE, seed=1),
-        RetrievalTask(data, tokenizer, IMAGE, **of),
-        RetrievalTask(data, tokenizer, IMAGE, **of, views=2),
-        RetrievalTask(data, tokenizer, IMAGE, **of, precision="bf16"),
-        RetrievalTask(data, tokenizer, IMAGE, towers=baseline.FrozenHeads(config), cache=tmp_path),
+        RetrievalTask(data, tokenizer, IMAGE, frozen=frozen),
+        RetrievalTask(data, tokenizer, IMAGE, frozen=FrozenTowers(towers, tmp_path, views=2)),
+        RetrievalTask(data, tokenizer, IMAGE, frozen=frozen, precision="bf16"),
+        RetrievalTask(
+            data, tokenizer, IMAGE, frozen=FrozenTowers(baseline.FrozenHeads(config), tmp_path)
+        ),
     ]
     assert len({json.dumps(one.content(), default=str) for one in [task, *others]}) == 9
-    assert (
-        RetrievalTask(data, tokenizer, IMAGE, workers=7, cache=tmp_path / "elsewhere").content()
-        == task.content()
-    )
+    assert RetrievalTask(data, tokenizer, IMAGE, workers=7).content() == task.content()
 
 
 def test_what_decides_a_stage_of_bita_counts(data, captions, folder, tmp_path):
-    before = {stage: captions.content(stage) for stage in bita.STAGES}
-    assert len({json.dumps(one, default=str) for one in before.values()}) == 3
+    plain = {stage: captions.content(stage) for stage in bita.STAGES}
+    assert len({json.dumps(one, default=str) for one in plain.values()}) == 3
+    reader, read = bita.Aligner(captions.config), Tokenizers(captions.words, captions.decoder)
+    given = {"data": data, "config": captions.config, "tokenizers": read, "workers": 1}
+    given["frozen"] = FrozenTowers(reader, tmp_path)
 
     def of(**changes):
-        given = {
-            "data": data,
-            "config": captions.config,
-            "words": captions.words,
-            "decoder": captions.decoder,
-            "workers": 1,
-        }
         task = CaptionTask(**given | changes)
         return {stage: task.content(stage) for stage in bita.STAGES}
 
-    assert of(workers=5, cache=tmp_path) == before
+    assert of(frozen=None, workers=5) == plain
+    before = of()
+    assert of(workers=5, frozen=FrozenTowers(reader, tmp_path / "elsewhere")) == before
+    longer = tokenization.Tokenizer(folder / "tokenizer.json", 30, True, True)
+    cut = DecoderTokenizer(captions.decoder.path, "opt_standin", max_length=30)
     for changes, stages in (
         ({"seed": 1}, bita.STAGES),
-        ({"views": 2}, bita.STAGES),
+        ({"frozen": None}, bita.STAGES),
+        ({"frozen": FrozenTowers(reader, tmp_path, views=2)}, bita.STAGES),
         ({"others": [data]}, ("stage1", "stage2")),
-        ({"words": tokenization.Tokenizer(folder / "tokenizer.json", 30, True, True)}, ("stage1",)),
-        (
-            {"decoder": DecoderTokenizer(captions.decoder.path, "opt_standin", max_length=30)},
-            ("stage2", "finetune"),
-        ),
+        ({"tokenizers": replace(read, alignment=longer)}, ("stage1",)),
+        ({"tokenizers": replace(read, decoder=cut)}, ("stage2", "finetune")),
         ({"config": replace(captions.config, prompt="a view of")}, ("finetune",)),
     ):
         assert {
@@ -969,9 +966,9 @@ def test_features_of_changed_code_are_not_served(data, tokenizer, tmp_path, chan
     towers = baseline.FrozenHeads(baseline.FrozenConfig.tiny(tokenizer.vocab_size))
 
     def folders():
-        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features(
-            "val"
-        )
+        RetrievalTask(
+            data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(towers, tmp_path)
+        ).features("val")
         return len(list(tmp_path.glob("features-*")))
 
     assert folders() == folders() == 2
@@ -996,9 +993,9 @@ def test_towers_that_differ_in_a_setting_alone_share_no_features(data, tokenizer
                 heads,
                 attention.all_head_size // heads,
             )
-        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features(
-            "val"
-        )
+        RetrievalTask(
+            data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(towers, tmp_path)
+        ).features("val")
         assert len(list(tmp_path.glob("features-*"))) == 2 * (number + 1)
 
 
@@ -1013,9 +1010,9 @@ def test_systems_on_the_same_towers_share_features(data, tokenizer, tmp_path):
     model.vision_encoder.load_state_dict(heads.vision_encoder.state_dict())
     model.text_encoder.load_state_dict(heads.text_encoder.state_dict())
     for towers in (heads, model):
-        RetrievalTask(data, tokenizer, IMAGE, workers=1, towers=towers, cache=tmp_path).features(
-            "val"
-        )
+        RetrievalTask(
+            data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(towers, tmp_path)
+        ).features("val")
         assert len(list(tmp_path.glob("features-*"))) == 2
 
 
@@ -1024,11 +1021,9 @@ def test_tokens_of_a_changed_image_tower_are_not_served(data, captions, tmp_path
     task = CaptionTask(
         data,
         captions.config,
-        captions.words,
-        captions.decoder,
+        Tokenizers(captions.words, captions.decoder),
         workers=1,
-        reader=reader,
-        cache=tmp_path,
+        frozen=FrozenTowers(reader, tmp_path),
     )
     turned = with_table(data, images=data.table.images.iloc[::-1])
 

@@ -17,6 +17,7 @@ from scipy import stats
 
 from nbhelpers.data import layouts
 from nbhelpers.data.archives import open_images
+from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.pixel_cache import DecodedCache
 from nbhelpers.data.scenes import generate
@@ -329,7 +330,7 @@ def test_two_stages_rank_their_candidates_alone_as_23_cfitr_does(data):
     place = two_stage.store_folder(folder, model)
     pair = two_stage.write_stores(model, task, "test", place / "test")
     train = task.table("train")
-    bank = [two_stage.ArrayStore.open(place / "train" / kind) for kind in ("images", "texts")]
+    bank = [ArrayStore.open(place / "train" / kind) for kind in ("images", "texts")]
     assert len(bank[1]) == len(cfitr.without_repeats(train).captions) < len(train.captions)
     # what 23_cfitr has scored is read from there
     assert len(list((place / "test").glob("fine-*.npy"))) == 1

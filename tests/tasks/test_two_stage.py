@@ -196,7 +196,7 @@ def test_candidates_are_the_best_of_all_and_of_equal_ones_the_first(
             scores, two_stage.bank_means(gallery, bank, neighbours), neighbours
         )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_stage, "POOL", pool)
+        patch.setattr(two_stage.search, "POOL", pool)
         found = engine(
             Plain(), gallery, k=k, neighbours=neighbours, **({"bank": bank} if pool else {})
         ).coarse(query)
@@ -436,7 +436,9 @@ def test_equal_texts_are_scored_once(model, stores, fine, monkeypatch):
 def test_scores_that_are_kept_are_not_computed_again(model, stores, fine, monkeypatch, tmp_path):
     same, scored, pairs = stores[1].same, [], two_stage.pair_scores
     monkeypatch.setattr(
-        two_stage, "pair_scores", lambda *given: scored.append(len(given[2])) or pairs(*given)
+        two_stage.reranking,
+        "pair_scores",
+        lambda *given: scored.append(len(given[2])) or pairs(*given),
     )
     twins = np.flatnonzero(same == np.bincount(same).argmax())
     wanted, more, twin = (np.zeros(fine.shape, dtype=bool) for _ in range(3))

@@ -23,6 +23,11 @@ def repository_root() -> Path:
     )
 
 
+def notebooks_folder() -> Path:
+    """Return the folder of the notebooks. UserError outside the repository."""
+    return repository_root() / "notebooks"
+
+
 def _project_name(project: Path) -> str:
     return tomllib.loads(project.read_text()).get("project", {}).get("name", "")
 

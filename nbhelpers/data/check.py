@@ -16,10 +16,14 @@ from nbhelpers.errors import UserError
 
 @dataclass
 class CheckReport:
-    """Collect lines to print, and one sentence for each kind of problem (none: usable data)."""
+    """Collect lines to print, and one sentence for each kind of problem (none: usable data).
+
+    facts  what the lines say, as fields for programs
+    """
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def say(self, topic: str, text: str) -> None:
         """Add a line under a topic."""
@@ -40,6 +44,12 @@ def check(
     report.say("layout", reading.layout)
     key = catalog.recognise(reading.table)
     table = catalog.name_scenes(reading.table, key)
+    report.facts = {
+        "layout": reading.layout,
+        "known_set": key,
+        "splits": table.counts().to_dict("index"),
+        "notes": list(reading.notes),
+    }
     _check_counts(table, key, report)
     for note in reading.notes:
         report.say("note", note)
@@ -146,13 +156,23 @@ def _describe_captions(table: CaptionTable, report: CheckReport) -> None:
     per_image = Counter(captions.groupby("image_id").size())
     listed = ", ".join(f"{n} ({images} images)" for n, images in sorted(per_image.items()))
     report.say("captions", f"per image: {listed or 'none'}")
+    by_number = {str(number): images for number, images in sorted(per_image.items())}
+    report.facts["images_by_captions"] = by_number
+    report.facts["captions"] = {}
     for split in table.counts().index:
         group = captions[captions.split == split]
         own = group[group.duplicated(["image_id", "text"])].image_id.nunique()
         shared = (group.groupby("text").image_id.nunique() > 1).sum()
+        distinct = group.text.nunique()
+        report.facts["captions"][split] = {
+            "captions": len(group),
+            "distinct": distinct,
+            "images_that_repeat_a_caption": own,
+            "captions_of_several_images": int(shared),
+        }
         report.say(
             "repeated",
-            f"{split}: {group.text.nunique()} of {len(group)} captions "
+            f"{split}: {distinct} of {len(group)} captions "
             f"distinct; {own} images repeat one of their own; {shared} captions "
             "belong to several images",
         )
@@ -162,6 +182,7 @@ def _describe_scenes(table: CaptionTable, report: CheckReport) -> None:
     named = table.images.scene[table.images.scene != table.images.file]
     names = sorted(set(named))
     listed = f": {_first_of(names, 40)}" if names else ""
+    report.facts["scenes"] = names
     report.say("scenes", f"{len(names)} classes{listed}")
     if len(named) < len(table):
         report.say(
@@ -203,6 +224,7 @@ def _check_images(table: CaptionTable, images: Path | str, report: CheckReport) 
         PurePosixPath(member).suffix != PurePosixPath(file).suffix
         for file, member in members.items()
     )
+    report.facts["images"] = {"read": sizes.total(), "sizes": dict(sizes)}
     report.say("images", f"{sum(sizes.values())} of {len(table)} found and read")
     if renamed:
         report.say(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -83,9 +84,7 @@ def leakage(table: CaptionTable, *others: CaptionTable, how: str = "spaces") -> 
     percent, images (with at least one such caption) and their percentage. Empty captions are never
     found.
     """
-    learnt = [
-        (source, splits) for source in (table, *others) for splits in (("train",), ("train", "val"))
-    ]
+    learnt = product((table, *others), (("train",), ("train", "val")))
     compared = [
         ("val", table, ("train",)),
         *(("test", source, splits) for source, splits in learnt),

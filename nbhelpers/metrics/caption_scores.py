@@ -181,9 +181,13 @@ class CaptionScorer:
             except BaseException:  # such as an interrupt: nobody will read METEOR's answers
                 self.close()
                 raise
-        corpus, images, counts = (
-            {name: value for one in found for name, value in one[part].items()} for part in range(3)
-        )
+        corpus: dict[str, float] = {}
+        images: dict[str, np.ndarray] = {}
+        counts: dict[str, np.ndarray] = {}
+        for of_corpus, of_images, counted in found:
+            corpus |= of_corpus
+            images |= of_images
+            counts |= counted
         return corpus, images, counts
 
 
@@ -256,7 +260,7 @@ def _cider(hyps: list[str], refs: list[list[str]]):
 
     images = np.zeros(len(hyps))
     # else the scorer stumbles over the maximum of nothing
-    if any(text for own in refs for text in own):
+    if any(map(any, refs)):
         _, images = Cider().compute_score(
             dict(enumerate(refs)), {row: [one] for row, one in enumerate(hyps)}
         )
@@ -406,9 +410,9 @@ def _check(hypotheses: Hypotheses, references: References, meteor: bool) -> None
     _check_ids(hypotheses, references)
     for one, own in references.items():
         if not isinstance(own, (list, tuple)) or not own:
-            told = f"a {type(own).__name__}" if own else "none"
+            given = f"a {type(own).__name__}" if own else "none"
             raise UserError(
-                f"The references of image {one!r} are {told}; give a list of at least one text."
+                f"The references of image {one!r} are {given}; give a list of at least one text."
             )
         for text in (hypotheses[one], *own):
             _check_text(text, one, java.MAX_WORDS if meteor else None)
@@ -443,9 +447,12 @@ def _check_ids(hypotheses: Hypotheses, references: References) -> None:
     if more:
         without = f"{len(more)} captions are of images without references (first: {more[0]!r})"
     if missing:
-        told = f"{len(missing)} of {len(references)} images have no caption (first: {missing[0]!r})"
+        count = f"{len(missing)} of {len(references)}"
         also = f", and {without}" if more else ""
-        raise UserError(f"{told}{also}; caption every image, if with an empty text.")
+        raise UserError(
+            f"{count} images have no caption (first: {missing[0]!r}){also};"
+            " caption every image, if with an empty text."
+        )
     if more:
         raise UserError(f"{without}; leave them out.")
 

@@ -117,11 +117,11 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _why(status: int, errors) -> str:
-    """The exit status, and the first line that tells of a problem."""
+    """The exit status, and the first line that names a problem."""
     errors.seek(0)
     lines = errors.read(10_000).decode("utf-8", "replace").splitlines()
-    told = next((line.strip() for line in lines if "rror" in line or "xception" in line), "")
-    return f"with exit status {status}" + (f" ({told[:200]})" if told else "")
+    problem = next((line.strip() for line in lines if "rror" in line or "xception" in line), "")
+    return f"with exit status {status}" + (f" ({problem[:200]})" if problem else "")
 
 
 # the tokenizer
@@ -272,14 +272,14 @@ class Meteor:
                 ) from None
             if line is None:
                 raise UserError(
-                    f"METEOR's Java process ended {self._end_told()} before it had scored all"
+                    f"METEOR's Java process ended {self._how_it_ended()} before it had scored all"
                     " captions; it needs about 0.3 GB of memory, or more for a large vocabulary;"
                     " run it again, or leave METEOR out of the metrics."
                 )
             found.append(line.decode().strip())
         return found
 
-    def _end_told(self) -> str:
+    def _how_it_ended(self) -> str:
         try:
             return _why(self._process.wait(timeout=5), self._errors)
         except subprocess.TimeoutExpired:

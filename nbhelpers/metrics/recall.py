@@ -240,7 +240,7 @@ def _with_mean(columns: np.ndarray) -> np.ndarray:
 
 
 def _keys(ks: tuple[int, ...]) -> list[str]:
-    return [f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in ks] + ["mR"]
+    return [*(f"i2t_R@{k}" for k in ks), *(f"t2i_R@{k}" for k in ks), "mR"]
 
 
 def _by_rule(ties: str, above, tied, own, after) -> tuple:

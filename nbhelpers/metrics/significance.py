@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
@@ -126,13 +126,10 @@ def letters(different: np.ndarray) -> list[str]:
     """
     columns = [frozenset(range(len(different)))]
     for one, other in np.argwhere(np.triu(different, 1)).tolist():
-        split = [
-            part
-            for column in columns
-            for part in (
-                (column - {one}, column - {other}) if {one, other} <= column else (column,)
-            )
-        ]
+        split = []
+        for column in columns:
+            both = {one, other} <= column
+            split += [column - {one}, column - {other}] if both else [column]
         columns = [
             part for part in dict.fromkeys(split) if not any(part < whole for whole in split)
         ]
@@ -206,7 +203,7 @@ def _shares(runs: Runs, owner: np.ndarray, metric: str) -> dict[str, dict[int, n
 
     UserError without a run, or if two cannot be paired.
     """
-    every = [run for seeds in runs.values() for run in seeds.values()]
+    every = list(chain.from_iterable(seeds.values() for seeds in runs.values()))
     if not every or not all(runs.values()):
         raise UserError("Every system needs at least one run to be compared.")
     for run in every[1:]:

@@ -75,7 +75,7 @@ CONTROLS: dict[Key, Key] = {
     ("50_score_captions", "bita-two-queries"): ("50_score_captions", "bita"),
 }
 
-SYSTEMS: tuple[Key, ...] = (
+MAIN_RUNS: tuple[Key, ...] = (
     ("20_pir", ""),
     ("21_pir_clip", ""),
     ("22_pe_rsitr", ""),
@@ -105,12 +105,15 @@ def name_of(record: Mapping) -> str:
     return NAMES.get(key_of(record), f"{system}, {variant}") if variant else system
 
 
-def with_controls(runs: Iterable[Key] = SYSTEMS) -> dict[Key, str]:
+def with_controls(runs: Iterable[Key] = MAIN_RUNS) -> dict[Key, str]:
     """Names of the runs, each behind its control."""
-    keys = [key for run in runs for key in (CONTROLS.get(run, run), run)]
-    return {key: NAMES[key] for key in keys}
+    names: dict[Key, str] = {}
+    for run in runs:
+        control = CONTROLS.get(run, run)
+        names |= {control: NAMES[control], run: NAMES[run]}
+    return names
 
 
-def controls_by_name(runs: Iterable[Key] = SYSTEMS) -> dict[str, str]:
+def controls_by_name(runs: Iterable[Key] = MAIN_RUNS) -> dict[str, str]:
     """Name of a run -> name of its control."""
     return {NAMES[run]: NAMES[CONTROLS[run]] for run in runs if run in CONTROLS}

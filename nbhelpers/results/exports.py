@@ -49,7 +49,7 @@ def markdown(
             [cell.replace("|", "\\|") for cell in row]
             for row in [list(shown.columns), *shown.values.tolist()]
         ]
-        cells.insert(1, ["---"] * shown.shape[1])
+        cells.insert(1, ["---" for _ in shown])
         parts += [
             f"{'#' * level} {board.heading}",
             "\n".join(f"| {' | '.join(row)} |" for row in cells),
@@ -84,7 +84,9 @@ def latex(boards: Iterable[Board]) -> str:
             " & ".join(map(escaped, row)) + r" \\"
             for row in [list(shown.columns), *shown.values.tolist()]
         ]
-        began = board.shown["started from"] if "started from" in board.shown else [""] * len(shown)
+        began = ["" for _ in shown.index]
+        if "started from" in board.shown:
+            began = list(board.shown["started from"])
         named = [
             f"% {' '.join(name.split())}:"
             f" {' '.join(path.name for path in files)}{f' from {first}' if first else ''}"

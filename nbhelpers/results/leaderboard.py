@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ LETTERS = (
     "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds"
     " where rows have several in common, at 5 %, corrected for their number by Holm."
 )
-RECALLS = tuple(f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
+RECALLS = tuple(f"{direction}_R@{k}" for direction, k in product(("i2t", "t2i"), (1, 5, 10)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
         [_recalls(seeds, ranks[label]) | _cost(seeds) for label, seeds in runs.items()],
         index=pd.Index(runs, name="name"),
     )
-    rows["alike"], untold = _groups(ranks)
+    rows["alike"], groups_note = _groups(ranks)
     rows = rows.join(_over_controls(runs, ranks)).rename_axis("name")
     rows = rows.sort_values("mR", ascending=False, kind="stable")
     bounds: dict[str, dict] = {
@@ -135,7 +136,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
             " over seeds."
         )
     if len(runs) > 1:
-        notes.append(untold or LETTERS)
+        notes.append(groups_note or LETTERS)
     if rows.control.notna().any():
         notes.append(
             "Over its control: the difference of mR to the run that the column control names, over"
@@ -264,8 +265,8 @@ def _published(
         caveat=[claim.caveat for claim in claims],
     )
     shown.insert(0, label, labels)
-    told = list(dict.fromkeys((claim.source, claim.caveat) for claim in claims))
-    whose = ["All"] if len(told) == 1 < len(claims) else labels
+    sources = list(dict.fromkeys((claim.source, claim.caveat) for claim in claims))
+    whose = ["All"] if len(sources) == 1 < len(claims) else labels
     notes = notes + [
         f"{each}: {claim.source}; {claim.caveat}."
         for each, claim in zip(whose, claims, strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Claim:
     @property
     def metrics(self) -> dict[str, float]:
         """Return R@K both ways and mR by their names."""
-        keys = [f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
+        keys = [f"{direction}_R@{k}" for direction, k in product(("i2t", "t2i"), (1, 5, 10))]
         return dict(zip(keys, self.i2t + self.t2i, strict=True)) | {"mR": self.mR}
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
-from nbhelpers.paths import repository_root, runs_root
+from nbhelpers.paths import notebooks_folder, runs_root
 from nbhelpers.runs import at_work, freshness
 from nbhelpers.runs.parameters import BASE, declared, problems, unknown, wrong_values
 
@@ -44,7 +44,7 @@ class Step:
 
 
 WEIGHTS = "12_starting_weights"
-SYSTEMS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
+RETRIEVAL_NOTEBOOKS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
 STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr")  # whose starting weights that notebook writes
 PREPARED = ("10_prepare_data", WEIGHTS)
 CHAIN = (
@@ -57,22 +57,27 @@ CHAIN = (
     Step("22_pe_rsitr", 200, reads=PREPARED, starts=("pe_rsitr",), record=True),
     Step("23_cfitr", 210, reads=PREPARED, starts=("cfitr",), record=True),
     Step("24_bita", 220, reads=PREPARED, starts=("pe_rsitr",)),
-    Step("30_evaluate_retrieval", 20, reads=SYSTEMS),
-    Step("31_errors_and_significance", 50, reads=SYSTEMS),
+    Step("30_evaluate_retrieval", 20, reads=RETRIEVAL_NOTEBOOKS),
+    Step("31_errors_and_significance", 50, reads=RETRIEVAL_NOTEBOOKS),
     Step("32_bring_your_model", 30, reads=PREPARED, starts=("pe_rsitr",)),
-    Step("40_attention_and_belief", 110, reads=(*PREPARED, *SYSTEMS, "24_bita"), starts=("pir",)),
+    Step(
+        "40_attention_and_belief",
+        110,
+        reads=(*PREPARED, *RETRIEVAL_NOTEBOOKS, "24_bita"),
+        starts=("pir",),
+    ),
     Step("50_score_captions", 60, reads=(*PREPARED, "24_bita"), starts=("pir",), record=True),
-    Step("60_search", 60, reads=("10_prepare_data", *SYSTEMS, "24_bita")),
+    Step("60_search", 60, reads=("10_prepare_data", *RETRIEVAL_NOTEBOOKS, "24_bita")),
     Step(
         "90_leaderboard",
         20,
-        reads=(*SYSTEMS, "24_bita", "30_evaluate_retrieval", "50_score_captions"),
+        reads=(*RETRIEVAL_NOTEBOOKS, "24_bita", "30_evaluate_retrieval", "50_score_captions"),
     ),
 )
 # parameter of 12_starting_weights: who reads it
 PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}
 MOST_JOBS = 64
-NOTEBOOKS = repository_root() / "notebooks"
+NOTEBOOKS = notebooks_folder()
 # For glibc: memory that was freed stays with the process. Large tensors would else come anew from
 # the system, page by page, which on
 # a CPU is up to a third of a pass (bench_towers).
@@ -393,7 +398,8 @@ def run_chain(
     seeds = [profile_seed(profile, notebooks)] if seeds is None else seeds
     if any(seeds.count(seed) > 1 for seed in seeds):
         raise UserError(f"The seeds are {' '.join(map(str, seeds))}; name each once.")
-    jobs = (2 if profile == "default" else 1) if jobs is None else jobs
+    if jobs is None:
+        jobs = 2 if profile == "default" else 1
     if not 1 <= jobs <= MOST_JOBS:
         raise UserError(f"JOBS is {jobs}; let 1 to {MOST_JOBS} notebooks run at a time.")
     over = [dict(given or {}) | _overrides(data, seed) for seed in seeds]
@@ -452,7 +458,7 @@ def spared(parameters: dict[str, dict], steps: Sequence[Step]) -> dict[str, dict
     unread = {
         name: ""
         for name, readers in PRETRAINED.items()
-        if names.intersection(SYSTEMS) and not names.intersection(readers)
+        if names.intersection(RETRIEVAL_NOTEBOOKS) and not names.intersection(readers)
     }
     return parameters | {WEIGHTS: parameters[WEIGHTS] | unread}
 
@@ -487,7 +493,7 @@ def train(
     """
     import nbformat
 
-    from nbhelpers.systems.trained_systems import NOTEBOOKS as names
+    from nbhelpers.systems.trained_systems import NOTEBOOK_OF as names
     from nbhelpers.training import device
     from nbhelpers.training.distributed import process_state
 
@@ -573,12 +579,9 @@ def _print_summary(plans: list[Plan], steps: tuple[Step, ...]) -> None:
         print(f"\n{of:24}{'seconds':>9}{'budget' if budgeted else '':>9}")
         for step in steps:
             seconds = plan.seconds(step.name)
-            note = (
-                f"{step.budget:9}{'   over budget' if seconds > step.budget else ''}"
-                if budgeted
-                else ""
-            )
-            print(f"{step.name:24}{seconds:9.0f}{note}")
+            budget = f"{step.budget:9}" if budgeted else ""
+            over = "   over budget" if budgeted and seconds > step.budget else ""
+            print(f"{step.name:24}{seconds:9.0f}{budget}{over}")
         print(f"{'together':24}{sum(plan.seconds(step.name) for step in steps):9.0f}")
     print(f"\nfigures             {folder / 'figures'}\nexecuted notebooks  {folder / 'notebooks'}")
 

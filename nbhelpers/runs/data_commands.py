@@ -48,7 +48,7 @@ def check(
 
     report = check_data(captions, images, layout)
     if as_json:
-        print_json({"lines": report.lines, "problems": report.problems})
+        print_json(report.facts | {"problems": report.problems})
     else:
         for line in report.lines:
             print(printable(line))

@@ -16,7 +16,8 @@ from typing import Any
 from nbhelpers.code_identity import text_digest
 from nbhelpers.errors import UserError
 
-UNUSED = {
+NOT_FOR_NOTEBOOKS = {
+    "audit_command.py",
     "batch.py",
     "stored_notebooks.py",
     "cache.py",
@@ -25,6 +26,7 @@ UNUSED = {
     "data_commands.py",
     "record_commands.py",
     "system_commands.py",
+    "train_command.py",
     "weight_commands.py",
     "options.py",
     "needs.py",
@@ -33,14 +35,14 @@ UNUSED = {
     "__main__.py",
     "README.md",
 }
-KINDS = (".py", ".md", ".css")
+SUFFIXES = (".py", ".md", ".css")
 PATHS = ("CHECKPOINT", "SHARDS", "CLIP", "VILT", "INSTRUCTION")  # parameters that may name a file
 
 
 def sources() -> list[Path]:
     """The package's files that a notebook may use."""
-    found = [path for path in Path(__file__).parents[1].rglob("*") if path.suffix in KINDS]
-    return sorted(path for path in found if path.name not in UNUSED)
+    found = [path for path in Path(__file__).parents[1].rglob("*") if path.suffix in SUFFIXES]
+    return sorted(path for path in found if path.name not in NOT_FOR_NOTEBOOKS)
 
 
 def package() -> str:

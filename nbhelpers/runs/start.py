@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nbhelpers.errors import UserError
-from nbhelpers.paths import repository_root, runs_root
+from nbhelpers.paths import notebooks_folder, runs_root
 from nbhelpers.runs import at_work, parameters
 from nbhelpers.towers import public_weights
 
@@ -146,7 +146,7 @@ def start(notebook: str, **overrides: Any) -> Run:
 
     Raises UserError with one sentence for each wrong value and each unknown name.
     """
-    path = repository_root() / "notebooks" / f"{notebook}.ipynb"
+    path = notebooks_folder() / f"{notebook}.ipynb"
     caller = sys._getframe(1).f_globals
     # a module has other things by such names
     is_notebook = caller.get("__name__", "__main__") == "__main__"

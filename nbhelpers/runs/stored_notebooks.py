@@ -13,9 +13,9 @@ import nbformat
 
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
-from nbhelpers.paths import repository_root
+from nbhelpers.paths import notebooks_folder, repository_root
 
-NOTEBOOKS = repository_root() / "notebooks"
+NOTEBOOKS = notebooks_folder()
 SIZE_LIMIT = 100_000
 DROPPED = ("image/", "application/vnd.jupyter.widget", "application/javascript")
 EXTRA_KEYS = [
@@ -47,9 +47,10 @@ def store(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> None:
 
 def verify(names: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> list[str]:
     """One sentence for each way in which a notebook is not in its stored form; [] if all are."""
-    return [
-        f"{path.name} {problem}" for path in chosen(names, notebooks) for problem in _problems(path)
-    ]
+    found = []
+    for path in chosen(names, notebooks):
+        found += [f"{path.name} {problem}" for problem in _problems(path)]
+    return found
 
 
 def chosen(names: Sequence[str], notebooks: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from nbhelpers.towers import checkpoints
 if TYPE_CHECKING:
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks.two_stage import TwoStages
-from nbhelpers.systems.trained_systems import NOTEBOOKS, System, _run_of
+from nbhelpers.systems.trained_systems import NOTEBOOK_OF, System, run_of
 
 
 # ---- the evaluation
@@ -192,20 +192,20 @@ def two_stages_of(system: System) -> TwoStages:
 
 def _record_of(system: System) -> records.Record | None:
     """The record, beside a checkpoint, that names it."""
-    run = _run_of(system.checkpoint)
-    for path in sorted((run / "records").glob(f"{NOTEBOOKS[system.name]}-seed*.json")):
+    run = run_of(system.checkpoint)
+    for path in sorted((run / "records").glob(f"{NOTEBOOK_OF[system.name]}-seed*.json")):
         record = records.read_one(path)
         if (run / record.get("checkpoint", "")).resolve() == system.checkpoint.resolve():
             return record
     return None
 
 
-def _banks_of_run(system: System) -> tuple[ArrayStore, ArrayStore] | None:
+def banks_of_run(system: System) -> tuple[ArrayStore, ArrayStore] | None:
     """Return codes of training images and texts that the run of this checkpoint stored."""
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    folder = engine.store_folder(_run_of(system.checkpoint), system.model) / "train"
+    folder = engine.store_folder(run_of(system.checkpoint), system.model) / "train"
     if not folder.is_dir() or _record_of(system) is None:
         return None
     images, texts = (
@@ -226,7 +226,7 @@ def _banks(
     from nbhelpers.data.array_store import ArrayStore
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    if (banks := _banks_of_run(system)) is not None:
+    if (banks := banks_of_run(system)) is not None:
         return banks
     if "train" not in set(whole.images.split):
         raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,15 +74,13 @@ def reading(sentence: str, tokenizer: Tokenizer) -> list[str]:
             f"The system knows none of the words ({', '.join(unknown[:5])}); describe what is seen"
             " from above."
         )
-    notes = (
-        [f"unknown here: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"]
-        if unknown
-        else []
-    )
+    notes = []
+    if unknown:
+        notes.append(f"unknown here: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}")
     read = _words_read(words, tokenizer)
-    return notes + (
-        [f"only the first {read} of {len(words)} words were read"] if read < len(words) else []
-    )
+    if read < len(words):
+        notes.append(f"only the first {read} of {len(words)} words were read")
+    return notes
 
 
 def _unknown(word: str, tokenizer: Tokenizer) -> bool:
@@ -203,8 +202,7 @@ class TwoStageGallery(Gallery):
         super().__init__(system, data, split, cache)
         stores = {
             f"{part}/{kind}": ArrayStore.open(folder / part / kind)
-            for part in (split, "train")
-            for kind in ("images", "texts")
+            for part, kind in product((split, "train"), ("images", "texts"))
         }
         counts = len(stores[f"{split}/images"]), len(stores[f"{split}/texts"])
         if counts != (len(self.table), len(self.table.captions)):

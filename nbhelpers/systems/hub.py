@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
-from nbhelpers.systems.trained_systems import NOTEBOOKS
+from nbhelpers.systems.trained_systems import NOTEBOOK_OF
 from nbhelpers.towers import checkpoints
 
 FILE, CARD = "model.safetensors", "README.md"
@@ -86,10 +86,10 @@ def pull(repository: str, folder: Path | str, revision: str | None = None) -> Pa
 def _about(path: Path) -> dict:
     """What a checkpoint says of itself."""
     _, about = checkpoints.load_checkpoint(path)
-    if about.get("system") not in NOTEBOOKS:
+    if about.get("system") not in NOTEBOOK_OF:
         raise UserError(
             f"{path} is not a trained system; give the model.safetensors of one of"
-            f" {', '.join(NOTEBOOKS)}."
+            f" {', '.join(NOTEBOOK_OF)}."
         )
     return about
 
@@ -135,7 +135,7 @@ def card(about: dict, repository: str) -> str:
             f"# {system}",
             "",
             (
-                f"Trained by `{NOTEBOOKS[system]}` of nbhelpers, a reproduction; not the authors'"
+                f"Trained by `{NOTEBOOK_OF[system]}` of nbhelpers, a reproduction; not the authors'"
                 " weights."
             ),
             *notes,

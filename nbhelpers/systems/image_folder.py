@@ -25,8 +25,8 @@ from nbhelpers.towers import any_model
 
 if TYPE_CHECKING:
     pass
-from nbhelpers.systems.evaluation import _banks_of_run, two_stages_of
-from nbhelpers.systems.trained_systems import System, _digest
+from nbhelpers.systems.evaluation import banks_of_run, two_stages_of
+from nbhelpers.systems.trained_systems import System, picture_digest
 
 
 # ---- a folder of images
@@ -58,7 +58,7 @@ def searched(system: System, top: int = 10) -> str:
     if not system.has_two_stages:
         return ""
     ppsr = "no PPSR"
-    if _banks_of_run(system) is not None:
+    if banks_of_run(system) is not None:
         ppsr = "column means of PPSR from the training queries of its run"
     k = max(two_stages_of(system).k, top)
     return f"{system.name} reads the sentence with {k} candidates, chosen by hash code; {ppsr}."
@@ -100,7 +100,7 @@ def _read_together(
     from nbhelpers.data.array_store import Computed, as_stored
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    model, once = system.model, Once(_digest)
+    model, once = system.model, Once(picture_digest)
     encoded = [
         engine.encode(model, model.image_features(pixels))["codes"]
         for pixels in system.batches((store.read(name) for name in store.names), once)
@@ -116,7 +116,7 @@ def _read_together(
     gallery = ArrayStore(engine.store_key(model, "images"), arrays, first[row])
     ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
-    banks = _banks_of_run(system) or (None, None)
+    banks = banks_of_run(system) or (None, None)
     k = max(two_stages_of(system).k, top)
     found = engine.Search(model, gallery, banks[1], k, batch=BATCH)(query)
     return found.rows[0], found.scores[0]

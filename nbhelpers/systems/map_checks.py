@@ -134,12 +134,10 @@ def against_zero(values: np.ndarray, seed: int = 0, name: str = "mean") -> dict[
             rng=np.random.default_rng(seed),
         )
         low, high = found.confidence_interval
-    return {
-        name: values.mean(),
-        "low": low,
-        "high": high,
-        "verdict": "yes" if low > 0 else "worse" if high < 0 else "no",
-    }
+    verdict = "worse" if high < 0 else "no"
+    if low > 0:
+        verdict = "yes"
+    return {name: values.mean(), "low": low, "high": high, "verdict": verdict}
 
 
 @torch.no_grad()
@@ -209,7 +207,7 @@ def objects_found(
         share = np.array([[on_object(one, mask) for one in some] for mask in masks])
         own, others = share.diagonal(), (share.sum(1) - share.diagonal()) / max(1, len(masks) - 1)
         area = np.array([covered(mask, len(some[0])).mean() for mask in masks])
-        floor = others if others.mean() > area.mean() else area
+        baseline = others if others.mean() > area.mean() else area
         rows[name] = {"share": own.mean(), "area": area.mean(), "elsewhere": others.mean()}
-        rows[name] |= against_zero(own - floor, seed, "excess")
+        rows[name] |= against_zero(own - baseline, seed, "excess")
     return pd.DataFrame(rows.values(), index=list(rows))

@@ -221,23 +221,24 @@ def truths(table: CaptionTable, images: Iterable[str]) -> dict[str, set[str]]:
     return {image: _sayable(generate.draw(specs[image])) for image in images}
 
 
-class _Always:
-    """Stands for a generator of random numbers; the grammar asks it for one of two wordings."""
+class FixedChoice:
+    """Take the place of a random generator: the grammar gets the wording of this number, 0 or 1."""
 
-    def __init__(self, answer: int):
-        self.answer = answer
+    def __init__(self, number: int):
+        self.number = number
 
     def integers(self, _: int) -> int:
-        return self.answer
+        """Return the fixed number."""
+        return self.number
 
 
 def _sayable(scene: generate.Scene) -> set[str]:
     said = set()
-    for answer in (0, 1):
+    for number in (0, 1):
         *pools, write = GRAMMARS[scene.spec.world](
-            scene.spec.scene, scene.told, scene.around, _Always(answer)
+            scene.spec.scene, scene.told, scene.around, FixedChoice(number)
         )
-        said |= {write(sentence) for pool in pools for sentence in pool}
+        said |= set(map(write, chain.from_iterable(pools)))
     return said
 
 

@@ -238,11 +238,9 @@ class _PIR(_Dual):
         kept = belief.argsort(dim=1, descending=True, stable=True)[
             :, : self.model.config.filter_size
         ]
-        attending = [
-            part
-            for sa, ca in zip(self.model.img_sa, self.model.img_ca, strict=True)
-            for part in (sa.mhatt, ca.mhatt_cross)
-        ]
+        attending = []
+        for sa, ca in zip(self.model.img_sa, self.model.img_ca, strict=True):
+            attending += [sa.mhatt, ca.mhatt_cross]
         with _watched(attending, _of_pir) as layers:
             self.model.embed_images(**features)
         return torch.zeros_like(belief).scatter(1, kept, rollout(layers)[:, 0])[:, 1:]
@@ -381,7 +379,7 @@ def words_of(system: System, sentence: str) -> tuple[list[str], np.ndarray]:
     tokenizer = system.tokenizer
     words, around = tokenizer.clean(sentence).split(), tokenizer.encode([""])[0]
     encoded, whole = tokenizer.encode(words), tokenizer.encode([" ".join(words)])[0]
-    pieces = [word for word, ids in enumerate(encoded) for _ in ids[len(around) :]]
+    pieces = np.repeat(np.arange(len(words)), [len(ids) - len(around) for ids in encoded])
     owner = np.full(len(whole), -1)
     owner[1 : 1 + len(pieces)] = pieces[: len(whole) - len(around)]
     return [word for number, word in enumerate(words) if number in owner], owner

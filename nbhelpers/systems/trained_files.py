@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nbhelpers.errors import UserError
 
-NOTEBOOKS = {
+NOTEBOOK_OF = {
     "pir": "20_pir",
     "pir_clip": "21_pir_clip",
     "pe_rsitr": "22_pe_rsitr",
@@ -22,7 +22,7 @@ NAMES = {
     "cfitr": "CFITR",
     "bita": "BITA",
 }
-SYSTEMS = tuple(NOTEBOOKS)
+SYSTEMS = tuple(NOTEBOOK_OF)
 RETRIEVAL = ("pir", "pir_clip", "pe_rsitr", "cfitr")
 
 
@@ -35,7 +35,7 @@ def trained_files(folder: Path | str, system: str, seed: int = 0) -> tuple[Path,
     """
     if system not in SYSTEMS:
         raise UserError(f"There is no system '{system}'; choose one of {', '.join(SYSTEMS)}.")
-    folder, notebook = Path(folder), NOTEBOOKS[system]
+    folder, notebook = Path(folder), NOTEBOOK_OF[system]
     note = folder / ("captions" if system == "bita" else "records") / f"{notebook}-seed{seed}.json"
     try:
         file = json.loads(note.read_text(encoding="utf-8")).get("checkpoint", "")

@@ -28,7 +28,7 @@ from nbhelpers.data.tokenization import Tokenizer, caption_batches
 from nbhelpers.errors import UserError, of_system
 from nbhelpers.files import given
 from nbhelpers.systems.trained_files import NAMES as NAMES
-from nbhelpers.systems.trained_files import NOTEBOOKS as NOTEBOOKS
+from nbhelpers.systems.trained_files import NOTEBOOK_OF as NOTEBOOK_OF
 from nbhelpers.systems.trained_files import RETRIEVAL, SYSTEMS, trained_files
 from nbhelpers.tasks.retrieval import BATCH, finite
 from nbhelpers.towers import backbones, checkpoints
@@ -81,7 +81,7 @@ class System:
     def image_rows(self, pictures: Iterable[Path | str | np.ndarray]) -> Rows:
         """As `encode_images`; equal images pass the model once."""
         self._must_have("encode_images", ENCODES_NOTHING)
-        once = Once(_digest)
+        once = Once(picture_digest)
         batches = self.batches(pictures, once)
         vectors = self._joined(self.model.encode_images(pixels) for pixels in batches)
         return Rows(vectors, once.distinct.row)
@@ -121,7 +121,7 @@ class System:
                 f"beams is {beams}, longest {longest} and shortest {shortest}; all must be at least"
                 " 1, and longest at least shortest."
             )
-        once, texts = Once(_digest), []
+        once, texts = Once(picture_digest), []
         options = {"beams": beams, "longest": longest, "shortest": shortest}
         for pixels in self.batches(pictures, once, captioning.BATCH):
             vision = captioning.vision_of(self.model, pixels)
@@ -188,7 +188,8 @@ def _must_be_something(found: list) -> None:
         raise UserError("There is nothing to encode; give at least one.")
 
 
-def _digest(pixels: np.ndarray) -> str:
+def picture_digest(pixels: np.ndarray) -> str:
+    """Return a checksum of an image (H,W,3) uint8."""
     return images.checksum(str(pixels.shape).encode(), pixels)
 
 
@@ -297,7 +298,7 @@ def _start_of(system: str, checkpoint: Path, tokenizer: str | None = None) -> Pa
     with the tokenizer of that sha256. UserError if there is none, and without a sha256 if there are
     several.
     """
-    folder = _run_of(checkpoint) / "starting"
+    folder = run_of(checkpoint) / "starting"
     found = [
         path
         for path in sorted(folder.glob(f"{system}-seed*.json"))
@@ -312,6 +313,6 @@ def _start_of(system: str, checkpoint: Path, tokenizer: str | None = None) -> Pa
     return found[0]
 
 
-def _run_of(checkpoint: Path) -> Path:
+def run_of(checkpoint: Path) -> Path:
     """The run of a checkpoint <run>/checkpoints/<name>/model.safetensors."""
     return checkpoint.resolve().parent.parent.parent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +260,7 @@ class Pretraining:
 
     def clip_start(self, size: str) -> tuple[Start, CLIP]:
         """Return the start of PIR-CLIP and PE-RSITR in size "tiny" or "compact", and the CLIP."""
-        name = {"tiny": "clip_standin", "compact": "clip_compact"}[size]
+        name = "clip_standin" if size == "tiny" else "clip_compact"
         start = package_start() if size == "compact" else Start.for_checkpoint(name, Path())
         return self._run(
             name,
@@ -277,11 +278,8 @@ class Pretraining:
         if size == "compact":
             config, start = CFITRConfig.compact(), package_start()
         else:
-            texts = [
-                text
-                for table in (data.table, self.other.table)
-                for text in table.split("train").captions.text
-            ]
+            tables = data.table.split("train"), self.other.table.split("train")
+            texts = list(chain.from_iterable(table.captions.text for table in tables))
             words = train_tokenizer(
                 texts,
                 Path(self.folder) / f"{data.table.name}-{self.other.table.name}-tokenizer.json",

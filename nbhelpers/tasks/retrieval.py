@@ -267,15 +267,14 @@ class RetrievalTask:
     ) -> dict[str, np.ndarray]:
         """Name -> (B,...) of these rows of a table, or (B,V,...) of V views or turns."""
         model, device = self.towers.eval(), next(self.towers.parameters()).device
-        augmented = (
-            [TrainTransform(self.image.size, turn=bool(self.turns))] * self.views
-            if training
-            else []
-        )
+        several = self.views if training else self.turns
+        augmented = None
+        if training and self.views:
+            augmented = TrainTransform(self.image.size, turn=bool(self.turns))
         precision, turns = (self.precision, 0) if training else ("fp32", self.turns)
         drawn = [
-            self.pixels_of(table, rows, transform, view).to(device)
-            for view, transform in enumerate(augmented or [None])
+            self.pixels_of(table, rows, augmented, view).to(device)
+            for view in range(self.views if augmented else 1)
         ]
         views = [turned(pixels, turn) for pixels, turn in product(drawn, range(max(turns, 1)))]
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
@@ -283,7 +282,7 @@ class RetrievalTask:
         arrays = [
             {name: value.float().cpu().numpy() for name, value in one.items()} for one in seen
         ]
-        if not (augmented or turns):
+        if not several:
             return arrays[0]
         return {name: np.stack([one[name] for one in arrays], axis=1) for name in arrays[0]}
 
@@ -367,14 +366,10 @@ class RetrievalTask:
 
     def _views(self, part: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Cached features of the images of a split, one dict for each turn."""
-        return (
-            [
-                {name: value[:, number] for name, value in part.items()}
-                for number in range(self.turns)
-            ]
-            if self.turns
-            else [part]
-        )
+        if not self.turns:
+            return [part]
+        turns = zip(*(value.unbind(1) for value in part.values()), strict=True)
+        return [dict(zip(part, turned, strict=True)) for turned in turns]
 
     def _check_towers(self, model: nn.Module) -> None:
         ours, theirs = self.towers.frozen_state(), model.frozen_state()
@@ -398,18 +393,11 @@ def compare(results: dict[str, recall.Recall], owner: np.ndarray, seed: int = 0)
 
     Columns: system, metric, value, low, high (bootstrap over images).
     """
-    rows = [
-        {
-            "system": name,
-            "metric": metric,
-            "value": result.metrics[metric],
-            "low": low,
-            "high": high,
-        }
-        for name, result in results.items()
-        for metric, (low, high) in recall.bootstrap(result, owner, seed=seed).items()
-    ]
-    return pd.DataFrame(rows)
+    rows = []
+    for name, result in results.items():
+        for metric, (low, high) in recall.bootstrap(result, owner, seed=seed).items():
+            rows.append((name, metric, result.metrics[metric], low, high))
+    return pd.DataFrame(rows, columns=["system", "metric", "value", "low", "high"])
 
 
 @dataclass(frozen=True)

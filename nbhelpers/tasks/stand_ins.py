@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -335,7 +336,7 @@ def bita_start(
     captions of both sets. The transformer starts at random.
     """
     tables = [one.table.split("train") for one in (data, other)]
-    texts = [text for table in tables for text in table.captions.text]
+    texts = list(chain.from_iterable(table.captions.text for table in tables))
     words = train_tokenizer(
         texts, Path(folder) / f"bita-{data.table.name}-{other.table.name}-tokenizer.json"
     )
@@ -356,7 +357,8 @@ def fitted_language(
     """
     from nbhelpers.tasks.captioning import DecoderTokenizer  # which imports the papers
 
-    texts = [clean_bita_caption(text) for table in tables for text in table.captions.text]
+    said = chain.from_iterable(table.captions.text for table in tables)
+    texts = [clean_bita_caption(text) for text in said]
     name = "-".join(table.name for table in tables)
     pairs = train_byte_pairs(
         [*texts, *(f"{prompt} {text}" for text in texts)], Path(folder) / f"{name}-byte-pairs.json"
@@ -410,7 +412,7 @@ def documents(tables: list[CaptionTable], reader, prompt: str, seed: int) -> lis
             encoded = [one.encode([clean_bita_caption(text) for text in texts]) for one in readers]
             for _ in range(2):
                 lines = [encoded[rng.integers(2)][row] for row in rng.permutation(len(texts))]
-                made.append([token for line in lines for token in line][:DOCUMENT])
+                made.append(list(chain.from_iterable(lines))[:DOCUMENT])
     return made
 
 

@@ -729,7 +729,7 @@ def test_the_slurm_profile_says_what_snakemake_knows():
     assert (
         set(given) <= options
         and given["executor"] == "slurm"
-        and given["jobs"] >= len(batch.SYSTEMS)
+        and given["jobs"] >= len(batch.RETRIEVAL_NOTEBOOKS)
     )
 
 

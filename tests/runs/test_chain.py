@@ -123,7 +123,9 @@ def test_eval_gives_what_the_notebook_recorded(folder, system, tmp_path, one_thr
         )
         == 0
     )
-    recorded = records.read_one(folder / f"records/{trained_systems.NOTEBOOKS[system]}-seed0.json")
+    recorded = records.read_one(
+        folder / f"records/{trained_systems.NOTEBOOK_OF[system]}-seed0.json"
+    )
     (written,) = records.read(tmp_path)
     assert (
         written["metrics"] == recorded["metrics"]

@@ -81,7 +81,10 @@ def test_check_exits_1_with_one_line_per_class_of_problem(tmp_path, capsys):
 def test_check_as_json(tmp_path, capsys):
     assert main(["data", "check", "--captions", captions(tmp_path, split="tset"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["lines"][0] == "layout      karpathy"
+    assert found["layout"] == "karpathy" and found["known_set"] is None
+    one = {"images": 1, "captions": 5}
+    assert found["splits"] == {"val": one, "test": one}
+    assert found["captions"]["val"]["distinct"] == 1 and found["images_by_captions"] == {"5": 2}
     assert len(found["problems"]) == 2 and "unknown split" in found["problems"][0]
 
 

@@ -208,7 +208,7 @@ def test_each_assertion_says_what_must_hold(name):
     assert assertions and not silent
 
 
-@pytest.mark.parametrize("name", trained_systems.NOTEBOOKS.values())
+@pytest.mark.parametrize("name", trained_systems.NOTEBOOK_OF.values())
 def test_cells_for_training_need_no_others(name):
     found = [cell.source for cell in code_cells(name) if {"parameters", "train"} & set(tags(cell))]
     nodes = list(ast.walk(ast.parse("\n".join(found))))

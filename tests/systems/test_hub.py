@@ -29,7 +29,7 @@ from nbhelpers.__main__ import main
 from nbhelpers.errors import UserError
 from nbhelpers.papers import pir_clip
 from nbhelpers.systems import hub
-from nbhelpers.systems.trained_systems import NOTEBOOKS
+from nbhelpers.systems.trained_systems import NOTEBOOK_OF
 from nbhelpers.towers import checkpoints
 
 
@@ -246,7 +246,7 @@ def test_advice_another_folder_is_chosen(checkpoint, remote, tmp_path):
     assert checkpoints.sha256(found) == checkpoints.sha256(checkpoint)
 
 
-@pytest.mark.parametrize("system", NOTEBOOKS)
+@pytest.mark.parametrize("system", NOTEBOOK_OF)
 def test_advice_the_file_of_a_trained_system_is_pushed(system, remote, tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoints.save_checkpoint(path, {"a": torch.zeros(1)}, {"name": "toy"})

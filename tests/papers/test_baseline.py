@@ -1,4 +1,4 @@
-"""The frozen floor: two towers at rest, two small heads that train."""
+"""The frozen baseline: two frozen towers, two small heads that train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbhelpers.papers.pir import contrastive_loss
 from nbhelpers.training import loop
 
 
-def floor(**changes) -> FrozenHeads:
+def heads_model(**changes) -> FrozenHeads:
     torch.manual_seed(0)
     return FrozenHeads(FrozenConfig.tiny(40, **changes))
 
@@ -31,7 +31,7 @@ def pairs(count: int = 8) -> dict[str, torch.Tensor]:
 
 
 def test_only_the_heads_and_the_temperature_train(tmp_path):
-    model, batch = floor(), pairs()
+    model, batch = heads_model(), pairs()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = loop.TrainConfig(
         epochs=15, lr=3e-3, batch_size=8, schedule="constant", warmup_fraction=0.0
@@ -49,7 +49,7 @@ def test_only_the_heads_and_the_temperature_train(tmp_path):
 
 @pytest.mark.parametrize("call_train", [True, False])
 def test_the_towers_rest_from_the_first_batch_on(call_train):
-    model = floor()
+    model = heads_model()
     if call_train:
         model.eval().train()
     assert model.training and model.image_head.training
@@ -64,7 +64,7 @@ def test_the_towers_rest_from_the_first_batch_on(call_train):
 
 
 def test_embeddings_are_heads_over_the_global_token_and_the_mean_of_the_words():
-    model, batch = floor().eval(), pairs()
+    model, batch = heads_model().eval(), pairs()
     with torch.no_grad():
         image, text = model.embed_batch(batch)
         local = model.vision_encoder.forward_features(batch["pixels"]).flatten(1, 2)
@@ -78,7 +78,7 @@ def test_embeddings_are_heads_over_the_global_token_and_the_mean_of_the_words():
 
 
 def test_cached_features_take_the_place_of_pixels_and_ids():
-    model, batch = floor().eval(), pairs()
+    model, batch = heads_model().eval(), pairs()
     cached = model.image_features(batch["pixels"]) | model.text_features(
         batch["ids"], batch["mask"]
     )
@@ -87,7 +87,7 @@ def test_cached_features_take_the_place_of_pixels_and_ids():
 
 
 def test_without_a_hidden_layer_the_heads_are_linear():
-    model = floor(hidden=0, embed_dim=24)
+    model = heads_model(hidden=0, embed_dim=24)
     assert isinstance(model.image_head, torch.nn.Linear) and model.eval().encode_images(
         pairs()["pixels"]
     ).shape == (8, 24)
@@ -95,7 +95,7 @@ def test_without_a_hidden_layer_the_heads_are_linear():
 
 def test_the_loss_is_taken_in_float32_under_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
-        terms = floor().loss(pairs())
+        terms = heads_model().loss(pairs())
     assert all(value.dtype == torch.float32 and value.isfinite() for value in terms.values())
 
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from nbhelpers import paths
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.runs import batch, freshness, stored_notebooks
@@ -232,7 +233,7 @@ def test_make_hands_its_variables_on(tmp_path):
         "PROFILE=ucm",
         "UPTO=20",
     ]
-    done = subprocess.run(call, cwd=batch.repository_root(), capture_output=True, text=True)
+    done = subprocess.run(call, cwd=paths.repository_root(), capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "-m",
         "nbhelpers",
@@ -246,7 +247,7 @@ def test_make_hands_its_variables_on(tmp_path):
     ]
     several = subprocess.run(
         [*call, "SEEDS=0 1 2", "JOBS=3"],
-        cwd=batch.repository_root(),
+        cwd=paths.repository_root(),
         capture_output=True,
         text=True,
     )
@@ -261,7 +262,7 @@ def test_make_hands_its_variables_on(tmp_path):
         "3",
     ]
     mistaken = subprocess.run(
-        [*call, "SEED=1"], cwd=batch.repository_root(), capture_output=True, text=True
+        [*call, "SEED=1"], cwd=paths.repository_root(), capture_output=True, text=True
     )
     assert mistaken.returncode and mistaken.stdout == "" and 'give SEEDS="1"' in mistaken.stderr
 
@@ -309,7 +310,7 @@ def start(notebooks: Path, upto: str, call: str = CALL, **options) -> subprocess
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        cwd=batch.repository_root(),
+        cwd=paths.repository_root(),
     )
 
 
@@ -884,7 +885,7 @@ def added(*args, **fields):
         (lambda nb: nb.cells[2].update(execution_count=7), "was not executed from top to bottom"),
         (added("error", ename="E", evalue="", traceback=[]), "holds an error"),
         (added("stream", name="stderr", text="w"), "holds output to stderr"),
-        (added("stream", text=str(batch.repository_root())), "names a folder"),
+        (added("stream", text=str(paths.repository_root())), "names a folder"),
         (lambda nb: nb.cells[0].update(source="x" * 100_000), "is larger than 100 kB"),
         (lambda nb: nb.cells[0].update(id="random"), "is not stripped"),
         (

@@ -15,6 +15,7 @@ import pytest
 
 from nbhelpers.__main__ import main
 from nbhelpers.metrics import caption_scores
+from nbhelpers.paths import repository_root
 from nbhelpers.results import records
 from nbhelpers.runs import batch
 from nbhelpers.systems import trained_systems
@@ -100,7 +101,7 @@ def test_what_a_notebook_trained_is_found_and_used(folder, system):
 
 def generated() -> tuple[str, str]:
     """Captions and images of the set that the chain generated."""
-    captions = batch.repository_root() / "data/scenes/dataset_scenes.json"
+    captions = repository_root() / "data/scenes/dataset_scenes.json"
     return str(captions), str(captions.parent / "images")
 
 
@@ -177,7 +178,7 @@ def test_two_processes_train_what_the_notebook_then_finds(folder, tmp_path):
     }
     done = subprocess.run(
         command,
-        cwd=batch.repository_root(),
+        cwd=repository_root(),
         env=environment,
         capture_output=True,
         text=True,

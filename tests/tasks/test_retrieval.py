@@ -48,7 +48,7 @@ def build(config, seed: int = 0):
     return FrozenHeads(config) if isinstance(config, FrozenConfig) else PIR(config)
 
 
-def resting(tokenizer, **changes) -> PIRConfig:
+def frozen_pir(tokenizer, **changes) -> PIRConfig:
     return PIRConfig.tiny(
         tokenizer.vocab_size,
         freeze_towers=True,
@@ -61,7 +61,7 @@ def resting(tokenizer, **changes) -> PIRConfig:
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return build(resting(tokenizer))
+    return build(frozen_pir(tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -133,23 +133,23 @@ def test_cached_features_give_the_embeddings_of_the_towers(model, cached, direct
     )
 
 
-def test_the_frozen_floor_reads_the_features_that_pir_cached(tokenizer, model, cached, direct):
-    floor = build(FrozenConfig.tiny(tokenizer.vocab_size))
-    floor.vision_encoder, floor.text_encoder = model.vision_encoder, model.text_encoder
-    ours, theirs = cached.embeddings(floor, "val"), direct.embeddings(floor, "val")
+def test_the_frozen_baseline_reads_the_features_that_pir_cached(tokenizer, model, cached, direct):
+    heads = build(FrozenConfig.tiny(tokenizer.vocab_size))
+    heads.vision_encoder, heads.text_encoder = model.vision_encoder, model.text_encoder
+    ours, theirs = cached.embeddings(heads, "val"), direct.embeddings(heads, "val")
     assert_close(ours.images, theirs.images, HALF)
     assert_close(ours.texts, theirs.texts, HALF)
 
 
 def test_the_mean_of_words_is_taken_after_the_cache(data, tokenizer, model, cached, direct):
-    averaging = build(resting(tokenizer, text_global="mean"))
+    averaging = build(frozen_pir(tokenizer, text_global="mean"))
     ours, theirs = cached.embeddings(averaging, "val"), direct.embeddings(averaging, "val")
     assert_close(ours.texts, theirs.texts, HALF)
 
 
 def test_an_image_means_the_same_in_all_its_turns(data, tokenizer):
     one, plain = (
-        build(resting(tokenizer, turns=turns, dropout=0.0)).eval() for turns in (True, False)
+        build(frozen_pir(tokenizer, turns=turns, dropout=0.0)).eval() for turns in (True, False)
     )
     pixels = next(RetrievalTask(data, tokenizer, IMAGE, workers=1).pixels(data.table.split("val")))
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_an_image_means_the_same_in_all_its_turns(data, tokenizer):
 def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(
     data, tokenizer, direct, tmp_path
 ):
-    one = build(resting(tokenizer, turns=True)).eval()
+    one = build(frozen_pir(tokenizer, turns=True)).eval()
     task = RetrievalTask(
         data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path, views=2)
     )
@@ -177,7 +177,7 @@ def test_turns_are_cached_for_what_is_evaluated_and_drawn_for_training(
         task.features("val")[0]["vision"].shape[1] == TURNS
         and task.features("train")[0]["vision"].shape[1] == 2
     )
-    plain = build(resting(tokenizer))
+    plain = build(frozen_pir(tokenizer))
     with pytest.raises(UserError, match="not those whose features are cached"):
         task.embeddings(plain, "val")
     unturned = RetrievalTask(
@@ -217,7 +217,7 @@ def counted(model, monkeypatch) -> list[int]:
 def test_every_image_and_distinct_caption_passes_its_tower_once(
     data, tokenizer, tmp_path, monkeypatch
 ):
-    one = build(resting(tokenizer))
+    one = build(frozen_pir(tokenizer))
     seen = counted(one, monkeypatch)
     task = RetrievalTask(data, tokenizer, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path))
     task.embeddings(one, "val")
@@ -238,18 +238,18 @@ def test_a_new_folder_for_other_weights_splits_inputs_and_options(data, tokenize
             tokenizer,
             image,
             workers=1,
-            frozen=FrozenTowers(towers or build(resting(tokenizer)), tmp_path),
+            frozen=FrozenTowers(towers or build(frozen_pir(tokenizer)), tmp_path),
         )
         task.features(split)
         return len(list(tmp_path.glob("features-*")))
 
     assert folders() == folders() == 2
-    assert folders(build(resting(tokenizer), seed=1)) == 4
-    changed = build(resting(tokenizer))
+    assert folders(build(frozen_pir(tokenizer), seed=1)) == 4
+    changed = build(frozen_pir(tokenizer))
     next(changed.text_encoder.parameters()).data[3, 3] += 0.5
     assert folders(changed) == 6
     # the same towers below another system
-    assert folders(build(replace(resting(tokenizer), embed_dim=32))) == 6
+    assert folders(build(replace(frozen_pir(tokenizer), embed_dim=32))) == 6
     assert folders(image=replace(IMAGE, mean=(0.0, 0.0, 0.0))) == 8
     assert folders(split="test") == 10
 
@@ -261,7 +261,7 @@ def test_tables_share_the_images_and_the_texts_that_they_have_in_common(data, to
             tokenizer,
             IMAGE,
             workers=1,
-            frozen=FrozenTowers(build(resting(tokenizer)), tmp_path),
+            frozen=FrozenTowers(build(frozen_pir(tokenizer)), tmp_path),
         )
         task.features("val")
         return len(list(tmp_path.glob("features-*")))
@@ -314,9 +314,9 @@ def test_what_trains_is_not_cached(data, tokenizer):
 
 def test_a_model_of_other_towers_is_not_evaluated_on_cached_features(tokenizer, model, cached):
     others = [
-        build(resting(tokenizer), seed=1),
-        build(replace(resting(tokenizer), use_mask=False)),
-        build(resting(tokenizer, prior="resnet_standin", vision="efficientnet_lite0")),
+        build(frozen_pir(tokenizer), seed=1),
+        build(replace(frozen_pir(tokenizer), use_mask=False)),
+        build(frozen_pir(tokenizer, prior="resnet_standin", vision="efficientnet_lite0")),
     ]
     for other in others:
         other.train()
@@ -324,12 +324,12 @@ def test_a_model_of_other_towers_is_not_evaluated_on_cached_features(tokenizer, 
             cached.embeddings(other, "val")
         assert other.training
     # has no prior, the rest is the same
-    cached.embeddings(build(resting(tokenizer).baseline()), "val")
+    cached.embeddings(build(frozen_pir(tokenizer).baseline()), "val")
 
 
 def test_captions_of_changing_length_cannot_be_cached(data, tmp_path):
     loose = words(data, tmp_path, fixed=False)
-    one = build(resting(loose))
+    one = build(frozen_pir(loose))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="fixed=True"):
         patch.setattr(retrieval, "BATCH", 1)
         RetrievalTask(data, loose, IMAGE, workers=1, frozen=FrozenTowers(one, tmp_path)).features(

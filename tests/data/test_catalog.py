@@ -355,11 +355,10 @@ def test_open_dataset_compares_the_captions_too(tmp_path, monkeypatch):
 
 def test_without_a_folder_the_generated_set_is_opened_through_the_readers(tmp_path, monkeypatch):
     from nbhelpers.data.scenes import generate
-    from nbhelpers.runs import start
 
     small = functools.partial(generate.write_dataset, count=12)
     monkeypatch.setattr(generate, "write_dataset", small)
-    monkeypatch.setattr(start, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(catalog, "repository_root", lambda: tmp_path)
     data = catalog.open_dataset("scenes", cache_folder=tmp_path / "cache")
     assert len(data.table) == len(data.pixels) == 12 and data.table.name == "scenes"
     assert set(data.table.images.scene) <= set(generate.CLASSES)

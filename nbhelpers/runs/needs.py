@@ -145,7 +145,7 @@ def _of_retrieval(values: Mapping[str, Any], names: set[str]) -> list[str]:
     """The weights that 12_starting_weights reads at paper size; paths of files are among them."""
     found = ["swin_t", "bert_base"]
     found += [PRIORS[values["PRIOR"]]] if values["PRIOR"] in PRIORS else []
-    systems = names.intersection(batch.SYSTEMS)
+    systems = names.intersection(batch.RETRIEVAL_NOTEBOOKS)
     read = {
         name: values[name] and (not systems or names.intersection(readers))
         for name, readers in batch.PRETRAINED.items()

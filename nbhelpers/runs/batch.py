@@ -242,6 +242,11 @@ class Plan:
             for step in select(self.upto)
         )
 
+    def gates(self) -> list[str]:
+        """Return the notebooks that every system waits for; the Snakefile gives them all cores."""
+        systems = [step for step in self.steps() if step.name in (*SYSTEMS, "24_bita")]
+        return [name for name in PREPARED if all(name in step.reads for step in systems)]
+
     def with_due(self) -> Plan:
         """This plan with the steps that do not hold, or that read from such a step."""
         found: list[str] = []

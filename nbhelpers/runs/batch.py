@@ -244,7 +244,7 @@ class Plan:
 
     def gates(self) -> list[str]:
         """Return the notebooks that every system waits for; the Snakefile gives them all cores."""
-        systems = [step for step in self.steps() if step.name in (*SYSTEMS, "24_bita")]
+        systems = [step for step in self.steps() if step.name in (*RETRIEVAL_NOTEBOOKS, "24_bita")]
         return [name for name in PREPARED if all(name in step.reads for step in systems)]
 
     def with_due(self) -> Plan:

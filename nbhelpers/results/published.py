@@ -46,11 +46,11 @@ _GROUPS = {
     "F": "OmniRSCLIP paper (R@1 and R@5)",
 }
 _ZERO_SHOT = "zero-shot; OpenAI's weights, QuickGELU"
-_NOT_TUNED = "zero-shot on this set; trained on RS5M, which was filtered from the web"
-_TUNED = "tuned on this set's training split; the rest of its training data is RS5M"
+_NOT_TUNED = "not tuned on this set; trained on RS5M"
+_TUNED = "trained on RS5M, then tuned on this set's training split"
 _SUPERSET = (
-    "not zero-shot: trained on a union of sets that contains this one, deduplicated against the"
-    " tests by its authors; whether all leaks were found was asked and not settled"
+    "not zero-shot: trained on a union of sets that contains this one; whether test images leaked"
+    " was asked (RemoteCLIP issues 13 and 26)"
 )
 
 

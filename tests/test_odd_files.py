@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from nbhelpers import files
 from nbhelpers.data import layouts
+from nbhelpers.data.archives import open_images
 from nbhelpers.data.arrow_sizes import unfolded_size
 from nbhelpers.data.decoding import decode
 from nbhelpers.errors import SYSTEM, UserError, of_system
@@ -213,3 +215,45 @@ def test_an_image_that_is_another_format_starts_no_program(tmp_path):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
     with pytest.raises(UserError):
         decode(eps, "picture.png")
+
+
+def test_a_file_of_zeros_is_no_tar_and_is_not_unpacked(tmp_path):
+    path = tmp_path / "images.tar"
+    with open(path, "wb") as file:
+        file.truncate(3 * 10**9)  # takes no space on the disk
+    signal.alarm(SECONDS)
+    with pytest.raises(UserError, match="neither a folder nor a readable zip or tar|holds no im"):
+        open_images(path)
+
+
+def test_a_compressed_tar_is_refused_and_the_advice_works(tmp_path, good):
+    path = tmp_path / "images.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(good / "images", "images")
+    with pytest.raises(UserError, match="a compressed or damaged tar .* unpack it first"):
+        open_images(path)
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert len(open_images(tmp_path / "unpacked").names) == 4
+
+
+LONG = pa.array(["a red square " * 10**5, "a square"])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.nulls(2**27),
+        pa.DictionaryArray.from_arrays(
+            pa.array([0] * 10**6, pa.int32()), ["a red square " * 10**5]
+        ),
+    ],
+    ids=["nulls", "dictionary"],
+)
+def test_rows_that_take_no_bytes_are_counted(column, tmp_path):
+    path = tmp_path / "bomb_test.arrow"
+    table = pa.table({"captions": column, "filename": column})
+    with pa.ipc.new_file(str(path), table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(UserError, match="would unfold to more than"):
+        layouts.read(path)

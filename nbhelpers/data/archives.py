@@ -16,6 +16,7 @@ from nbhelpers.errors import DAMAGE, UserError, reason
 from nbhelpers.files import given
 
 MAX_FOLDERS = 100_000  # below one folder; links between folders may lead to any number
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # how gzip, bzip2 and xz begin
 
 
 def open_images(path: Path | str) -> ImageStore:
@@ -43,7 +44,7 @@ def _opened(path: Path) -> ImageStore:
         )
     elif zipfile.is_zipfile(path):
         members, read = _open_zip(path)
-    elif tarfile.is_tarfile(path):
+    elif _is_tar(path):
         members, read = _open_tar(path)
     else:
         raise UserError(f"{path} is neither a folder nor a readable zip or tar; fetch it again.")
@@ -53,6 +54,22 @@ def _opened(path: Path) -> ImageStore:
             f"{path} holds no image files ({' '.join(sorted(EXTENSIONS))}); name another."
         )
     return ImageStore(path, members, read)
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether a file is a tar, plain or compressed.
+
+    tarfile.is_tarfile unpacks a file to find out, for minutes if the file is made for it.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head.startswith(COMPRESSED):
+        return True
+    try:
+        tarfile.TarFile.open(path, mode="r:").close()
+    except DAMAGE:
+        return False
+    return True
 
 
 def _is_image(name: str) -> bool:

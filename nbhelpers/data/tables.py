@@ -99,6 +99,7 @@ def _open(path: Path):
     try:
         table = _parquet_table(path) if parquet else _arrow_table(path)
         table.validate(full=True)
+        _refuse_bombs(path, _as_values(table))
     except UserError:
         raise
     except (*DAMAGE, pa.ArrowException) as error:
@@ -129,6 +130,27 @@ def _parquet_table(path: Path):
 def _most(path: Path) -> int:
     """Return how many bytes a table may unfold to."""
     return max(UNFOLDED * path.stat().st_size, SMALL)
+
+
+def _as_values(table) -> int:
+    """Return the most bytes that the rows take as values.
+
+    A column of nulls has no bytes, but each row is a value. A dictionary has a value once, which
+    many rows may name.
+    """
+    size = 8 * table.num_rows
+    for column in table.columns:
+        for chunk in column.chunks:
+            if pa.types.is_dictionary(chunk.type) and len(chunk.dictionary):
+                size += len(chunk) * _longest(chunk.dictionary)
+    return size
+
+
+def _longest(values) -> int:
+    """Return the bytes of the longest of some values."""
+    if _is_text(values.type) or pa.types.is_binary(values.type):
+        return pc.max(pc.binary_length(values)).as_py() or 0
+    return values.nbytes
 
 
 def _refuse_bombs(path: Path, size: int) -> None:

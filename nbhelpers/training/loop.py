@@ -33,7 +33,7 @@ from accelerate import skip_first_batches
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
@@ -152,8 +152,11 @@ class _Trainer:
         cached_gradients.check(model, config.micro_batch)
         self.source, self.batches = loader, len(loader)
         self.loader: Any = loader
-        if isinstance(loader, DataLoader):  # `_remaining` moves its batches to the device
-            self.loader = self.accelerator.prepare(loader, device_placement=[False])
+        # of a stream, Accelerate reads whole batches in one process and moves the parts itself
+        stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+        self.ahead = (self.device.type == "cuda" or PREFETCH_ALWAYS) and not stream
+        if isinstance(loader, DataLoader):
+            self.loader = self.accelerator.prepare(loader, device_placement=[stream])
         self.steps = math.ceil(self.batches / config.accumulate)
         self.factor = lr_lambda(config, config.epochs * self.steps)
         model.to(self.device)
@@ -325,7 +328,7 @@ class _Trainer:
             batches = skip_first_batches(batches, seen) if seen else batches
         else:
             batches = islice(batches, seen, None)
-        if self.device.type == "cuda" or PREFETCH_ALWAYS:
+        if self.ahead:
             return prefetched(batches, self.device)
         return (send_to_device(batch, self.device) for batch in batches)
 

@@ -1108,7 +1108,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     in_rows(tmp_path)
     (tmp_path / "tiny_val.json").unlink()
     (tmp_path / "tiny_val.json").mkdir()
-    with pytest.raises(UserError, match="tiny_val.json cannot be read"):
+    with pytest.raises(UserError, match="tiny_val.json is a folder where a file is needed"):
         layouts.read(tmp_path)
 
 

@@ -149,7 +149,7 @@ def test_what_cannot_be_encoded(trained, tmp_path):
     (tmp_path / "a.png").write_text("no image")
     for wrong, words in (
         (tmp_path / "a.png", "a.png is not an image file"),
-        (tmp_path / "b.png", "b.png cannot be read"),
+        (tmp_path / "b.png", "b.png does not exist; check the path"),
     ):
         with pytest.raises(UserError, match=words):
             trained.encode_images([wrong])

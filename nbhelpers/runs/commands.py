@@ -40,6 +40,7 @@ from nbhelpers.runs.train_command import train
 if TYPE_CHECKING:
     from nbhelpers.runs.cache import Entry
 
+ENDINGS = {130: "Interrupted.", 143: "Ended."}  # exit code: what is said
 app = group("Run the notebooks, and use trained systems, data sets and records without them.")
 
 
@@ -63,28 +64,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-        if code == 130:
-            print("Interrupted.", file=sys.stderr)
+        if code in ENDINGS:
+            print(ENDINGS[code], file=sys.stderr)
         return code
     return 0
 
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM end the block as an error does, so that files and processes are cleared up."""
+    """Let Ctrl-C and SIGTERM end the block as an error does: files and processes are cleared up.
+
+    Python's own KeyboardInterrupt would now and then end the process by the signal itself: where it
+    meets `exec` of a text, as in imports.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _end)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _end) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _end(_number: int, _frame: object) -> None:
-    print("Ended.", file=sys.stderr)
-    raise SystemExit(143)
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _unforeseen(error: Exception) -> str:

@@ -272,7 +272,7 @@ def test_a_command_that_is_ended_clears_up_and_says_one_line(number, code, tmp_p
         time.sleep(0.05)
     started.send_signal(number)
     _, error = started.communicate(timeout=60)
-    assert started.returncode == code and error.count("\n") == 1
+    assert (started.returncode, error.count("\n")) == (code, 1), error
     assert [path.name for path in (tmp_path / ".at_work").iterdir()] == ["register"]
 
 

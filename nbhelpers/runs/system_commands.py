@@ -163,7 +163,8 @@ def search(  # noqa: PLR0913 - each parameter is an option
     loaded = trained_systems.load(system, weights, beginning, device)
     query: Path | str = Path(image) if text is None and image is not None else str(text)
     notes = gallery.reading(query, loaded.tokenizer) if isinstance(query, str) else []
-    found = image_folder.search(loaded, images, query, top)
+    with in_runs("search"):
+        found = image_folder.search(loaded, images, query, top)
     if isinstance(query, str) and (how := image_folder.searched(loaded, top)):
         notes.append(how)
     if as_json:

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import re
+from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args, get_origin
 
 import nbformat
@@ -264,3 +267,28 @@ def test_the_published_profiles_are_there():
     assert {"ucm", "rsicd", "paper_rsicd", "paper_rsitmd", "paper_ucm", "paper_nwpu"} <= set(
         PROFILES
     )
+
+
+def imported(trees: list[ast.AST]) -> dict[str, object]:
+    """What the cells of a notebook import from the package, by name."""
+    found: dict[str, object] = {}
+    for node in chain.from_iterable(map(ast.walk, trees)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nbhelpers"):
+            room = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(room, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                found[alias.asname or alias.name] = getattr(room, alias.name)
+    return found
+
+
+@every_notebook
+def test_every_name_that_a_notebook_takes_from_the_package_exists(name):
+    trees = [ast.parse(cell.source) for cell in code_cells(name)]
+    known, missing = imported(trees), []
+    for node in chain.from_iterable(map(ast.walk, trees)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = known.get(node.value.id)
+            if isinstance(owner, ModuleType | type) and not hasattr(owner, node.attr):
+                missing.append(ast.unparse(node))
+    assert not missing

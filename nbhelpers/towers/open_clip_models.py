@@ -39,6 +39,7 @@ QUICK = "-quickgelu"
 # Published files whose activation is known: pattern of the file's name -> QuickGELU or not
 KNOWN_FILES = {r"RemoteCLIP-.*": True, r"RS5M_ViT-B-32.*": True}
 SHAPES = ("embed_dim", "vision width", "vision layers", "patch", "text width", "text layers")
+FOLDER = "local-dir:"  # begins the name of a model folder, for open_clip
 Opened = tuple[Encoders, list[str]]
 
 
@@ -121,7 +122,7 @@ def from_folder(folder: Path, activation: str | None = None) -> Opened:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"The folder {folder} holds none of {', '.join(WEIGHTS)}; add the weights.")
-    return _opened(f"local-dir:{folder}", config, preprocess, path), []
+    return _opened(f"{FOLDER}{folder}", config, preprocess, path), []
 
 
 def names_of_file(path: Path) -> str:
@@ -186,7 +187,8 @@ def _opened(
     state = clip_state(path)
     try:
         config = _resized(deepcopy(config), state)
-        module = built(_module, config, state)
+        own = name.startswith(FOLDER)  # the configuration came with the weights
+        module = built(_module, config, state) if own else _module(config)
         context = config["text_cfg"].get("context_length")
         tokenizer = open_clip.get_tokenizer(name, context_length=context)
         image = _preprocess(module, preprocess)

@@ -266,6 +266,8 @@ def test_a_command_that_is_ended_clears_up_and_says_one_line(number, code, tmp_p
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # the shell of a test in the background has taken it from its processes
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(tmp_path.glob(".at_work/*.json")):
         assert started.poll() is None, started.stderr.read()

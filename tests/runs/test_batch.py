@@ -311,7 +311,13 @@ def start(notebooks: Path, upto: str, call: str = CALL, **options) -> subprocess
         text=True,
         start_new_session=True,
         cwd=paths.repository_root(),
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """Give a process SIGINT, which the shell of a test in the background has taken from it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(notebooks: Path, upto: str, **options) -> list[str]:

@@ -65,7 +65,7 @@ def test_a_really_full_disk(tmp_path):
     [
         (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "disk is full"),
-        (errno.EACCES, "may not be written"),
+        (errno.EACCES, "may not be read or written"),
     ],
 )
 def test_the_old_pair_survives_a_failed_save(tmp_path, monkeypatch, moment, number, sentence):

@@ -262,7 +262,7 @@ def test_a_damaged_folder_is_answered_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="holds none of"):
         open_model(str(folder))
     (folder / "open_clip_config.json").write_text("{")
-    with pytest.raises(UserError, match="is no configuration of open_clip"):
+    with pytest.raises(UserError, match="open_clip_config.json is not JSON"):
         open_model(str(folder))
 
 

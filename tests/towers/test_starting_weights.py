@@ -439,9 +439,10 @@ def test_a_vilt_fills_the_trunk_and_the_rank_head_where_the_file_has_one(small_v
         return start.build(lambda: CFITR(CFITRConfig(vocab_size=60, split=2, hidden=8, bits=8)), 0)
 
     start = starting_weights.paper_vilt_start("vilt_mlm", small_vilt)
-    assert "is not in it and starts at random" in capsys.readouterr().out and set(start.towers) == {
-        "vilt"
-    }
+    assert (
+        "holds no matching head, so the rank head starts at random" in capsys.readouterr().out
+        and set(start.towers) == {"vilt"}
+    )
     model = build(start)
     assert (
         model.vilt.encoder.layer[3].output.dense.weight == 0.25

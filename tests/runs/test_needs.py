@@ -148,7 +148,7 @@ def test_the_default_profile_needs_nothing_from_outside(bare, monkeypatch, capsy
 
 
 def test_memory_follows_batch_precision_and_what_saves_it():
-    values = batch.values_of("paper_rsicd")
+    values = batch.values_of("paper_rsicd") | {"MICRO_BATCH": "whole"}
     counted = {  # of nbhelpers/papers/README.md
         (): 43.5,
         ("PRECISION", "bf16"): 28.3,
@@ -161,12 +161,13 @@ def test_memory_follows_batch_precision_and_what_saves_it():
 
 
 def test_too_little_memory_is_said_and_is_nothing_missing(bare, monkeypatch):
-    chosen = needs.choose("paper_ucm", {"DEVICE": "auto"}, "20")
+    chosen = needs.choose("paper_ucm", {"DEVICE": "auto", "MICRO_BATCH": "whole"}, "20")
     for there, state in ((12.0, "short"), (80.0, "fits")):
         monkeypatch.setattr(needs, "device_memory", lambda there=there: there)
         row = found(needs.table(chosen), "memory")["20_pir"]
         assert row.state == state and row.where.startswith(f"{there:.0f} GB on the GPU")
     assert "RECOMPUTE: true" in needs._mend("20_pir")
-    saving = needs.choose("paper_ucm", {"RECOMPUTE": True}, "20")
     monkeypatch.setattr(needs, "device_memory", lambda: 12.0)
-    assert found(needs.table(saving), "memory")["20_pir"].state == "fits"
+    for saved in ({"RECOMPUTE": True, "MICRO_BATCH": "whole"}, {"MICRO_BATCH": "auto"}):
+        saving = needs.choose("paper_ucm", saved, "20")
+        assert found(needs.table(saving), "memory")["20_pir"].state == "fits"

@@ -23,11 +23,13 @@ from nbhelpers.errors import UserError, of_system, reason
 def given(path: Path | str) -> Path:
     """Return a path that a user gave, with `~` replaced, whether or not something is there.
 
-    UserError for a device or a pipe, which may never end, and for a path that the system refuses.
+    UserError for a device or a pipe, which may never end, and for what the system refuses.
     """
     try:
         found = Path(path).expanduser()
         mode = found.stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.scandir(found).close()  # a folder that may not be listed would look empty
     except FileNotFoundError:
         return found
     except OSError as error:

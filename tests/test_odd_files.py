@@ -175,6 +175,15 @@ def test_json_that_is_none_is_a_sentence(content, tmp_path):
         files.read_json(path, "get it again")
 
 
+def test_a_folder_that_may_not_be_listed_does_not_look_empty(tmp_path, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert main(["records", "check", str(tmp_path)]) == 1
+    assert "may not be read or written by this user; choose one" in capsys.readouterr().err
+
+
 # arrow
 
 

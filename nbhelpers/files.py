@@ -143,7 +143,9 @@ def _is_abandoned(path: Path) -> bool:
     if named is None:
         return False
     try:
-        return psutil.Process(int(named[1])).create_time() > path.lstat().st_mtime + 60
+        writer = psutil.Process(int(named[1]))
+        dead = writer.status() == psutil.STATUS_ZOMBIE
+        return dead or writer.create_time() > path.lstat().st_mtime + 60
     except psutil.Error:
         return True
     except OSError:  # it has just gone

@@ -201,8 +201,10 @@ def end_with_the_run() -> None:
 def _watch(run: str) -> None:
     while lives(run):
         time.sleep(LOOK_EVERY)
-    for child in psutil.Process().children(recursive=True):
+    children = psutil.Process().children(recursive=True)
+    for child in children:
         _kill(child)
+    psutil.wait_procs(children, ENDING)  # before the lock is free: the next run clears their files
     os._exit(1)
 
 

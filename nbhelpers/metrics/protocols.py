@@ -32,8 +32,9 @@ PROTOCOLS = {
 }
 AGAIN = {"prefix": PREFIX.format, "capitalize": str.capitalize}  # captions are encoded again
 RESPLIT = (
-    "The re-splits of PIR and HarMA move images from train to val. Their test images are the"
-    " published ones (1,093 of RSICD, 452 of RSITMD), so scores of the test split stay as they are."
+    "The re-splits of PIR and HarMA move images from train to val. Their test splits have the"
+    " published sizes (1,093 of RSICD, 452 of RSITMD); whether the images are the same was not"
+    " checked, and no re-split is applied here."
 )
 MOST = 250_000_000  # scores that the bridge keeps
 

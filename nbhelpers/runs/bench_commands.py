@@ -149,7 +149,7 @@ class _Asked:
         check_paths(list=path)
         try:
             found = yaml.safe_load(Path(path).expanduser().read_text("utf-8"))
-        except (yaml.YAMLError, ValueError, OSError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
             raise UserError(f"{path} is no YAML ({printable(str(error))}); mend it.") from error
         unknown = [key for key in found if key not in LISTED] if isinstance(found, dict) else None
         if unknown is None or unknown:
@@ -338,6 +338,8 @@ class _Report:
         from nbhelpers.results import bench_exports, records
         from nbhelpers.systems import bench
 
+        if files["trec"] and any(result.scores is None for result in self.results):
+            raise UserError("There are too many scores for a TREC run; leave --trec out.")
         folder = Path(out) if out else runs_root() / "bench" / "records"
         self.records = [bench.write_record(result, folder) for result in self.results]
         texts = {"csv": self.csv, "latex": self.latex}
@@ -346,8 +348,6 @@ class _Report:
                 with atomic_write(path) as temporary:
                     temporary.write_text(text(), encoding="utf-8")
         for result in self.results if files["trec"] else ():
-            if result.scores is None:
-                raise UserError("There are too many scores for a TREC run; leave --trec out.")
             name = records.safe_name(result.given.name)
             place = Path(files["trec"] or "") / records.safe_name(result.table.name)
             trec.write(place, name, result.names(), result.scores)

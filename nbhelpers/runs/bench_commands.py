@@ -348,6 +348,7 @@ class _Report:
                 with atomic_write(path) as temporary:
                     temporary.write_text(text(), encoding="utf-8")
         for result in self.results if files["trec"] else ():
+            assert result.scores is not None  # refused above
             name = records.safe_name(result.given.name)
             place = Path(files["trec"] or "") / records.safe_name(result.table.name)
             trec.write(place, name, result.names(), result.scores)

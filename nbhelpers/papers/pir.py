@@ -10,6 +10,7 @@ Parameters have the authors' names.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class PIRConfig:
     heads: int = 8  # h
     filter_size: int = 40  # k, tokens kept by the belief
     candidates: int = 50  # tokens ranked by the belief, the global one among them
+    # tokens are ranked by the "logits" of the belief or, as released, by their "softmax", where
+    # logits far apart round to equal beliefs
+    ranking: str = "logits"
     instru_num: int = 2  # n_v, layers of Spatial-PAE
     cycle_num: int = 3  # n_t, cycles of LCA
     dropout: float = 0.2
@@ -90,6 +94,7 @@ class PIRConfig:
             "affiliation_form must be 'release' or 'symmetric'": (
                 self.affiliation_form not in ("release", "symmetric")
             ),
+            "ranking must be 'logits' or 'softmax'": self.ranking not in ("logits", "softmax"),
             "text_global must be 'cls' or 'mean'": self.text_global not in ("cls", "mean"),
             "prior_batchnorm must be 'eval' or 'release'": (
                 self.prior_batchnorm not in ("eval", "release")
@@ -241,19 +246,55 @@ def stack(layer: nn.Module, count: int) -> nn.ModuleList:
     return nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
 
 
+def belief_logits(tokens: Tensor, instruction: Tensor) -> Tensor:
+    """Return S.c (B,N) of tokens S (B,N,D) and the instruction c (B,1,D), without any scaling.
+
+    The belief is their softmax over the tokens.
+    """
+    return (tokens @ instruction.transpose(1, 2)).squeeze(2)
+
+
+def select_tokens(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
+    """Return the k tokens (B,k,D) of highest belief, best first, of tokens (B,N,D).
+
+    The belief only orders the tokens: it has no gradient and no weight. The softmax keeps the order
+    of the logits, so they are ranked.
+    """
+    return _best(tokens, belief_logits(tokens, instruction), k)
+
+
+def select_by_softmax(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
+    """Return the k tokens (B,k,D) as released: the belief itself is ranked.
+
+    Beliefs that round to the same number, most often 0, keep the order of the tokens here. The
+    release leaves it to torch's unstable sort.
+    """
+    return _best(tokens, belief_logits(tokens, instruction).softmax(1), k)
+
+
+def _best(tokens: Tensor, score: Tensor, k: int) -> Tensor:
+    kept = score.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+
+
 class PIR(DualEncoder):
     """The dual encoder.
 
-    `towers` may replace the configured ones by (vision, text, prior), e.g. in tests.
+    `towers` may replace the configured ones by (vision, text, prior), e.g. in tests. `select` is
+    the function that ranks and drops tokens, `select_tokens` or one of a notebook.
     """
 
     IMAGE_FEATURES: tuple[str, ...] = ("vision", "prior")
 
     def __init__(
-        self, config: PIRConfig, towers: tuple[nn.Module, nn.Module, nn.Module | None] | None = None
+        self,
+        config: PIRConfig,
+        towers: tuple[nn.Module, nn.Module, nn.Module | None] | None = None,
+        select: Callable[[Tensor, Tensor, int], Tensor] | None = None,
     ):
         super().__init__()
         self.config = config
+        self.select = select or (select_tokens if config.ranking == "logits" else select_by_softmax)
         vision, text, prior = towers or self._build_towers(config)
         if not config.triplet:
             self.temp = nn.Parameter(torch.tensor(config.temperature))
@@ -365,31 +406,22 @@ class PIR(DualEncoder):
         attended = mask if self.config.use_mask else torch.ones_like(mask)
         return {"text": self.text_encoder(input_ids=ids, attention_mask=attended).last_hidden_state}
 
-    def instruct(self, vision: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the belief of VIR.
+    def instruct(self, vision: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Return projected tokens S (B,1+N,D) and the instruction c (B,1,D)."""
+        return self.vision_proj(vision), self.conv_proj(prior.flatten(1)).unsqueeze(1)
 
-        Returns projected tokens S (B,1+N,D), instruction c (B,1,D), and belief logits S.c
-        (B,candidates).
-        """
-        tokens = self.vision_proj(vision)
-        instruction = self.conv_proj(prior.flatten(1)).unsqueeze(1)
-        logits = (tokens[:, : self.config.candidates] @ instruction.transpose(1, 2)).squeeze(2)
-        return tokens, instruction, logits
-
-    def filter_tokens(self, tokens: Tensor, logits: Tensor) -> Tensor:
+    def filter_tokens(self, tokens: Tensor, instruction: Tensor) -> Tensor:
         """Return the k tokens (B,k,D) of highest belief, best first.
 
-        The belief only orders the tokens: it has no gradient and no weight. UserError if the tower
-        gives fewer than k tokens.
+        UserError if the tower gives fewer than k tokens.
         """
-        k = self.config.filter_size
-        if logits.shape[1] < k:
+        c, candidates = self.config, tokens[:, : self.config.candidates]
+        if candidates.shape[1] < c.filter_size:
             raise UserError(
-                f"filter_size is {k} but the vision tower gives {logits.shape[1]} tokens; lower"
-                " filter_size."
+                f"filter_size is {c.filter_size} but the vision tower gives {candidates.shape[1]}"
+                " tokens; lower filter_size."
             )
-        kept = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+        return self.select(candidates, instruction, c.filter_size)
 
     def embed_images(self, vision: Tensor, prior: Tensor | None = None) -> Tensor:
         """Embed tower features as unit rows (B,D).
@@ -404,8 +436,8 @@ class PIR(DualEncoder):
             vision = vision * F.dropout(channels, self.config.feature_dropout)
         if not self.config.vir:
             return F.normalize(self.vision_proj(vision[:, 0]), dim=1)
-        tokens, instruction, logits = self.instruct(vision, prior)
-        kept = self.filter_tokens(tokens, logits)
+        tokens, instruction = self.instruct(vision, prior)
+        kept = self.filter_tokens(tokens, instruction)
         for mapping, attend, cross in zip(self.mapping_img, self.img_sa, self.img_ca, strict=True):
             kept = cross(mapping(instruction).expand_as(kept), attend(kept))
         return F.normalize(tokens[:, 0] + self.head_img(kept[:, 0]), dim=1)
@@ -429,7 +461,8 @@ class PIR(DualEncoder):
                 "This PIR was built without VIR, so it holds no belief; build it with vir=True."
             )
         vision = self.tokens(vision)
-        return self.instruct(self._normed(vision), self._prior(vision, prior))[2].softmax(1)
+        tokens, instruction = self.instruct(self._normed(vision), self._prior(vision, prior))
+        return belief_logits(tokens[:, : self.config.candidates], instruction).softmax(1)
 
     def embed_texts(self, text: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed tower features (B,L,W) as unit rows (B,D), by LCA (Temporal-PAE).
@@ -621,6 +654,7 @@ def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:
         instru_num=max(layers("mapping_img"), 1),
         cycle_num=max(layers("mapping_txt"), 1),
         filter_size=settings.get("filter_size", PIRConfig.filter_size),
+        ranking="softmax",
     )
 
 

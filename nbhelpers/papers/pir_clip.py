@@ -8,6 +8,7 @@ patches, W width of the image tower, D embedding width. Parameters have the auth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,13 +80,19 @@ class PIRCLIPConfig(CLIPConfig):
 class PIRCLIP(CLIP):
     """A CLIP with an instruction encoder beside its image tower.
 
-    `res_visual` is the encoder; `vision_proj_res` makes a token of its answer.
+    `res_visual` is the encoder; `vision_proj_res` makes a token of its answer. `weigh` is the
+    function that weights tokens by belief, `soft_belief` or one of a notebook.
     """
 
     config: PIRCLIPConfig
 
-    def __init__(self, config: PIRCLIPConfig):
+    def __init__(
+        self,
+        config: PIRCLIPConfig,
+        weigh: Callable[[Tensor, Tensor, str], Tensor] | None = None,
+    ):
         super().__init__(config)
+        self.weigh = weigh or soft_belief
         if config.instruction_token:
             width = len(self.clip.visual.class_embedding)
             self.res_visual = backbones.instruction_encoder(config.clip)
@@ -134,7 +141,7 @@ class PIRCLIP(CLIP):
         if self.config.belief == "none":
             return tokens
         if self.config.belief == "soft":
-            return soft_belief(tokens.float(), logits.softmax(1), self.config.belief_rule)
+            return self.weigh(tokens.float(), logits.softmax(1), self.config.belief_rule)
         k = self.config.filter_size
         if logits.shape[1] < k:
             raise UserError(

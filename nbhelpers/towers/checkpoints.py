@@ -36,6 +36,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 WRAPPED = (
     r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.)+"
 )
+EDITED = "edited"  # in the metadata of a checkpoint: the part that a notebook wrote itself
 AVERAGED = "n_averaged"  # beside the weights that torch's AveragedModel keeps
 
 
@@ -380,7 +381,8 @@ def meta_of(
 ) -> dict:
     """Return the metadata of our checkpoint `path` from the `header` that `read_checkpoint` gives.
 
-    UserError if it is no checkpoint of ours, or differs from `expect`.
+    UserError if it is no checkpoint of ours, or differs from `expect`. Whoever expects a system
+    gets no checkpoint of an edited one, which only its notebook can build.
     """
     path = Path(path)
     try:
@@ -393,6 +395,11 @@ def meta_of(
             "give a file that its notebooks wrote, or read other weights by "
             "`checkpoints.read_state_dict`."
         ) from error
+    if expect and EDITED in meta:
+        raise UserError(
+            f"{path} was trained with an edited part, {meta[EDITED]}, that only its notebook can"
+            " build; undo the edit and run that notebook again, or go on inside it."
+        )
     differing = [
         f"{key}: file {meta.get(key)!r}, wanted {value!r}"
         for key, value in (expect or {}).items()

@@ -383,11 +383,36 @@ def test_compact_counts_its_scene_head_among_the_frozen():
 @pytest.mark.parametrize("k", [1, 7, 50])
 def test_the_k_tokens_of_highest_belief_stay_best_first_and_unweighted(k):
     model = small(filter_size=k)
-    tokens, logits = torch.randn(3, 50, 16), torch.randn(3, 50)
-    kept = model.filter_tokens(tokens, logits)
+    tokens, instruction = torch.randn(3, 50, 16), torch.randn(3, 1, 16)
+    logits = (tokens * instruction).sum(2)
+    kept = model.filter_tokens(tokens, instruction)
     for b in range(3):
         order = sorted(range(50), key=lambda j: -logits[b, j].item())[:k]
         assert torch.equal(kept[b], tokens[b, order])
+
+
+def test_under_saturation_the_released_ranking_keeps_the_order_of_equal_beliefs():
+    """Logits 0, 400, ..., 19600: all beliefs but the first two round to 0 in float32."""
+    instruction = torch.ones(1, 1, 4)
+    tokens = 100.0 * torch.arange(50.0).view(1, 50, 1).expand(1, 50, 4)
+    by_logits = small(filter_size=5).filter_tokens(tokens, instruction)
+    released = small(filter_size=5, ranking="softmax").filter_tokens(tokens, instruction)
+    assert by_logits[0, :, 0].tolist() == [4900, 4800, 4700, 4600, 4500]
+    assert released[0, :, 0].tolist() == [4900, 0, 100, 200, 300]
+
+
+def test_without_saturation_both_rankings_agree():
+    tokens, instruction = torch.randn(4, 50, 16), torch.randn(4, 1, 16)
+    assert torch.equal(
+        pir.select_tokens(tokens, instruction, 40), pir.select_by_softmax(tokens, instruction, 40)
+    )
+
+
+def test_a_selection_of_ones_own_is_used_in_place_of_the_packages():
+    plain, own = small().eval(), small().eval()
+    own.select = PIR(SMALL, (swin(), bert(), resnet()), select=lambda s, c, k: s[:, :k]).select
+    vision, prior = torch.randn(2, 50, 16), torch.randn(2, 16)
+    assert not torch.allclose(plain.embed_images(vision, prior), own.embed_images(vision, prior))
 
 
 def test_too_few_tokens_for_the_filter_are_refused():
@@ -732,7 +757,7 @@ def test_a_released_file_says_its_sizes_by_its_tensors(tmp_path, tiny_names, cha
     assert "conv_encoder.0.weight" in content["model"] or not model.config.vir
     torch.save(content, tmp_path / "checkpoint_best.pth")
     again, _ = pir.read(tmp_path / "checkpoint_best.pth")
-    assert again.config == model.config
+    assert again.config == replace(model.config, ranking="softmax")
     assert torch.equal(both(again, pairs()), both(model, pairs()))
 
 

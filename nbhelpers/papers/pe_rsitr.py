@@ -12,7 +12,6 @@ every 20th epoch on, the rate is multiplied by 0.7.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,12 +114,10 @@ class MRSAdapter(nn.Module):
         self.visual_up_proj = nn.Linear(bottleneck, vision_width - share_dim)
         self.share_up_proj = nn.Linear(bottleneck, share_dim) if share_dim else None
         self.dropout = dropout
-        for name, layer in self.named_children():
+        for name, layer in self.named_children():  # weights start as in nn.Linear: kaiming_uniform
+            nn.init.zeros_(layer.bias)
             if zero_init and "up_proj" in name:
                 nn.init.zeros_(layer.weight)
-            else:
-                nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, visual: bool) -> Tensor:
         """Map x (...,W) to (...,W): the modality's own channels, then the shared ones.
@@ -188,12 +185,17 @@ def through_blocks(
 
 
 class PERSITR(FrozenCLIP):
-    """Train only `Uniadapt`: one MRSAdapter for all blocks of both towers, or one per depth."""
+    """Train only `Uniadapt`: one adapter for all blocks of both towers, or one per depth.
+
+    adapter  makes an adapter, from what `MRSAdapter` takes; a notebook may give a class of its own.
+             The adapter is called with the stream (B,N,W) and whether it is of images
+    """
 
     config: PERSITRConfig
 
-    def __init__(self, config: PERSITRConfig):
+    def __init__(self, config: PERSITRConfig, adapter: Callable[..., nn.Module] = MRSAdapter):
         super().__init__(config)
+        self._make_adapter = adapter
         if config.per_layer:
             depth = max(self.clip.transformer.layers, self.clip.visual.transformer.layers)
             self.Uniadapt = nn.ModuleList(self._new_adapter() for _ in range(depth))
@@ -201,8 +203,8 @@ class PERSITR(FrozenCLIP):
             self.Uniadapt = self._new_adapter()
         self.train()
 
-    def _new_adapter(self) -> MRSAdapter:
-        return MRSAdapter(
+    def _new_adapter(self) -> nn.Module:
+        return self._make_adapter(
             self.clip.transformer.width,
             self.clip.visual.transformer.width,
             self.config.bottleneck,
@@ -212,9 +214,10 @@ class PERSITR(FrozenCLIP):
         )
 
     def adapt(self, layer: int, x: Tensor, visual: bool) -> Tensor:
-        """Return what the adapter of one block adds to the stream (B,N,W)."""
+        """Return what the adapter of one block adds to the stream (B,N,W), computed in float32."""
         adapter = self.Uniadapt[layer] if self.config.per_layer else self.Uniadapt
-        return adapter(x, visual)
+        with torch.autocast(x.device.type, enabled=False):
+            return adapter(at_least_fp32(x), visual).to(x.dtype)
 
     def view(self, tokens: Tensor) -> Tensor:
         """Return the augmented view: dropout on the tokens (B,N,W) before block 0.

@@ -22,7 +22,7 @@ from torch import nn
 from nbhelpers.data import image_input
 from nbhelpers.data.tokenization import CLIPTokenizer
 from nbhelpers.errors import UserError
-from nbhelpers.papers import pe_rsitr
+from nbhelpers.papers import own_part, pe_rsitr
 from nbhelpers.papers.clip import CLIP, CLIPConfig, image_tokens, text_tokens
 from nbhelpers.papers.pe_rsitr import PERSITR, FrozenCLIP, MRSAdapter, PERSITRConfig
 from nbhelpers.towers import backbones, checkpoints
@@ -222,6 +222,97 @@ def test_cached_features_take_the_place_of_pixels_and_ids():
     assert set(terms) == {"loss", "cross", "intra_image", "intra_text"}
     assert all(p.grad.abs().max() > 0 for p in model.Uniadapt.parameters())
     assert_close(model.loss(cached), model.loss(batch))
+
+
+# ---- an adapter of one's own
+class Wider(MRSAdapter):
+    """Adds twice what the package's adapter adds."""
+
+    def forward(self, x, visual):
+        return 2 * super().forward(x, visual)
+
+
+class Plain(nn.Module):
+    """The adapter as 22_pe_rsitr writes it: no autocast, always shared channels."""
+
+    def __init__(self, text, image, inner, shared, dropout=0.5, zero_init=True):
+        super().__init__()
+        self.down_proj, self.visual_down_proj = nn.Linear(text, inner), nn.Linear(image, inner)
+        self.up_proj = nn.Linear(inner, text - shared)
+        self.visual_up_proj = nn.Linear(inner, image - shared)
+        self.share_up_proj, self.dropout = nn.Linear(inner, shared), dropout
+        for name, layer in self.named_children():
+            nn.init.zeros_(layer.bias)
+            if zero_init and "up_proj" in name:
+                nn.init.zeros_(layer.weight)
+
+    def forward(self, x, visual):
+        down = self.visual_down_proj if visual else self.down_proj
+        up = self.visual_up_proj if visual else self.up_proj
+        z = F.dropout(down(x).relu(), self.dropout, self.training)
+        return torch.cat([up(z), self.share_up_proj(z)], dim=-1)
+
+
+def of(adapter, **changes) -> PERSITR:
+    torch.manual_seed(0)
+    config = PERSITRConfig(**{"clip": "small", "bottleneck": 6, "share_dim": 8} | changes)
+    return start(PERSITR(config, adapter))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_an_adapter_of_ones_own_stands_in_every_block_and_trains(per_layer):
+    batch = pairs()
+    ours, theirs = (
+        adapter_of(of(kind, per_layer=per_layer, **QUIET)) for kind in (Wider, MRSAdapter)
+    )
+    assert (both(ours, batch) - both(theirs, batch)).abs().max() > 1e-2
+    own = {name: p.detach().clone() for name, p in ours.Uniadapt.named_parameters()}
+    step(ours.train(), batch)
+    assert all(not torch.equal(p, own[name]) for name, p in ours.Uniadapt.named_parameters())
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_the_plain_adapter_is_the_packages(zero_init):
+    for visual, width in ((True, 24), (False, 20)):
+        assert own_part.modules_agree(
+            lambda: Plain(20, 24, 6, 8, zero_init=zero_init),
+            lambda: MRSAdapter(20, 24, 6, 8, zero_init=zero_init),
+            torch.randn(2, 5, width),
+            visual,
+        )
+    assert not own_part.modules_agree(
+        lambda: Wider(20, 24, 6, 8),
+        lambda: MRSAdapter(20, 24, 6, 8),
+        torch.randn(2, 5, 24),
+        True,
+    )
+    expected = step(adapter_of(of(MRSAdapter)), pairs())
+    assert_close(step(adapter_of(of(Plain)), pairs()), expected)
+
+
+def test_a_plain_adapter_computes_in_float32_under_autocast():
+    model, seen = adapter_of(of(Plain)), []
+    model.Uniadapt.share_up_proj.register_forward_hook(
+        lambda layer, inputs, output: seen.append(output.dtype)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        step(model, pairs())
+    assert set(seen) == {torch.float32}
+
+
+def test_another_adapter_has_another_key():
+    def key(*code) -> str:
+        return loop.checkpoint_key([PERSITRConfig.tiny()], "data", "start", 0, PERSITR, *code)
+
+    assert len({key(), key(Plain), key(Wider)}) == 3 and key(Plain) == key(Plain)
+
+
+def test_a_checkpoint_of_an_edited_adapter_is_refused(tmp_path):
+    model = adapter_of(of(Wider))
+    meta = META | {"model": asdict(model.config)} | own_part.meta("MRSAdapter", False)
+    path = checkpoints.save_checkpoint(tmp_path / "edited", model, meta)
+    with pytest.raises(UserError, match="edited part, MRSAdapter"):
+        pe_rsitr.read(path, fill=start)
 
 
 # ---- options

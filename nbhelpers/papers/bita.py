@@ -1,7 +1,7 @@
 """BITA: caption remote sensing images by a Fourier transformer and a frozen language model.
 
 Yang, Li, Zhang, "Bootstrapping Interactive Image-Text Alignment for Remote Sensing Image
-Captioning", 2023 (arXiv 2312.01191; IEEE TGRS 2024). The file holds, in this order: configuration,
+Captioning", IEEE TGRS 62, 2024 (arXiv 2312.01191). The file holds, in this order: configuration,
 what both models share, stage 1 (alignment), stage 2 and fine-tuning (captions), the settings of
 each stage, files. The transformer itself is in ift.py. B is the batch, V image tokens, Nq queries,
 D width of the transformer, E of the shared space, L caption length, H width of the language model.
@@ -24,7 +24,7 @@ from transformers import BertConfig
 from nbhelpers.errors import UserError
 from nbhelpers.papers import clip, config_checks
 from nbhelpers.papers.dual_encoder import keep_trained
-from nbhelpers.papers.ift import IFT, MIXINGS
+from nbhelpers.papers.ift import IFT, MIXINGS, Mix, fourier_mix
 from nbhelpers.towers import backbones, checkpoints, foreign_configs
 from nbhelpers.training.distributed import gather, rank
 from nbhelpers.training.schedule import TrainConfig
@@ -107,6 +107,19 @@ class BITAConfig:
         )
 
     @classmethod
+    def small(cls, vocab_size: int, decoder_vocab: int, **changes) -> BITAConfig:
+        """Return the sizes for EfficientNet-Lite0 and a stand-in language model, for minutes."""
+        return cls.tiny(
+            vocab_size,
+            decoder_vocab,
+            image="efficientnet_lite0",
+            width=192,
+            heads=4,
+            hidden=384,
+            **changes,
+        )
+
+    @classmethod
     def compact(cls, **changes) -> BITAConfig:
         """Return the sizes for EfficientNet-Lite0, MiniLM's words and SmolLM2-135M."""
         return replace(
@@ -155,13 +168,20 @@ def clean_bita_caption(text: str, max_words: int = 50) -> str:
 class ImageReader(nn.Module):
     """A frozen image tower, a trained norm, and queries that read its tokens.
 
-    `tower` may replace the configured one, e.g. in tests; it comes with the channels of its tokens.
+    tower  replaces the configured one, e.g. in tests; it comes with the channels of its tokens
+    mix    the mixing of tokens; a notebook gives its own
     Checkpoints hold what is trained, never the frozen towers.
     """
 
     IMAGE_FEATURES: tuple[str, ...] = ("vision",)
 
-    def __init__(self, config: BITAConfig, text: bool, tower: tuple[nn.Module, int] | None = None):
+    def __init__(
+        self,
+        config: BITAConfig,
+        text: bool,
+        tower: tuple[nn.Module, int] | None = None,
+        mix: Mix = fourier_mix,
+    ):
         super().__init__()
         self.config = config
         encoder, channels = tower or backbones.image_reader(config.image)[:2]
@@ -170,7 +190,7 @@ class ImageReader(nn.Module):
         self.query_tokens = nn.Parameter(
             torch.empty(1, config.queries, config.width).normal_(std=0.02)
         )
-        self.Fformer = IFT(config.bert(), channels, config.mixing, config.cross_every, text)
+        self.Fformer = IFT(config.bert(), channels, config.mixing, config.cross_every, text, mix)
         self.register_state_dict_post_hook(keep_trained)
 
     def frozen(self) -> list[nn.Module]:
@@ -240,8 +260,13 @@ class Aligner(ImageReader):
     head exist in the authors' files, but are never trained.
     """
 
-    def __init__(self, config: BITAConfig, tower: tuple[nn.Module, int] | None = None):
-        super().__init__(config, text=True, tower=tower)
+    def __init__(
+        self,
+        config: BITAConfig,
+        tower: tuple[nn.Module, int] | None = None,
+        mix: Mix = fourier_mix,
+    ):
+        super().__init__(config, text=True, tower=tower, mix=mix)
         self.vision_proj = nn.Linear(config.width, config.embed_dim)
         self.text_proj = nn.Linear(config.width, config.embed_dim)
         self.itm_head = nn.Linear(config.width, 2)
@@ -337,8 +362,9 @@ class Captioner(ImageReader):
         config: BITAConfig,
         tower: tuple[nn.Module, int] | None = None,
         decoder: nn.Module | None = None,
+        mix: Mix = fourier_mix,
     ):
-        super().__init__(config, text=False, tower=tower)
+        super().__init__(config, text=False, tower=tower, mix=mix)
         dtype = getattr(torch, config.frozen_dtype)
         decoder = decoder or backbones.language_model(config.decoder, config.decoder_vocab, dtype)
         self.opt_model = _frozen(decoder, config.frozen_dtype)

@@ -1,10 +1,10 @@
 """CFITR: search coarsely by hash codes, then rerank with a single-stream transformer.
 
 Zhou, Wu, Deng, "Toward Efficient and Accurate Remote Sensing Image-Text Retrieval With a
-Coarse-to-Fine Approach", IEEE GRSL 22, 2024. The file holds, in this order: configuration, the
-modules on top of ViLT, the model (dual stream, hash codes, single stream), the captions that false
-texts are drawn from, the losses, files. B is the batch, N patches, L caption length, d width, F the
-number of false texts of an image.
+Coarse-to-Fine Approach", IEEE GRSL 22, 2025 (online 2024). The file holds, in this order:
+configuration, the modules on top of ViLT, the model (dual stream, hash codes, single stream), the
+captions that false texts are drawn from, the losses, files. B is the batch, N patches, L caption
+length, d width, F the number of false texts of an image.
 
 The *states* of an image (B,1+N,d) or a text (B,L,d) are its tokens behind the lower layers, where
 ViLT is cut. They are not normalised, and their modality is already added. They are cached, and the
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,11 +191,18 @@ class CFITR(OnFrozenTowers):
     """Both stages in one model.
 
     As a dual encoder it is the coarse stage: `encode_images` and `encode_texts` give the continuous
-    codes as unit rows. `score_pairs` is the fine stage. `trunk` may replace the configured ViLT,
-    e.g. in tests. Training needs the captions (`set_captions`).
+    codes as unit rows. `score_pairs` is the fine stage. Training needs the captions
+    (`set_captions`).
+    trunk  replaces the configured ViLT, e.g. in tests
+    head   makes a hash head from width, hidden width and bits; a notebook gives its own
     """
 
-    def __init__(self, config: CFITRConfig, trunk: ViltModel | None = None):
+    def __init__(
+        self,
+        config: CFITRConfig,
+        trunk: ViltModel | None = None,
+        head: Callable[[int, int, int], nn.Module] = hash_head,
+    ):
         super().__init__()
         self.config = config
         self.vilt = trunk or backbones.vilt(config.vilt, config.vocab_size, config.dropout)
@@ -206,8 +214,8 @@ class CFITR(OnFrozenTowers):
             self.res = LFEM(width)
         self.imagepooler_be = PositionPool(self.vilt.embeddings.position_embeddings.shape[1])
         self.textpooler_be = PositionPool(self.vilt.config.max_position_embeddings)
-        self.image_module = hash_head(width, config.hidden, config.bits)
-        self.text_module = hash_head(width, config.hidden, config.bits)
+        self.image_module = head(width, config.hidden, config.bits)
+        self.text_module = head(width, config.hidden, config.bits)
         self.captions: Captions | None = None
         self.register_buffer("bank", None)
         if towers := backbones.vilt_size(config.vilt).towers:

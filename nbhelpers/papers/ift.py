@@ -9,6 +9,7 @@ transformers' own.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from transformers.models.bert.modeling_bert import (
 from nbhelpers.errors import UserError
 
 MIXINGS = ("fourier", "attention", "none")
+Mix = Callable[[Tensor], Tensor]  # (B,T,D) -> (B,T,D)
 
 
 def fourier_mix(x: Tensor) -> Tensor:
@@ -48,19 +50,21 @@ class Residual(nn.Module):
 class Mixing(nn.Module):
     """Mix tokens as f = LN(x + m).
 
-    m is the Fourier transform of x ("fourier"), or nothing ("none", an ablation).
+    m is the Fourier transform of x ("fourier"), or nothing ("none", an ablation). `mix` computes
+    the transform; a notebook gives its own.
     """
 
-    def __init__(self, config: BertConfig, mixing: str):
+    def __init__(self, config: BertConfig, mixing: str, mix: Mix = fourier_mix):
         super().__init__()
-        self.mixing, self.output = mixing, Residual(config.hidden_size, config.layer_norm_eps)
+        self.mixing, self.mix = mixing, mix
+        self.output = Residual(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix x (B,T,D) and return (B,T,D).
 
         The mask is not used: padding changes every output, as in the release.
         """
-        return self.output.LayerNorm(x + fourier_mix(x) if self.mixing == "fourier" else x)
+        return self.output.LayerNorm(x + self.mix(x) if self.mixing == "fourier" else x)
 
 
 class BertAttention(nn.Module):
@@ -127,13 +131,19 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, config: BertConfig, context_width: int, mixing: str, cross: bool, text: bool
+        self,
+        config: BertConfig,
+        context_width: int,
+        mixing: str,
+        cross: bool,
+        text: bool,
+        mix: Mix = fourier_mix,
     ):
         super().__init__()
         if mixing == "attention":
             self.fourier = BertSelfAttention(config)
         else:
-            self.fourier = Mixing(config, mixing)
+            self.fourier = Mixing(config, mixing, mix)
         self.crossattention = ImageAttention(config, context_width) if cross else None
         if text:
             self.intermediate, self.output = BertIntermediate(config), BertOutput(config)
@@ -204,6 +214,7 @@ class IFT(nn.Module):
     mixing         "fourier", or for ablations "attention" or "none"
     cross_every    queries read the image in every layer (1), every other (2), ...
     text           False: the query branch alone, as in stage 2
+    mix            what "fourier" computes; a notebook gives its own
 
     Weights start as N(0, 0.02), norms as the identity, biases at 0. UserError for another mixing.
     """
@@ -215,12 +226,13 @@ class IFT(nn.Module):
         mixing: str = "fourier",
         cross_every: int = 1,
         text: bool = True,
+        mix: Mix = fourier_mix,
     ):
         super().__init__()
         if mixing not in MIXINGS:
             raise UserError(f"There is no mixing '{mixing}'; choose one of {', '.join(MIXINGS)}.")
         layers = [
-            Layer(config, context_width, mixing, number % cross_every == 0, text)
+            Layer(config, context_width, mixing, number % cross_every == 0, text, mix)
             for number in range(config.num_hidden_layers)
         ]
         self.bert = Trunk(Embeddings(config, text), Encoder(layers))

@@ -42,8 +42,9 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.keys import modules_digest
 from nbhelpers.metrics import caption_scores
-from nbhelpers.papers import bita
+from nbhelpers.papers import bita, own_part
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
+from nbhelpers.papers.ift import Mix, fourier_mix
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones
 from nbhelpers.towers.starting_weights import Start, seeded
@@ -459,27 +460,36 @@ def fill_frozen(start: Start, model: ImageReader) -> ImageReader:
 
 
 def build_captioner(
-    start: Start, config: BITAConfig, seed: int, before: ImageReader | None = None
+    start: Start,
+    config: BITAConfig,
+    seed: int,
+    before: ImageReader | None = None,
+    mix: Mix = fourier_mix,
 ) -> Captioner:
     """Return a Captioner that goes on from a model of an earlier stage.
 
-    Without one, its transformer starts from BERT.
+    Without one, its transformer starts from BERT. `mix` is as in `bita.ImageReader`.
     """
     if isinstance(before, Captioner):  # the largest part need not be read twice
-        model = seeded(lambda: Captioner(config, decoder=before.opt_model), seed)
+        model = seeded(lambda: Captioner(config, decoder=before.opt_model, mix=mix), seed)
         replace(start, towers={"visual_encoder": start.towers["visual_encoder"]}).fill(model)
     else:
-        model = fill_frozen(start, seeded(lambda: Captioner(config), seed))
-    return model.take((before or start.build(lambda: Aligner(config), seed)).state_dict())
+        model = fill_frozen(start, seeded(lambda: Captioner(config, mix=mix), seed))
+    return model.take((before or start.build(lambda: Aligner(config, mix=mix), seed)).state_dict())
 
 
 def begin_stage(
-    stage: str, start: Start, config: BITAConfig, seed: int, before: Trained | None
+    stage: str,
+    start: Start,
+    config: BITAConfig,
+    seed: int,
+    before: Trained | None,
+    mix: Mix = fourier_mix,
 ) -> ImageReader:
     """The model of a stage before it is trained."""
     if stage == "stage1":
-        return start.build(lambda: Aligner(config), seed)
-    return build_captioner(start, config, seed, before.model if before else None)
+        return start.build(lambda: Aligner(config, mix=mix), seed)
+    return build_captioner(start, config, seed, before.model if before else None, mix)
 
 
 def train_stage(
@@ -487,25 +497,20 @@ def train_stage(
     task: CaptionTask,
     start: Start,
     settings: loop.TrainConfig,
-    folder: Path,
+    home: Path,
     before: Trained | None = None,
-    name: str = "",
+    mix: Mix = fourier_mix,
 ) -> Trained:
     """Train a stage of bita.STAGES with the task's seed, or load it; a stopped one goes on.
 
+    home    the folder of its checkpoint, without the key that is added to its name
     before  the stage that it begins from: none for stage 1. Without one, stage 2 begins with BERT's
             weights (an ablation)
+    mix     the mixing of tokens. Another one than the package's has another key, and its checkpoint
+            says so (`own_part.meta`)
     UserError for a stage that cannot begin there.
     """
-    if (
-        stage not in bita.STAGES
-        or (stage == "stage1" and before)
-        or (stage == "finetune" and not before)
-    ):
-        raise UserError(
-            f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages"
-            f" are {', '.join(bita.STAGES)}, each from the one before."
-        )
+    _check_order(stage, before)
     config, seed = task.config, task.seed
     loader = task.loader(stage, settings.batch_size)
     finetune = stage == "finetune"
@@ -518,26 +523,42 @@ def train_stage(
         seed,
         begin_stage,
         fill_frozen,
+        mix,
     )
     model, history, _ = loop.load_or_train(
-        name or f"bita-{stage}",
-        lambda: begin_stage(stage, start, config, seed, before),
+        home.name,
+        lambda: begin_stage(stage, start, config, seed, before, mix),
         loader,
         settings,
-        folder,
+        home.parent,
         key,
         loop.Options(
             validate=task.validate if finetune else None,
             loss_options=options,
-            meta={
-                "system": "bita",
-                "stage": stage,
-                "model": asdict(config),
-                "before": before.key if before else "",
-            },
+            meta=_meta(stage, config, before, mix),
         ),
     )
     return Trained(stage, model, history, key)
+
+
+def _check_order(stage: str, before: Trained | None) -> None:
+    if (
+        stage not in bita.STAGES
+        or (stage == "stage1" and before)
+        or (stage == "finetune" and not before)
+    ):
+        raise UserError(
+            f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages"
+            f" are {', '.join(bita.STAGES)}, each from the one before."
+        )
+
+
+def _meta(stage: str, config: BITAConfig, before: Trained | None, mix: Mix) -> dict[str, Any]:
+    """The metadata of a stage's checkpoint."""
+    sample = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    same = own_part.agrees(mix, fourier_mix, sample)
+    about = {"system": "bita", "stage": stage, "model": asdict(config)}
+    return about | {"before": before.key if before else ""} | own_part.meta("fourier_mix", same)
 
 
 # ---- what was said, and a quick score

@@ -502,6 +502,34 @@ def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, cap
             captioning.train_stage(stage, task, start, settings("stage1"), tmp_path, before)
 
 
+def half_mix(x: torch.Tensor) -> torch.Tensor:
+    """The mixing as a reader might edit it."""
+    return 0.5 * ift.fourier_mix(x)
+
+
+def test_an_edited_mixing_has_its_own_key_and_model_and_is_refused_elsewhere(scene, tmp_path):
+    task, start = task_of(scene, tmp_path), scene[1]
+    made = [
+        captioning.train_stage("stage1", task, start, settings("stage1", epochs=1), home, None, mix)
+        for home, mix in ((tmp_path / "ours", ift.fourier_mix), (tmp_path / "own", half_mix))
+    ]
+    ours, own = made
+    assert ours.key != own.key
+    assert own.model.Fformer.bert.encoder.layer[0].fourier.mix is half_mix
+    assert not torch.equal(ours.model.query_tokens, own.model.query_tokens)
+    paths = [
+        tmp_path / f"{name}-{one.key[:16]}" / "model.safetensors"
+        for name, one in zip(("ours", "own"), made, strict=True)
+    ]
+    assert isinstance(bita.read(paths[0])[0], Aligner)
+    with pytest.raises(UserError, match="fourier_mix"):
+        bita.read(paths[1])
+    later = captioning.train_stage(
+        "stage2", task, start, settings("stage2", epochs=1), tmp_path / "later", own, half_mix
+    )
+    assert later.model.Fformer.bert.encoder.layer[0].fourier.mix is half_mix
+
+
 def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monkeypatch):
     task, start = task_of(scene, tmp_path), scene[1]
     whole = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "whole")

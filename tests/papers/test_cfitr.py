@@ -20,7 +20,7 @@ from coloured_set import coloured, words
 from release_files import write_release
 
 from nbhelpers.errors import UserError
-from nbhelpers.papers import cfitr, vilt
+from nbhelpers.papers import cfitr, own_part, vilt
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
@@ -622,6 +622,43 @@ def test_a_few_steps_tell_the_right_text_from_false_ones():
         losses[-1]["rerank"] < 0.3 * losses[0]["rerank"]
         and losses[-1]["triplet"] < 0.3 * losses[0]["triplet"]
     )
+
+
+def soft_head(width: int, hidden: int, bits: int) -> torch.nn.Module:
+    """A hash head as a reader might edit it: another activation."""
+    layers = list(cfitr.hash_head(width, hidden, bits))
+    return torch.nn.Sequential(*layers[:2], torch.nn.GELU(), *layers[3:])
+
+
+def keyed(tmp_path, head, batches) -> tuple[CFITR, str, dict]:
+    """A CFITR with this head, trained as a notebook does; its key and its metadata."""
+    settings = loop.TrainConfig(epochs=1, lr=1e-3, batch_size=6)
+    key = loop.checkpoint_key([SMALL, settings], "pairs", "start", 0, CFITR, head)
+    same = own_part.modules_agree(
+        lambda: head(6, 10, 4), lambda: cfitr.hash_head(6, 10, 4), torch.randn(5, 6)
+    )
+    meta = {"system": "cfitr", "model": asdict(SMALL)} | own_part.meta("hash_head", same)
+
+    def build():
+        torch.manual_seed(0)
+        return CFITR(SMALL, trunk(), head).set_captions(sentences())
+
+    model, _, _ = loop.load_or_train(
+        "cfitr", build, batches, settings, tmp_path, key, loop.Options(meta=meta)
+    )
+    path = tmp_path / f"cfitr-{key[:16]}" / "model.safetensors"
+    return model, key, checkpoints.load_checkpoint(path)[1]
+
+
+def test_an_edited_hash_head_has_its_own_key_and_model_and_is_refused_elsewhere(tmp_path):
+    ours, key, about = keyed(tmp_path, cfitr.hash_head, [pairs()])
+    other, other_key, other_about = keyed(tmp_path, soft_head, [pairs()])
+    assert key != other_key and own_part.EDITED not in about
+    assert other_about[own_part.EDITED] == "hash_head"
+    assert isinstance(other.image_module[2], torch.nn.GELU)
+    assert not torch.equal(ours.image_module[0].weight, other.image_module[0].weight)
+    with pytest.raises(UserError, match="hash_head"):
+        cfitr.read(tmp_path / f"cfitr-{other_key[:16]}" / "model.safetensors")
 
 
 def test_parameter_groups_spare_the_norms_of_the_trunk_but_no_batch_norm():

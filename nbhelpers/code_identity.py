@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -449,27 +450,82 @@ def _variables(function: Any, package: str) -> dict[str, str | None]:
     return {**variables, **_imported(body, package)}
 
 
-def _text_of(root: Any) -> str:
+def _text_of(root: Any, within: tuple = ()) -> str:
     """Return the source of a class or function of another file, with that file's imports.
 
-    An example is a class of a test.
+    An example is a class of a test. One of a notebook's cell comes with what it names there:
+    modules, constants, and functions and classes of other cells.
     """
     try:
-        text = textwrap.dedent(inspect.getsource(root))
+        text = textwrap.dedent(_source_of(root))
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        if not hasattr(sys.modules[root.__module__], "__file__"):
+            return "\n".join([*_named_in_cells(root, names - {root.__name__}), text])
         imports = _imported(ast.parse(inspect.getsource(sys.modules[root.__module__])).body, "")
     except (OSError, TypeError, SyntaxError, KeyError) as error:
         raise UserError(
             f"The source of {root.__qualname__} cannot be read by itself; give that of its cell as"
             " a text."
         ) from error
-    lines = [
-        f"from {origin} import {last} as {name}" if origin else f"import {last} as {name}"
-        for name, (origin, _, last) in (
-            (name, dotted.rpartition(".")) for name, dotted in imports.items() if name in names
-        )
+    found = {name: dotted for name, dotted in imports.items() if name in names}
+    return "\n".join([*(_import(name, dotted) for name, dotted in found.items()), text])
+
+
+def _import(name: str, dotted: str) -> str:
+    """The statement that binds a name to what a dotted name means."""
+    origin, _, last = dotted.rpartition(".")
+    return f"from {origin} import {last} as {name}" if origin else f"import {last} as {name}"
+
+
+def _code_of(root: Any) -> Any:
+    """The first function of a class that is written in it, or the function itself."""
+    parts = vars(root).values() if isinstance(root, type) else [root]
+    own = [part for part in map(inspect.unwrap, parts) if inspect.isfunction(part)]
+    return next((part for part in own if part.__module__ == root.__module__), None)
+
+
+def _source_of(root: Any) -> str:
+    """Return the source of a class or function, of a file or of a notebook's cell.
+
+    Before Python 3.13 `inspect` finds no class of a cell, but it finds the cell of its functions.
+    """
+    code = _code_of(root)
+    if (
+        not isinstance(root, type)
+        or code is None
+        or hasattr(sys.modules[root.__module__], "__file__")
+    ):
+        return inspect.getsource(root)
+    text = "".join(linecache.getlines(code.__code__.co_filename))
+    classes = [
+        node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef) and node.name == root.__name__
     ]
-    return "\n".join([*lines, text])
+    if not classes:
+        raise OSError(f"no class {root.__name__} in {code.__code__.co_filename}")
+    return ast.unparse(classes[-1])
+
+
+def _named_in_cells(root: Any, names: Iterable[str]) -> list[str]:
+    """Statements that define what a class or function of a cell names in its notebook."""
+    code = _code_of(root)
+    known = code.__globals__ if code else vars(sys.modules[root.__module__])
+    lines = []
+    for name in sorted(name for name in names if name in known):
+        value = known[name]
+        if isinstance(value, ModuleType):
+            lines.append(_import(name, value.__name__))
+        elif inspect.isclass(value) or inspect.isfunction(value):
+            inside = value.__module__ == root.__module__
+            lines.append(
+                _text_of(value)
+                if inside
+                else _import(name, f"{value.__module__}.{value.__qualname__}")
+            )
+        elif isinstance(value, (bool, int, float, str, tuple, type(None))):
+            lines.append(f"{name} = {value!r}")
+    return lines
 
 
 def _sha256(*parts: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import linecache
 import os
 import shutil
 import sys
@@ -523,7 +524,11 @@ def train(
         ):
             tags = cell.metadata.get("tags", [])
             if "parameters" in tags or "train" in tags:
-                exec(compile(cell.source, f"{names[system]}[{number}]", "exec"), cells)
+                name = f"{names[system]}[{number}]"
+                # keys read the source of what a cell defines
+                lines = cell.source.splitlines(keepends=True)
+                linecache.cache[name] = len(cell.source), None, lines, name
+                exec(compile(cell.source, name, "exec"), cells)
             if "parameters" in tags:
                 cells |= values
         files = [cells["run"].folder / file for file in cells["files"].values()]

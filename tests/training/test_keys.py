@@ -7,6 +7,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -635,6 +637,39 @@ def with_table(data, images=None, captions=None):
             table.captions if captions is None else captions,
         ),
     )
+
+
+CELLS = {
+    "imports": "import torch\nfrom torch import nn\nWIDTH = 3",
+    "helper": "def double(x):\n    return 2 * x",
+    "function": "def head(width):\n    return double(nn.Linear(width, WIDTH))",
+    "class": "class Head(nn.Module):\n    def forward(self, x):\n        return double(x)",
+}
+
+
+def of_cells(**edited: str) -> tuple[str, str]:
+    """The digests of a function and a class of cells that run as a notebook's do."""
+    script = f"""
+import linecache
+for name, cell in {CELLS | edited}.items():
+    linecache.cache[name] = len(cell), None, cell.splitlines(keepends=True), name
+    exec(compile(cell, name, "exec"), globals())
+from nbhelpers.code_identity import code_digest
+print(code_digest(head), code_digest(Head))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return tuple(found.stdout.split())
+
+
+def test_what_a_cell_defines_counts_with_all_that_it_names():
+    first = of_cells()
+    assert of_cells(function=f"# why\n{CELLS['function']}  # a comment") == first
+    assert of_cells(imports="import torch\nfrom torch import nn\nWIDTH = 4")[0] != first[0]
+    other = of_cells(helper="def double(x):\n    return 3 * x")
+    assert other[0] != first[0] and other[1] != first[1]
+    assert of_cells(function="def head(width):\n    return nn.Linear(width, 3)") != first
 
 
 def test_everything_in_a_table_counts_and_so_does_its_order(data):

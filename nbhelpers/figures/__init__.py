@@ -3,6 +3,14 @@
 Functions of arrays and tables that return a matplotlib Figure. Images are (H, W, 3) uint8.
 """
 
+from nbhelpers.figures.architecture import (
+    bita,
+    cfitr,
+    pe_rsitr,
+    pipeline,
+    pir,
+    pir_clip,
+)
 from nbhelpers.figures.captions import score_bars, score_table
 from nbhelpers.figures.data import (
     caption_length_histogram,

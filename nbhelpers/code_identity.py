@@ -13,6 +13,7 @@ import ast
 import hashlib
 import inspect
 import linecache
+import symtable
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -454,13 +455,14 @@ def _text_of(root: Any, within: tuple = ()) -> str:
     """Return the source of a class or function of another file, with that file's imports.
 
     An example is a class of a test. One of a notebook's cell comes with what it names there:
-    modules, constants, and functions and classes of other cells.
+    modules, constants, and functions and classes of other cells, but not those `within` which it
+    is read.
     """
     try:
         text = textwrap.dedent(_source_of(root))
+        if _of_a_cell(root):
+            return "\n".join([*_named_in_cells(root, text, (*within, root)), text])
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-        if not hasattr(sys.modules[root.__module__], "__file__"):
-            return "\n".join([*_named_in_cells(root, names - {root.__name__}), text])
         imports = _imported(ast.parse(inspect.getsource(sys.modules[root.__module__])).body, "")
     except (OSError, TypeError, SyntaxError, KeyError) as error:
         raise UserError(
@@ -484,45 +486,54 @@ def _code_of(root: Any) -> Any:
     return next((part for part in own if part.__module__ == root.__module__), None)
 
 
+def _of_a_cell(root: Any) -> bool:
+    """Return whether a class or function is of a cell, whose code is in no file."""
+    code = _code_of(root)
+    return code is not None and not Path(code.__code__.co_filename).exists()
+
+
 def _source_of(root: Any) -> str:
     """Return the source of a class or function, of a file or of a notebook's cell.
 
     Before Python 3.13 `inspect` finds no class of a cell, but it finds the cell of its functions.
     """
-    code = _code_of(root)
-    if (
-        not isinstance(root, type)
-        or code is None
-        or hasattr(sys.modules[root.__module__], "__file__")
-    ):
+    if not isinstance(root, type) or not _of_a_cell(root):
         return inspect.getsource(root)
-    text = "".join(linecache.getlines(code.__code__.co_filename))
+    file = _code_of(root).__code__.co_filename
     classes = [
         node
-        for node in ast.parse(text).body
+        for node in ast.parse("".join(linecache.getlines(file))).body
         if isinstance(node, ast.ClassDef) and node.name == root.__name__
     ]
     if not classes:
-        raise OSError(f"no class {root.__name__} in {code.__code__.co_filename}")
+        raise OSError(f"no class {root.__name__} in {file}")
     return ast.unparse(classes[-1])
 
 
-def _named_in_cells(root: Any, names: Iterable[str]) -> list[str]:
+def _global_names(text: str) -> set[str]:
+    """The names that a text takes from outside: no arguments, no variables of functions."""
+    found, ahead = set(), [symtable.symtable(text, "cell", "exec")]
+    while ahead:
+        table = ahead.pop()
+        ahead += table.get_children()
+        symbols = table.get_symbols()
+        found |= {one.get_name() for one in symbols if one.is_global() and one.is_referenced()}
+    return found
+
+
+def _named_in_cells(root: Any, text: str, within: tuple) -> list[str]:
     """Statements that define what a class or function of a cell names in its notebook."""
-    code = _code_of(root)
-    known = code.__globals__ if code else vars(sys.modules[root.__module__])
+    known = _code_of(root).__globals__
     lines = []
-    for name in sorted(name for name in names if name in known):
+    for name in sorted(_global_names(text) & known.keys()):
         value = known[name]
         if isinstance(value, ModuleType):
             lines.append(_import(name, value.__name__))
         elif inspect.isclass(value) or inspect.isfunction(value):
-            inside = value.__module__ == root.__module__
-            lines.append(
-                _text_of(value)
-                if inside
-                else _import(name, f"{value.__module__}.{value.__qualname__}")
-            )
+            if value.__module__ != root.__module__:
+                lines.append(_import(name, f"{value.__module__}.{value.__qualname__}"))
+            elif value not in within:
+                lines.append(_text_of(value, within))
         elif isinstance(value, (bool, int, float, str, tuple, type(None))):
             lines.append(f"{name} = {value!r}")
     return lines

@@ -42,7 +42,6 @@ from nbhelpers.figures.maps import (
 )
 from nbhelpers.figures.retrieval import (
     bar_with_ceiling,
-    parameters_against_recall,
     rank_histogram,
     ranking,
     recall_bars,
@@ -52,5 +51,19 @@ from nbhelpers.figures.retrieval import (
     similarity_matrix,
 )
 from nbhelpers.figures.search import code_distances, gallery_times, tradeoff, two_lists
+from nbhelpers.figures.steps import (
+    caption_gallery,
+    code_steps,
+    curves,
+    two_text_lists,
+    word_bars,
+)
 from nbhelpers.figures.style import COLOURS, DIRECTIONS, METRICS, save
 from nbhelpers.figures.training import ablation_bars, loss_curves, stage_curves
+from nbhelpers.figures.worked_examples import (
+    broken_scores,
+    caption_scored,
+    parameters_against_recall,
+    ranking_terms,
+    tie_orders,
+)

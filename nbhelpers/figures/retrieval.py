@@ -213,47 +213,6 @@ def bar_with_ceiling(
 
 
 @styled
-def parameters_against_recall(table: pd.DataFrame, metric: str = "mR") -> Figure:
-    """Draw recall over the number of trained parameters, one point per system.
-
-    table  indexed by system: trainable, the metric, low and high (its interval) in percent; a row
-           that trains nothing is a dashed line
-    """
-    figure = new(8, 4.6)
-    axes = figure.subplots()
-    for (name, row), colour in zip(table.iterrows(), COLOURS, strict=False):
-        if row.trainable == 0:
-            axes.axhline(row[metric], color=GREY, linestyle="--", linewidth=1.5)
-            axes.annotate(
-                f"{name} {row[metric]:.1f}",
-                (0.995, row[metric]),
-                (0, 3),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                color=GREY,
-                fontsize=SMALL,
-            )
-            continue
-        axes.errorbar(
-            row.trainable,
-            row[metric],
-            [[row[metric] - row.low], [row.high - row[metric]]],
-            fmt="o",
-            markersize=8,
-            capsize=4,
-            linewidth=1.5,
-            color=colour,
-            label=f"{name} {row[metric]:.1f}",
-        )
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{metric} (%)")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.margins(x=0.15)
-    legend_above(axes, 3)
-    return figure
-
-
-@styled
 def ranking(
     table: pd.DataFrame,
     levels: Mapping[str, float],

@@ -647,8 +647,11 @@ CELLS = {
 }
 
 
-def of_cells(**edited: str) -> tuple[str, str]:
-    """The digests of a function and a class of cells that run as a notebook's do."""
+def of_cells(program: Path | None = None, **edited: str) -> tuple[str, str]:
+    """The digests of a function and a class of cells that run as a notebook's do.
+
+    `program` runs them from a file, as the command `train` does.
+    """
     script = f"""
 import linecache
 for name, cell in {CELLS | edited}.items():
@@ -657,9 +660,10 @@ for name, cell in {CELLS | edited}.items():
 from nbhelpers.code_identity import code_digest
 print(code_digest(head), code_digest(Head))
 """
-    found = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    if program:
+        program.write_text(script)
+    command = [sys.executable, *([str(program)] if program else ["-c", script])]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     return tuple(found.stdout.split())
 
 
@@ -670,6 +674,14 @@ def test_what_a_cell_defines_counts_with_all_that_it_names():
     other = of_cells(helper="def double(x):\n    return 3 * x")
     assert other[0] != first[0] and other[1] != first[1]
     assert of_cells(function="def head(width):\n    return nn.Linear(width, 3)") != first
+    # a variable of the notebook that has the name of an argument is another thing
+    assert of_cells(imports=f"{CELLS['imports']}\nx, width = 5, 6") == first
+    mutual = "def double(x):\n    return head(x) if x is None else 2 * x"
+    assert of_cells(helper=mutual)[0] != first[0]
+
+
+def test_cells_count_the_same_where_a_program_runs_them(tmp_path):
+    assert of_cells(program=tmp_path / "program.py") == of_cells()
 
 
 def test_everything_in_a_table_counts_and_so_does_its_order(data):

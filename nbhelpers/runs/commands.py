@@ -187,17 +187,28 @@ def notebooks(
         list[str] | None,
         typer.Argument(help="Beginnings of notebook names, e.g. 20; by default all."),
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="store: take the executed copies of this run, e.g. runs/default, in place of"
+            " executing again."
+        ),
+    ] = None,
 ) -> None:
     """Write notebooks in their stored form, or verify it."""
     from nbhelpers.runs import stored_notebooks
 
+    if run is not None and action == "verify":
+        raise UserError("verify reads no run; leave --run out, or say store.")
     if action == "store":
         with in_runs("notebooks store"):
-            stored_notebooks.store(names or ())
+            stored_notebooks.store(names or (), run=run)
     if problems := stored_notebooks.verify(names or ()):
         print("\n".join(problems), file=sys.stderr)
         raise typer.Exit(1)
     print("The notebooks are in their stored form.")
+    if changed := stored_notebooks.moved_on():
+        print(f"The code changed since these were stored: {', '.join(changed)}.", file=sys.stderr)
 
 
 @app.command(cls=SeveralValues)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import platform
@@ -14,10 +16,12 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from nbhelpers import paths
 from nbhelpers.errors import UserError
@@ -788,12 +792,23 @@ def test_a_training_that_cannot_be(notebooks):
 # the stored form
 
 
+def noise(height: int) -> str:
+    """A PNG of noise, 300 pixels wide, as notebooks hold it."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (height, 300, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+PICTURE = noise(1)
+
+
 def executed_notebook() -> nbformat.NotebookNode:
     """A notebook as a front end leaves it: image, widget, timings, random ids."""
     image = new_output(
         "display_data",
-        {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
-        metadata={"width": 3},
+        {"image/png": PICTURE, "image/jpeg": "AA==", "text/plain": "<Figure>"},
+        metadata={"width": 3, "image/png": {"width": 5}},
     )
     widget = new_output(
         "display_data",
@@ -826,14 +841,15 @@ def executed_notebook() -> nbformat.NotebookNode:
     return notebook
 
 
-def test_the_stored_form_keeps_text_and_drops_the_rest():
+def test_the_stored_form_keeps_text_and_pictures_and_drops_the_rest():
     before = executed_notebook()
     _, first, second, third = stored_notebooks.stored_form(before).cells
     assert [output.data for output in first.outputs] == [
-        {"text/plain": "<Figure>"},
+        {"image/png": PICTURE, "text/plain": "<Figure>"},
         {"text/plain": "HBox()"},
     ]
-    assert first.metadata == {"tags": ["x"]} and first.outputs[0].metadata == {}
+    assert first.metadata == {"tags": ["x"]}
+    assert first.outputs[0].metadata == {"image/png": {"width": 5}}
     assert (
         second.outputs[0].text == "12.5 s for 2100 images, 12.5 images/s"
         and second.execution_count == 2
@@ -847,6 +863,45 @@ def test_the_stored_form_keeps_text_and_drops_the_rest():
 def test_the_stored_form_is_its_own_stored_form():
     once = stored_notebooks.stored_form(executed_notebook())
     assert stored_notebooks.stored_form(once) == once
+
+
+def test_pictures_become_small_enough_for_the_file_and_equal_bytes_each_time():
+    before = executed_notebook()
+    large = noise(400)
+    for _ in range(15):
+        before.cells[1].outputs.append(new_output("display_data", {"image/png": large}))
+    once, again = (stored_notebooks.stored_form(before) for _ in range(2))
+    assert nbformat.writes(once) == nbformat.writes(again)
+    assert len(nbformat.writes(once)) < stored_notebooks.FILE_LIMIT < 15 * len(large)
+    sizes = [
+        len(base64.b64decode(output.data["image/png"])) for output in once.cells[1].outputs[2:]
+    ]
+    assert max(sizes) <= stored_notebooks.PICTURE_LIMITS[0] and min(sizes) > 1000
+    assert stored_notebooks.stored_form(once) == once
+
+
+def test_copies_of_a_run_are_stored_if_they_are_of_these_cells(tmp_path):
+    path = write_notebook(tmp_path, "00_a", "print(1)", "SEED")
+    before = path.read_bytes()
+    run = tmp_path / "runs/default"
+    (run / "finished").mkdir(parents=True)
+    note = run / "finished/00_a-seed0.json"
+    with pytest.raises(UserError, match="holds no finished 00_a"):
+        stored_notebooks.store([], tmp_path, run)
+    note.write_text(json.dumps({"made_of": stored_notebooks.stamp(path)}))
+    batch.execute(path, run / "notebooks/00_a-seed0.ipynb", {"SEED": 3})  # one more cell
+    stored_notebooks.store([], tmp_path, run)
+    assert stored_notebooks.verify([], tmp_path) == []
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.source for cell in cells] == [
+        cell.source for cell in nbformat.reads(before, as_version=4).cells
+    ]
+    assert cells[-1].outputs[0].data["text/plain"] == "3"
+    assert stored_notebooks.moved_on(tmp_path) == []
+    path.write_text(path.read_text().replace("print(1)", "print(2)"))
+    assert stored_notebooks.moved_on(tmp_path) == ["00_a"]
+    with pytest.raises(UserError, match="00_a.ipynb or the package changed"):
+        stored_notebooks.store([], tmp_path, run)
 
 
 def test_store_executes_and_verify_accepts(tmp_path):
@@ -892,11 +947,15 @@ def added(*args, **fields):
         (added("error", ename="E", evalue="", traceback=[]), "holds an error"),
         (added("stream", name="stderr", text="w"), "holds output to stderr"),
         (added("stream", text=str(paths.repository_root())), "names a folder"),
-        (lambda nb: nb.cells[0].update(source="x" * 100_000), "is larger than 100 kB"),
+        (lambda nb: nb.cells[0].update(source="x" * 120_000), "has more than 110 kB of text"),
         (lambda nb: nb.cells[0].update(id="random"), "is not stripped"),
         (
-            lambda nb: nb.cells[1].outputs[0].data.update({"image/png": "iVBORw0KGgo="}),
+            lambda nb: nb.cells[1].outputs[0].data.update({"image/jpeg": "AA=="}),
             "is not stripped",
+        ),
+        (
+            added("display_data", {"text/plain": "<IPython.core.display.Image object>"}),
+            "lacks a picture",
         ),
     ],
 )

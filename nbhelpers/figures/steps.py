@@ -52,7 +52,8 @@ def curves(panels: Mapping[str, pd.DataFrame], label: str = "loss") -> Figure:
             axes.plot(table.index, values, style, label=name)
         axes.set_title(title, pad=8 + 18 * most)
         axes.set_xlabel(str(table.index.name))
-        legend_above(axes, 1)
+        if table.shape[1] > 1:  # a single curve needs no name
+            legend_above(axes, 1)
     figure.axes[0].set_ylabel(label)
     return figure
 
@@ -78,9 +79,9 @@ def code_steps(codes: Mapping[str, np.ndarray]) -> Figure:
             text = f"{value:.1f}" if name.startswith("h ") else f"{int(value > 0)}"
             axes.text(column, row, text, ha="center", va="center", fontsize=SMALL)
     differ = (one >= 0) != (two >= 0)
-    for column in np.flatnonzero(differ):
-        place, look = (column - 0.46, 0.54), {"edgecolor": "black", "linewidth": 2.5}
-        axes.add_patch(Rectangle(place, 0.92, 1.92, fill=False, **look))
+    for bit in np.flatnonzero(differ):
+        frame = Rectangle((bit - 0.46, 0.54), 0.92, 1.92, fill=False, linewidth=2.5)
+        axes.add_patch(frame)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_xticks([])
     axes.tick_params(length=0)

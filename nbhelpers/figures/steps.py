@@ -44,7 +44,7 @@ def curves(panels: Mapping[str, pd.DataFrame], label: str = "loss") -> Figure:
     panels  title -> table; its index is x, and the name of the index is the label of x
     """
     most = max(table.shape[1] for table in panels.values())
-    figure = new(3.7 * len(panels), 3.2 + 0.25 * most)
+    figure = new(max(5.5, 3.7 * len(panels)), 3.2 + 0.25 * most)
     for axes, (title, table) in zip(
         row_of_panels(figure, len(panels)), panels.items(), strict=True
     ):

@@ -6,11 +6,13 @@ processes.
 
 from __future__ import annotations
 
+import linecache
 import pickle
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from release_files import write_release
 from nbhelpers.errors import UserError
 from nbhelpers.papers import cfitr, own_part, vilt
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
+from nbhelpers.runs import batch
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones, checkpoints, starting_weights, vilt_names
@@ -659,6 +662,27 @@ def test_an_edited_hash_head_has_its_own_key_and_model_and_is_refused_elsewhere(
     assert not torch.equal(ours.image_module[0].weight, other.image_module[0].weight)
     with pytest.raises(UserError, match="hash_head"):
         cfitr.read(tmp_path / f"cfitr-{other_key[:16]}" / "model.safetensors")
+
+
+def head_of_the_notebook(edit: tuple[str, str] = ("", "")) -> dict:
+    """The names that the cell of 23_cfitr defines in which the hash head stands, perhaps edited."""
+    cells = nbformat.read(batch.NOTEBOOKS / "23_cfitr.ipynb", as_version=4).cells
+    (cell,) = [cell.source for cell in cells if "def hash_head" in cell.source]
+    cell = cell.replace(*edit)
+    linecache.cache["<cell>"] = len(cell), None, cell.splitlines(keepends=True), "<cell>"
+    names = {"__name__": "__main__", "nn": torch.nn, "torch": torch}
+    names |= {"cfitr": cfitr, "own_part": own_part}
+    exec(compile(cell, "<cell>", "exec"), names)
+    return names
+
+
+def test_the_hash_head_of_the_notebook_is_the_package_s_until_it_is_edited(capsys):
+    ours = head_of_the_notebook()
+    key = loop.checkpoint_key([], "pairs", "start", 0, CFITR, ours["hash_head"])
+    edited = head_of_the_notebook(("nn.ReLU()", "nn.GELU()"))
+    assert key != loop.checkpoint_key([], "pairs", "start", 0, CFITR, edited["hash_head"])
+    assert (ours["edited"], edited["edited"]) == ({}, {"edited": "hash_head"})
+    assert capsys.readouterr().out.splitlines()[1].endswith("edited, differs from the package's")
 
 
 def test_parameter_groups_spare_the_norms_of_the_trunk_but_no_batch_norm():

@@ -12,9 +12,9 @@ FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
-export PROFILE DATA SEEDS UPTO JOBS
+export PROFILE DATA SEEDS UPTO JOBS BOOK_FIGURES BOOK_REPOSITORY
 # Other variables of the command line are parameters of the notebooks: make run PRIOR=imagenet
-OWN     := PYTHON PROFILE DATA SEEDS UPTO JOBS FIGURES BIN RUNS YES SEED FOLDER DOWNLOAD
+OWN     := PYTHON PROFILE DATA SEEDS UPTO JOBS FIGURES BIN RUNS YES SEED FOLDER DOWNLOAD BOOK_FIGURES BOOK_REPOSITORY
 GIVEN   := $(filter-out $(OWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(GIVEN),)
 ifneq ($(filter-out run check,$(or $(MAKECMDGOALS),help)),)
@@ -28,7 +28,7 @@ $(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check run test lab figures bench fuzz lint clean
+.PHONY: help setup check run test lab figures book bench fuzz lint clean
 
 help:
 	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (15 to 20 minutes on two cores)'
@@ -40,6 +40,7 @@ help:
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
 	@echo 'make fuzz     set up, then read 20,000 damaged files and kill runs at 60 moments (15 minutes)'
 	@echo 'make figures  copy chosen figures of a finished run to figures/<PROFILE>/ (seconds)'
+	@echo 'make book     set up, then make a site of the stored notebooks, the records and the package in build/book (2 minutes)'
 	@echo 'make lint     set up, then check style, types and imports (1 minute)'
 	@echo 'make setup    only set up: a virtual environment in .venv (about 7 GB, 5 minutes)'
 	@echo 'make clean    delete .venv, generated data, runs/cache and the trainings of runs/default; asks first, YES=1 does not'
@@ -82,6 +83,17 @@ figures: setup
 		kept="figures/$(PROFILE)/$$name.png" && mkdir -p "$$(dirname $$kept)" \
 		&& cp "$(RUNS)/$(PROFILE)/figures/$$name.png" "$$kept" && echo "$$kept" || exit 1; \
 	done
+
+.venv/book-installed: .venv/installed
+	$(BIN)/python -m pip install -c constraints.txt -e '.[book]'
+	@touch $@
+
+book: .venv/book-installed
+	rm -rf build/book build/book-doctrees
+	$(BIN)/python -m book.sources build/book-sources
+	$(BIN)/python -m sphinx -W --keep-going -q -c book -d build/book-doctrees build/book-sources build/book
+	$(BIN)/python -m book.links build/book
+	@echo 'The book begins at build/book/index.html.'
 
 bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py'

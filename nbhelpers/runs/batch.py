@@ -46,7 +46,8 @@ class Step:
 
 WEIGHTS = "12_starting_weights"
 RETRIEVAL_NOTEBOOKS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
-STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr")  # whose starting weights that notebook writes
+# whose starting weights that notebook writes; small_clip: a CLIP that public forms can hold
+STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr", "small_clip")
 PREPARED = ("10_prepare_data", WEIGHTS)
 CHAIN = (
     Step("00_start_here", 20),
@@ -60,7 +61,7 @@ CHAIN = (
     Step("24_bita", 220, reads=PREPARED, starts=("pe_rsitr",)),
     Step("30_evaluate_retrieval", 20, reads=RETRIEVAL_NOTEBOOKS),
     Step("31_errors_and_significance", 50, reads=RETRIEVAL_NOTEBOOKS),
-    Step("32_bring_your_model", 30, reads=PREPARED, starts=("pe_rsitr",)),
+    Step("32_bring_your_model", 30, reads=PREPARED, starts=("pe_rsitr", "small_clip")),
     Step(
         "40_attention_and_belief",
         110,
@@ -234,9 +235,9 @@ class Plan:
     def steps(self) -> tuple[Step, ...]:
         """Its part of the chain.
 
-        BITA shares stand-ins with the other systems; its real towers need not wait for theirs.
+        In the tiny size BITA takes its image tower from 12_starting_weights; else it need not wait.
         """
-        if self.parameters["24_bita"].get("SIZE", "tiny") == "tiny":
+        if self.parameters["24_bita"].get("SIZE") == "tiny":
             return select(self.upto)
         return tuple(
             replace(step, reads=("10_prepare_data",)) if step.name == "24_bita" else step

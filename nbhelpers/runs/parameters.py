@@ -154,6 +154,7 @@ class Parameters(BaseModel):
     CAPTIONS: OrAll
     VALIDATE: OrAll
     CAPTION_SETS: Several[SetName]
+    DECODER: Literal["standin", "smollm2"]
     LANGUAGE_EPOCHS: Epochs
     BEAMS: Annotated[int, Field(ge=1, le=1000)]
     BITA_VARIANTS: Several[Literal["no-stage1", "attention", "none", "two-queries"]]

@@ -326,14 +326,14 @@ def fitted_prior(
     }
 
 
-# ---- BITA, tiny size: a language model that has read nothing but captions
+# ---- BITA: a language model that has read nothing but captions
 def bita_start(
-    data: DataSet, other: DataSet, clip: Tower, folder: Path, seed: int, epochs: int, prompt: str
+    data: DataSet, other: DataSet, image: Tower, folder: Path, seed: int, epochs: int, prompt: str
 ) -> tuple[Start, nn.Module]:
-    """Return BITA's start in the tiny size, and the language model.
+    """Return BITA's start with a stand-in language model, and that model.
 
-    It has the image tower of the stand-in `clip`, a small OPT, and the words of the training
-    captions of both sets. The transformer starts at random.
+    It has the tower `image`, a small OPT, and the words of the training captions of both sets. The
+    transformer starts at random.
     """
     tables = [one.table.split("train") for one in (data, other)]
     texts = list(chain.from_iterable(table.captions.text for table in tables))
@@ -341,7 +341,7 @@ def bita_start(
         texts, Path(folder) / f"bita-{data.table.name}-{other.table.name}-tokenizer.json"
     )
     reader, tower = fitted_language(tables, folder, seed, epochs, prompt)
-    towers = {"visual_encoder": replace(clip, layout="clip_vision_3"), "opt_model": tower}
+    towers = {"visual_encoder": image, "opt_model": tower}
     return Start(str(words), 32, towers, fixed=True, sep=True), reader
 
 

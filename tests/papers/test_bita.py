@@ -6,6 +6,7 @@ The numbers of the authors' code are in test_reference.py.
 from __future__ import annotations
 
 import importlib.util
+import linecache
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from transformers import BertConfig, BertForPreTraining, CLIPConfig, CLIPModel
 
 from nbhelpers.data import loaders, tokenization
 from nbhelpers.errors import UserError
-from nbhelpers.papers import bita, ift
+from nbhelpers.papers import bita, ift, own_part
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
 from nbhelpers.runs import batch as batch_module
 from nbhelpers.tasks import captioning, stand_ins
@@ -530,6 +531,24 @@ def test_an_edited_mixing_has_its_own_key_and_model_and_is_refused_elsewhere(sce
     assert later.model.Fformer.bert.encoder.layer[0].fourier.mix is half_mix
 
 
+def mixing_of_the_notebook(edit: tuple[str, str] = ("", "")) -> dict:
+    """The names that the cell of 24_bita defines in which the mixing stands, perhaps edited."""
+    cell = cell_with("def fourier_mix").replace(*edit)
+    linecache.cache["<cell>"] = len(cell), None, cell.splitlines(keepends=True), "<cell>"
+    names = {"__name__": "__main__", "torch": torch, "ift": ift, "own_part": own_part}
+    exec(compile(cell, "<cell>", "exec"), names)
+    return names
+
+
+def test_the_mixing_of_the_notebook_is_the_package_s_until_it_is_edited(capsys):
+    ours = mixing_of_the_notebook()
+    key = loop.checkpoint_key([], "pairs", "start", 0, Aligner, ours["fourier_mix"])
+    edited = mixing_of_the_notebook(("dim=(1, 2))", 'dim=(1, 2), norm="ortho")'))
+    assert key != loop.checkpoint_key([], "pairs", "start", 0, Aligner, edited["fourier_mix"])
+    assert (ours["same_mix"], edited["same_mix"]) == (True, False)
+    assert capsys.readouterr().out.splitlines()[1].endswith("edited, differs from the package's")
+
+
 def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monkeypatch):
     task, start = task_of(scene, tmp_path), scene[1]
     whole = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "whole")
@@ -601,6 +620,7 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
     names = {
         "task": task,
         "given": None,
+        "same_mix": True,
         "train": lambda *_: SimpleNamespace(model=one),
         "words": task.words,
         "bita": bita,
@@ -808,7 +828,8 @@ def test_a_stand_in_language_model_reads_documents_with_a_thread(tmp_path):
         checkpoints.save_checkpoint(tmp_path / "clip", backbones.clip("clip_standin"), {}),
         "random",
     )
-    start, language = stand_ins.bita_start(data, other, clip, tmp_path, 0, 2, "a photo of")
+    image = replace(clip, layout="clip_vision_3")
+    start, language = stand_ins.bita_start(data, other, image, tmp_path, 0, 2, "a photo of")
     made = config(vocab_size=AlignmentTokenizer(start.tokenizer).vocab_size)
     reader = captioning.decoder_tokenizer(start, made)
     model = captioning.build_captioner(start, replace(made, decoder_vocab=reader.vocab_size), 0)

@@ -75,8 +75,9 @@ test: setup
 	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		--nbval-sanitize-with tests/sanitize.cfg
 
+# The server starts at the repository, so that links to READMEs, data/ and runs/ open, too.
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 figures: setup
 	@for name in $(FIGURES); do \

@@ -95,6 +95,15 @@ def test_the_values_reach_the_command_as_they_are(clone):
     assert {"<PRIOR=imagenet>", "<WEIGHTS={swin_t: /a b}>"} < set(words)
 
 
+def test_the_lab_shows_the_whole_repository_and_opens_the_first_notebook(clone):
+    """Links of the notebooks to READMEs, data/ and runs/ lie below the root of the server."""
+    said = make(clone, "-n", "lab").stdout
+    root = re.search(r"jupyter lab .*--ServerApp\.root_dir=(\S+)", said)
+    opened = re.search(r"--LabApp\.default_url=/lab/tree/(\S+)", said)
+    assert root and opened and (MAKEFILE.parent / root[1] / opened[1]).is_file()
+    assert (clone / root[1]).resolve() == clone
+
+
 def test_a_target_that_reads_no_variable_refuses_it(clone):
     done = make(clone, "lint", "PRIOR=imagenet")
     assert done.returncode != 0 and "make lint has no variable PRIOR; only make run" in done.stderr

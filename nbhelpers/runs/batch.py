@@ -8,10 +8,11 @@ import linecache
 import os
 import shutil
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ CHAIN = (
 # parameter of 12_starting_weights: who reads it
 PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}
 MOST_JOBS = 64
+PROGRESS_EVERY = 60  # seconds between two lines on the cell that a notebook is at
 NOTEBOOKS = notebooks_folder()
 # For glibc: memory that was freed stays with the process. Large tensors would else come anew from
 # the system, page by page, which on
@@ -335,6 +337,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float
             progress_bar=False,
             kernel_name="python3",
             cwd=str(notebook.parent),
+            engine_name=_announcing_engine(notebook.stem),
         )
     except papermill.PapermillExecutionError as error:
         said = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -345,6 +348,43 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> float
         raise UserError(f"{notebook.stem} stopped: {error} (too little memory?) {kept}") from error
     os.replace(unfinished, executed)
     return time.monotonic() - began
+
+
+def _announcing_engine(notebook: str) -> str:
+    """Register papermill's engine with a line now and then on where it is; return its name."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            cells = [cell for cell in nb_man.nb.cells if cell.cell_type == "code"]
+            with _announced(notebook, cells):
+                return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    papermill_engines.register("nbhelpers", Engine)
+    return "nbhelpers"
+
+
+@contextmanager
+def _announced(notebook: str, cells: Sequence[Any]) -> Iterator[None]:
+    """Print "<notebook>: cell n of m" every `PROGRESS_EVERY` seconds.
+
+    Cells are numbered as in JupyterLab: code cells alone.
+    """
+    ended = threading.Event()
+
+    def announce() -> None:
+        while not ended.wait(PROGRESS_EVERY):
+            begun = sum(cell.metadata.papermill["start_time"] is not None for cell in cells)
+            print(f"{notebook}: cell {begun} of {len(cells)}", flush=True)
+
+    thread = threading.Thread(target=announce, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def run_step(plan: Plan, name: str) -> None:

@@ -48,11 +48,11 @@ class Stage(NamedTuple):
 
 
 # ---- what a system reads of a sentence
-def reading(sentence: str, tokenizer: Tokenizer) -> list[str]:
+def reading(sentence: str, tokenizer: Tokenizer, example: str = "") -> list[str]:
     """Return notes on what is lost when `tokenizer` reads the sentence.
 
     That is unknown words, and words behind its longest input.
-    UserError if nothing is left to search with.
+    UserError if nothing is left to search with; it suggests the sentence `example`.
     """
     if len(sentence) > LONGEST:
         raise UserError(
@@ -65,9 +65,8 @@ def reading(sentence: str, tokenizer: Tokenizer) -> list[str]:
         if tokenizer.clean(word).strip() and any(map(str.isalnum, word))
     ]
     if not words:
-        raise UserError(
-            "There is nothing to search for; type a sentence, for example: many boats in a harbor."
-        )
+        such = f", for example: {example}" if example else ""
+        raise UserError(f"There is nothing to search for; type a sentence{such}.")
     unknown = [word for word in dict.fromkeys(words) if _unknown(word, tokenizer)]
     if len(unknown) == len(set(words)):
         raise UserError(
@@ -126,6 +125,16 @@ class Gallery:
         self.images, self.texts = self._image_rows.all(), self._text_rows.all()
         self._pixel_rows = data.pixels.rows(self.table.images.file)
 
+    @property
+    def example(self) -> str:
+        """A sentence to suggest: a test caption of middle length."""
+        by_length = sorted(self.sentences, key=len)
+        return str(by_length[len(by_length) // 2]).rstrip(" .")
+
+    def notes(self, sentence: str) -> list[str]:
+        """What is lost of a sentence, as `reading` says it. UserError if nothing is left."""
+        return reading(sentence, self.system.tokenizer, self.example)
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -153,7 +162,7 @@ class Gallery:
         Each stage comes as soon as it is known; here there is one. UserError as `reading`, before
         anything is encoded.
         """
-        reading(sentence, self.system.tokenizer)
+        self.notes(sentence)
         yield self._nearest(self._image_rows, lambda: self.system.text_rows([sentence]))
 
     def find_sentences(self, picture: np.ndarray) -> Stage:
@@ -224,7 +233,7 @@ class TwoStageGallery(Gallery):
 
     def find_images(self, sentence: str) -> Iterator[Stage]:
         """Yield two stages: "coarse" candidates by code, then the same ones "reranked"."""
-        reading(sentence, self.system.tokenizer)
+        self.notes(sentence)
         yield from self._stages(self._images, lambda: self._text(sentence))
 
     def find_sentences(self, picture: np.ndarray) -> Stage:

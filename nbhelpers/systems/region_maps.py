@@ -353,8 +353,13 @@ def match(system: System, sentence: str) -> Match:
 
 
 def untrained(system: System, seed: int = 0) -> System:
-    """The control: the same configuration with random weights throughout, also in the towers."""
-    model = seeded(lambda: type(system.model)(system.model.config), seed)
+    """The control: the same configuration with random weights throughout, also in the towers.
+
+    BITA's control shares the frozen language model of `system`: it only reads what the random parts
+    pass on, and at paper size a second one would take 5 GB.
+    """
+    shared = {"decoder": system.model.opt_model} if system.name == "bita" else {}
+    model = seeded(lambda: type(system.model)(system.model.config, **shared), seed)
     return replace(system, model=model.to(system.device).eval())
 
 

@@ -2,7 +2,7 @@
 
     panel = SearchPanel({"PIR": lambda: Gallery(system, data)})
     display(panel)                       # in JupyterLab, Notebook and Voilà
-    panel.ask("many boats in a harbor")  # or without hands
+    panel.ask("a port with two green ships")  # or without hands
 
 A mistake becomes a sentence below the query, never a traceback. Every part keeps its place and
 size, whatever is shown.
@@ -26,7 +26,7 @@ from nbhelpers.data import decoding
 from nbhelpers.errors import UserError
 from nbhelpers.figures.style import GREEN
 from nbhelpers.systems import region_maps
-from nbhelpers.systems.gallery import Gallery, Stage, reading
+from nbhelpers.systems.gallery import Gallery, Stage
 
 COLUMNS, ROWS = 4, 3
 TILE, LARGE = 148, 292  # pixels of a screen that a picture takes, in the grid and beside it
@@ -116,6 +116,7 @@ class SearchPanel(ipywidgets.VBox):
 
     def _listen(self) -> None:
         self.text.observe(lambda change: self._ask(change.new), "value")
+        self.text.on_msg(self._entered)
         self.go.on_click(lambda _: self._ask(self.text.value))
         self.sample.on_click(lambda _: self._ask_sample())
         self.system.observe(
@@ -135,6 +136,15 @@ class SearchPanel(ipywidgets.VBox):
         else:
             self._ask(query)
 
+    def _entered(self, _widget: ipywidgets.Text, content: Mapping, _buffers: object) -> None:
+        """Ask with the sentence after a picture, too, when Enter does not change its value.
+
+        Of a changed sentence this message comes before its value, which then asks.
+        """
+        sentence = self.text.value
+        if content.get("event") == "submit" and sentence and not isinstance(self.query, str):
+            self._ask(sentence)
+
     def _ask(self, query: str | np.ndarray) -> None:
         with self._busy("Searching"):
             self.query, self.stages = query, []
@@ -146,7 +156,7 @@ class SearchPanel(ipywidgets.VBox):
 
     def _ask_sentence(self, gallery: Gallery, sentence: str) -> None:
         own: Any = gallery.described_by(sentence)
-        notes = reading(sentence, gallery.system.tokenizer)
+        notes = gallery.notes(sentence)
         self.detail.clear("Click a picture: the map shows where the words look.")
         for stage in gallery.find_images(sentence):
             self.stages.append(stage)

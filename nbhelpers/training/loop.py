@@ -370,8 +370,8 @@ class _Trainer:
                     )
         if not self.bar.disable:
             speed = self.progress.images / (time.perf_counter() - self.clock)
-            shown = {name: f"{value:.3f}" for name, value in terms.items()}
-            self.bar.set_postfix(shown | {"images/s": f"{speed:.0f}"}, refresh=False)
+            shown = {"loss": f"{terms['loss']:.3f}", "images/s": f"{speed:.0f}"}
+            self.bar.set_postfix(shown, refresh=False)  # other terms would leave the bar no room
 
     def _update(self):
         if self.config.clip_norm is not None:

@@ -203,6 +203,20 @@ def test_a_failing_notebook_is_told_in_a_line_and_kept_with_its_error(tmp_path):
     )
 
 
+def test_a_long_notebook_says_which_cell_it_is_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "PROGRESS_EVERY", 0.2)
+    notebook = write_notebook(tmp_path, "20_pir", "import time; time.sleep(1)", "print('done')")
+    batch.execute(notebook, tmp_path / "out.ipynb", {"SEED": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert "20_pir: cell 3 of 4" in lines, "parameters, papermill's own, and the two"
+    assert set(lines) <= {f"20_pir: cell {number} of 4" for number in range(5)}
+
+
+def test_a_quick_notebook_says_nothing(tmp_path, capsys):
+    batch.execute(write_notebook(tmp_path, "20_pir", "1"), tmp_path / "out.ipynb", {"SEED": 1})
+    assert capsys.readouterr().out == ""
+
+
 def test_a_killed_kernel_is_told_in_a_line(tmp_path):
     notebook = write_notebook(tmp_path, "20_pir", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(UserError, match="20_pir stopped: .*too little memory"):

@@ -51,6 +51,15 @@ def test_folders_follow_the_profile(tmp_path):
     assert started.figures == started.folder / "figures" / "20_pir"
 
 
+def test_a_notebook_in_jupyterlab_takes_a_profile_without_a_file(tmp_path):
+    """To experiment beside the results of `default`, a name in the cell of parameters is enough."""
+    notebook = {"PROFILE": "mine", "EPOCHS": 1}
+    exec("import nbhelpers\nrun = nbhelpers.start('20_pir')", notebook)
+    assert notebook["run"].folder == tmp_path / "runs" / "mine"
+    assert notebook["run"].parameters.epochs == 1
+    assert not (paths.repository_root() / "notebooks/profiles/mine.yaml").exists()
+
+
 def test_equal_seeds_give_equal_numbers():
     def drawn(seed):
         start.start("20_pir", SEED=seed)
@@ -129,12 +138,9 @@ def test_the_values_are_those_of_the_calling_notebook():
     notebook = {"SEED": 3, "EPOCHS": 7, "CLAIMS": {}}
     exec("import nbhelpers\nrun = nbhelpers.start('20_pir', EPOCHS=9)", notebook)
     found = vars(notebook["run"].parameters)
-    assert (found["seed"], found["epochs"], found["batch_size"]) == (
-        3,
-        9,
-        32,
-    ), "variable, override, default"
     declared = parameters.declared(paths.repository_root() / "notebooks/20_pir.ipynb")
+    given = found["seed"], found["epochs"], found["batch_size"]
+    assert given == (3, 9, declared["BATCH_SIZE"]), "variable, override, default"
     assert {name.upper() for name in found} == set(declared)
     notebook["SEED"] = "three"
     with pytest.raises(UserError, match="SEED is 'three'"):

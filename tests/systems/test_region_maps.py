@@ -256,6 +256,8 @@ def test_the_control_has_other_weights_and_the_same_form(opened):
             torch.equal(a, b)
             for a, b in zip(control.model.parameters(), again.model.parameters(), strict=True)
         )
+    control = region_maps.untrained(opened["bita"], 1)
+    assert control.model.opt_model is opened["bita"].model.opt_model, "which may take 5 GB"
 
 
 def test_wrong_questions_are_refused(opened, scene):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -271,6 +272,35 @@ def test_the_button_asks_again_after_a_picture(panel, colours):
     assert not isinstance(panel.query, str)
     panel.go.click()
     assert panel.query == "blue" and "blue" in panel.tiles[0].note.value
+
+
+def test_enter_asks_again_after_a_picture_though_the_sentence_is_the_same(panel, colours):
+    panel.ask("blue")
+    panel.ask(colours.picture(0))
+    enter(panel)
+    assert panel.query == "blue" and "blue" in panel.tiles[0].note.value
+
+
+def test_enter_asks_no_sentence_twice(panel, colours, monkeypatch):
+    asked = []
+    monkeypatch.setattr(panel, "_ask", asked.append)
+    enter(panel)
+    panel.query = "blue"
+    panel.text.value = "blue"
+    enter(panel)
+    assert asked == ["blue"], "its new value asked, and nothing else"
+
+
+def enter(panel):
+    """What a browser sends when Enter is pressed, before a changed value."""
+    panel.text._handle_custom_msg({"event": "submit"}, [])
+
+
+def test_an_empty_question_gets_a_caption_of_the_set_as_an_example(panel, colours):
+    panel.ask(colours.picture(0))
+    panel.ask("")
+    example = re.search(r"for example: (.+?)\.", panel.status.value)[1]
+    assert any(sentence.startswith(example) for sentence in colours.sentences)
 
 
 def test_a_click_shows_the_map_of_the_words(panel, colours, monkeypatch):

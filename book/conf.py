@@ -53,6 +53,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "use_repository_button": bool(repository),
     "repository_url": repository,
+    "repository_provider": "github",  # the form of its addresses, whatever the host
 }
 html_context = {"default_mode": "auto"}
 

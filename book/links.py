@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)")
 CODE = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence)[ `~]*$|`+[^`\n]+`+)", re.M | re.S)
-GIVEN = (".json", ".csv", ".tex")  # of data/results: the reader can download them
+GIVEN = re.compile(r"(data/results|figures)/.*\.(json|csv|tex|png)")  # the reader can download them
 
 
 class Resolver:
@@ -60,7 +60,7 @@ class Resolver:
                 return self._from(page, self.pages[known]) + mark + fragment
         if place in self.anchors:
             return f"#{self.anchors[place]}"
-        if place.startswith("data/results/") and place.endswith(GIVEN):
+        if GIVEN.fullmatch(place):
             return self._file(target, page)
         if not (self.root / place).exists():
             raise ValueError(f"{page} links to {target}, which the repository does not have.")

@@ -38,6 +38,8 @@ from nbhelpers.figures.maps import (
     pooled_tokens,
     query_maps,
     soft_belief_maps,
+    sorted_beliefs,
+    weights_by_belief,
     word_weights,
 )
 from nbhelpers.figures.retrieval import (
@@ -48,6 +50,7 @@ from nbhelpers.figures.retrieval import (
     recall_curve,
     retrieved,
     retrieved_texts,
+    shared_space,
     similarity_matrix,
 )
 from nbhelpers.figures.search import code_distances, gallery_times, tradeoff, two_lists

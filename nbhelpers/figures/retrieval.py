@@ -72,6 +72,42 @@ def retrieved_texts(
 
 
 @styled
+def shared_space(images: np.ndarray, texts: np.ndarray, kind: Sequence[str], owner) -> Figure:
+    """Draw unit rows of images (N,D) and of their texts (M,D) in one plane, by t-SNE.
+
+    kind   the scene class of each image;  owner  (M,) the image of each text
+    The classes with most images are coloured, the others grey. Distances between far groups mean
+    nothing in such a picture; who is neighbour to whom does.
+    """
+    from sklearn.manifold import TSNE
+
+    rows = np.concatenate([images, texts])
+    least = min(30, max(2, len(rows) // 4))
+    plane = TSNE(metric="cosine", init="random", perplexity=least, random_state=0).fit_transform(
+        rows
+    )
+    kinds = pd.Series(list(kind))
+    figure = new(9, 5.5)
+    axes = figure.subplots()
+    shown = kinds.value_counts().index[: len(COLOURS) - 1]
+    colour_of = dict(zip(shown, [each for each in COLOURS if each != GREY], strict=False))
+    for name in [*shown, None]:
+        own = ~kinds.isin(shown) if name is None else kinds == name
+        colour, label = colour_of.get(name, "#CCCCCC"), name or "other classes"
+        texts_of = plane[len(images) :][own.to_numpy()[owner]]
+        images_of = plane[: len(images)][own.to_numpy()]
+        layer = 1 if name is None else 2
+        axes.scatter(*texts_of.T, s=12, color=colour, marker=".", zorder=layer)
+        axes.scatter(
+            *images_of.T, s=70, color=colour, marker="s", edgecolor="black", label=label, zorder=3
+        )
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="squares: images\ndots: captions")
+    return figure
+
+
+@styled
 def similarity_matrix(similarity: np.ndarray, owner: np.ndarray | None = None) -> Figure:
     """Draw scores of N images (rows) and M texts (columns); frames mark the pairs."""
     rows, columns = similarity.shape

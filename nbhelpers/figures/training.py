@@ -96,10 +96,13 @@ def stage_curves(histories: Mapping[str, pd.DataFrame], validation: str = "val_C
 
 
 @styled
-def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
+def ablation_bars(
+    table: pd.DataFrame, metric: str = "mR", marks: Mapping[str, float] | None = None
+) -> Figure:
     """Draw one bar per row; the first is the reference.
 
     table  variant, value and, where known, low and high
+    marks  name -> value of what the bars are compared with, as dotted lines
     """
     figure = new(8, 1.3 + 0.55 * len(table))
     axes, y = figure.subplots(), np.arange(len(table))
@@ -116,6 +119,10 @@ def ablation_bars(table: pd.DataFrame, metric: str = "mR") -> Figure:
             fontsize=SMALL,
         )
     axes.axvline(table.value.iloc[0], color=GREY, linestyle="--", linewidth=1)
+    for name, value in (marks or {}).items():
+        axes.axvline(value, color=RED, linestyle=":", label=f"{name}: {value:.1f}")
+    if marks:
+        legend_above(axes, 1)
     axes.set_yticks(y, [wrap(name, 2.6, lines=2) for name in table.variant])
     axes.set(xlabel=f"{metric} (%)", xlim=(0, 1.12 * max(ends) or 1))
     axes.invert_yaxis()

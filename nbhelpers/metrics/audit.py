@@ -20,7 +20,7 @@ from scipy.fft import dctn
 
 from nbhelpers.data.table import SPLITS, CaptionTable
 from nbhelpers.errors import UserError
-from nbhelpers.metrics.recall import hit_probability
+from nbhelpers.metrics.recall import evaluate, hit_probability
 
 NORMALISE: dict[str, Callable[[str], str]] = {
     "exact": str,
@@ -52,6 +52,17 @@ def captions(table: CaptionTable, how: str = "spaces") -> pd.DataFrame:
             "shared": int((pairs.drop_duplicates().text.value_counts() > 1).sum()),
         } | ceilings(part, how)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")
+
+
+def class_only(table: CaptionTable) -> dict[str, float]:
+    """Return R@K and mR, in percent, of a model that knows the scene class and nothing else.
+
+    It gives all images and captions of a class one score; ties count by expectation. Images without
+    a class count as one class.
+    """
+    scene = table.images.scene.where(table.images.scene != table.images.file, "unknown")
+    kind, owner = pd.factorize(scene)[0], table.owner()
+    return evaluate((kind[:, None] == kind[owner]).astype(np.int8), owner).metrics
 
 
 def ceilings(

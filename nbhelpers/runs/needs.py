@@ -133,7 +133,8 @@ def weight_names(chosen: Chosen) -> list[str]:
     found: list[str] = []
     if values["SIZE"] == "compact":
         found += ["efficientnet_lite0", "minilm"]
-        found += ["smollm2"] if "24_bita" in names else []
+        if "24_bita" in names and values["DECODER"] == "smollm2":
+            found.append("smollm2")
     if values["SIZE"] == "paper" and batch.WEIGHTS in names:
         found += _of_retrieval(values, names)
     if values["SIZE"] == "paper" and "24_bita" in names:

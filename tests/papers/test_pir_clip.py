@@ -272,6 +272,22 @@ def test_the_image_tower_equals_its_steps():
     assert_close(added, pir_clip.added_weights(belief, "official"))
 
 
+def test_tokens_are_weighed_by_the_given_function():
+    def plain(tokens, belief, rule):
+        given.append((rule, belief.sum(1)))
+        return tokens
+
+    given, pixels = [], pairs()["pixels"]
+    model, unweighted = small(belief_rule="rank"), small(belief="none").eval()
+    own = PIRCLIP(model.config, weigh=plain).eval()
+    own.load_state_dict(model.state_dict())
+    assert_close(own.encode_images(pixels), unweighted.encode_images(pixels))
+    ((rule, total),) = given
+    assert rule == "rank"
+    assert_close(total, torch.ones(6))
+    assert model.weigh is pir_clip.soft_belief
+
+
 def test_with_constant_weights_the_output_does_not_depend_on_the_order_of_belief(monkeypatch):
     model, pixels = small().eval(), pairs()["pixels"]
     tokens, instruction, logits = model.instruct(pixels)

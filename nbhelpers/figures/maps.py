@@ -11,13 +11,14 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nbhelpers.figures.style import (
     BLUE,
     COLOURS,
     GREEN,
     GREY,
+    SKY,
     SMALL,
     bare,
     draw_image,
@@ -29,6 +30,8 @@ from nbhelpers.figures.style import (
     wrap,
 )
 
+FEW_TOKENS = 12  # up to these, a heat map has room for numbers
+
 
 @styled
 def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid: int = 7) -> Figure:
@@ -39,8 +42,9 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     From left to right: the image, the belief in its local tokens, that in the global token, and
     the kept tokens.
     """
-    belief, local = np.asarray(belief, float), np.asarray(belief, float)[1:].reshape(grid, grid)
-    shown = matplotlib.colors.Normalize(0, belief.max())
+    belief = np.maximum(np.asarray(belief, float), LEAST_BELIEF)
+    local = belief[1:].reshape(grid, grid)
+    shown = _belief_colours(belief)
     figure = new(11, 4.5)
     panels = figure.subplots(1, 4, width_ratios=[4, 4, 0.55, 4])
     box = (-0.5, grid - 0.5, grid - 0.5, -0.5)
@@ -49,10 +53,10 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
         axes.imshow(image, extent=box, interpolation="lanczos")
         axes.set_title(title)
         bare(axes)
-    heat = panels[1].imshow(
-        local, extent=box, cmap="inferno", alpha=0.35 + 0.4 * shown(local), norm=shown
-    )
-    _scale_below(panels[1], heat, (0.05, -0.09, 0.9, 0.05), MaxNLocator(3))
+    heat = panels[1].imshow(local, extent=box, cmap="inferno", alpha=0.6, norm=shown)
+    low, high = heat.get_clim()
+    ticks = [10.0**power for power in (-4, -3, -2, -1) if low <= 10.0**power <= high]
+    _scale_below(panels[1], heat, (0.05, -0.09, 0.9, 0.05), ticks, format=PLAIN)
     for index in range(grid * grid):
         _token(panels[3], index % grid, index // grid, index + 1 in set(kept))
     _global_token(
@@ -61,10 +65,46 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
     return figure
 
 
+@styled
+def sorted_beliefs(beliefs: np.ndarray, names: Sequence[str], k: int) -> Figure:
+    """Draw the belief of each image's tokens, the most believed first, and the cut behind k.
+
+    beliefs  (M,N), rows sum to one;  names  of the M images
+    The colours are logarithmic. A white dot marks the rank of the global token, which is column 0.
+    """
+    beliefs = np.maximum(np.asarray(beliefs, float), LEAST_BELIEF)
+    order = (-beliefs).argsort(axis=1, kind="stable")
+    figure = new(10, 1.6 + 0.26 * len(beliefs))
+    axes = figure.subplots()
+    ranked = np.take_along_axis(beliefs, order, axis=1)
+    heat = axes.imshow(ranked, cmap="inferno", norm=_belief_colours(beliefs), aspect="auto")
+    rank_of_global = (order == 0).argmax(axis=1)
+    axes.plot(rank_of_global, range(len(beliefs)), "o", color="white", mec="black", markersize=6)
+    axes.axvline(k - 0.5, color=SKY, linewidth=3)
+    axes.set(xlabel=f"tokens by belief; behind the line, after {k}, they are dropped")
+    ticks = sorted({1, 10, 20, 30, k, beliefs.shape[1]})
+    axes.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(False)
+    figure.colorbar(heat, ax=axes, label="belief", pad=0.02, format=PLAIN)
+    return figure
+
+
+PLAIN = FuncFormatter(lambda value, place: f"{value:g}")
+LEAST_BELIEF = 1e-12  # smaller beliefs have the darkest colour
+
+
+def _belief_colours(belief: np.ndarray) -> matplotlib.colors.LogNorm:
+    """Colours from the largest belief down to a thousandth of an even share."""
+    even = 1 / belief.shape[-1]
+    return matplotlib.colors.LogNorm(even / 1000, max(belief.max(), 2 * even), clip=True)
+
+
 def _scale_below(axes, heat, place: tuple[float, float, float, float], ticks, **options) -> None:
     """Draw the colour scale of a map below it; `place` is (left, bottom, width, height)."""
     below = axes.inset_axes(place)
     axes.figure.colorbar(heat, cax=below, orientation="horizontal", ticks=ticks, **options)
+    below.minorticks_off()
 
 
 def _token(axes, column: int, row: int, kept: bool) -> None:
@@ -122,6 +162,97 @@ def soft_belief_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: in
         _scale_below(axes, heat, (0.1, -0.09, 0.8, 0.05), MaxNLocator(3))
         axes.set_title(f"{axes.get_title()}\n(class token {values[0]:.2f})")
     return figure
+
+
+@styled
+def weights_by_belief(
+    rows: Mapping[str, np.ndarray], image: np.ndarray | None = None, grid: int = 7
+) -> Figure:
+    """Draw quantities of tokens as a heat map, most believed token first (PIR-CLIP).
+
+    rows   title -> (N,); the first row is the belief, by which the tokens are sorted. All rows
+           share one scale. Token 0 is the class token, which is marked
+    image  of 1 + grid*grid tokens: drawn at the left, with the most believed patches outlined and
+           the last row as a map
+    """
+    values = np.stack([np.asarray(row, float) for row in rows.values()])
+    order = np.argsort(-values[0], kind="stable")
+    shown = matplotlib.colors.Normalize(0, values.max())
+    if image is None:
+        figure = new(8.5, 1.2 + 0.5 * len(rows))
+        heat_axes = figure.subplots()
+    else:
+        figure = new(11.5, 3.2)
+        left, middle, heat_axes = figure.subplots(1, 3, width_ratios=[2.3, 2.3, 6])
+        _outlined_patches(left, image, order[:3], grid)
+        _map_over(middle, image, values[-1][1:].reshape(grid, grid), shown)
+        middle.set_title(list(rows)[-1])
+    heat = heat_axes.imshow(values[:, order], cmap="inferno", norm=shown, aspect="auto")
+    heat_axes.set_yticks(range(len(rows)), list(rows))
+    _name_tokens(heat_axes, order)
+    heat_axes.grid(False)
+    heat_axes.spines[:].set_visible(False)
+    if len(order) <= FEW_TOKENS:
+        _write_values(heat_axes, values[:, order], values.max() / 2)
+    figure.colorbar(heat, ax=heat_axes, pad=0.02, ticks=MaxNLocator(4))
+    return figure
+
+
+def _outlined_patches(axes, image: np.ndarray, best: np.ndarray, grid: int) -> None:
+    """Draw an image and outline some tokens with their places; the class token has no patch."""
+    axes.imshow(image, extent=(-0.5, grid - 0.5, grid - 0.5, -0.5), interpolation="lanczos")
+    axes.set_title("most believed")
+    for place, token in enumerate(best, 1):
+        if token == 0:
+            continue
+        row, column = divmod(int(token) - 1, grid)
+        corner = (column - 0.46, row - 0.46)
+        for colour, width in (("black", 4), ("white", 2)):
+            axes.add_patch(
+                Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width)
+            )
+        label = {"facecolor": "white", "edgecolor": "black", "pad": 1.5}
+        axes.text(column, row, str(place), ha="center", va="center", fontsize=SMALL - 2, bbox=label)
+    bare(axes)
+
+
+def _map_over(axes, image: np.ndarray, values: np.ndarray, shown) -> None:
+    """Draw a map (S, S) over a grey copy of an image."""
+    box = (-0.5, len(values) - 0.5, len(values) - 0.5, -0.5)
+    axes.imshow(image.mean(2), extent=box, cmap="gray", interpolation="lanczos")
+    axes.imshow(values, extent=box, cmap="inferno", norm=shown, alpha=0.75)
+    bare(axes)
+
+
+def _name_tokens(axes, order: np.ndarray) -> None:
+    """Label the columns of sorted tokens: by number if they are few, else by place."""
+    if len(order) <= FEW_TOKENS:
+        axes.set_xticks(range(len(order)), [f"token {token}" for token in order])
+        axes.tick_params(length=0)
+        return
+    places = [1, *range(10, len(order) + 1, 10)]
+    axes.set_xticks([place - 1 for place in places], [str(place) for place in places])
+    axes.set_xlabel("place of the token, most believed first", fontsize=SMALL)
+    own = int(np.flatnonzero(order == 0)[0])
+    side = "left" if own < len(order) / 2 else "right"
+    text = "▼ class token" if side == "left" else "class token ▼"
+    axes.annotate(
+        text,
+        (own - 0.5 if side == "left" else own + 0.5, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha=side,
+        fontsize=SMALL,
+    )
+
+
+def _write_values(axes, values: np.ndarray, dark: float) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > dark else "white"
+        axes.text(
+            column, row, f"{value:.2f}", ha="center", va="center", fontsize=SMALL, color=colour
+        )
 
 
 @styled

@@ -53,7 +53,9 @@ def belief_map(image: np.ndarray, belief: np.ndarray, kept: Sequence[int], grid:
         axes.imshow(image, extent=box, interpolation="lanczos")
         axes.set_title(title)
         bare(axes)
-    heat = panels[1].imshow(local, extent=box, cmap="inferno", alpha=0.6, norm=shown)
+    heat = panels[1].imshow(
+        local, extent=box, cmap="inferno", alpha=0.15 + 0.6 * shown(local).data, norm=shown
+    )
     low, high = heat.get_clim()
     ticks = [10.0**power for power in (-4, -3, -2, -1) if low <= 10.0**power <= high]
     _scale_below(panels[1], heat, (0.05, -0.09, 0.9, 0.05), ticks, format=PLAIN)

@@ -23,6 +23,7 @@ from nbhelpers.figures.style import (
     RED,
     SIZE,
     SMALL,
+    bare,
     draw_image,
     legend_above,
     line_count,
@@ -101,8 +102,7 @@ def shared_space(images: np.ndarray, texts: np.ndarray, kind: Sequence[str], own
         axes.scatter(
             *images_of.T, s=70, color=colour, marker="s", edgecolor="black", label=label, zorder=3
         )
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
+    bare(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="squares: images\ndots: captions")
     return figure
 

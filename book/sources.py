@@ -22,7 +22,14 @@ from book.links import Resolver
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "data/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "data/README.md",
+    "data/sample/README.md",
+)
 RECORDS = re.compile(r"<!-- records: (\S+) -->\n.*?<!-- end of records -->", re.S)
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 # Of the default profile; BOOK_FIGURES names another folder, such as runs/default/figures.

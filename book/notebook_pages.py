@@ -10,7 +10,7 @@ from pathlib import Path
 
 from book.links import Resolver
 
-PLACEHOLDER = "<IPython.core.display.Image object>"  # a stored notebook keeps no pictures
+PLACEHOLDER = "<IPython.core.display.Image object>"  # alone, where a picture was not stored
 LISTING = "\\begin{Verbatim}"  # how IPython.display.Code begins in LaTeX
 
 
@@ -55,18 +55,32 @@ def _outputs(cell: dict, figures: Path) -> list[dict]:
             found.append(_markdown(f"```python\n{''.join(data['text/plain'])}\n```"))
         else:
             found.append(output)
-    if missing:
-        kept = pictures("".join(cell["source"]), figures)[:missing]
-        found += [_picture(path) for path in kept]
-        _name(cell, kept)
-        if missing > len(kept):
-            found.append(_markdown(_absent(missing - len(kept), bool(kept))))
+    kept = pictures("".join(cell["source"]), figures)[:missing] if missing else []
+    found += [_picture(path) for path in kept]
+    if missing > len(kept):
+        found.append(_markdown(_absent(missing - len(kept), bool(kept))))
+    if any("image/png" in output.get("data", {}) for output in found):
+        cell["metadata"]["mystnb"] = {"image": {"alt": _names("".join(cell["source"]))}}
     return found
+
+
+def _names(source: str) -> str:
+    """Return what the pictures of a cell are called, for those who cannot see them."""
+    names = [_pattern(name).replace("*", " ").replace("_", " ") for name in _shown(source)]
+    return ", ".join(" ".join(name.split()) for name in names) or "picture of this cell"
 
 
 def pictures(source: str, figures: Path) -> list[Path]:
     """Return the kept pictures that the calls of `run.show` in a cell have written."""
-    names = [
+    found: dict[Path, None] = {}
+    for name in _shown(source):
+        found |= dict.fromkeys(sorted(figures.glob(f"{_pattern(name)}.png")))
+    return list(found)
+
+
+def _shown(source: str) -> list[ast.expr]:
+    """Return the names that a cell gives its pictures, in the calls of `run.show`."""
+    return [
         call.args[1]
         for call in ast.walk(ast.parse(source))
         if isinstance(call, ast.Call)
@@ -74,8 +88,6 @@ def pictures(source: str, figures: Path) -> list[Path]:
         and call.func.attr == "show"
         and len(call.args) == 2
     ]
-    found = [path for name in names for path in sorted(figures.glob(f"{_pattern(name)}.png"))]
-    return list(dict.fromkeys(found))
 
 
 def _pattern(name: ast.expr) -> str:
@@ -94,16 +106,9 @@ def _picture(path: Path) -> dict:
     }
 
 
-def _name(cell: dict, kept: list[Path]) -> None:
-    """Say what the pictures of a cell are for those who cannot see them."""
-    if kept:
-        names = ", ".join(path.stem.replace("_", " ") for path in kept)
-        cell["metadata"]["mystnb"] = {"image": {"alt": names}}
-
-
 def _absent(count: int, more: bool) -> str:
     pictures = f"{count}{' more' if more else ''} picture{'s' if count > 1 else ''}"
-    return f"*{pictures}: the stored notebook keeps none; run it to see them.*"
+    return f"*{pictures}: not stored in this notebook; run it to see them.*"
 
 
 def _markdown(text: str) -> dict:

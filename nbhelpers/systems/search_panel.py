@@ -40,7 +40,8 @@ class SearchPanel(ipywidgets.VBox):
     galleries  name of a system -> function that gives its Gallery, called when the system is first
                chosen
     write      picture (H,W,3) uint8 -> a caption for it, where there is a model that writes
-    method     map that a click shows, as explain.Match.map knows it; "" for none
+    method     map that a click shows, as region_maps.Match.map knows it; "" for none
+    example    a sentence that the empty box suggests, such as `Gallery.example`
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class SearchPanel(ipywidgets.VBox):
         galleries: Mapping[str, Callable[[], Gallery]],
         write: Callable[[np.ndarray], str] | None = None,
         method: str = "relevance",
+        example: str = "",
     ):
         self._make, self._write, self._method = dict(galleries), write, method
         self._made: dict[str, Gallery] = {}
@@ -55,7 +57,7 @@ class SearchPanel(ipywidgets.VBox):
         self.stages: list[Stage] = []
         self._draw = np.random.default_rng(0)
         self.text = ipywidgets.Text(
-            placeholder="What is to be seen? Type a sentence and press Enter",
+            placeholder=f"Type a sentence and press Enter{example and f', for example: {example}'}",
             continuous_update=False,
         )
         self.go = ipywidgets.Button(description="Search", icon="search", button_style="primary")

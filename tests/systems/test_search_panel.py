@@ -303,6 +303,12 @@ def test_an_empty_question_gets_a_caption_of_the_set_as_an_example(panel, colour
     assert any(sentence.startswith(example) for sentence in colours.sentences)
 
 
+def test_the_empty_box_suggests_a_caption_of_the_set(colours):
+    panel = SearchPanel({"colours": lambda: colours}, example=colours.example)
+    assert panel.text.placeholder.endswith(f"for example: {colours.example}")
+    assert "example" not in SearchPanel({"colours": lambda: colours}).text.placeholder
+
+
 def test_a_click_shows_the_map_of_the_words(panel, colours, monkeypatch):
     asked = []
     looked = np.zeros((4, 4))

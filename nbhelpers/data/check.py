@@ -69,7 +69,7 @@ def too_small(table: CaptionTable, values: Mapping[str, Any]) -> list[str]:
     """
     train = table.split("train")
     said = []
-    for name, pairs in _training_pairs(train, values["CAPTIONS"]).items():
+    for name, pairs in training_pairs(train, values["CAPTIONS"]).items():
         mend = f"set {name} to at most {pairs}" if pairs > 1 else "add training images or captions"
         if pairs < values[name]:
             said.append(
@@ -83,12 +83,12 @@ def too_small(table: CaptionTable, values: Mapping[str, Any]) -> list[str]:
             "no false one for it; add training images with captions of their own."
         )
     if values["SIZE"] == "compact" or values["PRIOR"] == "fit":
-        said += _no_scene_prior(table)
+        said += no_scene_prior(table)
     return said
 
 
-def _training_pairs(train: CaptionTable, captions: int) -> dict[str, int]:
-    """Parameter of a batch's size -> pairs that its system trains on.
+def training_pairs(train: CaptionTable, captions: int) -> dict[str, int]:
+    """Return parameter of a batch's size -> pairs that its system trains on.
 
     captions  of each image that BITA learns; 0: all
     """
@@ -103,8 +103,8 @@ def _training_pairs(train: CaptionTable, captions: int) -> dict[str, int]:
     }
 
 
-def _no_scene_prior(table: CaptionTable) -> list[str]:
-    """Why no scene prior can be fitted to the training classes; nothing if one can."""
+def no_scene_prior(table: CaptionTable) -> list[str]:
+    """Say why no scene prior can be fitted to the training classes; [] if one can."""
     from nbhelpers.data.scene_labels import scene_classes  # imports torch
 
     try:

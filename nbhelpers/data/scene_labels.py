@@ -20,7 +20,8 @@ def scene_classes(table: CaptionTable) -> list[str]:
         number = "one scene class" if classes else "no scene class"
         raise UserError(
             f"{table.name} has {number} of {SMALLEST_CLASS} or more training images, "
-            "and a scene prior needs two; name the classes in the file names or in the "
-            "captions' JSON, add images, or take SIZE=tiny, which needs no prior."
+            "and a scene prior needs two; write the class of each image into a column or field "
+            "'class' or into its file name (airport_12.jpg), add images, or take SIZE=tiny, which "
+            "needs no prior."
         )
     return classes

@@ -56,6 +56,41 @@ def check(
         print(printable(f"problem: {problem}"), file=sys.stderr)
     if report.problems:
         raise typer.Exit(1)
+    if not as_json and not report.facts["known_set"]:
+        _say_what_fits(captions, layout)
+
+
+def _say_what_fits(captions: str, layout: str | None) -> None:
+    """Print for which notebooks a set is too small with the default parameters, and what helps."""
+    from nbhelpers.data import layouts
+    from nbhelpers.data.check import too_small
+    from nbhelpers.runs import batch
+
+    found = too_small(layouts.read(captions, layout), batch.values_of("default"))
+    for sentence in found:
+        print(printable(f"{'notebooks':<12}{sentence}"))
+    if found:
+        print(
+            f"{'next':<12}python -m nbhelpers data profile --set NAME --data FOLDER writes a"
+            " profile that fits, for NAME.csv and NAME_images in FOLDER"
+        )
+
+
+@app.command()
+def profile(
+    name: Annotated[str, typer.Option("--set", help="The name of your set, e.g. town.")],
+    data: Annotated[str, typer.Option(help="Folder that holds town.csv and town_images.")],
+) -> None:
+    """Write a profile that fits a set of your own."""
+    from nbhelpers.runs import own_profile
+
+    path, values, left = own_profile.write(name, data)
+    print(f"Written: {path}")
+    for key, value in values.items():
+        print(f"  {key}: {value}")
+    for sentence in left:
+        print(printable(f"note: {sentence}"))
+    print(f"Next: make run PROFILE={name} DATA={data}")
 
 
 @app.command(cls=SeveralValues)

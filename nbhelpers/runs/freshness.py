@@ -31,6 +31,7 @@ NOT_FOR_NOTEBOOKS = {
     "options.py",
     "needs.py",
     "needs_command.py",
+    "own_profile.py",
     "rehearsal.py",
     "__main__.py",
     "README.md",

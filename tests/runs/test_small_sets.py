@@ -227,12 +227,13 @@ def table_of(*captions: int, shared: bool = False) -> CaptionTable:
 
 
 def test_a_batch_that_the_training_pairs_do_not_fill_is_said_with_the_size_that_they_do():
-    values = batch.values_of("default")
+    values = batch.values_of("default") | {"SIZE": "tiny"}
     said = check.too_small(table_of(*[5] * 6), values)
     assert [one.split()[0] for one in said] == [
         "BATCH_SIZE",
         "PIR_CLIP_BATCH",
         "PE_RSITR_BATCH",
+        "CFITR_BATCH",
         "CAPTION_BATCH",
     ]
     mended = values | {one.split()[0]: int(one.rstrip(".").split()[-1]) for one in said}
@@ -241,9 +242,11 @@ def test_a_batch_that_the_training_pairs_do_not_fill_is_said_with_the_size_that_
 
 def test_pairs_are_counted_as_each_system_trains_on_them():
     values = batch.values_of("default") | {
+        "SIZE": "tiny",
         "BATCH_SIZE": 8,
         "PIR_CLIP_BATCH": 8,
         "PE_RSITR_BATCH": 8,
+        "CFITR_BATCH": 8,
         "CAPTION_BATCH": 8,
     }
     assert check.too_small(table_of(4, 4), values) == []
@@ -256,9 +259,11 @@ def test_pairs_are_counted_as_each_system_trains_on_them():
 
 def test_a_set_with_one_scene_class_is_told_before_the_prior_is_fitted():
     values = batch.values_of("default") | {
+        "SIZE": "tiny",
         "BATCH_SIZE": 8,
         "PIR_CLIP_BATCH": 8,
         "PE_RSITR_BATCH": 8,
+        "CFITR_BATCH": 8,
         "CAPTION_BATCH": 8,
     }
     table = table_of(*[2] * 12)
@@ -271,7 +276,8 @@ def test_a_set_with_one_scene_class_is_told_before_the_prior_is_fitted():
 
 def test_values_of_a_profile_are_its_own_over_the_defaults():
     assert batch.values_of("ucm")["BATCH_SIZE"] == 128
-    assert batch.values_of("ucm")["CFITR_BATCH"] == batch.values_of("default")["CFITR_BATCH"]
+    assert batch.values_of("ucm")["CFITR_BATCH"] == 8 < batch.values_of("default")["CFITR_BATCH"]
+    assert batch.values_of("ucm")["BEAMS"] == batch.values_of("default")["BEAMS"]
     assert batch.values_of("of_my_own") == batch.values_of("default")
 
 

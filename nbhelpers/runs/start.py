@@ -6,11 +6,12 @@ import os
 import platform
 import random
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from nbhelpers.paths import notebooks_folder, runs_root
 from nbhelpers.runs import at_work, parameters
 from nbhelpers.towers import public_weights
 
+T = TypeVar("T")
 # Where a notebook has no such parameter.
 COMMON = {"PROFILE": "default", "SET": "scenes", "DATA": "", "SEED": 0, "DEVICE": "auto"}
 # not among a record's settings
@@ -114,6 +116,17 @@ class Run:
                 display.display(
                     display.Image(path.read_bytes(), width=round(72 * figure.get_figwidth()))
                 )
+
+    def progress(self, items: Iterable[T], unit: str) -> Iterable[T]:
+        """Return the items, with a bar while they are gone through.
+
+        There is none where CI or TQDM_DISABLE is set, as for notebooks that run without a browser.
+        """
+        from tqdm.auto import tqdm
+
+        if os.environ.get("CI") or os.environ.get("TQDM_DISABLE"):
+            return items
+        return tqdm(items, unit=unit)
 
     def write_record(
         self, config, ranks: dict[str, np.ndarray] | None = None, **fields: Any

@@ -192,6 +192,17 @@ def test_show_writes_the_figure_and_shows_that_file(monkeypatch):
     assert shown[0].data == (started.figures / "ablation.png").read_bytes()
 
 
+def test_a_bar_is_shown_where_somebody_looks(monkeypatch, capsys):
+    started = start.start("20_pir")
+    capsys.readouterr()
+    for name, value, shown in (("CI", "1", False), ("TQDM_DISABLE", "1", False), ("X", "", True)):
+        for variable in ("CI", "TQDM_DISABLE"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(name, value)
+        assert list(started.progress([1, 2, 3], "image")) == [1, 2, 3]
+        assert ("3/3" in capsys.readouterr().err) == shown
+
+
 def test_a_record_carries_what_the_run_knows(monkeypatch):
     from nbhelpers.results import records
 

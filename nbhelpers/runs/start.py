@@ -126,7 +126,7 @@ class Run:
 
         if os.environ.get("CI") or os.environ.get("TQDM_DISABLE"):
             return items
-        return tqdm(items, unit=unit)
+        return tqdm(items, unit=unit, disable=False)
 
     def write_record(
         self, config, ranks: dict[str, np.ndarray] | None = None, **fields: Any

@@ -6,9 +6,11 @@ DATA    ?=
 SEEDS   ?=
 UPTO    ?=
 JOBS    ?=
-FIGURES ?= 10_prepare_data/classes 20_pir/belief_1_after 20_pir/training 20_pir/ablation 21_pir_clip/ablation 22_pe_rsitr/parameters \
-	23_cfitr/gallery 23_cfitr/tradeoff 24_bita/captions 24_bita/mixing 30_evaluate_retrieval/recall \
-	31_errors_and_significance/first_places 31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_disputed
+FIGURES ?= 00_start_here/pipeline 10_prepare_data/classes 10_prepare_data/real_and_drawn 11_audit_data/class_only \
+	12_starting_weights/what_they_know 20_pir/belief_1 20_pir/training 20_pir/ablation 21_pir_clip/belief_1 22_pe_rsitr/parameters \
+	23_cfitr/tradeoff 24_bita/captions 30_evaluate_retrieval/recall 31_errors_and_significance/first_places \
+	31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 32_bring_your_model/protocols \
+	40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_best 60_search/picture_similar 90_leaderboard/ranking
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
@@ -81,8 +83,8 @@ lab: setup
 
 figures: setup
 	@for name in $(FIGURES); do \
-		kept="figures/$(PROFILE)/$$name.png" && mkdir -p "$$(dirname $$kept)" \
-		&& cp "$(RUNS)/$(PROFILE)/figures/$$name.png" "$$kept" && echo "$$kept" || exit 1; \
+		$(BIN)/python -m nbhelpers.figures.style "$(RUNS)/$(PROFILE)/figures/$$name.png" \
+			"figures/$(PROFILE)/$$name.png" || exit 1; \
 	done
 
 .venv/book-installed: .venv/installed

@@ -151,9 +151,9 @@ def test_the_glossary_is_that_of_the_first_notebook(written):
     assert "](notebooks/30_evaluate_retrieval.ipynb)" in "".join(rows)
 
 
-def test_the_readme_points_to_the_leaderboards_instead_of_repeating_them(written):
-    readme = (written / "README.md").read_text("utf-8")
-    assert "<!-- records" not in readme and "data/results/ucm/leaderboard.md" in readme
+def test_the_results_page_points_to_the_leaderboards_instead_of_repeating_them(written):
+    page = (written / "data/results/README.md").read_text("utf-8")
+    assert "<!-- records" not in page and "ucm/leaderboard.md" in page
 
 
 # ---- notebooks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,14 @@ def reduced(png: bytes, limit: int) -> bytes:
         if buffer.tell() <= limit:
             break
     return buffer.getvalue()
+
+
+def keep(source: Path | str, target: Path | str, limit: int = 120_000) -> Path:
+    """Copy a PNG to a place in the repository, reduced to at most `limit` bytes."""
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(reduced(Path(source).read_bytes(), limit))
+    print(target)
+    return Path(target)
 
 
 def wrap(text: str, inches: float, size: float = SMALL, lines: int = 3) -> str:
@@ -217,3 +226,7 @@ def text_list(axes, texts: Sequence[str], colours: Sequence[str] | None = None) 
             transform=axes.transAxes,
         )
         top -= step * line_count([text])
+
+
+if __name__ == "__main__":
+    keep(*sys.argv[1:3])

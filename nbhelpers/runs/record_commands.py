@@ -104,12 +104,12 @@ def merge(folder: Folders, out: Out) -> None:
 
 @app.command()
 def readme() -> None:
-    """Renew the tables of records in README.md."""
+    """Renew the tables of records in data/results/README.md."""
     from nbhelpers.paths import repository_root
     from nbhelpers.results import pages
 
-    path = repository_root() / "README.md"
-    print(f"{path.name} {'was renewed' if pages.readme(path) else 'is current'}.")
+    path = repository_root() / "data/results/README.md"
+    print(f"data/results/{path.name} {'was renewed' if pages.readme(path) else 'is current'}.")
 
 
 def _shown(record: Record) -> str:

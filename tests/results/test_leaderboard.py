@@ -479,9 +479,10 @@ def test_a_paper_without_a_verified_table_is_given_no_number(paper):
 
 
 # ---- what is committed
-def test_readme_is_current():
-    content = (repository_root() / "README.md").read_text("utf-8")
-    assert pages.renewed(content, repository_root()) == content, (
+def test_the_results_page_is_current():
+    page = repository_root() / "data/results/README.md"
+    content = page.read_text("utf-8")
+    assert pages.renewed(content, page.parent) == content, (
         "run `python -m nbhelpers records readme`"
     )
 

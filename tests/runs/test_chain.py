@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from nbhelpers.__main__ import main
-from nbhelpers.metrics import caption_scores
+from nbhelpers.data import layouts
+from nbhelpers.metrics import audit, caption_scores
 from nbhelpers.paths import repository_root
 from nbhelpers.results import records
 from nbhelpers.runs import batch
@@ -59,9 +60,23 @@ def test_records_are_complete_and_better_than_chance(folder, notebook):
     )
     assert full["system"] == SYSTEMS[notebook]
     score, chance = full["metrics"]["expectation"]["mR"], full["chance"]["mR"]
-    assert score > 2 * chance
+    assert score > 4 * chance
     low, high = full["intervals"]["mR"]
     assert low <= score <= high
+
+
+def test_pir_knows_more_than_the_scene_class_and_others_come_near(folder):
+    """What keeps the others below this line, their notebooks show in a figure."""
+    test = layouts.read(Path(generated()[0])).split("test")
+    line = audit.class_only(test)["mR"]
+    found = {
+        (record["system"], record["variant"]): record["metrics"]["expectation"]["mR"]
+        for record in records.read(folder / "records")
+    }
+    assert found["PIR", ""] > line
+    assert found["PIR-CLIP", ""] > line - 5
+    assert found["CLIP", "full"] > line - 5
+    assert found["PE-RSITR", ""] > line - 15
 
 
 def test_adapted_systems_are_better_than_the_clip_they_start_from(folder):
@@ -214,7 +229,7 @@ def test_figures_are_written_and_small(chain, folder):
         "50_score_captions",
         "60_search",
     }
-    assert all(path.stat().st_size < 300_000 for path in written)
+    assert all(path.stat().st_size < 3_000_000 for path in written)
 
 
 def test_a_second_call_runs_nothing_again(chain, make_run):

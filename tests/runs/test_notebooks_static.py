@@ -85,6 +85,33 @@ def test_it_begins_with_its_title_its_table_and_its_neighbours(name):
 
 
 @every_notebook
+def test_it_opens_with_a_picture_of_its_result(name):
+    """An image of the default run, in the first two cells of text."""
+    texts = [cell.source for cell in BOOKS[name].cells if cell.cell_type == "markdown"][:2]
+    (link,) = re.findall(r"!\[[^\]]{10,}\]\((\S+\.png)\)", "\n".join(texts))
+    picture = (FOLDER / link).resolve()
+    assert picture.is_file() and picture.stat().st_size <= 120_000
+
+
+SYSTEM_NOTEBOOKS = [name for name in BOOKS if name[0] == "2"]
+
+
+@pytest.mark.parametrize("name", SYSTEM_NOTEBOOKS)
+def test_a_system_is_drawn(name):
+    drawn = [cell for cell in code_cells(name) if '"architecture"' in cell.source]
+    assert len(drawn) == 1 and any(
+        "image/png" in output.get("data", {}) for output in drawn[0].outputs
+    )
+
+
+def test_the_stored_notebooks_are_of_one_run():
+    stamps = stored_notebooks.stamps()
+    assert len({one.get("package") for one in stamps.values()}) == 1, stamps
+    assert all(one.get("cells") for one in stamps.values())
+    assert sum(path.stat().st_size for path in PATHS.values()) < 6_000_000
+
+
+@every_notebook
 def test_it_ends_with_summary_exercises_and_references(name):
     text = "\n".join(cell.source for cell in BOOKS[name].cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## (.+)$", text, re.M)

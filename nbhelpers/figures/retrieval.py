@@ -90,18 +90,15 @@ def shared_space(images: np.ndarray, texts: np.ndarray, kind: Sequence[str], own
     kinds = pd.Series(list(kind))
     figure = new(9, 5.5)
     axes = figure.subplots()
-    shown = kinds.value_counts().index[: len(COLOURS) - 1]
-    colour_of = dict(zip(shown, [each for each in COLOURS if each != GREY], strict=False))
-    for name in [*shown, None]:
-        own = ~kinds.isin(shown) if name is None else kinds == name
-        colour, label = colour_of.get(name, "#CCCCCC"), name or "other classes"
-        texts_of = plane[len(images) :][own.to_numpy()[owner]]
-        images_of = plane[: len(images)][own.to_numpy()]
-        layer = 1 if name is None else 2
-        axes.scatter(*texts_of.T, s=12, color=colour, marker=".", zorder=layer)
-        axes.scatter(
-            *images_of.T, s=70, color=colour, marker="s", edgecolor="black", label=label, zorder=3
-        )
+    shown = list(kinds.value_counts().index[: len(COLOURS) - 1])
+    coloured = zip(shown, [each for each in COLOURS if each != GREY], strict=False)
+    groups = [(kinds == name, colour, name) for name, colour in coloured]
+    for own, colour, name in [*groups, (~kinds.isin(shown), "#CCCCCC", "other classes")]:
+        x, y = plane[len(images) :][own.to_numpy()[owner]].T
+        axes.scatter(x, y, s=12, color=colour, marker=".", zorder=2)
+        x, y = plane[: len(images)][own.to_numpy()].T
+        look = {"color": colour, "edgecolor": "black", "label": name, "zorder": 3}
+        axes.scatter(x, y, s=70, marker="s", **look)
     bare(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="squares: images\ndots: captions")
     return figure

@@ -229,4 +229,4 @@ def text_list(axes, texts: Sequence[str], colours: Sequence[str] | None = None) 
 
 
 if __name__ == "__main__":
-    keep(*sys.argv[1:3])
+    keep(sys.argv[1], sys.argv[2])

@@ -40,7 +40,8 @@ class BeliefPanel(ipywidgets.VBox):
                 " names; give one of each for every picture."
             )
         self.pictures, self.beliefs, self.names = list(pictures), np.asarray(beliefs), list(names)
-        self._recall_at, self._known = recall_at, {}
+        self._recall_at = recall_at
+        self._known: dict[int, float] = {}
         options = [(name, row) for row, name in enumerate(self.names)]
         self.picture = ipywidgets.Dropdown(options=options, description="image")
         self.cut = ipywidgets.IntSlider(

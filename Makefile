@@ -33,11 +33,11 @@ endif
 .PHONY: help setup check run test lab figures book bench fuzz lint clean
 
 help:
-	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (15 to 20 minutes on two cores)'
+	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (about 17 minutes on two cores)'
 	@echo '              make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2'
 	@echo '              make run PROFILE=paper_rsicd DATA=/path/to/data PRIOR=imagenet: any parameter counts before the profile'
 	@echo 'make check    set up, then list what a profile needs and what is missing: make check PROFILE=paper_rsicd DATA=/path/to/data'
-	@echo 'make test     set up, then run all tests (35 to 40 minutes)'
+	@echo 'make test     set up, then run all tests (45 to 50 minutes)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
 	@echo 'make fuzz     set up, then read 20,000 damaged files and kill runs at 60 moments (15 minutes)'

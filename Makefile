@@ -10,7 +10,7 @@ FIGURES ?= 00_start_here/pipeline 10_prepare_data/classes 10_prepare_data/real_a
 	12_starting_weights/what_they_know 20_pir/belief_1 20_pir/training 20_pir/ablation 21_pir_clip/belief_1 22_pe_rsitr/parameters \
 	23_cfitr/tradeoff 24_bita/captions 30_evaluate_retrieval/recall 31_errors_and_significance/first_places \
 	31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 32_bring_your_model/protocols \
-	40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_best 60_search/picture_similar 90_leaderboard/ranking
+	40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_best 60_search/picture_similar 90_leaderboard/ranking_scenes-test-default-70ffcb
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
@@ -83,8 +83,8 @@ lab: setup
 
 figures: setup
 	@for name in $(FIGURES); do \
-		$(BIN)/python -m nbhelpers.figures.style "$(RUNS)/$(PROFILE)/figures/$$name.png" \
-			"figures/$(PROFILE)/$$name.png" || exit 1; \
+		$(BIN)/python -c 'import sys; from nbhelpers.figures.style import keep; keep(*sys.argv[1:])' \
+			"$(RUNS)/$(PROFILE)/figures/$$name.png" "figures/$(PROFILE)/$$name.png" || exit 1; \
 	done
 
 .venv/book-installed: .venv/installed

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -97,20 +96,23 @@ def reduced(png: bytes, limit: int) -> bytes:
     It is as wide, and has as many colours, as fits; they are chosen for this picture. Equal
     pictures give equal bytes. A picture that is small enough comes back as it is.
     """
-    if len(png) <= limit:
-        return png
+    smaller = png
+    for smaller in reductions(png):
+        if len(smaller) <= limit:
+            break
+    return smaller
+
+
+def reductions(png: bytes) -> Iterator[bytes]:
+    """Yield a PNG as it is, then with fewer and fewer pixels and colours."""
+    yield png
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    buffer = io.BytesIO()
     for share, colours in REDUCTIONS:
         size = round(image.width * share), round(image.height * share)
         smaller = image.resize(size, Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        smaller.quantize(colours, kmeans=1, dither=Image.Dither.NONE).save(
-            buffer, format="PNG", optimize=True
-        )
-        if buffer.tell() <= limit:
-            break
-    return buffer.getvalue()
+        smaller.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        yield buffer.getvalue()
 
 
 def keep(source: Path | str, target: Path | str, limit: int = 120_000) -> Path:
@@ -226,7 +228,3 @@ def text_list(axes, texts: Sequence[str], colours: Sequence[str] | None = None) 
             transform=axes.transAxes,
         )
         top -= step * line_count([text])
-
-
-if __name__ == "__main__":
-    keep(sys.argv[1], sys.argv[2])

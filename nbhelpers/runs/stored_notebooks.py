@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nbhelpers.paths import notebooks_folder, repository_root
 from nbhelpers.runs import freshness
 
 NOTEBOOKS = notebooks_folder()
-TEXT_LIMIT, FILE_LIMIT = 110_000, 650_000  # bytes of a notebook without, and with, its pictures
+TEXT_LIMIT, FILE_LIMIT = 110_000, 400_000  # bytes of a notebook without, and with, its pictures
 PICTURE_LIMITS = (60_000, 50_000, 42_000, 36_000, 30_000, 25_000, 20_000, 15_000, 10_000)
 STAMP = "nbhelpers"  # the key of the metadata
 DROPPED = (
@@ -162,9 +162,22 @@ def stored_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def _with_small_pictures(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Return the notebook with pictures of the largest limit under which the file fits."""
+    from nbhelpers.figures import style  # which imports matplotlib
+
+    pictures = _pictures(notebook)
+    made: list[Iterator[bytes]] = []
+    for data in pictures:
+        made.append(style.reductions(base64.b64decode(data["image/png"])))
+    smaller = [next(reductions) for reductions in made]
     for limit in PICTURE_LIMITS:
-        for data in _pictures(notebook):
-            data["image/png"] = _small(data["image/png"], limit)
+        for number, reductions in enumerate(made):
+            while len(smaller[number]) > limit:
+                following = next(reductions, None)
+                if following is None:
+                    break
+                smaller[number] = following
+        for data, png in zip(pictures, smaller, strict=True):
+            data["image/png"] = base64.b64encode(png).decode()
         if len(nbformat.writes(notebook).encode()) < FILE_LIMIT:
             break
     return notebook
@@ -175,12 +188,6 @@ def _pictures(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [output for cell in code for output in cell.outputs]
     return [output.data for output in outputs if "image/png" in output.get("data", {})]
-
-
-def _small(encoded: str, limit: int) -> str:
-    from nbhelpers.figures import style  # which imports matplotlib
-
-    return base64.b64encode(style.reduced(base64.b64decode(encoded), limit)).decode()
 
 
 def _stored_output(output: nbformat.NotebookNode, unchecked: bool) -> nbformat.NotebookNode:

@@ -78,7 +78,8 @@ def test_the_bare_command_does_not_import_torch():
         (["--upto", "20"], set(), {"clip_vit_b32", "clip_rn50", "vilt_mlm_itm", "opt_2.7b"}),
         (["--upto", "22"], set(), {"vilt_mlm_itm", "opt_2.7b"}),
         (["--set", "INSTRUCTION=random"], set(), {"clip_rn50"}),
-        (["--set", "SIZE=compact"], {"efficientnet_lite0", "smollm2"}, {"swin_t", "opt_2.7b"}),
+        (["--set", "SIZE=compact"], {"efficientnet_lite0"}, {"swin_t", "opt_2.7b", "smollm2"}),
+        (["--set", "SIZE=compact", "DECODER=smollm2"], {"smollm2"}, {"opt_2.7b"}),
         (["--set", "SIZE=tiny"], set(), set(PAPER)),
     ],
 )
@@ -133,8 +134,8 @@ def test_run_stops_before_anything_with_all_that_is_missing(bare, monkeypatch, c
 def test_run_respects_a_parameter_and_refuses_an_unknown_one(bare, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(batch, "run_chain", lambda *_, given: calls.append(given) or 0)
-    assert main(["run", "--set", "EPOCHS=1", "PRIOR=imagenet"]) == 0
-    assert calls == [{"EPOCHS": 1, "PRIOR": "imagenet"}]
+    assert main(["run", "--set", "SIZE=tiny", "PRIOR=imagenet"]) == 0
+    assert calls == [{"SIZE": "tiny", "PRIOR": "imagenet"}]
     assert main(["run", "--set", "PRIORS=imagenet"]) == 1
     assert "did you mean PRIOR?" in capsys.readouterr().err
     assert main(["run", "--set", "PRIOR"]) == 1
@@ -142,8 +143,8 @@ def test_run_respects_a_parameter_and_refuses_an_unknown_one(bare, monkeypatch, 
     assert len(calls) == 1
 
 
-def test_the_default_profile_needs_nothing_from_outside(bare, monkeypatch, capsys):
-    needs.require("default", {}, "")
+def test_the_tiny_size_needs_nothing_from_outside(bare, monkeypatch, capsys):
+    needs.require("default", {"SIZE": "tiny"}, "")
     assert capsys.readouterr().out == ""
 
 

@@ -23,7 +23,7 @@ from nbhelpers.paths import notebooks_folder, repository_root
 from nbhelpers.runs import freshness
 
 NOTEBOOKS = notebooks_folder()
-TEXT_LIMIT, FILE_LIMIT = 110_000, 400_000  # bytes of a notebook without, and with, its pictures
+TEXT_LIMIT, FILE_LIMIT = 150_000, 400_000  # bytes of a notebook without, and with, its pictures
 PICTURE_LIMITS = (60_000, 50_000, 42_000, 36_000, 30_000, 25_000, 20_000, 15_000, 10_000)
 STAMP = "nbhelpers"  # the key of the metadata
 DROPPED = (

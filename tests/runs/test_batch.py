@@ -961,7 +961,7 @@ def added(*args, **fields):
         (added("error", ename="E", evalue="", traceback=[]), "holds an error"),
         (added("stream", name="stderr", text="w"), "holds output to stderr"),
         (added("stream", text=str(paths.repository_root())), "names a folder"),
-        (lambda nb: nb.cells[0].update(source="x" * 120_000), "has more than 110 kB of text"),
+        (lambda nb: nb.cells[0].update(source="x" * 160_000), "has more than 150 kB of text"),
         (lambda nb: nb.cells[0].update(id="random"), "is not stripped"),
         (
             lambda nb: nb.cells[1].outputs[0].data.update({"image/jpeg": "AA=="}),

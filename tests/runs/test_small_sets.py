@@ -32,7 +32,6 @@ SETS = {
 }  # images of each split, captions, classes in names
 # Cells of 30 and 31 that compute the same for every set, in seconds.
 SAME = (
-    "def first_own(",
     "large_owner =",
     "p-values 0.005",
     "rng, wrong =",

@@ -213,7 +213,7 @@ def test_the_leaderboard_is_printed(chain):
     assert "PIR" in chain.stdout and "scenes, test split" in chain.stdout
 
 
-def test_figures_are_written_and_small(chain, folder):
+def test_figures_are_written(chain, folder):
     written = list((folder / "figures").rglob("*.png"))
     assert {path.parent.name for path in written} >= {
         "10_prepare_data",
@@ -229,7 +229,7 @@ def test_figures_are_written_and_small(chain, folder):
         "50_score_captions",
         "60_search",
     }
-    assert all(path.stat().st_size < 3_000_000 for path in written)
+    assert all(path.stat().st_size < 8_000_000 for path in written)
 
 
 def test_a_second_call_runs_nothing_again(chain, make_run):

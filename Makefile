@@ -10,7 +10,7 @@ FIGURES ?= 00_start_here/pipeline 10_prepare_data/classes 10_prepare_data/real_a
 	12_starting_weights/what_they_know 20_pir/belief_1 20_pir/training 20_pir/ablation 21_pir_clip/belief_1 22_pe_rsitr/parameters \
 	23_cfitr/tradeoff 24_bita/captions 30_evaluate_retrieval/recall 31_errors_and_significance/first_places \
 	31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 32_bring_your_model/protocols \
-	40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_best 60_search/picture_similar 90_leaderboard/ranking_scenes-test-default-70ffcb
+	40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_best 60_search/picture_similar
 
 BIN     := .venv/bin
 RUNS    := $(or $(NBHELPERS_RUNS),runs)
@@ -37,7 +37,7 @@ help:
 	@echo '              make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2'
 	@echo '              make run PROFILE=paper_rsicd DATA=/path/to/data PRIOR=imagenet: any parameter counts before the profile'
 	@echo 'make check    set up, then list what a profile needs and what is missing: make check PROFILE=paper_rsicd DATA=/path/to/data'
-	@echo 'make test     set up, then run all tests (45 to 50 minutes)'
+	@echo 'make test     set up, then run all tests (60 to 70 minutes, by estimate)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
 	@echo 'make fuzz     set up, then read 20,000 damaged files and kill runs at 60 moments (15 minutes)'

@@ -14,7 +14,6 @@ from nbhelpers.files import atomic_write
 from nbhelpers.paths import notebooks_folder
 from nbhelpers.runs import batch
 
-BATCHES = ("BATCH_SIZE", "PIR_CLIP_BATCH", "PE_RSITR_BATCH", "CFITR_BATCH", "CAPTION_BATCH")
 LEAST_STEPS = 8  # of an epoch: with fewer, batches become smaller, down to LEAST_BATCH pairs
 LEAST_BATCH = 8
 

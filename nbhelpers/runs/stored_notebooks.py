@@ -55,10 +55,11 @@ def store(
     Raises UserError where a cell fails, or where a copy is not of these cells or this code; that
     file and the later ones stay as they were.
     """
+    package = freshness.package()
     for path in chosen(names, notebooks):
-        began = time.monotonic()
-        executed = _executed(path) if run is None else _copy_of_run(path, Path(run))
-        executed.metadata[STAMP] = stamp(path)
+        began, made_of = time.monotonic(), stamp(path, package)
+        executed = _executed(path) if run is None else _copy_of_run(path, Path(run), made_of)
+        executed.metadata[STAMP] = made_of
         text = nbformat.writes(stored_form(executed)) + "\n"
         with atomic_write(path) as temporary:
             temporary.write_text(text)
@@ -66,9 +67,9 @@ def store(
         print(f"{path.name}: {time.monotonic() - began:.0f} s, {size:.0f} kB", flush=True)
 
 
-def stamp(path: Path) -> dict[str, str]:
-    """Return what a notebook is made of: digests of the package and of its code cells."""
-    return {"package": freshness.package(), "cells": freshness.cells(path)}
+def stamp(path: Path, package: str) -> dict[str, str]:
+    """Return what a notebook is made of: digests of the package, as given, and of its cells."""
+    return {"package": package, "cells": freshness.cells(path)}
 
 
 def stamps(notebooks: Path = NOTEBOOKS) -> dict[str, dict[str, str]]:
@@ -81,14 +82,16 @@ def stamps(notebooks: Path = NOTEBOOKS) -> dict[str, dict[str, str]]:
 
 def moved_on(notebooks: Path = NOTEBOOKS) -> list[str]:
     """Return the notebooks whose cells, or whose package, changed since they were stored."""
-    found = stamps(notebooks)
-    return [name for name, one in found.items() if one != stamp(notebooks / f"{name}.ipynb")]
+    package, found = freshness.package(), stamps(notebooks)
+    return [
+        name for name, one in found.items() if one != stamp(notebooks / f"{name}.ipynb", package)
+    ]
 
 
-def _copy_of_run(path: Path, run: Path) -> nbformat.NotebookNode:
+def _copy_of_run(path: Path, run: Path, expected: dict[str, str]) -> nbformat.NotebookNode:
     """Return the executed copy of a finished run, in the form of the notebook `path`.
 
-    UserError if there is none, or it is not of these cells and this package.
+    UserError if there is none, or its stamp is not the expected one.
     """
     seed = 0  # of the parameters cell
     note = run / f"finished/{path.stem}-seed{seed}.json"
@@ -96,7 +99,7 @@ def _copy_of_run(path: Path, run: Path) -> nbformat.NotebookNode:
     if not note.is_file() or not copy.is_file():
         raise UserError(f"{run} holds no finished {path.stem}; run the default profile first.")
     made_of = json.loads(note.read_text())["made_of"]
-    if {key: made_of[key] for key in ("package", "cells")} != stamp(path):
+    if {key: made_of[key] for key in expected} != expected:
         raise UserError(f"{path.name} or the package changed since {run} was made; run it again.")
     executed = nbformat.read(copy, as_version=4)
     cells = [

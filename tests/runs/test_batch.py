@@ -902,7 +902,7 @@ def test_copies_of_a_run_are_stored_if_they_are_of_these_cells(tmp_path):
     note = run / "finished/00_a-seed0.json"
     with pytest.raises(UserError, match="holds no finished 00_a"):
         stored_notebooks.store([], tmp_path, run)
-    note.write_text(json.dumps({"made_of": stored_notebooks.stamp(path)}))
+    note.write_text(json.dumps({"made_of": stored_notebooks.stamp(path, freshness.package())}))
     batch.execute(path, run / "notebooks/00_a-seed0.ipynb", {"SEED": 3})  # one more cell
     stored_notebooks.store([], tmp_path, run)
     assert stored_notebooks.verify([], tmp_path) == []

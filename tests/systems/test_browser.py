@@ -234,9 +234,12 @@ class Reader:
 
 
 def opened(folder: Path, parameters: dict) -> None:
-    """A copy of 60_search with these parameters, without outputs, in folder/root."""
-    path = folder / "root" / "60_search.ipynb"
-    path.parent.mkdir()
+    """A copy of 60_search with these parameters, without outputs, in folder/root/notebooks, and the
+    pictures that it links beside it.
+    """
+    path = folder / "root" / "notebooks" / "60_search.ipynb"
+    path.parent.mkdir(parents=True)
+    shutil.copytree(batch.NOTEBOOKS.parent / "figures", folder / "root" / "figures")
     papermill.execute_notebook(
         str(batch.NOTEBOOKS / path.name), str(path), parameters, prepare_only=True
     )
@@ -263,7 +266,7 @@ def reader(request, browser, tmp_path_factory) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("browser")
     opened(folder, {"PROFILE": "default"})
     with jupyter_lab(folder, runs_root()) as address:
-        reader = Reader(browser, address.format("lab/tree/60_search.ipynb"), folder)
+        reader = Reader(browser, address.format("lab/tree/notebooks/60_search.ipynb"), folder)
         reader.run_all()
         yield reader
         reader.page.close()
@@ -361,7 +364,7 @@ def test_under_300_ms_on_ucm(browser, tmp_path):
     folder = str(Path(os.environ["NBHELPERS_TEST_DATA"]).resolve())
     opened(tmp_path, batch.check_profile("ucm", {"SEED": 0, "DATA": folder})["60_search"])
     with jupyter_lab(tmp_path, runs_root()) as address:
-        reader = Reader(browser, address.format("lab/tree/60_search.ipynb"), tmp_path)
+        reader = Reader(browser, address.format("lab/tree/notebooks/60_search.ipynb"), tmp_path)
         reader.run_all()
         reader.page.locator(".nbh-search select").select_option("PIR")
         reader.page.evaluate(STOPWATCH)

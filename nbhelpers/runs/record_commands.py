@@ -1,9 +1,11 @@
-"""The commands of `records`: show, check, table, export and merge result records."""
+"""The commands of `records`: show, check, table, trace, export and merge result records."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -110,6 +112,36 @@ def readme() -> None:
 
     path = repository_root() / "data/results/README.md"
     print(f"data/results/{path.name} {'was renewed' if pages.readme(path) else 'is current'}.")
+
+
+@app.command()
+def trace(
+    page: Annotated[
+        list[Path] | None, typer.Argument(help="Pages; without one, those of the repository.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the records behind the numbers in a page's sentences; exit code 1 if one differs."""
+    from nbhelpers.paths import repository_root
+    from nbhelpers.results import traces
+
+    root = repository_root()
+    results = root / "data/results"
+    pages = page or [root / "README.md", *sorted(results.rglob("README.md"))]
+    found = [trace for one in pages for trace in traces.traces(one, results)]
+    if as_json:
+        print_json([asdict(trace) | {"holds": trace.holds} for trace in found])
+    else:
+        print("\n".join(map(str, found)))
+    wrong = [trace for trace in found if not trace.holds]
+    for trace in wrong:
+        print(
+            f"{trace.page}, line {trace.line}: the sentence says {trace.said}, but {trace.column}"
+            f" of {trace.row} is {trace.cell}; write that.",
+            file=sys.stderr,
+        )
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _shown(record: Record) -> str:

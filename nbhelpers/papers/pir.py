@@ -679,10 +679,11 @@ def read(path: Path | str) -> tuple[PIR, dict]:
     return model.eval(), meta
 
 
-def write_heads(model: PIR, about: dict, path: Path | str) -> Path:
+def write_heads(model: PIR, about: dict, path: Path | str, half: bool = False) -> Path:
     """Write a checkpoint without the frozen towers.
 
-    `read` takes them from their packages (compact size).
+    `read` takes them from their packages (compact size). half: numbers of 16 bits, so the file is
+    half as large and embeddings differ in their fourth digit.
 
     `about` is the metadata that `read` returns. UserError if the frozen towers are not those of the
     packages.
@@ -706,6 +707,11 @@ def write_heads(model: PIR, about: dict, path: Path | str) -> Path:
             " whole checkpoint."
         )
     state = {name: value for name, value in model.state_dict().items() if name not in original}
+    if half:
+        state = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in state.items()
+        }
     return checkpoints.save_checkpoint(path, state, about | {"packages": packages})
 
 

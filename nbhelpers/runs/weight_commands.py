@@ -47,6 +47,7 @@ def pull(
 def heads(
     checkpoint: Trained,
     out: Annotated[str, typer.Option(help="The new file, .safetensors.")],
+    half: Annotated[bool, typer.Option("--half", help="Numbers of 16 bits: half the size.")] = False,
 ) -> None:
     """Write a compact PIR without the towers that packages bring."""
     check_paths(checkpoint=checkpoint)
@@ -54,7 +55,7 @@ def heads(
     from nbhelpers.towers import checkpoints
 
     model, about = pir.read(checkpoints.weight_file(Path(checkpoint).expanduser()))
-    path = pir.write_heads(model, about, out)
+    path = pir.write_heads(model, about, out, half)
     size = path.stat().st_size / 1e6
     print(f"{path} holds what was trained, {size:.2f} MB; its towers come with their packages.")
 

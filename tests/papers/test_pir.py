@@ -812,6 +812,14 @@ def test_heads_come_back_over_the_towers_of_their_packages(tmp_path, config):
     assert all(
         torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items()
     )
+    short = pir.write_heads(model, about, tmp_path / "half.safetensors", half=True)
+    assert 1.9 < path.stat().st_size / short.stat().st_size < 2.1
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = zip(
+            model.encode_images(pixels), pir.read(short)[0].encode_images(pixels), strict=True
+        )
+    assert min(float(one @ other) for one, other in pairs) > 0.9999  # cosine
     state, about = checkpoints.load_checkpoint(path)
     about["packages"]["text_encoder"] = "0" * 64
     with pytest.raises(UserError, match="other weights than the installed packages"):

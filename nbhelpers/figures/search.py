@@ -18,6 +18,7 @@ from nbhelpers.figures.style import (
     ORANGE,
     RED,
     SIZE,
+    SKY,
     SMALL,
     draw_image,
     legend_above,
@@ -82,16 +83,23 @@ def code_distances(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], bits: in
 
 
 @styled
-def tradeoff(points: pd.DataFrame, levels: Mapping[str, float], metric: str = "mR") -> Figure:
+def tradeoff(
+    points: pd.DataFrame, levels: Mapping[str, float], metric: str = "mR", chosen: int | None = None
+) -> Figure:
     """Draw recall and the milliseconds of a query over the number of candidates.
 
     points  one row for each number of candidates: k, the recall in percent, i2t_total_ms and
             t2i_total_ms
     levels  name -> recall that has no number of candidates: the coarse stage alone, the exhaustive
             search
+    chosen  a number of candidates, marked in both panels
     """
     figure = new(10, 4)
     left, right = figure.subplots(1, 2)
+    if chosen is not None:
+        for axes in (left, right):
+            axes.axvline(chosen, color=SKY, linewidth=6, alpha=0.5, zorder=0)
+        left.plot([], [], color=SKY, linewidth=6, alpha=0.5, label=f"K = {chosen}")
     left.plot(points.k, points[metric], "o-", label="two stages")
     for (name, level), colour, style in zip(
         levels.items(), [ORANGE, GREEN, GREY], DASHES[1:], strict=False

@@ -146,15 +146,19 @@ def caption_gallery(
     references  one sentence of a person for each image
     verdicts    ("good", "bad" or "copied", a note such as the score) for each image
     """
+    texts = [
+        "\n".join([wrap(said, 2.6, lines=4), wrap(f"person: {person}", 2.6, lines=4)])
+        for said, person in zip(captions, references, strict=True)
+    ]
     rows = -(-len(images) // columns)
-    figure = new(3.0 * columns, 3.75 * rows)
+    lines = max(text.count("\n") + 1 for text in texts)
+    # a picture, its title, the longest text, and room before the title of the next row
+    figure = new(2.9 * columns, (3.3 + LINE * lines) * rows)
     grid = sheet(figure, rows, columns, len(images))
-    for axes, image, said, person, (verdict, note) in zip(
-        grid, images, captions, references, verdicts, strict=True
-    ):
+    for axes, image, text, (verdict, note) in zip(grid, images, texts, verdicts, strict=True):
         colour, dashed, mark = VERDICTS[verdict]
         draw_image(axes, image, colour, dashed=dashed)
-        axes.set_title(f"{mark} {verdict}, {note}", fontsize=SMALL, color=colour, pad=4)
-        texts = [wrap(said, 2.75, lines=3), wrap(f"person: {person}", 2.75, lines=3)]
-        axes.set_xlabel("\n".join(texts), fontsize=SMALL, loc="left")
+        axes.set_anchor("N")  # so that the room is below the picture, for its text
+        axes.set_title(f"{mark} {verdict}, {note}", fontsize=SMALL, color=colour, pad=6)
+        axes.set_xlabel(text, fontsize=SMALL, loc="left")
     return figure

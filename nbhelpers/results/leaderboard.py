@@ -20,6 +20,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.metrics import recall, significance
 from nbhelpers.metrics.protocols import PROTOCOLS
 from nbhelpers.metrics.recall import Recall
+from nbhelpers.results.class_lines import CLASS_ONLY
 from nbhelpers.results.controls import CONTROLS, key_of, name_of
 from nbhelpers.results.published import CAPTION_CLAIMS, CLAIMS, TRAINED_ON, CaptionClaim, Claim
 from nbhelpers.results.records import (
@@ -34,6 +35,12 @@ RULE = "expectation"
 LETTERS = (
     "Rows that share a letter cannot be told apart: paired tests of mR over images, and over seeds"
     " where rows have several in common, at 5 %, corrected for their number by Holm."
+)
+# field of a record -> its row, from the highest to the lowest
+BOUNDS = {"ceiling": "ceiling of the split", "class_only": "class only", "chance": "chance"}
+CLASS_ONLY_NOTE = (
+    "Class only: a made-up system that knows the scene class of each image and caption, and nothing"
+    " else."
 )
 RECALLS = tuple(f"{direction}_R@{k}" for direction, k in product(("i2t", "t2i"), (1, 5, 10)))
 
@@ -111,12 +118,7 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
     rows["alike"], groups_note = _groups(ranks)
     rows = rows.join(_over_controls(runs, ranks)).rename_axis("name")
     rows = rows.sort_values("mR", ascending=False, kind="stable")
-    bounds: dict[str, dict] = {
-        f"{bound} of the split" if bound == "ceiling" else bound: next(
-            (record[bound] for record in records if record[bound]), {}
-        )
-        for bound in ("ceiling", "chance")
-    }
+    bounds = {row: _bound(records, field) for field, row in BOUNDS.items()}
     rows = pd.concat(
         [
             rows,
@@ -143,6 +145,8 @@ def _retrieval(block: tuple, records: list[Record]) -> Board:
             " the same test images and seeds, with the 95 % interval of this one comparison. The"
             " control has the same data and settings without the part that the row is about."
         )
+    if BOUNDS["class_only"] in rows.index:
+        notes.append(CLASS_ONLY_NOTE)
     notes += _provenance(records)
     files = tuple(tuple(record.path for record in runs.get(label, ())) for label in rows.index)
     return Board(
@@ -283,6 +287,13 @@ def _published(
 
 
 # its rows
+def _bound(records: list[Record], field: str) -> dict[str, float]:
+    """Return the recalls of a bound: of a record, or known of a published split."""
+    stated = next((record[field] for record in records if record.get(field)), {})
+    known = CLASS_ONLY.get(records[0]["data_fingerprint"], {})
+    return stated or (known if field == "class_only" else {})
+
+
 def _runs(records: list[Record]) -> dict[str, list[Record]]:
     """Name of a row -> its records, one for each seed.
 

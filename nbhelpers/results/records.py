@@ -119,6 +119,7 @@ SCHEMA = _fields(
         "ceiling": _NUMBERS,
         "chance": _NUMBERS,
     },
+    class_only=_NUMBERS,  # where classes are known
     parameters=_COST["parameters"],  # unknown where only outputs were given
     ranks=_fields({"file": _TEXT, "sha256": _SHA256}),
     checkpoint=_TEXT,
@@ -160,8 +161,8 @@ def new(config, **fields) -> dict:
     A retrieval record also needs seconds, and parameters {all, trainable} if they are known. Its
     protocol is {split, ties, selected_on} and, where one was named, name, a protocol of
     `metrics.protocols`; its metrics are {tie rule: numbers}, and its intervals are by the rule in
-    the protocol. It may have ceiling, chance and checkpoint (the model's file below the profile's
-    folder of runs).
+    the protocol. It may have ceiling, chance, class_only (`audit.class_only`) and checkpoint (the
+    model's file below the profile's folder of runs).
 
     A record of generated captions has kind="captions". Its protocol is {split, images, tokenizer,
     selected_on}; its metrics and intervals are {pycocoevalcap's name: fraction}. It may have

@@ -469,6 +469,7 @@ def result_fields(
     owner = table.owner()
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trainable = sum(size for size, trained in sizes if trained)
+    classes_known = (table.images.scene != table.images.file).any()
     return {
         "data_fingerprint": table.fingerprint(),
         "parameters": {"all": sum(size for size, _ in sizes), "trainable": trainable},
@@ -477,6 +478,7 @@ def result_fields(
         "intervals": recall.bootstrap(rules[ties], owner, seed=seed),
         "ceiling": audit.ceilings(table),
         "chance": recall.chance(owner),
+        **({"class_only": audit.class_only(table)} if classes_known else {}),
     }
 
 

@@ -5,19 +5,23 @@ and cards are current.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from nbhelpers.__main__ import main
+from nbhelpers.data import layouts
 from nbhelpers.errors import UserError
-from nbhelpers.metrics import recall
+from nbhelpers.metrics import audit, recall
 from nbhelpers.paths import repository_root
 from nbhelpers.results import cards, exports, leaderboard, pages, records
+from nbhelpers.results.class_lines import CLASS_ONLY
 from nbhelpers.results.published import CAPTION_CLAIMS, CLAIMS
 from nbhelpers.runs import batch
 
@@ -49,6 +53,7 @@ def write(folder, seed=0, gain=0.3, run=found, **changes):
             "ceiling": {"mR": 90.0},
             "protocol": {"split": "test", "ties": "expectation", "selected_on": "val"},
             "chance": recall.chance(OWNER),
+            "class_only": {"mR": 40.0},
             "intervals": recall.bootstrap(result, OWNER, samples=50),
             "weights": [
                 {
@@ -104,11 +109,10 @@ def test_each_tie_rule_has_a_column_of_its_own(tmp_path):
     )
     (board,) = boards(tmp_path)
     theirs = board.rows.loc["PIR without affiliation, LCA"]
-    assert board.rows["mR released"].to_dict() | {"ceiling of the split": 0, "chance": 0} == {
+    bounds = dict.fromkeys(leaderboard.BOUNDS.values(), 0)
+    assert board.rows["mR released"].to_dict() | bounds == bounds | {
         "PIR": 1.5,
         "PIR without affiliation, LCA": by_rule.metrics["mR"],
-        "ceiling of the split": 0,
-        "chance": 0,
     }
     assert theirs[["mR", "mR low", "i2t_R@1"]].isna().all() and theirs.alike == ""
     assert board.shown.loc["PIR without affiliation, LCA", ["mR", "95 % interval"]].tolist() == [
@@ -133,7 +137,8 @@ def test_interval_bounds_cost_and_origin_stand_in_the_row(tmp_path):
         board.rows.mR["ceiling of the split"] == 90
         and board.rows.mR["chance"] == recall.chance(OWNER)["mR"]
     )
-    assert board.files == ((path,), (), ())
+    assert board.rows.mR["class only"] == 40 and leaderboard.CLASS_ONLY_NOTE in board.notes
+    assert board.files == ((path,), (), (), ())
     assert any("generated" in note for note in board.notes)
     low, high = record["intervals"]["mR"]
     assert board.shown.loc["PIR", ["mR", "95 % interval", "trained / all parameters"]].tolist() == [
@@ -540,3 +545,29 @@ def test_the_notebook_reads_the_records_of_a_real_set(tmp_path, monkeypatch):
     )
     said = (tmp_path / "90.ipynb").read_text()
     assert "ucm, as published" in said and "chosen on the very split that is reported: none" in said
+
+
+# ---- the class-only line
+def test_a_published_split_has_its_class_only_line_without_data(tmp_path):
+    ucm = next(key for key in CLASS_ONLY if key.startswith("c0196431ac2a"))
+    write(tmp_path, set="ucm", data_fingerprint=ucm, class_only={})
+    board = next(board for board in boards(tmp_path) if "published" not in board.heading)
+    assert list(board.rows.index) == ["PIR", *leaderboard.BOUNDS.values()]
+    assert board.rows.mR["class only"] == CLASS_ONLY[ucm]["mR"]
+
+
+def test_where_no_class_is_known_there_is_no_such_line(tmp_path):
+    write(tmp_path, class_only={})
+    (board,) = boards(tmp_path)
+    assert "class only" not in board.rows.index and leaderboard.CLASS_ONLY_NOTE not in board.notes
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["rsicd", "ucm", "rsitmd"])
+def test_the_lines_of_published_splits_are_those_of_their_data(name):
+    path = Path(os.environ["NBHELPERS_TEST_DATA"]) / f"dataset_{name}.json"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in NBHELPERS_TEST_DATA")
+    test = layouts.read(path).split("test")
+    found, known = audit.class_only(test), CLASS_ONLY[test.fingerprint()]
+    assert {metric: found[metric] for metric in known} == pytest.approx(known, abs=1e-4)

@@ -28,6 +28,7 @@ from nbhelpers.figures.errors import (
     miss_sheet,
     paired_differences,
 )
+from nbhelpers.figures.ideas import with_and_without
 from nbhelpers.figures.maps import (
     belief_map,
     check_bars,

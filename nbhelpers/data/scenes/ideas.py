@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from nbhelpers.code_identity import code_digest
@@ -147,29 +148,29 @@ def beside(text: str, other: str, rng: np.random.Generator) -> str:
 
 
 # ---- few classes that look alike
-def look_alikes(cache: Path, version: int = 1) -> DataSet:
-    """Return a set of ten classes that look alike, 60 images each.
+def look_alikes(data: DataSet, version: int = 1) -> DataSet:
+    """Return the ten classes of the generated set that look alike most, 20 images each.
 
-    Version 1 has the captions of `generate`. In version 2 no caption names its class: "place"
-    stands for the name.
+    Of each class, ten images are for training, two for validation and eight for the test. Version
+    1 has the captions of `generate`. In version 2 no caption names its class: "place" stands for
+    the name.
     """
     _check_version(version)
-    found = _opened("alike1", cache, _alike)
-    if version == 1:
-        return found
-    table = found.table
-    scene = table.images.scene.iloc[table.owner()]
-    told = [unnamed(text, kind) for text, kind in zip(table.captions.text, scene, strict=True)]
-    captions = table.captions.assign(text=told)
-    return replace(found, table=CaptionTable("alike2", table.images, captions))
+    table = data.table
+    images = _parted(table.images[table.images.scene.isin(ALIKE)], 10, 2)
+    captions = table.captions[table.captions.image_id.isin(images.image_id)]
+    if version == 2:
+        scene = images.set_index("image_id").scene.loc[captions.image_id]
+        told = [unnamed(text, kind) for text, kind in zip(captions.text, scene, strict=True)]
+        captions = captions.assign(text=told)
+    return replace(data, table=CaptionTable(f"alike{version}", images, captions))
 
 
-def _alike() -> Iterator[Entry]:
-    for scene in ALIKE:
-        for number in range(60):
-            spec = generate.SceneSpec(scene, number)
-            drawn = generate.draw(spec)
-            yield Entry(spec.name, spec.split, drawn.pixels, drawn.captions)
+def _parted(images: pd.DataFrame, train: int, val: int) -> pd.DataFrame:
+    """Return images with new splits: of each class so many for training and validation."""
+    place = images.groupby("scene").cumcount()
+    split = np.select([place < train, place < train + val], ["train", "val"], "test")
+    return images.assign(split=split)
 
 
 def unnamed(text: str, scene: str) -> str:
@@ -197,25 +198,13 @@ def few_pairs(data: DataSet, images: int = 2, captions: int = 1) -> DataSet:
 
 
 # ---- a large gallery
-def large_gallery(data: DataSet, cache: Path, count: int = 20) -> DataSet:
-    """Return the set with another test split: `count` images of each class.
+def large_gallery(data: DataSet) -> DataSet:
+    """Return the generated set with other splits: 420 of its 600 images are the test split.
 
-    They are drawn from another seed, and none is a near-duplicate of another.
+    Four images of each class are for training, and two for validation.
     """
-    return _opened(f"gallery{count}", cache, partial(_gallery, data, count))
-
-
-def _gallery(data: DataSet, count: int) -> Iterator[Entry]:
-    pixels = data.pixels.resized(SIDE)[data.pixels.rows(data.table.images.file)]
-    texts = _captions_of(data.table)
-    for shown, image in zip(pixels, data.table.images.itertuples(index=False), strict=True):
-        if image.split != "test":
-            yield Entry(Path(image.file).stem, image.split, shown, texts[image.image_id])
-    for scene in generate.CLASSES:
-        others = (generate.SceneSpec(scene, number, seed=1) for number in range(2 * count))
-        for spec in [spec for spec in others if spec.twin_of is None][:count]:
-            drawn = generate.draw(spec)
-            yield Entry(f"{spec.name}b", "test", drawn.pixels, drawn.captions)
+    table = data.table
+    return replace(data, table=CaptionTable("gallery", _parted(table.images, 4, 2), table.captions))
 
 
 # ---- shared

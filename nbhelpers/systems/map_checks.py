@@ -172,9 +172,9 @@ def named(scene: Scene, sentence: str) -> dict[str, np.ndarray]:
     """
     said = f" {sentence.lower().strip(' .')} "
     return {
-        told.noun: np.any([thing.mask for thing in told.objects], axis=0)
-        for told in scene.told
-        if told.objects and f" {told.noun} " in said
+        phrase.noun: np.any([thing.mask for thing in phrase.objects], axis=0)
+        for phrase in scene.phrases
+        if phrase.objects and f" {phrase.noun} " in said
     }
 
 

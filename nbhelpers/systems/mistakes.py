@@ -236,7 +236,7 @@ def _sayable(scene: generate.Scene) -> set[str]:
     said = set()
     for number in (0, 1):
         *pools, write = GRAMMARS[scene.spec.world](
-            scene.spec.scene, scene.told, scene.around, FixedChoice(number)
+            scene.spec.scene, scene.phrases, scene.around, FixedChoice(number)
         )
         said |= set(map(write, chain.from_iterable(pools)))
     return said

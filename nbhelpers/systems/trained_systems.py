@@ -241,15 +241,15 @@ def _load_captioner(path: Path, start: Start, place: torch.device) -> System:
     UserError for stage 1, which says nothing.
     """
     from nbhelpers.papers import bita
-    from nbhelpers.tasks import captioning  # which needs pycocoevalcap
+    from nbhelpers.tasks import caption_stages, caption_tokens, captioning
 
-    model, about = bita.read(path, partial(captioning.fill_frozen, start))
+    model, about = bita.read(path, partial(caption_stages.fill_frozen, start))
     if isinstance(model, bita.Aligner):
         raise UserError(
             f"{path} is stage 1 of BITA, which aligns and writes nothing; give that of stage 2 or"
             " fine-tuning."
         )
-    config, words = model.config, captioning.decoder_tokenizer(start, model.config)
+    config, words = model.config, caption_tokens.decoder_tokenizer(start, model.config)
     if about.get("stage") != "stage2":
         words = words.prompted(config.prompt, config.prompt_space)
     return System("bita", model.to(place), words, captioning.image_input(config.image), about, path)

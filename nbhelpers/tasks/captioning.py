@@ -1,21 +1,19 @@
-"""Bring a data set and a captioning model together: batches, stages, captions.
+"""Bring a data set and a captioning model together: batches, what the tower sees, captions.
 
-The counterpart of retrieval.py.
+The counterpart of retrieval.py. `caption_tokens` reads the captions, `caption_stages` trains.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
@@ -37,152 +35,19 @@ from nbhelpers.data.loaders import (
     train_loader,
 )
 from nbhelpers.data.table import CaptionTable
-from nbhelpers.data.tokenization import Tokenizer, distinct_captions, padded
-from nbhelpers.errors import UserError
+from nbhelpers.data.tokenization import Tokenizer, distinct_captions
 from nbhelpers.files import atomic_write
 from nbhelpers.keys import modules_digest
 from nbhelpers.metrics import caption_scores
-from nbhelpers.papers import bita, own_part
-from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
-from nbhelpers.papers.ift import Mix, fourier_mix
+from nbhelpers.papers.bita import BITAConfig, Captioner, ImageReader
+from nbhelpers.tasks.caption_tokens import DecoderTokenizer, Tokenizers
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones
-from nbhelpers.towers.starting_weights import Start, seeded
 from nbhelpers.training import loop
 
 BATCH = 64  # images that pass the image tower, or are described, at once
-END = "Ċ"  # a line break, as byte pairs write it: what ends a caption
 
 
-# ---- words
-class AlignmentTokenizer(Tokenizer):
-    """BERT's words for stage 1: [CLS] ...
-
-    [SEP], every caption padded to exactly 32, as Fourier mixing needs it.
-    """
-
-    clean = staticmethod(bita.clean_bita_caption)
-
-    def __init__(self, path: Path | str):
-        super().__init__(path, BITAConfig.text_length, fixed=True, sep=True)
-
-
-class DecoderTokenizer:
-    """Byte pairs of a language model, padded on the right to `max_length`.
-
-    A text becomes: first token, prompt, caption, line break.
-    path           a tokenizer.json, or the folder that holds one, or vocab.json and merges.txt
-    name           in backbones.LANGUAGE, which knows the first token and that of padding
-    prompt, space  what stands before each caption, and whether a space stands between; the release
-                   forgot the space
-    prompt_length  ids that are the same in all captions: the first token and those of the prompt
-    A caption that is cut loses its line break, as in the release.
-    """
-
-    clean = staticmethod(bita.clean_bita_caption)
-
-    def __init__(
-        self,
-        path: Path | str,
-        name: str,
-        prompt: str = "",
-        space: bool = True,
-        max_length: int = BITAConfig.text_length,
-    ):
-        self.path, self.name, self.prompt, self.space, self.max_length = (
-            Path(path),
-            name,
-            prompt,
-            space,
-            max_length,
-        )
-        self._model = _byte_pairs(self.path)
-        _, first, pad = backbones.LANGUAGE[name]
-        self.first, self.pad_id, self.end = (self._id(token) for token in (first, pad, END))
-        self.vocab_size, self.prompt_length = self._model.get_vocab_size(), len(self.prompt_ids())
-        content = repr((self._model.to_str(), name, prompt, space, max_length))
-        self.sha256 = hashlib.sha256(content.encode()).hexdigest()
-
-    def _id(self, token: str) -> int:
-        if (found := self._model.token_to_id(token)) is None:
-            raise UserError(
-                f"The tokenizer in {self.path} has no {token!r}; take that of '{self.name}'."
-            )
-        return found
-
-    def prompted(self, prompt: str, space: bool = True) -> DecoderTokenizer:
-        """Return the same tokenizer with another prompt."""
-        return DecoderTokenizer(self.path, self.name, prompt, space, self.max_length)
-
-    def prompt_ids(self) -> list[int]:
-        """Return the ids of the first token and the prompt."""
-        return [self.first, *self._model.encode(self.prompt, add_special_tokens=False).ids]
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, not padded."""
-        start = self.prompt + (" " if self.prompt and self.space else "")
-        encoded = self._model.encode_batch(
-            [f"{start}{text}\n" for text in texts], add_special_tokens=False
-        )
-        return [[self.first, *text.ids][: self.max_length] for text in encoded]
-
-    def pad(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Encoded texts -> ids and mask (B,max_length) int64, 1 where a token stands."""
-        return padded(encoded, self.max_length, self.pad_id)
-
-    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask (B, L) of the texts."""
-        return self.pad(self.encode(texts))
-
-    def decode(self, ids: Tensor) -> list[str]:
-        """Generated ids (B,n) -> captions, without what follows the line break."""
-        rows = [row[: row.index(self.end)] if self.end in row else row for row in ids.tolist()]
-        special = {self.first, self.pad_id}
-        return [
-            text.strip()
-            for text in self._model.decode_batch(
-                [[i for i in row if i not in special] for row in rows]
-            )
-        ]
-
-
-def _byte_pairs(path: Path) -> tokenizers.Tokenizer:
-    single = path if path.is_file() else path / "tokenizer.json"
-    try:
-        if single.is_file():
-            return tokenizers.Tokenizer.from_file(str(single))
-        model = tokenizers.Tokenizer(
-            tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
-        )
-    # the library raises bare exceptions for what is missing and for what is broken
-    except Exception as error:
-        raise UserError(
-            f"{path} holds no tokenizer of byte pairs ({error}); it needs tokenizer.json, or"
-            " vocab.json and merges.txt."
-        ) from error
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    return model
-
-
-def decoder_tokenizer(start: Start, config: BITAConfig) -> DecoderTokenizer:
-    """That of the start's language model, beside whose weights it lies."""
-    path = Path(start.towers["opt_model"].path)
-    return DecoderTokenizer(path if path.is_dir() else path.parent, config.decoder)
-
-
-@dataclass(frozen=True, eq=False)
-class Tokenizers:
-    """What reads captions: `alignment` in stage 1, `decoder` in stage 2.
-
-    In fine-tuning the decoder's has the configuration's prompt.
-    """
-
-    alignment: Tokenizer
-    decoder: DecoderTokenizer
-
-
-# ---- the task
 class CaptionTask:
     """One data set as the three stages of BITA see it.
 
@@ -441,127 +306,6 @@ class PairsOfAll(Dataset):
         return {name: torch.cat([batch[name] for batch in found])[place] for name in found[0]}
 
 
-# ---- three stages, each from the checkpoint of the one before
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A stage: its model in eval mode, its history, and the key of its checkpoint."""
-
-    stage: str
-    model: ImageReader
-    history: loop.History
-    key: str
-
-
-def fill_frozen(start: Start, model: ImageReader) -> ImageReader:
-    """Gives the frozen towers of a model their weights, and nothing else."""
-    return replace(
-        start, towers={name: start.towers[name] for name in ("visual_encoder", "opt_model")}
-    ).fill(model)
-
-
-def build_captioner(
-    start: Start,
-    config: BITAConfig,
-    seed: int,
-    before: ImageReader | None = None,
-    mix: Mix = fourier_mix,
-) -> Captioner:
-    """Return a Captioner that goes on from a model of an earlier stage.
-
-    Without one, its transformer starts from BERT. `mix` is as in `bita.ImageReader`.
-    """
-    if isinstance(before, Captioner):  # the largest part need not be read twice
-        model = seeded(lambda: Captioner(config, decoder=before.opt_model, mix=mix), seed)
-        replace(start, towers={"visual_encoder": start.towers["visual_encoder"]}).fill(model)
-    else:
-        model = fill_frozen(start, seeded(lambda: Captioner(config, mix=mix), seed))
-    return model.take((before or start.build(lambda: Aligner(config, mix=mix), seed)).state_dict())
-
-
-def begin_stage(
-    stage: str,
-    start: Start,
-    config: BITAConfig,
-    seed: int,
-    before: Trained | None,
-    mix: Mix = fourier_mix,
-) -> ImageReader:
-    """The model of a stage before it is trained."""
-    if stage == "stage1":
-        return start.build(lambda: Aligner(config, mix=mix), seed)
-    return build_captioner(start, config, seed, before.model if before else None, mix)
-
-
-def train_stage(
-    stage: str,
-    task: CaptionTask,
-    start: Start,
-    settings: loop.TrainConfig,
-    home: Path,
-    before: Trained | None = None,
-    mix: Mix = fourier_mix,
-) -> Trained:
-    """Train a stage of bita.STAGES with the task's seed, or load it; a stopped one goes on.
-
-    home    the folder of its checkpoint, without the key that is added to its name
-    before  the stage that it begins from: none for stage 1. Without one, stage 2 begins with BERT's
-            weights (an ablation)
-    mix     the mixing of tokens. Another one than the package's has another key, and its checkpoint
-            says so (`own_part.meta`)
-    UserError for a stage that cannot begin there.
-    """
-    _check_order(stage, before)
-    config, seed = task.config, task.seed
-    loader = task.loader(stage, settings.batch_size)
-    finetune = stage == "finetune"
-    options = {"prompt_length": task.prompted.prompt_length} if finetune else None
-    began = [start.content(), before.key if before else ""]
-    key = loop.checkpoint_key(
-        [config, settings, stage, options],
-        task.content(stage),
-        began,
-        seed,
-        begin_stage,
-        fill_frozen,
-        mix,
-    )
-    model, history, _ = loop.load_or_train(
-        home.name,
-        lambda: begin_stage(stage, start, config, seed, before, mix),
-        loader,
-        settings,
-        home.parent,
-        key,
-        loop.Options(
-            validate=task.validate if finetune else None,
-            loss_options=options,
-            meta=_meta(stage, config, before, mix),
-        ),
-    )
-    return Trained(stage, model, history, key)
-
-
-def _check_order(stage: str, before: Trained | None) -> None:
-    if (
-        stage not in bita.STAGES
-        or (stage == "stage1" and before)
-        or (stage == "finetune" and not before)
-    ):
-        raise UserError(
-            f"Stage '{stage}' cannot begin from {before.stage if before else 'nothing'}; the stages"
-            f" are {', '.join(bita.STAGES)}, each from the one before."
-        )
-
-
-def _meta(stage: str, config: BITAConfig, before: Trained | None, mix: Mix) -> dict[str, Any]:
-    """The metadata of a stage's checkpoint."""
-    sample = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    same = own_part.agrees(mix, fourier_mix, sample)
-    about = {"system": "bita", "stage": stage, "model": asdict(config)}
-    return about | {"before": before.key if before else ""} | own_part.meta("fourier_mix", same)
-
-
-# ---- what was said, and a quick score
 @dataclass(frozen=True)
 class Described:
     """Generated captions, the references, and the seconds that generation took.

@@ -355,7 +355,7 @@ def fitted_language(
     Captions of the set under study are among them, of the training split: what stays frozen later
     must know the words.
     """
-    from nbhelpers.tasks.captioning import DecoderTokenizer  # which imports the papers
+    from nbhelpers.tasks.caption_tokens import DecoderTokenizer  # which imports the papers
 
     said = chain.from_iterable(table.captions.text for table in tables)
     texts = [clean_bita_caption(text) for text in said]

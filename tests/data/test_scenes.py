@@ -111,17 +111,17 @@ def test_counts_are_what_can_be_seen():
     )
     names = ("beach", "storagetanks", "meadow", "resort", "park", "desert")
     for drawn in [scene(name, number) for name in names for number in range(6)]:
-        for told in drawn.told:
-            if told.kind in apart:
-                mask = np.any([thing.mask for thing in told.objects], axis=0)
+        for phrase in drawn.phrases:
+            if phrase.kind in apart:
+                mask = np.any([thing.mask for thing in phrase.objects], axis=0)
                 pieces = ndimage.label(mask, np.ones((3, 3)))[0].max()
-                word = told.noun.split()[0]
+                word = phrase.noun.split()[0]
                 said = (
                     {"a": 1, "an": 1}.get(word) or scene_captions.NUMBERS.index(word)
                     if word != "many"
                     else 11
                 )
-                assert said == min(pieces, 11), (drawn.spec, told.noun, pieces)
+                assert said == min(pieces, 11), (drawn.spec, phrase.noun, pieces)
                 checked += 1
     assert checked > 30
 
@@ -175,15 +175,15 @@ def distance(named: np.ndarray, seen: np.ndarray) -> float:
 def test_places_are_where_the_pixels_are():
     checked = 0
     for drawn in some_scenes():
-        for told in drawn.told:
-            for thing in told.objects if told.place else ():
+        for phrase in drawn.phrases:
+            for thing in phrase.objects if phrase.place else ():
                 rows, columns = np.nonzero(thing.mask)
                 across, down = columns.mean(), rows.mean()
-                assert "left" not in told.place or across < 76
-                assert "right" not in told.place or across > 148
-                assert "upper" not in told.place or down < 76
-                assert "lower" not in told.place or down > 148
-                assert "middle" not in told.place or (74 < across < 151 and 74 < down < 151)
+                assert "left" not in phrase.place or across < 76
+                assert "right" not in phrase.place or across > 148
+                assert "upper" not in phrase.place or down < 76
+                assert "lower" not in phrase.place or down > 148
+                assert "middle" not in phrase.place or (74 < across < 151 and 74 < down < 151)
                 checked += 1
     assert checked > 60
 
@@ -227,9 +227,9 @@ def test_grammar(world):
             ), text
             assert "  " not in text and not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
             assert not re.search(" and .* is ", text), text  # two things are
-        for told in drawn.told:
-            single = told.noun.startswith(("a ", "an ")) or told.kind == "sea"
-            assert told.be == ("is" if single else "are"), told
+        for phrase in drawn.phrases:
+            single = phrase.noun.startswith(("a ", "an ")) or phrase.kind == "sea"
+            assert phrase.be == ("is" if single else "are"), phrase
 
 
 def test_captions_tell_images_apart():

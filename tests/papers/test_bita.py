@@ -28,15 +28,9 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import bita, ift, own_part
 from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner
 from nbhelpers.runs import batch as batch_module
-from nbhelpers.tasks import captioning, stand_ins
-from nbhelpers.tasks.captioning import (
-    AlignmentTokenizer,
-    CaptionTask,
-    DecoderTokenizer,
-    Described,
-    PairsOfAll,
-    Tokenizers,
-)
+from nbhelpers.tasks import caption_stages, caption_tokens, captioning, stand_ins
+from nbhelpers.tasks.caption_tokens import AlignmentTokenizer, DecoderTokenizer, Tokenizers
+from nbhelpers.tasks.captioning import CaptionTask, Described, PairsOfAll
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones, checkpoints, ift_names, key_names, starting_weights
 from nbhelpers.training import loop, schedule
@@ -427,7 +421,7 @@ def scene(tmp_path_factory):
 def task_of(scene, folder, views=0, **options) -> CaptionTask:
     data, start, reading, decoder = scene
     made = config(vocab_size=reading.vocab_size, decoder_vocab=decoder.vocab_size)
-    frozen = FrozenTowers(captioning.fill_frozen(start, Aligner(made)), folder / "cache", views)
+    frozen = FrozenTowers(caption_stages.fill_frozen(start, Aligner(made)), folder / "cache", views)
     return CaptionTask(data, made, Tokenizers(reading, decoder), 0, 1, frozen, **options)
 
 
@@ -473,9 +467,11 @@ def settings(stage: str, **changes) -> loop.TrainConfig:
 
 def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, capsys):
     task, start = task_of(scene, tmp_path), scene[1]
-    done = [captioning.train_stage("stage1", task, start, settings("stage1"), tmp_path)]
+    done = [caption_stages.train_stage("stage1", task, start, settings("stage1"), tmp_path)]
     for stage in ("stage2", "finetune"):
-        done.append(captioning.train_stage(stage, task, start, settings(stage), tmp_path, done[-1]))
+        done.append(
+            caption_stages.train_stage(stage, task, start, settings(stage), tmp_path, done[-1])
+        )
     printed = capsys.readouterr().out
     assert [type(one.model) for one in done] == [Aligner, Captioner, Captioner] and len(
         {one.key for one in done}
@@ -484,7 +480,9 @@ def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, cap
         "val_CIDEr_BLEU4" in done[2].history.rows[0]
         and "val_CIDEr_BLEU4" not in done[1].history.rows[0]
     )
-    again = captioning.train_stage("finetune", task, start, settings("finetune"), tmp_path, done[1])
+    again = caption_stages.train_stage(
+        "finetune", task, start, settings("finetune"), tmp_path, done[1]
+    )
     assert again.key == done[2].key and printed.endswith(capsys.readouterr().out)
     for name, value in done[2].model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
@@ -500,7 +498,7 @@ def test_three_stages_follow_each_other_and_are_found_again(scene, tmp_path, cap
     )
     for stage, before in (("stage1", done[0]), ("finetune", None), ("stage4", None)):
         with pytest.raises(UserError, match="cannot begin from"):
-            captioning.train_stage(stage, task, start, settings("stage1"), tmp_path, before)
+            caption_stages.train_stage(stage, task, start, settings("stage1"), tmp_path, before)
 
 
 def half_mix(x: torch.Tensor) -> torch.Tensor:
@@ -511,7 +509,9 @@ def half_mix(x: torch.Tensor) -> torch.Tensor:
 def test_an_edited_mixing_has_its_own_key_and_model_and_is_refused_elsewhere(scene, tmp_path):
     task, start = task_of(scene, tmp_path), scene[1]
     made = [
-        captioning.train_stage("stage1", task, start, settings("stage1", epochs=1), home, None, mix)
+        caption_stages.train_stage(
+            "stage1", task, start, settings("stage1", epochs=1), home, None, mix
+        )
         for home, mix in ((tmp_path / "ours", ift.fourier_mix), (tmp_path / "own", half_mix))
     ]
     ours, own = made
@@ -525,7 +525,7 @@ def test_an_edited_mixing_has_its_own_key_and_model_and_is_refused_elsewhere(sce
     assert isinstance(bita.read(paths[0])[0], Aligner)
     with pytest.raises(UserError, match="fourier_mix"):
         bita.read(paths[1])
-    later = captioning.train_stage(
+    later = caption_stages.train_stage(
         "stage2", task, start, settings("stage2", epochs=1), tmp_path / "later", own, half_mix
     )
     assert later.model.Fformer.bert.encoder.layer[0].fourier.mix is half_mix
@@ -551,7 +551,9 @@ def test_the_mixing_of_the_notebook_is_the_package_s_until_it_is_edited(capsys):
 
 def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monkeypatch):
     task, start = task_of(scene, tmp_path), scene[1]
-    whole = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "whole")
+    whole = caption_stages.train_stage(
+        "stage2", task, start, settings("stage2"), tmp_path / "whole"
+    )
 
     def stop(trainer):
         end(trainer)
@@ -560,9 +562,11 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(scene, tmp_path, monke
     end = loop._Trainer._end_epoch
     monkeypatch.setattr(loop._Trainer, "_end_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts")
+        caption_stages.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts")
     monkeypatch.undo()
-    parts = captioning.train_stage("stage2", task, start, settings("stage2"), tmp_path / "parts")
+    parts = caption_stages.train_stage(
+        "stage2", task, start, settings("stage2"), tmp_path / "parts"
+    )
     assert parts.key == whole.key
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
@@ -596,7 +600,7 @@ def one_batch_at_a_time(scene, tmp_path, monkeypatch):
 
 def test_the_notebook_keeps_the_attention_of_one_batch_on_the_device(scene, one_batch_at_a_time):
     task = one_batch_at_a_time
-    model = captioning.build_captioner(scene[1], task.config, 0).eval()
+    model = caption_stages.build_captioner(scene[1], task.config, 0).eval()
     names = {
         "task": task,
         "model": model,
@@ -647,7 +651,7 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
 
 def test_pixels_and_cached_features_give_the_same_loss(scene, tmp_path):
     task, start = task_of(scene, tmp_path), scene[1]
-    model = captioning.build_captioner(start, task.config, 0).eval()
+    model = caption_stages.build_captioner(start, task.config, 0).eval()
     ids, mask = task.decoder(["a red field"] * 4)
     pixels = task._pixels(task.data, task.table("train"), np.arange(4))
     cached = torch.from_numpy(np.float32(task.vision("train")["vision"][:4]))
@@ -831,8 +835,8 @@ def test_a_stand_in_language_model_reads_documents_with_a_thread(tmp_path):
     image = replace(clip, layout="clip_vision_3")
     start, language = stand_ins.bita_start(data, other, image, tmp_path, 0, 2, "a photo of")
     made = config(vocab_size=AlignmentTokenizer(start.tokenizer).vocab_size)
-    reader = captioning.decoder_tokenizer(start, made)
-    model = captioning.build_captioner(start, replace(made, decoder_vocab=reader.vocab_size), 0)
+    reader = caption_tokens.decoder_tokenizer(start, made)
+    model = caption_stages.build_captioner(start, replace(made, decoder_vocab=reader.vocab_size), 0)
     for name, value in language.decoder.state_dict().items():
         assert torch.equal(model.opt_model.state_dict()[name], value), name
     table = data.table.split("train")

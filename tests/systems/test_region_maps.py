@@ -21,7 +21,7 @@ from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
 from nbhelpers.systems import map_checks, region_maps
 from nbhelpers.systems.trained_systems import SYSTEMS, System
 from nbhelpers.tasks import stand_ins
-from nbhelpers.tasks.captioning import DecoderTokenizer
+from nbhelpers.tasks.caption_tokens import DecoderTokenizer
 from nbhelpers.tasks.captioning import image_input as reader_input
 from nbhelpers.towers import starting_weights
 from nbhelpers.towers.backbones import CLIP, VILT, image_input
@@ -431,11 +431,13 @@ def test_objects_found_tells_finding_from_habit():
 
 def test_named_things_are_those_whose_words_stand_in_the_sentence():
     scene = generate.draw(generate.SceneSpec("airport", 3))
-    planes = next(told for told in scene.told if told.kind == "plane")
+    planes = next(phrase for phrase in scene.phrases if phrase.kind == "plane")
     found = map_checks.named(scene, f"There are {planes.noun} near the terminal.")
     assert list(found) == [planes.noun]
     np.testing.assert_array_equal(
         found[planes.noun], np.any([thing.mask for thing in planes.objects], axis=0)
     )
     assert map_checks.named(scene, "the airport is surrounded by meadows .") == {}
-    assert set(map_checks.named(scene, scene.captions[0])) <= {told.noun for told in scene.told}
+    assert set(map_checks.named(scene, scene.captions[0])) <= {
+        phrase.noun for phrase in scene.phrases
+    }

@@ -36,7 +36,14 @@ from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.results import records
 from nbhelpers.runs.start import Run
 from nbhelpers.systems import evaluation, image_folder, trained_systems
-from nbhelpers.tasks import captioning, retrieval, stand_ins, two_stage
+from nbhelpers.tasks import (
+    caption_stages,
+    caption_tokens,
+    captioning,
+    retrieval,
+    stand_ins,
+    two_stage,
+)
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import backbones, checkpoints
 from nbhelpers.towers.starting_weights import Start, Tower
@@ -608,7 +615,7 @@ def told(table, words, folder):
     pairs = stand_ins.train_byte_pairs(
         [*texts, *(f"a photo of {text}" for text in texts)], folder / "lm/tokenizer.json", 300
     )
-    decoder = captioning.DecoderTokenizer(pairs, "opt_standin")
+    decoder = caption_tokens.DecoderTokenizer(pairs, "opt_standin")
     torch.manual_seed(0)
     language = checkpoints.save_checkpoint(
         folder / "lm/decoder", backbones.language_model("opt_standin", decoder.vocab_size), {}
@@ -620,7 +627,7 @@ def told(table, words, folder):
     }
     start = Start(words.tokenizer, 32, towers, fixed=True, sep=True)
     start.write(folder / "run/starting/bita-seed0.json")
-    model = captioning.fill_frozen(
+    model = caption_stages.fill_frozen(
         start, bita.Captioner(bita.BITAConfig.tiny(40, decoder.vocab_size))
     ).eval()
     with torch.no_grad():
@@ -634,7 +641,7 @@ def test_bita_writes_the_captions_that_its_notebook_writes(told, table, pictures
     files = list(table.images.file)
     data = DataSet(table, DecodedCache.build(open_images(pictures), files, tmp_path), None, [])
     task = captioning.CaptionTask(
-        data, model.config, captioning.Tokenizers(words.read_tokenizer(), decoder), workers=1
+        data, model.config, caption_tokens.Tokenizers(words.read_tokenizer(), decoder), workers=1
     )
     expected = task.describe(model, "test", beams=2, longest=6).captions
     store, test = open_images(pictures), table.split("test")
@@ -678,7 +685,7 @@ def test_equal_images_get_equal_captions(told, table, pictures, words, tmp_path,
         ),
     )
     task = captioning.CaptionTask(
-        data, model.config, captioning.Tokenizers(words.read_tokenizer(), decoder), workers=1
+        data, model.config, caption_tokens.Tokenizers(words.read_tokenizer(), decoder), workers=1
     )
     found = list(task.describe(model, "test", beams=2, longest=6).captions.values())
     paths = [pictures / open_images(pictures).locate(file) for file in images.file]

@@ -48,8 +48,17 @@ from nbhelpers.papers import baseline, bita, cfitr, clip, dual_encoder, ift, pe_
 from nbhelpers.results import leaderboard, records
 from nbhelpers.runs import start as start_
 from nbhelpers.systems import image_folder
-from nbhelpers.tasks import captioning, pretraining, retrieval, stand_ins, two_stage
-from nbhelpers.tasks.captioning import AlignmentTokenizer, CaptionTask, DecoderTokenizer, Tokenizers
+from nbhelpers.tasks import (
+    caption_stages,
+    caption_tokens,
+    captioning,
+    pretraining,
+    retrieval,
+    stand_ins,
+    two_stage,
+)
+from nbhelpers.tasks.caption_tokens import AlignmentTokenizer, DecoderTokenizer, Tokenizers
+from nbhelpers.tasks.captioning import CaptionTask
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.towers import (
@@ -76,7 +85,7 @@ SYSTEMS = {
     "pir_clip": (pir_clip.PIRCLIP,),
     "pe_rsitr": (pe_rsitr.PERSITR,),
     "cfitr": (cfitr.CFITR, cfitr.Captions, two_stage.validate),
-    "bita": (captioning.begin_stage,),
+    "bita": (caption_stages.begin_stage,),
 }
 
 
@@ -317,8 +326,8 @@ OF_ONE = {
         bita.targets,
         captioning.say,
         captioning.CaptionTask._pairs,
-        captioning.DecoderTokenizer.encode,
-        captioning.build_captioner,
+        caption_tokens.DecoderTokenizer.encode,
+        caption_stages.build_captioner,
         caption_scores.tokenize_by_rules,
         backbones.language_model,
         captioning.PairsOfAll.__getitems__,
@@ -1000,7 +1009,7 @@ def test_generated_scenes_are_known_by_the_code_that_draws_them(changed):
     for function, differs in (
         (drawing.blob, True),
         (water.port, True),
-        (scene_captions.tell, True),
+        (scene_captions.phrases_of, True),
         (generate._write_image, True),
         (generate.of_class, False),
         (pir.PIR.loss, False),

@@ -28,7 +28,8 @@ from nbhelpers.code_identity import code_digest
 from nbhelpers.data.scenes import scene_captions
 from nbhelpers.data.scenes.drawing import SIDE
 from nbhelpers.data.scenes.recipes import RECIPES
-from nbhelpers.data.scenes.scene_parts import WORLDS, Fact, Stage
+from nbhelpers.data.scenes.scene_parts import Fact, Stage
+from nbhelpers.data.scenes.worlds import WORLDS
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_folder
 
@@ -107,16 +108,16 @@ class Scene:
     around: str = field(repr=False)
 
     @cached_property
-    def told(self) -> list[scene_captions.Told]:
+    def phrases(self) -> list[scene_captions.Phrase]:
         """The facts in words, with the objects that they are about."""
-        return scene_captions.tell(self.facts, self.objects)
+        return scene_captions.phrases_of(self.facts, self.objects)
 
     @cached_property
     def captions(self) -> list[str]:
         """Five captions; some may be equal."""
         rng = _stream(self.spec, self.spec.number, 2)
         return scene_captions.captions(
-            self.spec.scene, self.told, self.around, rng, self.spec.world
+            self.spec.scene, self.phrases, self.around, rng, self.spec.world
         )
 
 

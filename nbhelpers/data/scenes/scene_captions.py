@@ -79,7 +79,7 @@ ACTION = re.compile(r"(?!surrounded|covered)\w+(ed|ing) (?!.*side by side)")
 
 
 @dataclass(frozen=True)
-class Told:
+class Phrase:
     """A fact in words: "three white planes", "are", "parked near the terminal", "in the middle".
 
     place           "" if the objects lie all over
@@ -159,12 +159,12 @@ def place_of(
     return ""
 
 
-def tell(facts, objects) -> list[Told]:
+def phrases_of(facts, objects) -> list[Phrase]:
     """Return the facts in words; a fact whose objects cannot be seen is left out.
 
     Objects need kind, colour, count, box and centre.
     """
-    told = []
+    phrases = []
     for fact in facts:
         seen = [o for o in objects if o.kind == fact.kind and fact.colour in ("", o.colour)]
         if not seen and fact.amount != "the":
@@ -176,18 +176,18 @@ def tell(facts, objects) -> list[Told]:
             place = place_of([o.centre for o in seen], box, count == 1)
         noun, be = noun_phrase(fact.kind, count, fact.colour, fact.having, fact.amount)
         does = fact.one if fact.one and count == 1 else fact.does
-        told.append(Told(fact.kind, tuple(seen), noun, be, does, place))
-    return told
+        phrases.append(Phrase(fact.kind, tuple(seen), noun, be, does, place))
+    return phrases
 
 
-def _whole(name: str, told: list[Told]) -> str:
+def _whole(name: str, phrases: list[Phrase]) -> str:
     """Return the scene as the subject of a sentence: "the ponds are"."""
-    if told and told[0].kind == name and told[0].be == "are":
+    if phrases and phrases[0].kind == name and phrases[0].be == "are":
         return f"the {plural(name)} are"
     return f"the {name.removeprefix('piece of ')} is"
 
 
-def _field_sentences(scene: str, told: list[Told], around: str, rng):
+def _field_sentences(scene: str, phrases: list[Phrase], around: str, rng):
     """Return sentences in the style of the published sets, and how to write them down.
 
     (about the main thing, about the rest, about every scene of the class, function of a sentence)
@@ -198,8 +198,8 @@ def _field_sentences(scene: str, told: list[Told], around: str, rng):
     rest: list[str] = []
     plain = [f"this is {article(name)}", f"it is {article(name)} seen from above"]
     if around:
-        rest.append(f"{_whole(name, told)} {around}")
-    for k, t in enumerate(told):
+        rest.append(f"{_whole(name, phrases)} {around}")
+    for k, t in enumerate(phrases):
         pool = main if k == 0 else rest
         for where in [t.does, t.place] if t.place else [t.does]:
             there = (
@@ -208,34 +208,34 @@ def _field_sentences(scene: str, told: list[Told], around: str, rng):
             pool.append(f"there {t.be} {t.noun} {where}" if there else f"{t.noun} {t.be} {where}")
         if t.place and ACTION.match(t.does):
             pool.append(f"{t.noun} {t.be} {t.does} {t.place}")
-    for other in told[1:]:
-        if told[0].kind in SELVES and other.kind not in INSIDE.get(told[0].kind, ()):
-            rest.append(f"{other.noun} {other.be} near {told[0].noun.replace('many', 'the')}")
-        elif told[0].kind not in SELVES and other.kind not in MASSES:
-            main.append(f"{told[0].noun} and {other.noun} are {at} {article(name)}")
-            main.append(f"{article(name)} with {told[0].noun} and {other.noun}")
+    for other in phrases[1:]:
+        if phrases[0].kind in SELVES and other.kind not in INSIDE.get(phrases[0].kind, ()):
+            rest.append(f"{other.noun} {other.be} near {phrases[0].noun.replace('many', 'the')}")
+        elif phrases[0].kind not in SELVES and other.kind not in MASSES:
+            main.append(f"{phrases[0].noun} and {other.noun} are {at} {article(name)}")
+            main.append(f"{article(name)} with {phrases[0].noun} and {other.noun}")
     return main, rest, plain, lambda text: text + " ."
 
 
-def _other_sentences(scene: str, told: list[Told], around: str, rng):
+def _other_sentences(scene: str, phrases: list[Phrase], around: str, rng):
     """Return the same facts in another grammar, for the other world."""
     name = NAMES[scene]
     main: list[str] = []
     rest: list[str] = []
     plain = [f"a view of {article(name)} from the air"]
     if around:
-        rest.append(f"from the air we see that {_whole(name, told)} {around}")
-    for k, t in enumerate(told):
+        rest.append(f"from the air we see that {_whole(name, phrases)} {around}")
+    for k, t in enumerate(phrases):
         pool = main if k == 0 else rest
         pool.append(f"{'we can see' if rng.integers(2) else 'the photo shows'} {t.noun} {t.does}")
         if t.place:
             seen = f"{t.noun} can be seen {t.place}"
             pool.append(f"{t.place} {t.be} {t.noun}" if rng.integers(2) else seen)
-    for other in told[1:]:
+    for other in phrases[1:]:
         main.append(
-            f"besides {told[0].noun} we also see {other.noun}"
+            f"besides {phrases[0].noun} we also see {other.noun}"
             if rng.integers(2)
-            else f"{told[0].noun} and {other.noun} appear in this photo of {article(name)}"
+            else f"{phrases[0].noun} and {other.noun} appear in this photo of {article(name)}"
         )
     return main, rest, plain, lambda text: text[0].upper() + text[1:] + "."
 
@@ -243,12 +243,12 @@ def _other_sentences(scene: str, told: list[Told], around: str, rng):
 GRAMMARS = {"a": _field_sentences, "b": _other_sentences}
 
 
-def captions(scene: str, told: list[Told], around: str, rng, world: str) -> list[str]:
+def captions(scene: str, phrases: list[Phrase], around: str, rng, world: str) -> list[str]:
     """Return five captions of a scene.
 
     In a quarter of the images captions repeat; some sentences fit the whole class.
     """
-    main, rest, plain, write = GRAMMARS[world](scene, told, around, rng)
+    main, rest, plain, write = GRAMMARS[world](scene, phrases, around, rng)
     main, rest = ([pool[k] for k in rng.permutation(len(pool)).tolist()] for pool in (main, rest))
     chosen = main[:2] + rest[:3] + main[2:] + rest[3:]
     if len(chosen) < 2 or rng.integers(6) == 0:

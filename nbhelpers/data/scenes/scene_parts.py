@@ -30,6 +30,7 @@ from nbhelpers.data.scenes.drawing import (
     tint,
     turn,
 )
+from nbhelpers.data.scenes.worlds import ROUGH, World
 
 MIDDLE = SPAN // 2
 
@@ -44,98 +45,6 @@ HEIGHTS = {
     "factory building": 40,
     "platform": 18,
 }
-# how rough each surface is: large-scale and pixel-scale strength, sixteenths
-ROUGH = {
-    "grass": (26, 14),
-    "meadow": (22, 10),
-    "dry": (26, 14),
-    "soil": (30, 14),
-    "sand": (14, 8),
-    "water": (8, 4),
-    "deep": (12, 4),
-    "shallow": (10, 4),
-    "asphalt": (10, 6),
-    "concrete": (10, 6),
-    "paving": (10, 8),
-    "tree": (30, 26),
-    "crop": (12, 12),
-    "gravel": (16, 16),
-    "pool": (6, 5),
-}
-
-
-@dataclass(frozen=True)
-class World:
-    """A palette and a sun; `light` lists directions of shadows, in sixteenths of the height."""
-
-    light: tuple
-    surfaces: dict
-    colours: dict
-
-
-WORLDS = {
-    "a": World(
-        ((12, 8), (10, 10), (8, 12)),
-        {
-            "grass": (108, 130, 76),
-            "meadow": (132, 154, 88),
-            "dry": (158, 150, 104),
-            "soil": (166, 134, 100),
-            "sand": (226, 206, 164),
-            "water": (58, 92, 104),
-            "deep": (26, 74, 112),
-            "shallow": (108, 178, 178),
-            "asphalt": (116, 116, 118),
-            "concrete": (186, 182, 172),
-            "paving": (204, 194, 176),
-            "tree": (58, 88, 48),
-            "gravel": (150, 138, 124),
-            "pool": (88, 190, 214),
-        },
-        {
-            "white": (226, 226, 220),
-            "grey": (150, 152, 156),
-            "red": (180, 60, 48),
-            "orange": (218, 136, 66),
-            "yellow": (230, 200, 84),
-            "brown": (122, 86, 62),
-            "green": (76, 124, 72),
-            "blue": (58, 106, 182),
-            "black": (44, 46, 50),
-        },
-    ),
-    "b": World(
-        ((-12, 8), (-10, 10), (-8, 12)),
-        {
-            "grass": (124, 130, 68),
-            "meadow": (150, 156, 84),
-            "dry": (180, 158, 106),
-            "soil": (150, 106, 76),
-            "sand": (236, 222, 192),
-            "water": (70, 84, 92),
-            "deep": (40, 82, 92),
-            "shallow": (136, 184, 160),
-            "asphalt": (98, 96, 102),
-            "concrete": (170, 168, 170),
-            "paving": (188, 172, 158),
-            "tree": (84, 90, 40),
-            "gravel": (136, 122, 108),
-            "pool": (112, 204, 206),
-        },
-        {
-            "white": (246, 242, 234),
-            "grey": (138, 138, 146),
-            "red": (196, 74, 64),
-            "orange": (226, 150, 86),
-            "yellow": (238, 212, 110),
-            "brown": (106, 76, 60),
-            "green": (94, 130, 64),
-            "blue": (76, 120, 170),
-            "black": (36, 36, 44),
-        },
-    ),
-}
-
 
 SAME, EACH, SOME = "same", "each", "some"  # see Fact
 
@@ -265,7 +174,7 @@ class Stage:
                 found.append((x, y))
         return found
 
-    def tell(self, *facts: Fact):
+    def add_facts(self, *facts: Fact):
         """Add facts about what was drawn; the captions leave out what cannot be seen."""
         for fact in facts:
             drawn = [name for name in self.canvas.names if name[0] == fact.kind]
@@ -318,16 +227,12 @@ class Stage:
         return np.clip(p + dust + (6, 7, 9), 0, 255).astype(np.uint8)
 
     # plants
-    def trees(self, spots, each: bool = False, colour="tree"):
-        """Draw trees at (x, y, radius): one object together, or with `each` one object a tree."""
-        if each:
-            for spot in spots:
-                self.trees([spot], colour=colour)
-            return
+    def trees(self, spots):
+        """Draw trees at (x, y, radius) as one object."""
         if not spots:
             return
         lx, ly = self.canvas.light
-        textures = [self.surface("tree", self.shade(colour, by)) for by in (-22, 0, 24)]
+        textures = [self.surface("tree", self.shade("tree", by)) for by in (-22, 0, 24)]
         shapes = [blob(x, y, r, self.rng, 3, 8)[0] for x, y, r in spots]
         mid = [
             blob(x - lx * r // 72, y - ly * r // 72, r * 3 // 4, self.rng, 4, 9)[0]
@@ -388,10 +293,6 @@ class Stage:
         """Draw an unpaved path along the points."""
         self.thing("path", "", (band(points, width), self.surface("gravel", colour)))
         self.take_line(points, width // 2 + 4)
-
-    def car(self, x: int, y: int, direction: int, colour: str):
-        """Draw one car."""
-        self.cars([(x, y, direction)], colour)
 
     def cars(self, spots, colour: str):
         """Draw cars at (x, y, direction), all of one colour and one object."""
@@ -564,62 +465,44 @@ class Stage:
         """Return the layers of white lines, one for each list of loops."""
         return [(loops, self.rgb("white"), strength) for loops in marks]
 
-    def frame(self, x, y, w, h, direction, width: int = 3) -> list:
+    def frame(self, x, y, w, h, width: int = 3) -> list:
         """Return the loops of a rectangle's outline."""
-        return band(
-            turn([(-w, -h), (w, -h), (w, h), (-w, h), (-w, -h)], direction, x, y), width, True
-        )
+        corners = np.array([(-w, -h), (w, -h), (w, h), (-w, h), (-w, -h)])
+        return band(corners + (x, y), width, True)
 
-    def court(
-        self,
-        x: int,
-        y: int,
-        half_width: int,
-        half_height: int,
-        direction: int,
-        colour: str,
-        kind: str,
-    ):
+    def court(self, x: int, y: int, half_width: int, half_height: int, colour: str, kind: str):
         """Draw a tennis or basketball court with its lines."""
         w, h = half_width, half_height
         a, b = w * 3 // 4, h * 3 // 4
-        net = turn([(0, -h * 3 // 4), (0, b)], direction, x, y)
-        marks = [self.frame(x, y, a, b, direction), band(net, 3)]
+        left, top = -w * 3 // 4, -h * 3 // 4
+        marks = [self.frame(x, y, a, b), band([(x, y + top), (x, y + b)], 3)]
         if kind == "basketball court":
             marks.append(ring(x, y, h // 3, 3))
         else:
             for side in (-1, 1):
-                service = [(side * w * 3 // 8, -h // 2), (side * w * 3 // 8, h // 2)]
-                long = [(-w * 3 // 4, side * h // 2), (a, side * h // 2)]
-                marks.append(band(turn(service, direction, x, y), 3))
-                marks.append(band(turn(long, direction, x, y), 2))
+                service, base = x + side * w * 3 // 8, y + side * h // 2
+                marks.append(band([(service, y + -h // 2), (service, y + h // 2)], 3))
+                marks.append(band([(x + left, base), (x + a, base)], 2))
         self.thing(
             kind,
             colour,
-            (rect(x, y, w, h, direction), self.surface("concrete", colour)),
-            (rect(x, y, a, b, direction), self.shade(colour, 16), 9),
+            (rect(x, y, w, h), self.surface("concrete", colour)),
+            (rect(x, y, a, b), self.shade(colour, 16), 9),
             *self.lines(*marks),
         )
 
-    def pitch(self, x: int, y: int, half_width: int, half_height: int, direction: int = 0):
+    def pitch(self, x: int, y: int, half_width: int, half_height: int):
         """Draw a football field: mown stripes, white lines, goals."""
         w, h = half_width, half_height
-        mown = self.surface(
-            "grass", (92, 142, 72), stripes(direction + self.tilt, max(w // 4, 24), 70)
-        )
-
-        def at(points):
-            return turn(points, direction, x, y)
-
+        mown = self.surface("grass", (92, 142, 72), stripes(self.tilt, max(w // 4, 24), 70))
         a, b = w - 10, h - 10
-        marks = [self.frame(x, y, a, b, direction), band(at([(0, -b), (0, b)]), 3)]
+        marks = [self.frame(x, y, a, b), band([(x, y - b), (x, y + b)], 3)]
         marks.append(ring(x, y, h * 5 // 16, 3))
         for side, (depth, half) in product((-1, 1), ((a // 5, b // 2), (a // 12, b // 4))):
             inner, outer = side * (a - depth), side * a
-            marks.append(
-                band(at([(outer, -half), (inner, -half), (inner, half), (outer, half)]), 3)
-            )
-        grass = (rect(x, y, w, h, direction), mown)
+            goal = [(outer, -half), (inner, -half), (inner, half), (outer, half)]
+            marks.append(band(np.array(goal) + (x, y), 3))
+        grass = (rect(x, y, w, h), mown)
         self.thing("football field", "green", grass, *self.lines(*marks))
 
 
@@ -628,13 +511,12 @@ def heading(dx: int, dy: int) -> int:
     return int(np.argmax(COS * dx + SIN * dy))
 
 
-def oval(x: int, y: int, half_length: int, radius: int, direction: int = 0) -> list:
+def oval(x: int, y: int, half_length: int, radius: int) -> list:
     """Return two half circles joined by straights: a running track."""
     k = np.arange(72)
     shift = np.where((k <= 18) | (k >= 54), half_length, -half_length)
-    return polygon(
-        np.stack([(COS * radius >> 10) + shift, SIN * radius >> 10], axis=1), direction, x, y
-    )
+    rim = np.stack([(COS * radius >> 10) + shift, SIN * radius >> 10], axis=1)
+    return polygon(rim, 0, x, y)
 
 
 def wavy(stage: Stage, start: int, end: int, sway: int, knots: int = 5) -> np.ndarray:

@@ -13,7 +13,6 @@ from nbhelpers.data.scenes.scene_parts import Stage, oval
 
 LOW, HIGH = -190, SPAN + 190
 PAGE = (0, 0, SPAN, SPAN)
-AROUND = (-20, -20, SPAN + 20, SPAN + 20)
 ROOFS = ("red", "grey", "orange", "brown", "white", "blue")
 CARS = ("white", "red", "blue", "black", "grey", "yellow")
 POND = {

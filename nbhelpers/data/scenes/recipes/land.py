@@ -79,7 +79,7 @@ def bareland(s: Stage):
     if s.chance(40):
         s.scatter_trees(s.r(6, 16), 16, 28, (-20, -20, SPAN, 150))
     s.around = f"covered with {name} soil"
-    s.tell(
+    s.add_facts(
         Fact("bush", "scattered on the bare land", "green", one="on the bare land"),
         Fact("rock", "scattered on the bare land", "brown", one="on the bare land"),
         Fact("mound", "rising from the bare land"),
@@ -133,7 +133,7 @@ def desert(s: Stage):
     for x, y in s.spots(count, 26):
         BUSHES[kind](s, x, y)
     s.around = f"covered with {name} sand"
-    s.tell(
+    s.add_facts(
         Fact("car", "driving on the road"),
         Fact("road", "crossing the desert"),
         Fact("lake", "in the desert", "blue"),
@@ -156,7 +156,7 @@ def farmland(s: Stage):
     for name, (row, column) in zip(chosen, product(range(rows), range(columns)), strict=True):
         left, top = xs[column] + gap, ys[row] + gap
         crop(s, name, box_of(left, top, xs[column + 1] - gap - left, ys[row + 1] - gap - top))
-    s.tell(*[Fact("field", "in the farmland", name) for name in dict.fromkeys(chosen)])
+    s.add_facts(*[Fact("field", "in the farmland", name) for name in dict.fromkeys(chosen)])
     if s.chance(45):
         y = ys[s.r(1, rows - 1)] if rows > 1 else MIDDLE
         s.road(across(y), 34, lines=False)
@@ -166,7 +166,7 @@ def farmland(s: Stage):
     if columns > 1 and s.chance(50):
         x = xs[s.r(1, columns - 1)]
         s.trees([(x + s.r(-6, 6), y, s.r(14, 22)) for y in range(20, SPAN, s.r(44, 80))])
-    s.tell(
+    s.add_facts(
         Fact("road", "passing through the farmland"),
         Fact("house", "beside the fields", colour),
         Fact("tree", "planted in a row between the fields", "green", amount=SOME),
@@ -191,8 +191,8 @@ def pivots(s: Stage):
         way = across(MIDDLE) if count == 4 else down(MIDDLE)
         s.road(way, 22, lines=False)
     s.around = "surrounded by bare land"
-    s.tell(*[Fact("round field", "in the farmland", name) for name in dict.fromkeys(names)])
-    s.tell(Fact("road", "between the round fields"))
+    s.add_facts(*[Fact("round field", "in the farmland", name) for name in dict.fromkeys(names)])
+    s.add_facts(Fact("road", "between the round fields"))
 
 
 def forest(s: Stage):
@@ -221,7 +221,7 @@ def forest(s: Stage):
         for x, y in s.spots(s.r(1, 4), 66):
             s.paint((blob(x, y, 62, s.rng, 3), s.surface("meadow")))
             s.house(x, y, s.r(30, 38), s.r(22, 28), s.r(0, 35), colour)
-    s.tell(
+    s.add_facts(
         Fact("tree", "in the forest", "green", amount=amount),
         Fact("river", "flowing through the forest", "green"),
         Fact("road", "passing through the forest"),
@@ -240,12 +240,14 @@ def meadow(s: Stage):
     if s.chance(45):
         way = wavy(s, s.r(120, 780), s.r(120, 780), 90)
         s.path(way, s.r(12, 20), (206, 190, 150))
-    s.tell(Fact("path", "crossing the meadow"))
+    s.add_facts(Fact("path", "crossing the meadow"))
     kind = s.pick("tree", "tree", "hay bale", "sheep", "pond")
     count = s.r(1, 10)
     if kind == "tree":
-        s.trees([(x, y, s.r(24, 36)) for x, y in s.spots(count, 40)], each=True)
-        s.tell(Fact("tree", "standing on the meadow", "green"))
+        spots = [(x, y, s.r(24, 36)) for x, y in s.spots(count, 40)]
+        for spot in spots:
+            s.trees([spot])
+        s.add_facts(Fact("tree", "standing on the meadow", "green"))
         return
     if kind == "hay bale":
         for x, y in s.spots(count, 26):
@@ -258,7 +260,7 @@ def meadow(s: Stage):
     if s.chance(50):
         edge = wavy(s, s.r(90, 150), s.r(90, 150), 30, 7)
         s.grove(polygon([(LOW, LOW), *edge.tolist(), (HIGH, LOW)]), 8)
-    s.tell(
+    s.add_facts(
         Fact("hay bale", "lying on the meadow", "yellow"),
         Fact("sheep", "grazing on the meadow", "white"),
         Fact("pond", "in the meadow", "blue"),
@@ -310,7 +312,7 @@ def mountain(s: Stage):
         colour = s.pick("red", "white", "blue")
         for x, y in s.spots(s.r(1, 5), 40):
             s.house(x, y, s.r(24, 30), s.r(18, 22), s.r(0, 35), colour)
-    s.tell(
+    s.add_facts(
         Fact("mountain", covered, amount="the"),
         Fact("lake", "between the mountains", "blue"),
         Fact("road", "winding through the mountains"),

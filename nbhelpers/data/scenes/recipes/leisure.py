@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from nbhelpers.data.scenes.drawing import SPAN, band, blob, disc, polygon, rect, turn
@@ -22,7 +24,7 @@ from nbhelpers.data.scenes.recipes.common import (
 from nbhelpers.data.scenes.scene_parts import MIDDLE, SAME, SOME, Fact, Stage, oval, wavy
 
 # places and half widths of school buildings, beside those on the free side of the yard
-SCHOOL = [(x, y, w) for y in (150, 330) for x, w in ((190, 120), (480, 120), (740, 84))]
+SCHOOL = [(x, y, w) for y, (x, w) in product((150, 330), ((190, 120), (480, 120), (740, 84)))]
 
 
 def baseballfield(s: Stage):
@@ -55,7 +57,7 @@ def baseballfield(s: Stage):
         neighbours(s, PAGE, 96, percent=60)
     s.scatter_trees(s.pick(0, 14, 40, 60), 18, 30)
     group = "baseball field" if count == 1 else "baseball fields"
-    s.tell(
+    s.add_facts(
         Fact("baseball field", "next to each other", one="surrounded by " + GROUND[land]),
         Fact("road", f"beside the {group}"),
         Fact("car", "on the road", SAME),
@@ -120,7 +122,7 @@ def park(s: Stage):
         s.paint((disc(x, y, 46), s.surface("paving")))
         pavilion(s, x, y, 32, roof)
     s.scatter_trees(s.r(50, 90), 16, 30)
-    s.tell(
+    s.add_facts(
         Fact("lake", "in the park", colour),
         Fact("pavilion", "near the lake" if lakes == 1 else "near the lakes", roof),
         Fact("tree", "in the park", "green", amount=SOME),
@@ -149,7 +151,7 @@ def playground(s: Stage):
     kind = s.pick("basketball court", "tennis court")
     colour = s.pick("green", "blue", "red", "orange")
     for k in range(courts):
-        s.court(770, 180 + 180 * k, 78, 58, 0, colour, kind)
+        s.court(770, 180 + 180 * k, 78, 58, colour, kind)
         s.take(770, 180 + 180 * k, 96)
     x = MIDDLE - (110 if courts else 0)
     running_track(s, x, MIDDLE, s.r(110, 130), s.r(190, 220), track)
@@ -161,7 +163,7 @@ def playground(s: Stage):
         neighbours(s, PAGE, 92, percent=80)
     s.scatter_trees(s.pick(8, 20, 40), 16, 26)
     courts_said = f"next to the {kind}" + "s" * (courts > 1)
-    s.tell(
+    s.add_facts(
         Fact("playground", courts_said if courts else "surrounded by open ground", track),
         Fact("football field", "in the middle of the running track", "green"),
         Fact(kind, "next to the playground", colour),
@@ -195,13 +197,13 @@ def resort(s: Stage):
     for x, y in s.spots(s.r(0, 9), 19, (40, 590, 856, 650) if sea else (40, 40, 856, 856)):
         umbrella(s, x, y, colour, 14)
     s.scatter_trees(s.r(24, 60), 14, 24, (-20, -20, SPAN + 20, limit + 60))
-    s.tell(
+    s.add_facts(
         Fact("swimming pool", "in the resort", "blue"),
         Fact("villa", "near the swimming pools" if pools > 1 else "near the swimming pool", roof),
     )
     if sea:
-        s.tell(Fact("sea", "next to the resort", amount="the"))
-    s.tell(
+        s.add_facts(Fact("sea", "next to the resort", amount="the"))
+    s.add_facts(
         Fact("umbrella", "on the beach" if sea else "on the grass", colour),
         Fact("tree", "in the resort", "green", amount=SOME),
     )
@@ -227,7 +229,7 @@ def school(s: Stage):
         kind = s.pick("basketball court", "tennis court")
         colour = s.pick("green", "blue", "red", "orange")
         for k in range(s.r(1, 4)):
-            s.court(x - 105 + 210 * (k % 2), 550 + 140 * (k // 2), 92, 56, 0, colour, kind)
+            s.court(x - 105 + 210 * (k % 2), 550 + 140 * (k // 2), 92, 56, colour, kind)
     s.take(x, 620, 240)
     roof = s.pick(*ROOFS)
     slots = [*SCHOOL, (far, 520, 60), (far, 700, 60)]
@@ -237,7 +239,7 @@ def school(s: Stage):
         s.take(bx - w // 2, by, 82)
         s.take(bx + w // 2, by, 82)
     s.scatter_trees(s.r(16, 40), 15, 24)
-    s.tell(
+    s.add_facts(
         Fact("building", "in the school", roof),
         Fact(kind, "next to the school buildings", colour),
         Fact("tree", "around the school buildings", "green", amount=SOME),
@@ -261,7 +263,7 @@ def stadium(s: Stage):
         neighbours(s, PAGE, 96, percent=70)
     s.scatter_trees(s.pick(10, 26, 50), 16, 26)
     field = "with a football field inside"
-    s.tell(
+    s.add_facts(
         Fact("stadium", "standing on the open ground", colour, having=field),
         Fact("football field", "in the middle of the stadium", "green"),
         Fact("stand", "around the football field", seats, amount="the"),

@@ -64,7 +64,7 @@ def church(s: Stage):
         neighbours(s, PAGE, 100, percent=s.r(30, 90))
     s.scatter_trees(s.r(10, 34), 18, 30)
     top = "with a round dome" if dome else "with a tall tower"
-    s.tell(
+    s.add_facts(
         Fact("church", "in the middle of a small square", colour, having=top),
         Fact("road", "next to the church"),
         Fact("car", "on the road near the church", SAME),
@@ -138,7 +138,7 @@ def commercial(s: Stage):
     s.drive(across(y), 17, s.r(0, 5), CARS)
     s.drive(across(y)[::-1], 17, s.r(0, 5), CARS)
     ways = "crossing each other in the commercial area"
-    s.tell(
+    s.add_facts(
         Fact("tall building", "in the commercial area", EACH),
         Fact("road", ways, one="passing through the commercial area"),
         Fact("car", "on the roads" if crossing else "on the road", SAME),
@@ -170,7 +170,7 @@ def tall_building(s: Stage, x: int, y: int, w: int, h: int, colour: str, height:
             s.flat_roof(x, y, w, h, colour, 2)
         elif style == "court":
             s.paint((rect(x, y, w // 3, h // 3), s.surface("asphalt")))
-            s.canvas.shadow(s.frame(x, y, w // 3, h // 3, 0, 4), 20, 6)
+            s.canvas.shadow(s.frame(x, y, w // 3, h // 3, 4), 20, 6)
 
 
 def center(s: Stage):
@@ -191,7 +191,7 @@ def center(s: Stage):
     if s.chance(70):
         street(s, across(s.pick(50, 846)), 54, 13, s.r(0, 6), CARS)
     s.scatter_trees(s.r(8, 30), 16, 26)
-    s.tell(
+    s.add_facts(
         Fact(BUILDINGS[shape], "surrounded by small lawns", colour),
         Fact("road", "beside the building"),
         Fact("car", "on the road near the building", SAME),
@@ -246,7 +246,7 @@ def dense(s: Stage):
     for y in ys:
         s.drive(across(y), 10, -(-moving // len(ys)), CARS)
     s.scatter_trees(40, 9, 14)
-    s.tell(
+    s.add_facts(
         Fact("house", "arranged in rows", SAME),
         Fact("road", "passing through the dense residential area"),
         Fact("swimming pool", "beside the houses", "blue"),
@@ -275,13 +275,13 @@ def medium(s: Stage):
         if abs(y - MIDDLE) < 240:
             s.paint((band([(x + 20, y), (x + 20, y - side * 100)], 22), s.surface("concrete")))
             if s.chance(50):
-                s.car(x + 20, y - side * 62, 18, s.pick(*CARS))
+                s.cars([(x + 20, y - side * 62, 18)], s.pick(*CARS))
         s.house(x, y, s.r(44, 52), s.r(32, 38), 0, roof if n < count * 2 // 3 else other)
         s.take(x, y, 66)
     for x, y in s.spots(s.r(0, 4), 34):
         s.pool(x, y, 28, 18, s.pick(0, 18))
     s.scatter_trees(36, 15, 26)
-    s.tell(
+    s.add_facts(
         Fact("house", "near the road", EACH),
         Fact("road", "running between the houses"),
         Fact("swimming pool", "near the houses", "blue"),
@@ -311,7 +311,7 @@ def sparse(s: Stage):
     s.scatter_trees(s.r(12, 60), 20, 34)
     s.around = "covered with " + GROUND[land]
     group = "house" if count == 1 else "houses"
-    s.tell(
+    s.add_facts(
         Fact("house", "in the sparse residential area", roof),
         Fact("swimming pool", f"near the {group}", "blue"),
         Fact("road", f"near the {group}"),
@@ -326,7 +326,7 @@ def square(s: Stage):
     w, h = s.r(240, 300), s.r(220, 300)
     s.paint(
         (rect(MIDDLE, MIDDLE, w, h), s.surface("paving", paving)),
-        (s.frame(MIDDLE, MIDDLE, w, h, 0, 8), s.shade(paving, -30), 12),
+        (s.frame(MIDDLE, MIDDLE, w, h, 8), s.shade(paving, -30), 12),
     )
     PATTERNS[s.pick("lawns", "rings", "tiles")](s, w, h, paving)
     middle = s.pick(*CENTREPIECES)
@@ -343,7 +343,7 @@ def square(s: Stage):
         s.trees([(MIDDLE + k, MIDDLE - h - 20, s.r(13, 17)) for k in range(-w, w, 44)])
     if s.chance(65):
         neighbours(s, PAGE, 96, percent=70)
-    s.tell(
+    s.add_facts(
         Fact(middle, "in the center of the square", SAME),
         Fact("lawn", "in the square", "green"),
         Fact("road", "around the square" if sides > 1 else "beside the square"),

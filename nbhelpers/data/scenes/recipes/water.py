@@ -79,7 +79,7 @@ def beach(s: Stage):
         s.road(across(60), 44)
     if land in ("meadow", "grass"):
         s.scatter_trees(s.r(8, 22), 14, 24, (-20, -60, SPAN + 20, 190))
-    s.tell(
+    s.add_facts(
         Fact("umbrella", "standing on the sand", colour),
         Fact("boat", "sailing on the sea", sails),
         Fact("sea", "next to the beach", amount="the"),
@@ -133,7 +133,7 @@ def bridge(s: Stage):
     if banks != "forest":
         s.scatter_trees(s.r(8, 40), 16, 28)
     group = "bridge" if count == 1 else "bridges"
-    s.tell(
+    s.add_facts(
         Fact("bridge", "crossing the river side by side", one="over the river"),
         Fact("river", f"under the {group}", colour),
         Fact("car", f"driving on the {group}", SAME),
@@ -184,7 +184,7 @@ def pond(s: Stage):
     cottages(s, s.r(1, 5) if s.chance(40) else 0, 44, roof)
     s.scatter_trees(s.pick(0, 6, 14, 40), 16, 30)
     s.around = "surrounded by " + GROUND[land]
-    s.tell(
+    s.add_facts(
         Fact("pond", "on the " + GROUND[land].replace("meadows", "meadow"), colour),
         Fact("road", "near the water"),
         Fact("car", "on the road near the water"),
@@ -244,7 +244,7 @@ def marina(s: Stage, quay: int):
         neighbours(s, (0, -100, SPAN, quay - 100), 92, percent=80)
     else:
         s.scatter_trees(26, 14, 24, (-20, -60, SPAN + 20, quay - 100))
-    s.tell(
+    s.add_facts(
         Fact("boat", "docked at the pier" if piers == 1 else "docked at the piers", colour),
         Fact("pier", "stretching into the water"),
         Fact("road", "beside the port"),
@@ -282,7 +282,7 @@ def docks(s: Stage, quay: int):
             s.canvas.shadow(band([(x, quay - 70), (x, quay + 60)], 10), 70)
             foot = (rect(x, quay - 40, 22, 16), s.shade("orange", -20))
             s.thing("crane", "orange", foot, (band([(x, quay - 80), (x, quay + 60)], 9), orange))
-    s.tell(
+    s.add_facts(
         Fact("ship", "in the port", colour),
         Fact("container", "piled on the wharf"),
         Fact("crane", "standing on the wharf", "orange"),
@@ -329,15 +329,15 @@ def river(s: Stage):
     s.water(band(way, width), "river", colour, RIVERS[colour], shore, s.r(5, 14))
     s.take_line(way, width // 2 + 14)
     what = s.pick("boats", "boats", "island", "bridge")
-    s.tell(Fact("river", FLOWING[land], colour))
+    s.add_facts(Fact("river", FLOWING[land], colour))
     RIVER_THINGS[what](s, way, width)
     if land in ("meadow", "bare land"):
         s.scatter_trees(s.r(10, 40), 16, 30)
-        s.tell(Fact("tree", "along the river", "green", amount=SOME))
+        s.add_facts(Fact("tree", "along the river", "green", amount=SOME))
     if land != "forest" and s.chance(40):
         roof = s.pick(*ROOFS)
         cottages(s, s.r(1, 4), 44, roof)
-        s.tell(Fact("house", "near the river", roof))
+        s.add_facts(Fact("house", "near the river", roof))
     s.around = "surrounded by " + BESIDE_RIVER.get(land, land)
 
 
@@ -347,7 +347,7 @@ def _river_boats(s: Stage, way: np.ndarray, width: int):
     for x, y in slots[: s.r(1, 6)]:
         y += s.r(-width // 5, width // 5)
         s.boat(x, y, s.pick(0, 36) + s.r(-2, 2), s.r(24, 32), sails, s.chance(60))
-    s.tell(Fact("boat", "sailing on the river", sails))
+    s.add_facts(Fact("boat", "sailing on the river", sails))
 
 
 def _island(s: Stage, way: np.ndarray, width: int):
@@ -355,7 +355,7 @@ def _island(s: Stage, way: np.ndarray, width: int):
     s.thing("island", "", (blob(x, y, width // 3, s.rng, 3, 8, 26), s.surface("grass")))
     w, h = width // 4, width // 6
     s.trees([(x + s.r(-w, w), y + s.r(-h, h), s.r(13, 20)) for _ in range(4)])
-    s.tell(Fact("island", "in the middle of the river"))
+    s.add_facts(Fact("island", "in the middle of the river"))
 
 
 def _small_bridge(s: Stage, way: np.ndarray, width: int):
@@ -366,7 +366,7 @@ def _small_bridge(s: Stage, way: np.ndarray, width: int):
     ramps = band([(x, LOW), (x, top + 6)], 30) + band([(x, bottom - 6), (x, HIGH)], 30)
     s.paint((ramps, s.surface("asphalt")))
     s.take_line(down(x), 24)
-    s.tell(Fact("bridge", "over the river"))
+    s.add_facts(Fact("bridge", "over the river"))
 
 
 RIVER_THINGS = {"boats": _river_boats, "island": _island, "bridge": _small_bridge}

@@ -78,7 +78,7 @@ def airport(s: Stage):
         plane(s, slots[k], 262, 54, 64, colour)
     if s.chance(60):
         s.scatter_trees(18, 16, 26, (-20, 800, SPAN + 20, SPAN + 60))
-    s.tell(
+    s.add_facts(
         Fact("plane", PLANES_AT[style], colour),
         Fact("terminal", "beside the apron", roof),
         Fact("hangar", "beside the apron", roof),
@@ -142,7 +142,7 @@ def crossing_runways(s: Stage, colour: str):
     s.take(700, 540, 190)
     s.take(700, 740, 190)
     s.scatter_trees(s.r(0, 24), 16, 28)
-    s.tell(
+    s.add_facts(
         Fact("plane", "parked on the apron", colour),
         Fact("runway", "crossing each other", one="in the airport"),
         Fact("tree", "next to the runways" if both else "next to the runway", "green", amount=SOME),
@@ -170,7 +170,7 @@ def industrial(s: Stage):
     s.drive(across(y), 15, s.r(0, 4), CARS)
     s.drive(across(y)[::-1], 15, s.r(0, 3), CARS)
     s.scatter_trees(s.r(4, 20), 14, 22)
-    s.tell(
+    s.add_facts(
         Fact("factory building", "in the industrial area", EACH),
         Fact("storage tank", "near the factory buildings", "white"),
         Fact("road", "between the factory buildings"),
@@ -205,14 +205,14 @@ def parking(s: Stage):
         count = s.r(1, 10)
         for n, slot in enumerate(order[:count]):
             s.cars([slot], first if n < (count + 1) * 3 // 5 else second)
-        s.tell(Fact("car", "parked in the parking lot", EACH))
+        s.add_facts(Fact("car", "parked in the parking lot", EACH))
     else:
         share = s.pick(45, 70, 92)
         taken = order[: len(order) * share // 100]
         for k, colour in enumerate(CARS):
             s.cars(taken[k :: len(CARS)], colour)
         where = "parked neatly in rows" if share > 80 else "parked in the parking lot"
-        s.tell(Fact("car", where))
+        s.add_facts(Fact("car", where))
     if s.chance(60):
         y = s.pick(14, 882)
         s.trees([(x + s.r(-8, 8), y, s.r(18, 26)) for x in range(-60, SPAN + 80, s.r(52, 80))])
@@ -222,7 +222,7 @@ def parking(s: Stage):
         s.canvas.shadow(rect(x, -20, w, 66), 60)
         with s.canvas.item("building", roof):
             s.flat_roof(x, -20, w, 66, roof, 3)
-    s.tell(
+    s.add_facts(
         Fact("tree", "next to the parking lot", "green", amount=SOME),
         Fact("building", "beside the parking lot", EACH),
     )
@@ -260,7 +260,7 @@ def railwaystation(s: Stage):
         street(s, across(bottom + 70), 50, 12, s.r(0, 5), CARS)
     neighbours(s, PAGE, 92, percent=s.pick(0, 60, 90))
     s.scatter_trees(s.pick(8, 20, 40), 15, 26)
-    s.tell(
+    s.add_facts(
         Fact("train", "parked in the railway station", colour),
         Fact("railway track", "lying side by side"),
         Fact("station building", "beside the railway tracks", hall),
@@ -321,7 +321,7 @@ def storagetanks(s: Stage):
     s.around = AROUND_TANKS.get(land, "")
     where = TANKS_ON[land] if beside == "nothing" else f"near the {beside}"
     group = "storage tanks" if len(places) > 1 else "storage tank"
-    s.tell(
+    s.add_facts(
         Fact("storage tank", where, colour),
         Fact("road", f"beside the {group}"),
         Fact("river", f"beside the {group}", "green"),
@@ -363,7 +363,7 @@ def viaduct(s: Stage):
     for way in (upper, upper[::-1]):
         s.drive(way, wide // 4 + 2, s.r(0, 5), CARS, 80)
     s.scatter_trees(s.pick(10, 30, 60), 14, 26)
-    s.tell(
+    s.add_facts(
         Fact("viaduct", "crossing over the road"),
         Fact("loop", "beside the viaduct"),
         Fact("car", "on the roads", SAME, "on the road"),

@@ -1,0 +1,39 @@
+"""Tables of real sets that the notebooks show."""
+
+import pytest
+
+from nbhelpers.errors import UserError
+from nbhelpers.results import real_sets
+
+
+@pytest.mark.parametrize(
+    ("notebook", "system"),
+    [
+        ("20_pir", "PIR"),
+        ("21_pir_clip", "PIR-CLIP"),
+        ("22_pe_rsitr", "PE-RSITR"),
+        ("23_cfitr", "CFITR"),
+    ],
+)
+def test_each_retrieval_system_has_its_rows_on_both_sets(notebook, system):
+    table = real_sets.rows(notebook)
+    assert set(table.index.get_level_values("set")) == {"ucm", "rsicd"}
+    for name in real_sets.SETS:
+        rows = table.loc[name]
+        assert rows.index[-1] == "chance" and system in rows.index
+        mean = float(rows.loc[system, "mR"].split()[0])
+        low, high = map(float, rows.loc[system, "95 % interval"].strip("[]").split(", "))
+        assert low <= mean <= high and mean > float(rows.loc["chance", "mR"])
+        assert int(rows.loc[system, "seeds"]) >= 1
+    assert not any("PIR" in label for _, label in table.index) or "pir" in notebook
+
+
+def test_captions_have_their_scores_and_no_chance():
+    table = real_sets.rows("50_score_captions")
+    assert {"BITA", "nearest training image"} <= set(table.loc["rsicd"].index)
+    assert list(table.columns) == ["BLEU-4", "METEOR", "CIDEr", "seeds"]
+
+
+def test_a_folder_without_records_is_said(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        real_sets.rows("20_pir", tmp_path)

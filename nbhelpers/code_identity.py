@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import resolve_name
+from itertools import accumulate, chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,7 +100,7 @@ class Code:
 
     def digest(self, *roots: object) -> str:
         """As `code_digest`."""
-        first = [address for root in roots for address in self._addresses(root)]
+        first = list(chain.from_iterable(map(self._addresses, roots)))
         reached = self._reached(first)
         digests, count = dict.fromkeys(reached, ""), 0
         # each round tells more definitions apart, by those that they name
@@ -134,12 +135,8 @@ class Code:
                 statements = _bound(self.statements((module, owner))[0].body).get(name, [])
                 if statements and here not in found:
                     found.append(here)
-                    ahead += [
-                        node.attr
-                        for part in statements
-                        for node in ast.walk(part)
-                        if isinstance(node, ast.Attribute)
-                    ]
+                    nodes = chain.from_iterable(map(ast.walk, statements))
+                    ahead += [node.attr for node in nodes if isinstance(node, ast.Attribute)]
         lacking = set(names) - {name.partition(".")[2] for _, name in found}
         if lacking:
             raise UserError(f"{of[1]} has no member {min(lacking)}; name one that it has.")
@@ -147,13 +144,10 @@ class Code:
 
     def _family(self, of: Address) -> list[Address]:
         """A class and its bases in this package."""
-        bases = [
-            _Reader(self, self.module(of[0])).target(base) for base in self.statements(of)[0].bases
-        ]
-        return [
-            of,
-            *(member for base in bases if base and base[0] for member in self._family(base[0])),
-        ]
+        reader = _Reader(self, self.module(of[0]))
+        bases = filter(None, map(reader.target, self.statements(of)[0].bases))
+        families = [self._family(base) for base, _ in bases if base]
+        return [of, *chain.from_iterable(families)]
 
     def module(self, name: str) -> _Module:
         """Return a module, parsed once."""
@@ -208,12 +202,8 @@ class Code:
 
     def _imported_with(self, module: str) -> list[str]:
         """A module and the packages that hold it."""
-        parts = module.split(".")
-        return [
-            name
-            for name in (".".join(parts[: n + 1]) for n in range(len(parts)))
-            if name in self.sources
-        ]
+        names = accumulate(module.split("."), "{}.{}".format)
+        return [name for name in names if name in self.sources]
 
     def _definition(self, here: Address) -> tuple[str, list[Address]]:
         if here not in self._read:
@@ -248,12 +238,8 @@ class _Module:
         """
         if not isinstance(part, DEFINITIONS) or not _bound([part]):
             return True
-        named = [
-            node.id
-            for mark in getattr(part, "decorator_list", [])
-            for node in ast.walk(mark)
-            if isinstance(node, ast.Name)
-        ]
+        nodes = chain.from_iterable(map(ast.walk, getattr(part, "decorator_list", [])))
+        named = [node.id for node in nodes if isinstance(node, ast.Name)]
         top = self.name.partition(".")[0]
         return any(
             name in self.definitions or self.imports.get(name, "").partition(".")[0] == top
@@ -293,9 +279,7 @@ class _Reader:
                 _variables(node, self.module.package), node.body
             )
         if isinstance(node, COMPREHENSIONS):
-            variables = dict.fromkeys(
-                name for one in node.generators for name in _stored([one.target])
-            )
+            variables = dict.fromkeys(_stored([one.target for one in node.generators]))
             return self.plain(node.generators[0].iter), self._within(variables, node, self._fields)
         return self._fields(node)
 
@@ -439,12 +423,8 @@ def _variables(function: Any, package: str) -> dict[str, str | None]:
     """What is bound within a function: imports with their dotted names, variables with None."""
     body = function.body if isinstance(function.body, list) else [function.body]
     arguments = [node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)]
-    elsewhere = [
-        name
-        for node in _own(body)
-        if isinstance(node, (ast.Global, ast.Nonlocal))
-        for name in node.names
-    ]
+    outer = [node.names for node in _own(body) if isinstance(node, (ast.Global, ast.Nonlocal))]
+    elsewhere = set(chain.from_iterable(outer))
     variables = dict.fromkeys(
         name for name in [*arguments, *_stored(body)] if name not in elsewhere
     )

@@ -63,6 +63,7 @@ CHAIN = (
     Step("30_evaluate_retrieval", 20, reads=RETRIEVAL_NOTEBOOKS),
     Step("31_errors_and_significance", 50, reads=RETRIEVAL_NOTEBOOKS),
     Step("32_bring_your_model", 30, reads=PREPARED, starts=("pe_rsitr", "small_clip")),
+    Step("33_ideas", 20),
     Step(
         "40_attention_and_belief",
         160,
@@ -79,6 +80,7 @@ CHAIN = (
 )
 # parameter of 12_starting_weights: who reads it
 PRETRAINED = {"CLIP": ("21_pir_clip", "22_pe_rsitr"), "VILT": ("23_cfitr",)}
+ONLY = "ONLY"  # a line of a profile that names the one notebook that it runs
 MOST_JOBS = 64
 PROGRESS_EVERY = 60  # seconds between two lines on the cell that a notebook is at
 NOTEBOOKS = notebooks_folder()
@@ -88,11 +90,20 @@ NOTEBOOKS = notebooks_folder()
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
-def select(upto: str = "") -> tuple[Step, ...]:
+def select(upto: str = "", only: str = "") -> tuple[Step, ...]:
     """Return the chain up to the notebook whose name starts with `upto`; all of it for "".
 
-    UserError if no notebook or several start so.
+    only  the name of a notebook that runs alone, as `only_of` gives it; "" for none
+    UserError if no notebook or several start so, and for both together.
     """
+    if only:
+        chosen = tuple(step for step in CHAIN if step.name == only)
+        if upto or not chosen or chosen[0].reads:
+            raise UserError(
+                f"This profile runs {only} alone; give no UPTO, and let ONLY name a notebook that"
+                " reads no other one."
+            )
+        return chosen
     if not upto:
         return CHAIN
     found = [position for position, step in enumerate(CHAIN) if step.name.startswith(upto)]
@@ -116,6 +127,7 @@ def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
     if name == "default":
         return {}
     values = _read_yaml(name, notebooks)
+    values.pop(ONLY, None)
     base = values.pop(BASE, None)
     if base is None:
         return values
@@ -123,6 +135,11 @@ def read_profile(name: str, notebooks: Path = NOTEBOOKS) -> dict[str, Any]:
     if BASE in below:
         raise UserError(f"Profile '{base}' is the BASE of '{name}', so it cannot have one itself.")
     return below | values
+
+
+def only_of(name: str, notebooks: Path = NOTEBOOKS) -> str:
+    """Return the one notebook that a profile runs, from its line ONLY; "" if it runs the chain."""
+    return "" if name == "default" else str(_read_yaml(name, notebooks).get(ONLY, ""))
 
 
 def _read_yaml(name: str, notebooks: Path) -> dict[str, Any]:
@@ -220,6 +237,7 @@ class Plan:
     upto: str
     parameters: dict[str, dict[str, Any]]
     made_of: dict[str, dict[str, str]]
+    only: str = ""
     due: list[str] = field(default_factory=list)
 
     @classmethod
@@ -240,10 +258,10 @@ class Plan:
         In the tiny size BITA takes its image tower from 12_starting_weights; else it need not wait.
         """
         if self.parameters["24_bita"].get("SIZE") == "tiny":
-            return select(self.upto)
+            return select(self.upto, self.only)
         return tuple(
             replace(step, reads=("10_prepare_data",)) if step.name == "24_bita" else step
-            for step in select(self.upto)
+            for step in select(self.upto, self.only)
         )
 
     def gates(self) -> list[str]:
@@ -441,7 +459,8 @@ def run_chain(
     given  values of parameters that count before the profile's
     Raises UserError for what is refused before anything runs.
     """
-    steps = select(upto)
+    only = only_of(profile, notebooks)
+    steps = select(upto, only)
     seeds = [profile_seed(profile, notebooks)] if seeds is None else seeds
     if any(seeds.count(seed) > 1 for seed in seeds):
         raise UserError(f"The seeds are {' '.join(map(str, seeds))}; name each once.")
@@ -463,6 +482,7 @@ def run_chain(
                 upto,
                 spared(values, steps),
                 ingredients(values, steps, notebooks),
+                only,
             )
             for seed, values in zip(seeds, values_of_seeds, strict=True)
         ]

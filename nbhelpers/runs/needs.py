@@ -115,7 +115,7 @@ def choose(profile: str, overrides: Mapping[str, Any], upto: str = "") -> Chosen
     if wrong:
         raise UserError(f"Profile '{profile}' was refused and nothing was run. {' '.join(wrong)}")
     public_weights.use(given.get("WEIGHTS", {}))
-    return Chosen(profile, values | given, batch.select(upto))
+    return Chosen(profile, values | given, batch.select(upto, batch.only_of(profile)))
 
 
 def table(chosen: Chosen) -> list[Need]:

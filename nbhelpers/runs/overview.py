@@ -29,6 +29,7 @@ QUESTIONS = {
     "30_evaluate_retrieval": "How good is a retrieval system, and how sure are we?",
     "31_errors_and_significance": "Which queries fail and why, and which differences are real?",
     "32_bring_your_model": "How good is your own model, and what does the way of counting change?",
+    "33_ideas": "Does each paper's idea do what it was invented for?",
     "40_attention_and_belief": "What does a network look at, and can a map of it be trusted?",
     "50_score_captions": "When is one caption better than another, and which scores notice it?",
     "60_search": "What is it like to search with all of this?",

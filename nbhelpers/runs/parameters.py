@@ -162,6 +162,9 @@ class Parameters(BaseModel):
     # 32_bring_your_model
     MODEL: str
 
+    # 33_ideas
+    TRAIN: bool
+
     # 40_attention_and_belief
     IMAGES: Annotated[int, Field(ge=2, le=MANY)]
 

@@ -161,6 +161,22 @@ def test_upto_takes_the_beginning_of_a_name():
     assert batch.select("") == batch.CHAIN
 
 
+def test_a_profile_may_run_one_notebook_alone(notebooks):
+    profile(notebooks, "PROFILE: mine\nONLY: 33_ideas\n")
+    assert batch.only_of("mine", notebooks) == "33_ideas" and batch.only_of("default") == ""
+    assert "ONLY" not in batch.read_profile("mine", notebooks)
+    assert [step.name for step in batch.select(only="33_ideas")] == ["33_ideas"]
+    assert batch.run_chain("mine", notebooks=notebooks) == 0
+    finished = sorted((batch.runs_root() / "mine" / "finished").iterdir())
+    assert [path.name for path in finished] == ["33_ideas-seed0.json"]
+
+
+@pytest.mark.parametrize(("upto", "only"), [("33", "33_ideas"), ("", "20_pir"), ("", "nothing")])
+def test_a_notebook_alone_reads_no_other_one(upto, only):
+    with pytest.raises(UserError, match=f"runs {only} alone; give no UPTO"):
+        batch.select(upto, only)
+
+
 def test_the_chain_reads_only_what_ran_before():
     seen = set()
     for step in batch.CHAIN:

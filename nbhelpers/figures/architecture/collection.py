@@ -24,7 +24,7 @@ MEASURES = (
     ("40_attention_and_belief", "where a system looks", "maps, and tests of them"),
     ("50_score_captions", "captions", "of BITA and of baselines"),
     ("60_search", "search", "a sentence in, pictures out"),
-    ("32_bring_your_model", "a model of your own", "or only its scores"),
+    ("32_bring_your_model\n33_ideas", "a model, an idea", ""),
 )
 
 

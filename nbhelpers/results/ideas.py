@@ -1,6 +1,6 @@
 """What the records say of each paper's idea, with and without, on a world made for it.
 
-`tasks.ideas` writes these records; `data.scenes.ideas` has the worlds.
+`tasks.ideas` writes these records; `data.ideas` has the worlds.
 """
 
 from __future__ import annotations

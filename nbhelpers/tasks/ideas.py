@@ -1,6 +1,6 @@
 """Each paper's idea, with and without, on a world that is made for it.
 
-The worlds are those of `data.scenes.ideas`. With and without are trained on the same pairs, in the
+The worlds are those of `data.ideas`. With and without are trained on the same pairs, in the
 same batches, with the same settings and seeds; nothing else differs. Every run is a record of its
 own, and `finding` compares them by the paired test over seeds and images.
 """
@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from nbhelpers import figures
+from nbhelpers.data import ideas as worlds
 from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.loaders import FeatureDataset, train_loader
-from nbhelpers.data.scenes import ideas as worlds
 from nbhelpers.data.tokenization import (
     Tokenizer,
     caption_batches,

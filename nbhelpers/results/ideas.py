@@ -75,9 +75,9 @@ IDEAS = {
     ),
     "two_stages": Idea(
         "CFITR",
-        "codes, then reranking of 20",
-        "a gallery of 420 images and 2100 captions",
-        {WITHOUT: "codes alone", WITH: "codes, then 20 candidates are reranked"},
+        "codes, then reranking of 10",
+        "a gallery of 420 images and their captions",
+        {WITHOUT: "codes alone", WITH: "codes, then 10 candidates are reranked"},
         ("gallery1",),
     ),
     "fourier": Idea(

@@ -66,8 +66,9 @@ def first_in_order(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
 
 
 def pir_arms(idea: str, start: Start, settings: loop.TrainConfig) -> dict[str, Arm]:
-    """Return the arms of an idea of PIR: its compact size with one part, all towers frozen."""
-    still = pir.PIRConfig.compact(tuned_stages=0, **start.options).baseline()
+    """Return the arms of an idea of PIR: one part of its compact size, half as wide, on frozen towers."""
+    still = pir.PIRConfig.compact(tuned_stages=0, embed_dim=64, heads=4, **start.options)
+    still = still.baseline()
     parts: dict[str, tuple[pir.PIRConfig, Any]] = {WITHOUT: (still, None)}
     if idea == "belief":
         parts[WITHOUT] = replace(still, vir=True, filter_size=50), first_in_order
@@ -193,7 +194,7 @@ def pretrained(bench: Bench) -> pretraining.Pretraining:
 
 
 # ---- CFITR
-CANDIDATES = 20
+CANDIDATES = 10
 
 
 def _run_two_stages(bench: Bench, idea: str, world: str, seed: int) -> None:

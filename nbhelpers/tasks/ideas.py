@@ -66,7 +66,7 @@ def first_in_order(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
 
 
 def pir_arms(idea: str, start: Start, settings: loop.TrainConfig) -> dict[str, Arm]:
-    """Return the arms of an idea of PIR: one part of its compact size, half as wide, on frozen towers."""
+    """Return the arms of an idea of PIR: one part of its compact size, half as wide."""
     still = pir.PIRConfig.compact(tuned_stages=0, embed_dim=64, heads=4, **start.options)
     still = still.baseline()
     parts: dict[str, tuple[pir.PIRConfig, Any]] = {WITHOUT: (still, None)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,7 @@ def bridge(
         rows[protocol] |= found.metrics | {"captions": len(kept)}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame["difference"] = frame.mR - frame.mR["expectation"]
-    recalls = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
+    recalls = [f"{way}_R@{k}" for way, k in product(("i2t", "t2i"), KS)]
     return frame[["captions", *recalls, "mR", "difference", "what it does"]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -128,7 +129,7 @@ def trace(
     root = repository_root()
     results = root / "data/results"
     pages = page or [root / "README.md", *sorted(results.rglob("README.md"))]
-    found = [trace for one in pages for trace in traces.traces(one, results)]
+    found = list(chain.from_iterable(traces.traces(one, results) for one in pages))
     if as_json:
         print_json([asdict(trace) | {"holds": trace.holds} for trace in found])
     else:

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,13 @@ def _with_small_pictures(notebook: nbformat.NotebookNode) -> nbformat.NotebookNo
     return notebook
 
 
+def _code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def _pictures(notebook: nbformat.NotebookNode) -> list[dict[str, Any]]:
     """Return the data of all outputs that hold a PNG."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    outputs = [output for cell in code for output in cell.outputs]
+    outputs = chain.from_iterable(cell.outputs for cell in _code(notebook))
     return [output.data for output in outputs if "image/png" in output.get("data", {})]
 
 
@@ -237,8 +241,8 @@ def _problems(path: Path) -> list[str]:
     text = path.read_text()
     notebook = nbformat.reads(text, as_version=4)
     pictures = sum(len(data["image/png"]) for data in _pictures(notebook))
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    outputs = [output for cell in code for output in cell.outputs]
+    code = _code(notebook)
+    outputs = list(chain.from_iterable(cell.outputs for cell in code))
     counts = [cell.execution_count for cell in code]
     checks = {
         f"has more than {TEXT_LIMIT // 1000} kB of text": (

@@ -14,6 +14,7 @@ import html
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import ipywidgets
@@ -58,7 +59,7 @@ class LiveScores:
         }
         self._images_with: Counter = Counter()
         for own in self.references.values():
-            self._images_with.update({gram for text in own for gram in _grams(text)})
+            self._images_with.update(set(chain.from_iterable(map(_grams, own))))
 
     def score(self, image: Hashable, caption: str) -> dict[str, float]:
         """Return metric -> score of a caption for an image, as fractions.
@@ -256,7 +257,7 @@ class CaptionEditor(ipywidgets.VBox):
 
     def _marked(self) -> Iterator[str]:
         """The words of the caption; those that no reference has are marked."""
-        known = {word for text in self.live.references[self.shown] for word in text.split()}
+        known = set(" ".join(self.live.references[self.shown]).split())
         for word in tokenize_by_rules(clean(self.text.value)).split()[:LONGEST]:
             kind = "known" if word in known else "new"
             yield f'<span class="nbh-{kind}">{html.escape(word)}</span>'

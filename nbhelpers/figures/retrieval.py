@@ -255,7 +255,7 @@ def ranking(
     """Draw systems below each other, each a point with its interval and its group's letters.
 
     table    indexed by system, best first: value, low and high (its interval) in percent, group
-    levels   vertical lines: chance, the ceiling of the split
+    levels   at most three vertical lines, from low to high: chance, class only, the ceiling
     claimed  published values, hollow diamonds below the systems
     """
     claimed = claimed or {}
@@ -273,7 +273,7 @@ def ranking(
             markeredgecolor="black",
             label="as published",
         )
-    for (name, level), style in zip(levels.items(), (":", "--"), strict=False):
+    for (name, level), style in zip(levels.items(), (":", "-.", "--"), strict=False):
         axes.axvline(level, color=GREY, linestyle=style, label=f"{name} {level:.1f}")
     for height, group in zip(y, table.group, strict=False):
         axes.annotate(

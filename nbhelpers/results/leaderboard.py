@@ -289,7 +289,7 @@ def _published(
 # its rows
 def _bound(records: list[Record], field: str) -> dict[str, float]:
     """Return the recalls of a bound: of a record, or known of a published split."""
-    stated = next((record[field] for record in records if record.get(field)), {})
+    stated: dict[str, float] = next((record[field] for record in records if record.get(field)), {})
     known = CLASS_ONLY.get(records[0]["data_fingerprint"], {})
     return stated or (known if field == "class_only" else {})
 

@@ -17,6 +17,7 @@ from nbhelpers.code_identity import text_digest
 from nbhelpers.errors import UserError
 
 NOT_FOR_NOTEBOOKS = {
+    "app.py",
     "audit_command.py",
     "batch.py",
     "stored_notebooks.py",
@@ -32,6 +33,7 @@ NOT_FOR_NOTEBOOKS = {
     "needs.py",
     "needs_command.py",
     "own_profile.py",
+    "plain_display.py",
     "rehearsal.py",
     "__main__.py",
     "README.md",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nbhelpers.runs.options import MANY, Data, Device, Profile, Seed, Trainable, in_runs
+from nbhelpers.runs.plain_display import plain_display
 
 Method = Literal["full", "linear", "lora", "adapter"]
 
@@ -57,7 +58,8 @@ def train(  # noqa: PLR0913 - each parameter is an option
             raise typer.BadParameter(
                 f"--model belongs to --system clip; leave it out for {system}."
             )
-        batch.train(system, profile, data, seed)
+        with plain_display():
+            batch.train(system, profile, data, seed)
         return
     if not model:
         raise typer.BadParameter("--system clip trains the model that --model names; give it, too.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +106,49 @@ def from_scratch(
         )
         scores.append(pairs.float().cpu().numpy())
     return np.concatenate(scores)
+
+
+def by_gallery_size(
+    search: Callable[[int], Search],
+    inputs: Mapping[str, Tensor],
+    gallery_inputs: Callable,
+    sizes: Sequence[int],
+    limit: float = 2000.0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return (milliseconds of one query, whether each was measured), a row for each gallery size.
+
+    Columns: coarse, fine, two stages, and the exhaustive searches from the cache and from scratch.
+    An exhaustive search that should take more than `limit` ms is calculated in proportion.
+
+    search          size -> the two-stage search in a gallery of so many items
+    inputs          of the query, as for `query_times`
+    gallery_inputs  row numbers (B,) -> inputs, as for `exhaustive_times`
+    sizes           in rising order
+    """
+    rows: list[dict[str, float]] = []
+    known: list[dict[str, bool]] = []
+    for number, size in enumerate(sizes):
+        engine = search(size)
+        times = query_times(engine, inputs, repeats=3)
+        row = {"coarse": times["coarse"], "fine": times["fine"], "two stages": times["total"]}
+        measured = dict.fromkeys(row, True)
+        for name, given in (("cached", None), ("scratch", gallery_inputs)):
+            column = f"exhaustive, {name}"
+            expected = rows[-1][column] * size / sizes[number - 1] if rows else 0.0
+            measured[column] = expected < limit
+            row[column] = expected
+            if measured[column]:
+                row[column] = _exhaustive(engine, inputs, given)
+        rows.append(row)
+        known.append(measured)
+    return pd.DataFrame(rows, sizes), pd.DataFrame(known, sizes)
+
+
+def _exhaustive(search: Search, inputs: Mapping[str, Tensor], given: Callable | None) -> float:
+    """Milliseconds of a query against every item: from the cache or, if inputs are given, anew."""
+    if given is None:
+        return exhaustive_times(search, inputs)["cached"]
+    return milliseconds(lambda: from_scratch(search, inputs, given), 1)
 
 
 # ---- the trade-off, for who compares systems

@@ -68,7 +68,7 @@ def offer(key: str, mirror: str = "", urls: tuple[str, ...] = ()) -> Offer:
         raise UserError(_no_mirror(key))
     from huggingface_hub import HfApi
 
-    with _told(repository):
+    with _in_one_sentence(repository):
         about = HfApi().dataset_info(repository, files_metadata=True)
     sizes = {file.rfilename: file.size for file in about.siblings or []}
     card = getattr(about.card_data, "license", None) or "none stated"
@@ -99,7 +99,7 @@ def fetch(
     repository = mirror or MIRRORS[key.lower()]
     from huggingface_hub import snapshot_download
 
-    with _told(repository):
+    with _in_one_sentence(repository):
         snapshot_download(repository, repo_type="dataset", local_dir=folder)
     return folder
 
@@ -127,7 +127,7 @@ def _no_mirror(key: str) -> str:
 
 
 @contextmanager
-def _told(place: str) -> Iterator[None]:
+def _in_one_sentence(place: str) -> Iterator[None]:
     """Turn what goes wrong at the hub or a host into one sentence."""
     try:
         yield
@@ -144,7 +144,7 @@ def _size(url: str) -> int | None:
     """Return the bytes of an address; None if its host does not say. UserError without one."""
     if urlsplit(url).scheme not in ("http", "https") or not _name_of(url):
         raise UserError(f"{url} is no address of a file; write https://HOST/FILE.")
-    with _told(url):
+    with _in_one_sentence(url):
         found = httpx.head(url, follow_redirects=True, timeout=30)
         found.raise_for_status()
     length = found.headers.get("content-length", "")
@@ -165,7 +165,10 @@ def _download(url: str, folder: Path) -> None:
         return
     have = part.stat().st_size if part.exists() else 0
     ask = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with _told(url), httpx.stream("GET", url, headers=ask, follow_redirects=True) as answer:
+    with (
+        _in_one_sentence(url),
+        httpx.stream("GET", url, headers=ask, follow_redirects=True) as answer,
+    ):
         if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.replace(target)
             return

@@ -58,8 +58,8 @@ def layout_of(path: Path) -> str | None:
         if any(map(_is_shard, packed.files_in(path, ".tar"))):
             return "shards"
         files = tables.table_files(path)
-        return tables.KINDS[files[0].suffix.lower()] if files else None
-    return ({".tar": "shards"} | tables.KINDS).get(path.suffix.lower())
+        return tables.LAYOUT_OF[files[0].suffix.lower()] if files else None
+    return ({".tar": "shards"} | tables.LAYOUT_OF).get(path.suffix.lower())
 
 
 def read(path: Path, rows: Rows) -> str:

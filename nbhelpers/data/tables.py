@@ -32,7 +32,7 @@ IMAGES = ("image", "img")
 UNFOLDED = 20  # a table may unfold to at most so many times its own size ...
 SMALL = 256 * 2**20  # ... unless that is fewer bytes than this
 ROWS = 64  # read at once
-KINDS = {".arrow": "arrow", ".parquet": "hub"}
+LAYOUT_OF = {".arrow": "arrow", ".parquet": "hub"}
 
 
 def table_files(path: Path) -> list[Path]:

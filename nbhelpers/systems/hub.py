@@ -41,7 +41,7 @@ def push(checkpoint: Path | str, repository: str, public: bool = False) -> str:
     """
     path = checkpoints.weight_file(Path(checkpoint).expanduser())
     about = _about(path)
-    with _told(repository, "push"), tempfile.TemporaryDirectory() as folder:
+    with _in_one_sentence(repository, "push"), tempfile.TemporaryDirectory() as folder:
         if get_token() is None:
             raise UserError(
                 "No token of the hub is known; run `hf auth login`, or set HF_TOKEN to one that may"
@@ -65,7 +65,7 @@ def pull(repository: str, folder: Path | str, revision: str | None = None) -> Pa
     UserError where nothing is found or reached, for a repository without such a checkpoint, and if
     another file is there.
     """
-    with _told(repository, "pull"):
+    with _in_one_sentence(repository, "pull"):
         fetched = (
             Path(snapshot_download(repository, revision=revision, allow_patterns=[FILE, CARD]))
             / FILE
@@ -159,7 +159,7 @@ def card(about: dict, repository: str) -> str:
 
 
 @contextmanager
-def _told(repository: str, what: str):
+def _in_one_sentence(repository: str, what: str):
     """The hub's errors in a sentence."""
     try:
         yield

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import release_states
 from torch import nn
 
 from nbhelpers.papers import bita, cfitr, pe_rsitr, pir, pir_clip
-from nbhelpers.towers import checkpoints
 
 
 def _pir(model: pir.PIR) -> dict:
@@ -26,11 +26,11 @@ def _pir(model: pir.PIR) -> dict:
         "temp2": c.temperature,
         "nbhelpers": asdict(c),
     }
-    return {"model": pir.release_state(model), "config": settings}
+    return {"model": release_states.pir_state(model), "config": settings}
 
 
 def _pir_clip(model: pir_clip.PIRCLIP) -> dict:
-    state, note = pir_clip.release_state(model), asdict(model.config)
+    state, note = release_states.pir_clip_state(model), asdict(model.config)
     return {"epoch": 0, "name": "PIR", "state_dict": state, "nbhelpers": note}
 
 
@@ -38,7 +38,7 @@ def _pe_rsitr(model: pe_rsitr.PERSITR) -> dict:
     return {
         "epoch": 0,
         "arch": "PE_RSITR",
-        "model": pe_rsitr.release_state(model),
+        "model": release_states.pe_rsitr_state(model),
         "best_rsum": 0.0,
         "options": {"nbhelpers": asdict(model.config)},
         "Eiters": 0,
@@ -47,19 +47,24 @@ def _pe_rsitr(model: pe_rsitr.PERSITR) -> dict:
 
 def _cfitr(model: cfitr.CFITR) -> dict:
     note = {"nbhelpers": asdict(model.config)}
-    return {"state_dict": cfitr.release_state(model), "hyper_parameters": note}
+    return {"state_dict": release_states.cfitr_state(model), "hyper_parameters": note}
 
 
 def _bita(model: bita.ImageReader) -> dict:
     note = {"nbhelpers": asdict(model.config)}
-    state = bita.release_state(model)
+    state = release_states.bita_state(model)
     return {"model": state, "optimizer": {}, "config": note, "scaler": {}, "epoch": 4}
 
 
 CONTENTS = {"pir": _pir, "pir_clip": _pir_clip, "pe_rsitr": _pe_rsitr, "cfitr": _cfitr}
 
 
+def content_of(model: nn.Module) -> dict:
+    """The layout of the authors of the model's paper, with a note of its configuration."""
+    system = type(model).__module__.rpartition(".")[2]
+    return CONTENTS.get(system, _bita)(model)
+
+
 def write_release(model: nn.Module, path: Path | str) -> None:
     """Write the layout of the authors of the model's paper."""
-    system = type(model).__module__.rpartition(".")[2]
-    checkpoints.save_pickle(path, CONTENTS.get(system, _bita)(model))
+    release_states.save_pickle(path, content_of(model))

@@ -575,18 +575,6 @@ def load_release(model: ImageReader, state: dict[str, Tensor]) -> list[str]:
     return dropped
 
 
-def release_state(model: ImageReader) -> dict[str, Tensor]:
-    """Return the trained tensors and the buffer, with the authors' names."""
-    state = dict(model.state_dict())
-    if isinstance(model, Aligner):
-        decoder = model.Fformer.cls.predictions.decoder
-        state |= {
-            f"Fformer.cls.predictions.decoder.{name}": getattr(decoder, name)
-            for name in ("weight", "bias")
-        }
-    return state | {POSITION_IDS: torch.arange(model.config.positions)[None]}
-
-
 def stage_of(state: dict[str, Tensor]) -> type[Aligner] | type[Captioner]:
     """Return Aligner or Captioner, by the names in the file; UserError if it is neither."""
     names = set(state)

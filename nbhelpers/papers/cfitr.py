@@ -594,11 +594,6 @@ def load_release(model: CFITR, state: dict[str, Tensor]) -> list[str]:
     return dropped
 
 
-def release_state(model: CFITR) -> dict[str, Tensor]:
-    """Return the state dict with the authors' key names, without the bank."""
-    return vilt_names.to_authors(checkpoints.rename(model.state_dict(), [("^bank$", None)]))
-
-
 def config_of_release(state: dict[str, Tensor], settings: dict) -> CFITRConfig:
     """Return the configuration of a released checkpoint.
 

@@ -357,13 +357,6 @@ def load_release(model: PERSITR, state: dict[str, Tensor]) -> None:
     )
 
 
-def release_state(model: PERSITR) -> dict[str, Tensor]:
-    """Return the tensors of CLIP and adapter with the authors' key names."""
-    return {
-        f"PE_RSITR.{name}": value for name, value in ReleasedPERSITR(model).state_dict().items()
-    }
-
-
 def config_of_release(state: dict[str, Tensor], options: dict) -> PERSITRConfig:
     """Return the configuration of a released checkpoint.
 

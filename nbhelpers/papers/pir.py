@@ -583,9 +583,6 @@ _STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"
 FROM_RELEASE = [
     (rf"^conv_encoder\.{index}\.", f"conv_encoder.{name}.") for index, name in _STAGES.items()
 ]
-TO_RELEASE = [
-    (rf"^conv_encoder\.{name}\.", f"conv_encoder.{index}.") for index, name in _STAGES.items()
-]
 
 STARTS = ("vision_proj.", "text_proj.")  # of names, once no prefix stands before them
 # buffers that the released Swin stores and timm does not
@@ -614,16 +611,6 @@ def load_release(model: PIR, state: dict[str, Tensor]) -> list[str]:
     kept = {name: value for name, value in state.items() if name not in recomputed}
     checkpoints.load_into(model, checkpoints.rename(_shift_downsample(kept, +1), FROM_RELEASE))
     return recomputed
-
-
-def release_state(model: PIR) -> dict[str, Tensor]:
-    """Return the state dict with the authors' key names, their Swin buffers included."""
-    buffers = {
-        f"vision_encoder.{name}": b
-        for name, b in model.vision_encoder.named_buffers()
-        if name.endswith(RECOMPUTED)
-    }
-    return checkpoints.rename(_shift_downsample({**model.state_dict(), **buffers}, -1), TO_RELEASE)
 
 
 def config_of_release(state: dict[str, Tensor], settings: dict) -> PIRConfig:

@@ -258,7 +258,6 @@ def labels_from_names(names: list[str]) -> Tensor:
 # The authors' files. STARTS: of names, once no prefix stands before them
 STARTS = ("vision_proj_res.", "res_visual.", "clip.visual.")
 FROM_RELEASE = [(r"^(?!res_visual\.|vision_proj_res\.)", "clip.")]
-TO_RELEASE = [(r"^clip\.", "")]
 
 
 def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
@@ -267,11 +266,6 @@ def load_release(model: PIRCLIP, state: dict[str, Tensor]) -> None:
     UserError lists every key without a place, and nothing is loaded.
     """
     checkpoints.load_into(model, checkpoints.rename(checkpoints.bare(state, *STARTS), FROM_RELEASE))
-
-
-def release_state(model: PIRCLIP) -> dict[str, Tensor]:
-    """Return the model's state dict with the authors' key names."""
-    return checkpoints.rename(model.state_dict(), TO_RELEASE)
 
 
 def read(path: Path | str) -> tuple[PIRCLIP, dict]:

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -342,25 +341,6 @@ def save_checkpoint(
                     raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
                 raise
     return path
-
-
-def save_pickle(path: Path | str, content: Mapping[str, object]) -> None:
-    """Write `content` by torch.save, whole or not at all, as the papers' authors write checkpoints.
-
-    State dicts one level below are moved to the CPU, without gradients.
-    """
-    ready = {name: _on_cpu(part) for name, part in content.items()}
-    with atomic_write(Path(path)) as temporary:
-        torch.save(ready, temporary)
-
-
-def _on_cpu(part: object) -> object:
-    if not isinstance(part, dict):
-        return part
-    return {
-        name: value.detach().cpu() if isinstance(value, Tensor) else value
-        for name, value in part.items()
-    }
 
 
 def settings_in(rest: Mapping[str, object], name: str) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from nbhelpers.towers import checkpoints
@@ -35,11 +34,6 @@ _FROM_AUTHORS += [
     (rf"^transformer\.blocks\.(\d+)\.{a}\.", rf"vilt.encoder.layer.\1.{b}.")
     for a, b in _LAYER.items()
 ]
-_TO_AUTHORS = [(rf"^vilt\.{b}(?=\.|$)", a) for a, b in _TRUNK.items()]
-_TO_AUTHORS += [
-    (rf"^vilt\.encoder\.layer\.(\d+)\.{b}\.", rf"transformer.blocks.\1.{a}.")
-    for a, b in _LAYER.items()
-]
 
 # In files and in no trunk: heads of other tasks, and a buffer that transformers computes.
 DEAD = re.compile(r"(itm|mlm|mpp)_score\.|(vqa_|nlvr2_)?classifier\.|(.*\.)?position_ids$")
@@ -61,20 +55,6 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = value
     return checkpoints.rename(split, _FROM_AUTHORS)
-
-
-def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the other way round."""
-    state = checkpoints.rename(state, _TO_AUTHORS)
-    joined: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if ".attn.query." in name:
-            joined[name.replace("query", "qkv")] = torch.cat(
-                [state[name.replace("query", part)] for part in _PARTS]
-            )
-        elif ".attn.key." not in name and ".attn.value." not in name:
-            joined[name] = value
-    return joined
 
 
 def read_trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

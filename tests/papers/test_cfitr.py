@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import release_states
 import torch
 import two_processes
 from closeness import assert_close
@@ -27,7 +28,7 @@ from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
 from nbhelpers.runs import batch
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
-from nbhelpers.towers import backbones, checkpoints, starting_weights, vilt_names
+from nbhelpers.towers import backbones, checkpoints, starting_weights
 from nbhelpers.training import loop
 
 SMALL = CFITRConfig(split=2, bits=12, hidden=20, false_texts=3, dropout=0.0)
@@ -698,7 +699,9 @@ def test_parameter_groups_spare_the_norms_of_the_trunk_but_no_batch_norm():
         "transformer.blocks.1.norm2.weight",
         "text_embeddings.LayerNorm.weight",
     }
-    assert official <= set(vilt_names.to_authors({name: model.state_dict()[name] for name in free}))
+    assert official <= set(
+        release_states.vilt_state({name: model.state_dict()[name] for name in free})
+    )
     assert {
         "image_module.1.weight",
         "res.net.4.weight",
@@ -873,7 +876,7 @@ def released_file(model: CFITR) -> dict[str, torch.Tensor]:
         "text_embeddings.position_ids": torch.arange(LENGTH)[None],
     }
     return {
-        **cfitr.release_state(model),
+        **release_states.cfitr_state(model),
         **dead,
         **{f"res.{name}": p for name, p in cfitr.LFEM(16).state_dict().items()},
     }
@@ -894,7 +897,7 @@ def test_a_released_file_says_its_sizes_by_its_tensors_and_lists_what_is_dropped
     again, said = cfitr.read(tmp_path / "last.ckpt")
     assert again.config == replace(model.config, bank="released", false_from="all")
     assert (
-        set(said["dropped"]) == set(state) - set(cfitr.release_state(model))
+        set(said["dropped"]) == set(state) - set(release_states.cfitr_state(model))
         and len(said["dropped"]) == 4 + 21
     )
     assert torch.equal(everything(again, pairs()), everything(model, pairs()))
@@ -902,7 +905,7 @@ def test_a_released_file_says_its_sizes_by_its_tensors_and_lists_what_is_dropped
 
 def test_the_released_names_are_those_of_vilt():
     model = small()
-    state = cfitr.release_state(model)
+    state = release_states.cfitr_state(model)
     attention = model.vilt.encoder.layer[3].attention.attention
     joined = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
     assert torch.equal(state["transformer.blocks.3.attn.qkv.weight"], joined)
@@ -925,7 +928,7 @@ def test_the_released_names_are_those_of_vilt():
 
 def test_a_released_key_without_a_place_is_told(tmp_path):
     model = small()
-    state = cfitr.release_state(model)
+    state = release_states.cfitr_state(model)
     for broken, message in (
         ({**state, "momentum": torch.zeros(1)}, "unknown to the model .1.:\n  momentum"),
         (
@@ -957,7 +960,7 @@ def vilt_files(model: CFITR) -> dict[str, dict[str, torch.Tensor]]:
         "itm_score.fc.bias": torch.tensor([5.0, 6.0]),
     }
     official = (
-        vilt_names.to_authors(prefixed)
+        release_states.vilt_state(prefixed)
         | matching
         | {
             "mlm_score.bias": torch.zeros(WORDS),

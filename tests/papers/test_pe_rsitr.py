@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import release_states
 import torch
 import torch.nn.functional as F
 import two_processes
@@ -708,7 +709,7 @@ def test_a_released_file_in_half_precision_says_its_sizes_by_its_tensors(
     model = adapter_of(small(**changes))
     state = {
         name: value.half() if ".model." in name else value
-        for name, value in pe_rsitr.release_state(model).items()
+        for name, value in release_states.pe_rsitr_state(model).items()
     }
     content = {
         "epoch": 3,
@@ -726,7 +727,9 @@ def test_a_released_file_in_half_precision_says_its_sizes_by_its_tensors(
     assert said["config"] == {"lr": 2e-4} and next(again.clip.parameters()).dtype == torch.float32
     torch.testing.assert_close(both(again, pairs()), both(model, pairs()), atol=0.02, rtol=0)
     for spoilt in ("PE_RSITR.model.ln_final.bias", "PE_RSITR.Uniadapt.up_proj.bias"):
-        before = {name: value.clone() for name, value in pe_rsitr.release_state(again).items()}
+        before = {
+            name: value.clone() for name, value in release_states.pe_rsitr_state(again).items()
+        }
         with pytest.raises(
             UserError, match=f"missing in the file .1.:\n  {spoilt.removeprefix('PE_RSITR.')}"
         ):
@@ -735,7 +738,7 @@ def test_a_released_file_in_half_precision_says_its_sizes_by_its_tensors(
             )
         assert all(
             torch.equal(value, before[name])
-            for name, value in pe_rsitr.release_state(again).items()
+            for name, value in release_states.pe_rsitr_state(again).items()
         )
 
 

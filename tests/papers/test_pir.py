@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import release_states
 import torch
 import torch.nn.functional as F
 import two_processes
@@ -751,7 +752,7 @@ def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, tiny_nam
 def test_a_released_file_says_its_sizes_by_its_tensors(tmp_path, tiny_names, changes):
     model = small(**{"heads": 8, "dropout": 0.2, "instru_num": 1, "cycle_num": 1, **changes})
     content = {
-        "model": pir.release_state(model),
+        "model": release_states.pir_state(model),
         "config": {"filter_size": model.config.filter_size, "is_baseline": "ignored"},
     }
     assert "conv_encoder.0.weight" in content["model"] or not model.config.vir
@@ -762,7 +763,7 @@ def test_a_released_file_says_its_sizes_by_its_tensors(tmp_path, tiny_names, cha
 
 
 def test_the_released_names_are_those_of_the_old_swin_and_of_a_sequential_resnet():
-    state = pir.release_state(small())
+    state = release_states.pir_state(small())
     assert state["conv_encoder.4.0.conv1.weight"].shape == (4, 64, 3, 3)
     assert {
         "vision_encoder.layers.0.downsample.reduction.weight",
@@ -886,7 +887,8 @@ def test_files_of_other_models_and_files_with_code_are_refused(tmp_path, tiny_na
     }
     torch.save({"state_dict": swin().state_dict()}, tmp_path / "swin.pth")
     torch.save(
-        {"model": {**pir.release_state(model), "momentum": torch.zeros(1)}}, tmp_path / "clip.pth"
+        {"model": {**release_states.pir_state(model), "momentum": torch.zeros(1)}},
+        tmp_path / "clip.pth",
     )
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"model": Bomb(tmp_path / "touched")}))
     torch.save(

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import open_clip
 import pytest
+import release_states
 import torch
 import torch.nn.functional as F
 import two_processes
@@ -579,7 +580,7 @@ def test_other_state_dicts_start_no_clip(tmp_path):
     wide = plain_clip(vision=SIZES["small"].vision | {"width": 32})
     for wrong, message in (
         (cut, "missing in the file .1.:\n  visual.proj"),
-        (pir_clip.release_state(model), "res_visual.conv1.weight"),
+        (release_states.pir_clip_state(model), "res_visual.conv1.weight"),
         (state | {"logit_bias": torch.zeros(())}, "unknown to the model .1.:\n  logit_bias"),
         (wide, "of another shape"),
     ):
@@ -634,7 +635,7 @@ def test_what_is_written_as_release_is_read_as_the_same_model(tmp_path, changes)
 def test_a_released_file_is_read_in_the_paper_size(tmp_path, monkeypatch, prefix):
     monkeypatch.setattr(PIRCLIPConfig, "paper", lambda: PIRCLIPConfig(clip="small"))
     model = small()
-    state = {prefix + name: value for name, value in pir_clip.release_state(model).items()}
+    state = {prefix + name: value for name, value in release_states.pir_clip_state(model).items()}
     torch.save(
         {"state_dict": state, "epoch": 20, "name": "run", "optimizer": {"state": {}}},
         tmp_path / "PIR-CLIP_RET-3.pt",
@@ -700,7 +701,9 @@ def test_files_of_other_models_are_refused(tmp_path):
         ),
     }
     torch.save({"state_dict": plain_clip()}, tmp_path / "clip.pt")
-    torch.save({"state_dict": pir_clip.release_state(model), "nbhelpers": "?"}, tmp_path / "odd.pt")
+    torch.save(
+        {"state_dict": release_states.pir_clip_state(model), "nbhelpers": "?"}, tmp_path / "odd.pt"
+    )
     made |= {
         "clip": (tmp_path / "clip.pt", "vision_proj_res is missing.*12_starting_weights"),
         "odd": (tmp_path / "odd.pt", nothing),

@@ -7,11 +7,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import release_states
 import torch
 from closeness import SINGLE, assert_close
 
 from nbhelpers.papers import cfitr, vilt
-from nbhelpers.towers import backbones, vilt_names
+from nbhelpers.towers import backbones
 from reference_checks.common import Vectors, fill, reference_file
 
 
@@ -209,7 +210,7 @@ def test_cfitr_training_step(vectors, request):
         assert_close(terms[ours], v[f"output/{theirs}"])
     assert_close(terms["loss"] - terms["rerank"], v["output/hash_loss"])
     assert_close(terms["loss"], v["output/total"])
-    ours = vilt_names.to_authors({name: p.grad for name, p in model.named_parameters()}) | {
+    ours = release_states.vilt_state({name: p.grad for name, p in model.named_parameters()}) | {
         "image": pixels.grad
     }
     stored = [key.removeprefix("grad/") for key in v.arrays if key.startswith("grad/")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import release_states
 import torch
 import torch.nn.functional as F
 from closeness import assert_close
@@ -135,7 +136,8 @@ def test_pe_rsitr_adapted_clip_and_its_views(pe_rsitr_clip, monkeypatch):
     v, model = pe_rsitr_clip
     pe_rsitr.load_release(model, v.param())
     assert {
-        name.removeprefix("PE_RSITR."): p.shape for name, p in pe_rsitr.release_state(model).items()
+        name.removeprefix("PE_RSITR."): p.shape
+        for name, p in release_states.pe_rsitr_state(model).items()
     } == {name: p.shape for name, p in v.param().items()}
     pixels, ids = v.leaf("input/image"), v["input/text"].long()
     patches, words, mask = (

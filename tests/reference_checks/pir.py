@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import release_states
 import torch
 from closeness import assert_close
 from timm.models.swin_transformer import SwinTransformer
@@ -16,7 +17,7 @@ from nbhelpers import errors
 from nbhelpers.data import augment, tokenization
 from nbhelpers.metrics.recall import evaluate
 from nbhelpers.papers import pir
-from nbhelpers.towers import backbones, checkpoints
+from nbhelpers.towers import backbones
 from nbhelpers.training.schedule import TrainConfig, learning_rates
 from reference_checks.common import check_gradients, fill, reference_file
 
@@ -141,7 +142,7 @@ def test_pir_whole_model(vectors):
     model = tiny_release(v)
     recomputed = pir.load_release(model, v.param())
     for name in recomputed:
-        assert_close(pir.release_state(model)[name].float(), v[f"param/{name}"].float())
+        assert_close(release_states.pir_state(model)[name].float(), v[f"param/{name}"].float())
     pixels, prior, ids = v.leaf("input/image"), v.leaf("input/conv_feat"), v["input/text_ids"]
     vision = backbones.image_tokens(model.vision_encoder, pixels)
     text = model.text_features(ids, (ids != 0).long())["text"]
@@ -264,7 +265,7 @@ def test_pir_release_keys_and_shapes(paper_size, request):
         "state_dict"
     ]
     assert len(golden) == 905
-    ours = {name: list(value.shape) for name, value in pir.release_state(paper_size).items()}
+    ours = {name: list(value.shape) for name, value in release_states.pir_state(paper_size).items()}
     assert ours == golden
 
 
@@ -289,5 +290,5 @@ def test_pir_parameter_groups(paper_size, request):
         if p.requires_grad:
             group_of[name] = 0 if id(p) in kept else 1
     assert kept.isdisjoint(free)
-    renamed = checkpoints.rename(pir._shift_downsample(group_of, -1), pir.TO_RELEASE)
+    renamed = release_states.pir_names(group_of)
     assert renamed == golden

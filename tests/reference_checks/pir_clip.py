@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import open_clip
 import pytest
+import release_states
 import torch
 import torch.nn.functional as F
 from closeness import assert_close
@@ -70,7 +71,9 @@ def ours(v):
 
 
 def check_gradients_by_released_names(model, v):
-    check_gradients(checkpoints.rename(dict(model.named_parameters()), pir_clip.TO_RELEASE), v)
+    check_gradients(
+        checkpoints.rename(dict(model.named_parameters()), release_states.TO_PIR_CLIP), v
+    )
 
 
 def mask_of(ids):
@@ -237,7 +240,8 @@ def test_pir_clip_release_keys_and_shapes(paper_pir_clip, request):
     golden = official(request)["state_dict"]
     assert len(golden) == 643
     assert {
-        name: list(value.shape) for name, value in pir_clip.release_state(paper_pir_clip).items()
+        name: list(value.shape)
+        for name, value in release_states.pir_clip_state(paper_pir_clip).items()
     } == golden
 
 
@@ -269,7 +273,9 @@ def test_pir_clip_parameter_groups(paper_pir_clip, request):
     )
     assert kept.isdisjoint(free) and len(kept | free) == len(list(paper_pir_clip.parameters()))
     group_of = {name: 0 if id(p) in kept else 1 for name, p in paper_pir_clip.named_parameters()}
-    assert checkpoints.rename(group_of, pir_clip.TO_RELEASE) == official(request)["param_group"]
+    assert (
+        checkpoints.rename(group_of, release_states.TO_PIR_CLIP) == official(request)["param_group"]
+    )
 
 
 def test_pir_clip_starts_from_a_stock_clip(paper_pir_clip, request):

@@ -341,7 +341,7 @@ OF_NONE = [
     retrieval.write_record,
     retrieval.compare,
     pir.read,
-    cfitr.release_state,
+    cfitr.load_release,
     image_folder.search,
     starting_weights.paper_start,
     public_weights.resolve,

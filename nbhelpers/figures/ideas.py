@@ -36,7 +36,11 @@ def with_and_without(
     scores       world -> arm -> mR of each seed: a dot a seed, and a line at their mean
     differences  world -> difference, low and high, in points: with less without
     """
-    rows = [(world, arm, values) for world, arms in scores.items() for arm, values in arms.items()]
+    rows: list[tuple[str, str, Sequence[float]]] = []
+    colours: dict[str, str] = {}
+    for world, arms in scores.items():
+        rows += [(world, arm, values) for arm, values in arms.items()]
+        colours |= dict(zip(arms, COLOURS, strict=False))
     figure = new(10, 3.0 + 0.5 * len(rows))
     parts: Any = figure.subfigures(2, 1, height_ratios=[2.2, 0.8 + 0.5 * len(rows)])
     above, below = parts
@@ -46,9 +50,6 @@ def with_and_without(
         draw_image(axes, image)
         axes.set_xlabel(wrap(text, 9.6 / len(examples), lines=3), fontsize=SMALL)
     left, right = below.subplots(1, 2, width_ratios=[3, 2])
-    colours = {
-        arm: colour for arms in scores.values() for arm, colour in zip(arms, COLOURS, strict=False)
-    }
     for row, (_, arm, values) in enumerate(rows):
         left.plot(values, [row] * len(values), "o", color=colours[arm], alpha=0.7)
         left.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colours[arm])

@@ -95,10 +95,9 @@ def _cells(folder: Path) -> Cells:
 
     Published rows are left out.
     """
-    return {
-        (row["system"], column): (row[column], files)
-        for board in leaderboard.boards(read([folder]))
-        if any(board.files)
-        for row, files in zip(board.shown.to_dict("records"), board.files, strict=True)
-        for column in row
-    }
+    found: Cells = {}
+    for board in leaderboard.boards(read([folder])):
+        rows = board.shown.to_dict("records") if any(board.files) else []
+        for row, files in zip(rows, board.files, strict=False):
+            found |= {(row["system"], column): (text, files) for column, text in row.items()}
+    return found

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 from nbhelpers.errors import UserError
@@ -312,7 +313,8 @@ def lines(chosen: Chosen, rows: Sequence[Need]) -> list[str]:
         found.append(ASSUMED)
     if missing := missing_of(rows):
         found.append(f"{len(missing)} missing; get them so:")
-        found += dict.fromkeys(f"  {command}" for row in missing for command in row.commands)
+        commands = chain.from_iterable(row.commands for row in missing)
+        found += [f"  {command}" for command in dict.fromkeys(commands)]
     return found
 
 

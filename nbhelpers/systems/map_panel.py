@@ -13,6 +13,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import ipywidgets
 import numpy as np
@@ -66,8 +67,8 @@ class MapPanel(ipywidgets.VBox):
 
     def _check(self) -> None:
         count = len(self.pictures)
-        given = [len(one) for some in self.maps.values() for one in some.values()]
-        given += [len(one) for one in self.words.values()]
+        listed = [*self.words.values(), *chain(*(some.values() for some in self.maps.values()))]
+        given = list(map(len, listed))
         if not given or not {len(self.sentences), *given} == {count}:
             raise UserError(
                 f"There are {count} pictures, {len(self.sentences)} sentences and lists of"

@@ -63,9 +63,10 @@ class Box:
     def lines(self) -> list[tuple[str, str, int]]:
         """Return the lines of text from top to bottom: (kind, text, points)."""
         parts = (("term", self.term, TERM), ("note", self.note, SMALL), ("code", self.code, SMALL))
-        return [
-            (kind, line, size) for kind, text, size in parts if text for line in text.split("\n")
-        ]
+        found: list[tuple[str, str, int]] = []
+        for kind, text, size in parts:
+            found += [(kind, line, size) for line in text.split("\n") if text]
+        return found
 
     @property
     def half(self) -> Point:

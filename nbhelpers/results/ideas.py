@@ -179,6 +179,12 @@ def _finding(folder: Path | str, idea: str, world: str) -> Finding | None:
     return Finding(idea, world, scores, paired_test(runs[WITH], runs[WITHOUT], owner), measured)
 
 
+def recorded(folder: Path | str) -> list[str]:
+    """Return the ideas that have records in a folder."""
+    variants = {record["variant"].split("-")[0] for record in records.read(folder)}
+    return [idea for idea in IDEAS if idea in variants]
+
+
 def committed() -> Path:
     """Return the folder of the records that the repository holds."""
     return repository_root() / "data" / "results" / "ideas"

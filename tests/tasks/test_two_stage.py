@@ -783,6 +783,25 @@ def test_every_part_of_a_query_is_timed(model, task, stores, banks):
     assert list(search_times.exhaustive_times(engine, one, texts)) == ["cached", "scratch"]
 
 
+def test_a_search_that_would_take_long_is_calculated_in_proportion(model, task, stores, banks):
+    images, texts = two_stage.split_inputs(model, task, "test")
+
+    def search(size: int) -> Search:
+        return Search(model, search_times.tiled(stores[1], size), banks[0], k=3)
+
+    def items(rows):
+        return texts(rows % len(stores[1]))
+
+    one = images(np.zeros(1, dtype=int))
+    times, measured = search_times.by_gallery_size(search, one, items, (24, 48, 96), limit=1e-6)
+    exhaustive = ["exhaustive, cached", "exhaustive, scratch"]
+    assert list(times) == ["coarse", "fine", "two stages", *exhaustive]
+    assert (times > 0).all(axis=None) and list(times.index) == [24, 48, 96]
+    assert measured[exhaustive].to_numpy().tolist() == [[True] * 2, [False] * 2, [False] * 2]
+    assert measured.drop(columns=exhaustive).all(axis=None)
+    assert np.allclose(times[exhaustive].loc[96], 4 * times[exhaustive].loc[24])
+
+
 def test_a_trade_off_is_read_as_it_was_written(tmp_path):
     points = [{"k": 10, "mR": 20.5, "i2t_fine_ms": 3.0}, {"k": 20, "mR": 22.0, "i2t_fine_ms": 6.0}]
     path = search_times.write_tradeoff(

@@ -135,11 +135,16 @@ class Finding:
     def _times(self) -> str:
         """Say what was measured beside the recalls."""
         if ratios := self.measured.get("RATIO"):
-            each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            told = "shorter" if max(self.measured["RATIO_HIGH"]) < 1 else "not shown to be shorter"
+            ends = zip(self.measured["RATIO_LOW"], self.measured["RATIO_HIGH"], strict=True)
+            each = ", ".join(
+                f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+                for ratio, (low, high) in zip(ratios, ends, strict=True)
+            )
+            shorter = sum(high < 1 for high in self.measured["RATIO_HIGH"])
             return (
                 f" A training step takes {np.median(ratios):.2f} times as long with as without"
-                f" (steps taken in turn; seed by seed {each}): the step is **{told}**."
+                f" (steps timed in turn; seed by seed, with 95 % interval: {each}): in {shorter}"
+                f" of {len(ratios)} runs the step is shorter by more than the interval."
             )
         if both := self.measured.get("TWO_STAGES_MS"):
             quick, slow = np.median(both), np.median(self.measured["ALL_PAIRS_MS"])

@@ -26,7 +26,7 @@ def rows(notebook: str, folder: Path | None = None) -> pd.DataFrame:
     UserError without records.
     """
     folder = folder or repository_root() / "data/results"
-    found = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for name in SETS:
         for board in leaderboard.boards(read([folder / name])):
             found |= {(name, label): row for label, row in _of_board(board, notebook).items()}

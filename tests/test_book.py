@@ -139,7 +139,9 @@ def test_a_leaderboard_is_made_from_the_records(written, folder):
         for record in map(records.read_one, records.paths([ROOT / folder]))
         if "expectation" in record["metrics"]
     )
-    first = float(tables[0].splitlines()[2].split("|")[4].split("±")[0])
+    # records of several sets have a table each; captions have no fourth column with mR
+    firsts = [table.splitlines()[2].split("|")[4].split("±")[0] for table in tables]
+    first = max(map(float, firsts if folder.endswith("ideas") else firsts[:1]))
     assert first == pytest.approx(best, abs=1.5)  # the best seed beside the mean of its seeds
     for name in re.findall(r"\]\((\S+?\.json)\)", page):
         assert (written / folder / name).is_file()

@@ -105,6 +105,7 @@ def tradeoff(
         levels.items(), [ORANGE, GREEN, GREY], DASHES[1:], strict=False
     ):
         left.axhline(level, color=colour, linestyle=style, label=name)
+    left.margins(y=0.08)  # a level is no edge of the panel
     left.set(xlabel="candidates K", ylabel=f"{metric} (%)")
     for direction, style, colour in (("i2t", "o-", BLUE), ("t2i", "s--", RED)):
         right.plot(

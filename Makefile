@@ -30,7 +30,7 @@ $(error There is no variable SEED; give SEEDS="$(SEED)", one seed or several)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check run test lab figures book bench fuzz lint clean
+.PHONY: help setup check run test rehearse lab figures book bench fuzz lint clean
 
 help:
 	@echo 'make run      set up (about 7 GB on disk, 5 minutes), then run all notebooks (about 17 minutes on two cores)'
@@ -38,6 +38,7 @@ help:
 	@echo '              make run PROFILE=paper_rsicd DATA=/path/to/data PRIOR=imagenet: any parameter counts before the profile'
 	@echo 'make check    set up, then list what a profile needs and what is missing: make check PROFILE=paper_rsicd DATA=/path/to/data'
 	@echo 'make test     set up, then run all tests (60 to 70 minutes, by estimate)'
+	@echo 'make rehearse set up, then run paper_ucm on a CPU with random weights of the published networks (about 90 minutes, 12 GB, by estimate)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'
 	@echo 'make fuzz     set up, then read 20,000 damaged files and kill runs at 60 moments (15 minutes)'
@@ -76,6 +77,11 @@ test: setup
 	NBHELPERS_RUNS="$$runs" NBHELPERS_THREADS=2 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 \
 	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		--nbval-sanitize-with tests/sanitize.cfg
+
+# Published sizes and files, random weights, 24 pictures: of UCM-Captions where DATA holds it, else of data/sample.
+# `make test` has the same with narrow and shallow networks.
+rehearse: setup
+	@$(BIN)/python tests/rehearsal/rehearse.py full "$$DATA"
 
 # The server starts at the repository, so that links to READMEs, data/ and runs/ open, too.
 lab: setup

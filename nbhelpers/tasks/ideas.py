@@ -267,7 +267,7 @@ def _run_fourier(bench: Bench, idea: str, world: str, seed: int) -> None:
     }
     loader = _caption_loader(task, words)
     models = {name: seeded(arm.make, seed).to(bench.run.device) for name, arm in arms.items()}
-    ratio = step_ratio(list(models.values()), list(loader)[:24], settings.lr)
+    ratio = step_ratio(list(models.values()), (list(loader) * 3)[:24], settings.lr)
     for name, arm in arms.items():
         model = seeded(arm.make, seed).to(bench.run.device)
         seconds = _fit(model, loader, arm)

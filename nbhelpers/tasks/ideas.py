@@ -2,7 +2,7 @@
 
 The worlds are those of `data.ideas`. With and without are trained on the same pairs, in the
 same batches, with the same settings and seeds; nothing else differs. Every run is a record of its
-own, and `finding` compares them by the paired test over seeds and images.
+own, and `results.ideas` compares them by the paired test over seeds and images.
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -163,50 +160,6 @@ def test_caption_and_score_give_what_the_notebooks_recorded(folder, tmp_path, on
     )
     scores = caption_scores.score_captions(found, caption_scores.read_references(captions))
     assert scores.corpus == pytest.approx(recorded["metrics"])
-
-
-def test_two_processes_train_what_the_notebook_then_finds(folder, tmp_path):
-    """`train` under torchrun, which `accelerate launch` calls on several GPUs; on a copy of the run
-    without the model.
-    """
-    runs = tmp_path / "runs"
-    for part in ("starting", "records"):
-        shutil.copytree(folder / part, runs / "default" / part)
-    (runs / "cache").symlink_to(folder.parent / "cache")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "nbhelpers",
-        "train",
-        "--system",
-        "pir",
-    ]
-    environment = os.environ | {
-        "NBHELPERS_RUNS": str(runs),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "NBHELPERS_THREADS": "1",  # two threads of two processes wait for each other on two cores
-    }
-    done = subprocess.run(
-        command,
-        cwd=repository_root(),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    made = trained_systems.trained(folder, "pir").checkpoint.relative_to(folder.parent)
-    assert list((runs / "default/checkpoints").glob("*/model.safetensors")) == [runs / made], (
-        "under the notebook's own key"
-    )
-    assert done.stdout.count("The model is") == 1 and f"The model is {runs / made}." in done.stdout
-    found = trained_systems.trained(runs / "default", "pir")  # by the record of the notebook
-    assert found.about["config"]["epochs"] == len(found.about["history"])
 
 
 def test_the_leaderboard_is_printed(chain):

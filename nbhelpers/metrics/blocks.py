@@ -159,9 +159,7 @@ class _Counts:
                 if wanted is not None and (top // ROWS, start // COLUMNS) not in wanted:
                     continue
                 end = min(start + COLUMNS, len(self.read.first))
-                scores = left @ self.read.block(start, end).T
-                if np.isnan(scores.min()):
-                    raise UserError("A score is NaN; look for numbers too large to be multiplied.")
+                scores = left @ self.read.block(start, end).T  # finite, as the lengths are
                 yield from self._repeated(scores, (top, stop), (start, end))
 
     def _repeated(
@@ -193,19 +191,40 @@ def _looked_at(vectors: np.ndarray, name: str, normalise: bool) -> tuple[np.ndar
     digests, norms = np.empty(len(vectors), "S32"), np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), COLUMNS):
         rows = _float32(vectors[start : start + COLUMNS])
-        norms[start : start + COLUMNS] = np.linalg.norm(rows, axis=1)
-        _check(rows, norms[start : start + COLUMNS], name, start, normalise)
+        norms[start : start + COLUMNS] = lengths(rows, name, start, normalise)
         hashed = [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in rows]
         digests[start : start + COLUMNS] = hashed
     return digests, norms if normalise else np.zeros(0, np.float32)
 
 
-def _check(rows: np.ndarray, norms: np.ndarray, name: str, start: int, normalise: bool) -> None:
+def unit_rows(vectors: np.ndarray, name: str, first: int = 0) -> np.ndarray:
+    """Return vectors (N,D) as float32 rows of unit length.
+
+    UserError for NaN, rows of zeros, and numbers too large or too small for float32; it calls row
+    `first` + n a row of the `name`, as "images".
+    """
+    rows = _float32(vectors)
+    return rows / lengths(rows, name, first, True)[:, None]
+
+
+def lengths(rows: np.ndarray, name: str, start: int, normalise: bool) -> np.ndarray:
+    """Return the lengths (N,) of float32 rows; UserError as `unit_rows`.
+
+    normalise  whether rows of zeros are refused, too
+    """
     wrong = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(wrong):
         raise UserError(
             f"Row {start + wrong[0]} of the {name} holds NaN or infinity; look for a diverged model"
             " or numbers that overflowed in 16 bits."
+        )
+    with np.errstate(over="ignore", under="ignore"):
+        norms = np.linalg.norm(rows, axis=1)
+    long = np.flatnonzero(np.isinf(norms))
+    if len(long):
+        raise UserError(
+            f"Row {start + long[0]} of the {name} is too long for float32; divide all vectors by"
+            " one large number."
         )
     empty = np.flatnonzero(norms == 0)
     if normalise and len(empty):
@@ -213,8 +232,10 @@ def _check(rows: np.ndarray, norms: np.ndarray, name: str, start: int, normalise
             f"Row {start + empty[0]} of the {name} is zero and has no direction; look for an input"
             " that was not encoded."
         )
+    return norms
 
 
 def _float32(rows: np.ndarray) -> np.ndarray:
     """Copy rows as float32, with no negative zero."""
-    return np.ascontiguousarray(rows, dtype=np.float32) + np.float32(0)
+    with np.errstate(over="ignore"):  # the check of lengths refuses what became infinite
+        return np.ascontiguousarray(rows, dtype=np.float32) + np.float32(0)

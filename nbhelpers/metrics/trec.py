@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from nbhelpers.errors import UserError, printable
+from nbhelpers.errors import UserError, of_system, printable, reason
 from nbhelpers.files import atomic_write
 from nbhelpers.metrics.protocols import Scores
 
@@ -89,7 +89,8 @@ def read(path: Path | str, names: Names) -> tuple[Scores, list[str]]:
             unknown = item if query in images or query in captions else query
             raise UserError(
                 f"Line {number} of {path} names {printable(unknown)}, which the captions do not"
-                " have; call images by their id, captions IMAGE#0, IMAGE#1, and so on."
+                f" have; call images by their id, such as {printable(names.images[0])}, and"
+                f" captions such as {printable(names.captions[0])}."
             )
         if part[place] > -np.inf:
             raise UserError(
@@ -166,7 +167,7 @@ def _directions(
 def _lines(path: Path | str) -> Iterator[tuple[int, str, str, float]]:
     """Yield (line number, query, item, score)."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 parts = line.split()
                 if not parts:
@@ -174,11 +175,13 @@ def _lines(path: Path | str) -> Iterator[tuple[int, str, str, float]]:
                 if len(parts) != 6 or not _is_finite(parts[4]):
                     raise UserError(
                         f"Line {number} of {path} is no line of a TREC run; write: query Q0 item"
-                        " rank score name."
+                        " rank score name, with a finite score."
                     )
                 yield number, parts[0], parts[2], float(parts[4])
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name a TREC run.") from error
+    except OSError as error:
+        raise of_system(error, path) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); name a TREC run.") from error
 
 
 def _is_finite(text: str) -> bool:

@@ -1,7 +1,8 @@
 """Fit a CLIP to new data in the usual ways, to compare the MRS-Adapter of PE-RSITR with them.
 
-All are dual encoders over the CLIP of one `CLIPConfig`, trained by CLIP's contrastive loss. Only
-full fine-tuning trains the scale of the logits. An adapter or a probe starts as zero or as an
+First stands what each method adds, to any network: `any_clip` adds the same to models of others.
+Then come the dual encoders over the CLIP of one `CLIPConfig`, trained by CLIP's contrastive loss.
+Only full fine-tuning trains the scale of the logits. An adapter or a probe starts as zero or as an
 isometry, so each method starts as the CLIP it is given.
 """
 
@@ -18,44 +19,69 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.papers.pe_rsitr import PERSITR, FrozenCLIP, PERSITRConfig
 
+# matrices of feed-forward networks, as open_clip, transformers and timm call them
+FEED_FORWARD = ("c_fc", "c_proj", "fc1", "fc2", "intermediate.dense", "output.dense")
+
+
+def add_probes(model: nn.Module, width: int) -> None:
+    """Give a model `image_probe` and `text_probe` (D,2D), at first one isometry.
+
+    So cosines of embeddings, of D = `width` numbers, are at first those of the model.
+    """
+    model.image_probe = nn.Linear(width, 2 * width, bias=False)
+    model.text_probe = nn.Linear(width, 2 * width, bias=False)
+    nn.init.orthogonal_(model.image_probe.weight)
+    with torch.no_grad():
+        model.text_probe.weight.copy_(model.image_probe.weight)
+
+
+def probed(rows: Tensor, probe: nn.Module) -> Tensor:
+    """Map embeddings (B,D) to unit rows (B,2D)."""
+    return F.normalize(probe(rows), dim=1)
+
+
+def add_lora(network: nn.Module, rank: int) -> int:
+    """Add LoRA to both matrices of every feed-forward network, by peft; return their number.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. Attention gets none:
+    open_clip keeps it in torch's MultiheadAttention. There peft adds and subtracts the update in
+    every pass, and the rounding changes the frozen weights. Without feed-forward networks nothing
+    is added.
+    """
+    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    chosen = [name for name in linear if name.endswith(FEED_FORWARD)]
+    if chosen:
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen)
+        inject_adapter_in_model(config, network)
+    return len(chosen)
+
 
 class LinearProbe(FrozenCLIP):
     """Train a matrix (D,2D) over the embeddings of each modality."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__(config)
-        width = self.clip.visual.output_dim
-        self.image_probe = nn.Linear(width, 2 * width, bias=False)
-        self.text_probe = nn.Linear(width, 2 * width, bias=False)
-        # an isometry: cosines are CLIP's before the first step
-        nn.init.orthogonal_(self.image_probe.weight)
-        with torch.no_grad():
-            self.text_probe.weight.copy_(self.image_probe.weight)
+        add_probes(self, self.clip.visual.output_dim)
 
     def embed_images(self, vision: Tensor) -> Tensor:
         """Embed the feature `vision` as unit rows (B,2D)."""
-        return F.normalize(self.image_probe(super().embed_images(vision)), dim=1)
+        return probed(super().embed_images(vision), self.image_probe)
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
         """Embed the feature `text` with its mask as unit rows (B,2D)."""
-        return F.normalize(self.text_probe(super().embed_texts(text, mask)), dim=1)
+        return probed(super().embed_texts(text, mask), self.text_probe)
 
 
 class LoRA(FrozenCLIP):
-    """Train LoRA updates of both matrices of every feed-forward network, by peft.
+    """Train LoRA updates of both matrices of every feed-forward network.
 
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. Attention gets none:
-    open_clip keeps it in torch's MultiheadAttention. There peft adds and subtracts the update in
-    every pass, and the rounding changes the frozen weights. With rank 1 LoRA trains about as many
-    parameters as an MRS-Adapter.
+    With rank 1 LoRA trains about as many parameters as an MRS-Adapter.
     """
 
     def __init__(self, config: CLIPConfig, fill: Callable[[nn.Module], nn.Module], rank: int = 1):
         super().__init__(config)
         fill(self)  # before peft renames the weights
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=["c_fc", "c_proj"]), self.clip
-        )
+        add_lora(self.clip, rank)
         self.train()
 
 

@@ -1,8 +1,9 @@
 """Fine-tune any dual encoder that opens by a name: fully, by a linear probe, LoRA or adapters.
 
-Each method starts as the model it is given: a probe starts as an isometry, LoRA and adapters as
-zero. The loss is CLIP's, also for models that were trained by another, such as SigLIP. B is the
-batch, D the embedding width, L the length of a caption.
+Probe and LoRA are those of `adaptation`, the adapter is that of `pe_rsitr`. Each method starts as
+the model it is given: a probe starts as an isometry, LoRA and adapters as zero. The loss is CLIP's,
+also for models that were trained by another, such as SigLIP. B is the batch, D the embedding width,
+L the length of a caption.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from torch import Tensor, nn
 
 from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.tokenization import Tokenizer, padded
 from nbhelpers.errors import UserError
-from nbhelpers.papers import clip
+from nbhelpers.papers import adaptation, clip
 from nbhelpers.papers.dual_encoder import DualEncoder, keep_trained
 from nbhelpers.papers.pe_rsitr import MRSAdapter
 from nbhelpers.towers import checkpoints, foreign_configs
@@ -34,8 +34,6 @@ from nbhelpers.training.device import at_least_fp32
 from nbhelpers.training.distributed import gather
 
 METHODS = ("full", "linear", "lora", "adapter")
-# matrices of feed-forward networks, as open_clip, transformers and timm call them
-FEED_FORWARD = ("c_fc", "c_proj", "fc1", "fc2", "intermediate.dense", "output.dense")
 SYSTEM = "clip"  # how checkpoints call it
 
 
@@ -156,26 +154,15 @@ class AnyCLIP(DualEncoder):
         return own.detach().clone().float().reshape(())
 
     def _probe(self) -> None:
-        """Add a matrix (D,2D) over the embeddings of each modality, at first one isometry."""
+        """Add a matrix (D,2D) over the embeddings of each modality."""
         with torch.no_grad():
             width = self.network_texts(self.encoders.tokens(["a"])).shape[1]
-        self.image_probe = nn.Linear(width, 2 * width, bias=False)
-        self.text_probe = nn.Linear(width, 2 * width, bias=False)
-        nn.init.orthogonal_(self.image_probe.weight)
-        with torch.no_grad():
-            self.text_probe.weight.copy_(self.image_probe.weight)
+        adaptation.add_probes(self, width)
 
     def _lora(self) -> None:
-        """Add LoRA to the matrices of the feed-forward networks (Hu et al., ICLR 2022)."""
-        parts = self.network.named_modules()
-        linear = [name for name, part in parts if isinstance(part, nn.Linear)]
-        chosen = [name for name in linear if name.endswith(FEED_FORWARD)]
-        if not chosen:
+        """Add LoRA to the matrices of the feed-forward networks."""
+        if not adaptation.add_lora(self.network, self.config.rank):
             raise UserError(f"{self.config.model} has no feed-forward network; use method linear.")
-        rank = self.config.rank
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen), self.network
-        )
 
     def _adapter(self) -> None:
         """Add PE-RSITR's MRS-Adapter beside every feed-forward network, one for all of them.
@@ -218,13 +205,13 @@ class AnyCLIP(DualEncoder):
     def embed_images(self, vision: Tensor) -> Tensor:
         """Embed pixels as unit rows (B,D), of a probe (B,2D)."""
         rows = F.normalize(self.encoders.image_rows(vision), dim=1)
-        return F.normalize(self.image_probe(rows), dim=1) if self._probes else rows
+        return adaptation.probed(rows, self.image_probe) if self._probes else rows
 
     def embed_texts(self, text: Tensor, mask: Tensor) -> Tensor:
         """Embed ids and mask (B,L) as unit rows (B,D), of a probe (B,2D)."""
         tokens = {self.text_name: text} | ({"attention_mask": mask} if self.masked else {})
         rows = F.normalize(self.network_texts(tokens), dim=1)
-        return F.normalize(self.text_probe(rows), dim=1) if self._probes else rows
+        return adaptation.probed(rows, self.text_probe) if self._probes else rows
 
     def network_texts(self, tokens: dict[str, Tensor]) -> Tensor:
         """Return what the network makes of tokens (B,L): (B,D), not normalised."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nbhelpers.errors import UserError, printable
+from nbhelpers.errors import UserError, printable, reason
 from nbhelpers.runs.options import (
     AsJson,
     Data,
     Device,
     Split,
     check_paths,
+    check_places,
     in_runs,
     print_json,
     rows_of,
@@ -106,7 +107,9 @@ def bench(  # noqa: PLR0913 - each parameter is an option
     )
     if listed:
         asked.add(listed)
-    asked.check()
+    asked.check({"--name": name, "--activation": activation, "--data": data})
+    check_places(files={"csv": csv, "latex": latex}, folders={"trec": trec, "mteb": mteb})
+    check_places(files={}, folders={"card": card, "out": out})
     from nbhelpers.systems import bench as benches
 
     wanted, bridged = asked.wanted()
@@ -150,23 +153,26 @@ class _Asked:
         try:
             found = yaml.safe_load(Path(path).expanduser().read_text("utf-8"))
         except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-            raise UserError(f"{path} is no YAML ({printable(str(error))}); mend it.") from error
+            raise UserError(f"{path} is no YAML ({reason(error)}); mend it.") from error
         unknown = [key for key in found if key not in LISTED] if isinstance(found, dict) else None
         if unknown is None or unknown:
             wrong = f"the key {printable(str(unknown[0]))}" if unknown else "no keys"
             raise UserError(f"{path} has {wrong}; it may have {', '.join(LISTED)}.")
-        for key, own in (
-            ("models", self.models),
-            ("sets", self.sets),
-            ("protocols", self.protocols),
-        ):
-            value = found.get(key) or []
-            own += [str(one) for one in (value if isinstance(value, list) else [value])]
-        self.split = Split(found.get("split", self.split)).value
-        self.prompt = str(found.get("prompt", self.prompt))
+        self.models += _texts(found, "models", path)
+        self.sets += _texts(found, "sets", path)
+        self.protocols += _texts(found, "protocols", path)
+        self.prompt = "".join(_texts(found, "prompt", path)) or self.prompt
+        self.split = "".join(_texts(found, "split", path)) or self.split
+        if self.split not in list(Split):
+            raise UserError(
+                f"{path} has the split {printable(self.split)}; choose one of {', '.join(Split)}."
+            )
 
-    def check(self) -> None:
-        """Raise UserError unless the options name one kind of source, whole."""
+    def check(self, more: dict[str, str | None]) -> None:
+        """Raise UserError unless the options name one kind of source, whole.
+
+        more  further options, by their names
+        """
         given = [option for option, path in self.outputs.items() if path]
         kinds = sorted(
             {"embeddings" if option in ("images", "texts") else option for option in given}
@@ -176,15 +182,20 @@ class _Asked:
                 "Give one of --model with --set, --images and --texts, --similarity, and --run;"
                 " the last three with --captions."
             )
-        if self.models and not self.sets:
-            raise UserError("A model is evaluated on a set; give --set, too.")
         if kinds == ["embeddings"] and len(given) == 1:
             other = "texts" if given == ["images"] else "images"
             raise UserError(f"--{given[0]} are compared with --{other}; give both.")
+        if self.models and not self.sets:
+            raise UserError("A model is evaluated on a set; give --set, too.")
         if not self.models and not self.captions:
             raise UserError("The outputs are of a caption file; give it with --captions.")
-        if not self.models and (self.sets or self.prompt):
-            raise UserError("--set and --prompt belong to --model; outputs have --captions.")
+        of_models: dict[str, Any] = {"--set": self.sets, "--prompt": self.prompt}
+        of_models |= {name: more[name] for name in ("--activation", "--data")}
+        of_outputs: dict[str, Any] = {"--captions": self.captions, "--name": more["--name"]}
+        refuse = of_outputs if self.models else of_models
+        if wrong := [name for name, value in refuse.items() if value]:
+            kind, other = ("outputs", "--model") if self.models else ("--model", "outputs")
+            raise UserError(f"{wrong[0]} belongs to {kind}; leave it out for {other}.")
         check_paths(captions=self.captions, **self.outputs)
 
     def wanted(self) -> tuple[list[str], bool]:
@@ -202,6 +213,18 @@ class _Asked:
         return wanted, "all" in self.protocols
 
 
+def _texts(found: dict[str, Any], key: str, path: str) -> list[str]:
+    """Return the value of a key of a list as texts; UserError for another one."""
+    value = found.get(key)
+    value = [] if value is None else value
+    values = value if isinstance(value, list) else [value]
+    wrong = [one for one in values if not isinstance(one, str)]
+    if wrong or (len(values) > 1 and key in ("prompt", "split")):
+        shown = printable(str(wrong[0] if wrong else value))
+        raise UserError(f"{path} has {shown} under {key}; write names there, each in quotes.")
+    return values
+
+
 @dataclass(frozen=True, eq=False)
 class _Source:
     """One model, or its outputs, on one split; `outputs` gives those under a protocol."""
@@ -213,12 +236,12 @@ class _Source:
 
 def _sources(asked: _Asked, data: str, name: str | None, options: dict[str, Any]) -> list[_Source]:
     if asked.models:
-        tables = [_set(one, data, asked.split) for one in asked.sets]
-        return [
-            _of_model(model, *found, options | {"prompt": asked.prompt})
-            for found in tables
-            for model in asked.models
-        ]
+        tables = [_set(one, data, asked.split) for one in dict.fromkeys(asked.sets)]
+        options = options | {"prompt": asked.prompt}
+        sources: list[_Source] = []
+        for found in tables:
+            sources += [_of_model(one, *found, options) for one in dict.fromkeys(asked.models)]
+        return sources
     from dataclasses import replace
 
     from nbhelpers.data import layouts
@@ -243,6 +266,8 @@ def _set(named: str, data: str, split: str) -> tuple[CaptionTable, CaptionTable,
     if equals:
         from nbhelpers.data import layouts
 
+        if not captions or not pictures:
+            raise UserError(f"--set has '{named}'; write CAPTIONS=IMAGES, two paths.")
         check_paths(set=captions)
         check_paths(set=pictures)
         whole = layouts.scan(captions, joined=True).usable()
@@ -399,7 +424,7 @@ class _Report:
         from nbhelpers.metrics.protocols import RESPLIT
         from nbhelpers.systems import bench
 
-        print("\n".join(map(printable, self.notes)), file=sys.stderr)
+        print("".join(f"{printable(note)}\n" for note in self.notes), end="", file=sys.stderr)
         for key, numbers in self.groups().items():
             print(_heading(key))
             print(printable(_shown(self.table(numbers)).to_string()))

@@ -21,7 +21,8 @@ from nbhelpers.runs.at_work import at_work
 
 KINDS = {  # kind -> names of its folders, what it holds
     "images": ("images-*", "decoded images"),
-    "features": ("features-*", "features of frozen towers"),
+    "features": ("features-*", "features of frozen towers, vectors of any model"),
+    "nearest": ("nearest-*", "lists of large searches"),
     "sets": ("scenes_b-*", "generated sets that stand-ins learn from"),
     "weights": ("smollm2-*", "weights unfolded from packages"),
     "unfinished": (".*", "left by a run that was killed"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -143,6 +144,19 @@ def check_paths(**named: str | None) -> None:
     for option, path in named.items():
         if path and not given(path).exists():
             raise UserError(f"{path} does not exist; give --{option} a file or folder that does.")
+
+
+def check_places(files: Mapping[str, str | None], folders: Mapping[str, str | None]) -> None:
+    """Raise a UserError for a file to be written that is a folder, or the other way round.
+
+    Called before long work, whose results could not be written.
+    """
+    for option, path in files.items():
+        if path and given(path).is_dir():
+            raise UserError(f"{path} is a folder; give --{option} the name of a file in it.")
+    for option, path in folders.items():
+        if path and any(part.is_file() for part in (Path(path), *Path(path).parents)):
+            raise UserError(f"{path} is a file, or below one; give --{option} a folder.")
 
 
 def parameter_values(words: Sequence[str]) -> dict[str, Any]:

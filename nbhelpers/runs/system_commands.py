@@ -141,7 +141,11 @@ def _print_recalls(report: dict[str, Any], table: str) -> None:
 def search(  # noqa: PLR0913 - each parameter is an option
     *,
     system: RetrievalSystem,
-    images: Images,
+    images: Annotated[str | None, typer.Option(help="Folder, zip or tar of the images.")] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(help="Embeddings of this system in their place: npy, npz, parquet, ..."),
+    ] = None,
     text: Annotated[str | None, typer.Option(help="A sentence that says what is seen.")] = None,
     image: Annotated[str | None, typer.Option(help="A file; finds similar images.")] = None,
     checkpoint: Checkpoint = None,
@@ -155,8 +159,10 @@ def search(  # noqa: PLR0913 - each parameter is an option
     """Find the images that fit a sentence or resemble an image."""
     if (text is None) == (image is None):
         raise typer.BadParameter("Give one of --text and --image.")
+    if (images is None) == (embeddings is None):
+        raise typer.BadParameter("Give one of --images and --embeddings.")
     check_count("top", top)
-    check_paths(images=images, image=image)
+    check_paths(images=images, embeddings=embeddings, image=image)
     weights, beginning = locate(system, checkpoint, start, profile, seed)
     from nbhelpers.systems import gallery, image_folder, trained_systems
 
@@ -164,9 +170,11 @@ def search(  # noqa: PLR0913 - each parameter is an option
     query: Path | str = Path(image) if text is None and image is not None else str(text)
     notes = gallery.reading(query, loaded.tokenizer) if isinstance(query, str) else []
     with in_runs("search"):
-        found = image_folder.search(loaded, images, query, top)
-    if isinstance(query, str) and (how := image_folder.searched(loaded, top)):
-        notes.append(how)
+        if embeddings:
+            found = image_folder.search_embeddings(loaded, embeddings, query, top)
+        else:
+            found = image_folder.search(loaded, images or "", query, top)
+    notes.append(found.attrs["how"])
     if as_json:
         print_json({"query": str(query), "notes": notes, "images": rows_of(found)})
         return

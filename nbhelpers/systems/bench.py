@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from nbhelpers.results.published import CALIBRATION
 from nbhelpers.results.records import safe_name
 from nbhelpers.systems.given_outputs import Given
 
-RECALLS = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in blocks.KS]
+RECALLS = [f"{way}_R@{k}" for way, k in product(("i2t", "t2i"), blocks.KS)]
 NEAR = 0.2  # points of mR by which a calibrated harness may differ
 
 
@@ -116,7 +116,10 @@ def bounds(table: CaptionTable) -> dict[str, dict[str, float]]:
 
 
 def warnings(result: Result) -> list[str]:
-    """Return what looks wrong with outputs: a wrong order, equal captions with other vectors."""
+    """Return what looks wrong with outputs.
+
+    That is a wrong order, one vector for all, and equal captions with other vectors.
+    """
     said, given = [], result.given
     chance, mean = recall.chance(result.table.owner())["mR"], result.recall.metrics["mR"]
     if len(result.table) >= 20 and mean < 1.5 * chance:
@@ -125,6 +128,12 @@ def warnings(result: Result) -> list[str]:
             " probably not in the order of the captions file; give ids (.npz, .safetensors,"
             " .parquet)."
         )
+    for kind, rows in (("images", given.images), ("captions", given.texts)):
+        if rows is not None and len(rows) > 1 and (rows == rows[:1]).all():
+            said.append(
+                f"{given.name}: all {kind} have one embedding; look for an input that never"
+                " reaches the model, such as a prompt that fills its context."
+            )
     unequal = 0 if given.texts is None else _unequal(given.texts, result.table.captions.text)
     if unequal:
         said.append(
@@ -238,15 +247,20 @@ def _scores(given: Given, normalise: bool) -> Scores | None:
         return None
     if len(given.images) * len(given.texts) > MOST:
         return None
-    seen, read = (_rows(each, normalise) for each in (given.images, given.texts))
+    seen, read = (
+        _rows(each, name, normalise)
+        for each, name in ((given.images, "images"), (given.texts, "captions"))
+    )
     return Scores.of(seen.products(read))
 
 
-def _rows(vectors: np.ndarray, normalise: bool) -> Rows:
+def _rows(vectors: np.ndarray, name: str, normalise: bool) -> Rows:
+    """Return the vectors as float32; equal ones once, as `blocks` compares them."""
+    if normalise:
+        rows = blocks.unit_rows(vectors, name)
+    else:
+        rows = np.ascontiguousarray(vectors, np.float32)
+        blocks.lengths(rows, name, 0, normalise)
     whole = np.ascontiguousarray(vectors, np.float32) + np.float32(0)
     once = distinct([row.tobytes() for row in whole])
-    kept = whole[once.first]
-    if normalise:
-        with np.errstate(invalid="ignore"):  # `blocks` refuses such rows
-            kept = kept / np.linalg.norm(kept, axis=1, keepdims=True)
-    return Rows(kept, once.row)
+    return Rows(rows[once.first], once.row)

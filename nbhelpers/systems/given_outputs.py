@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from nbhelpers.data.reading import match_ids
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError, printable, reason
+from nbhelpers.files import given
 from nbhelpers.metrics import recall, trec
 from nbhelpers.metrics.protocols import Scores
 
@@ -46,8 +49,8 @@ def embeddings(images: Path | str, texts: Path | str, table: CaptionTable) -> Gi
     UserError for files that hold no matrix of numbers, ids that do not match, and shapes that do
     not fit, with what they look like: transposed, exchanged, one row for each caption.
     """
-    seen, seen_ids = _matrix(images)
-    read, read_ids = _matrix(texts)
+    seen, seen_ids = read_matrix(images)
+    read, read_ids = read_matrix(texts)
     count, captions = len(table), len(table.captions)
     if seen_ids is None and read_ids is None and _exchanged(seen, read, count, captions):
         raise UserError(
@@ -55,10 +58,9 @@ def embeddings(images: Path | str, texts: Path | str, table: CaptionTable) -> Gi
             " and --texts."
         )
     dtypes = " and ".join(sorted({_as_read(each.dtype) for each in (seen, read)}))
-    seen = _in_order(seen, seen_ids, images, count, "images", lambda ids: _image_rows(ids, table))
-    read = _in_order(
-        read, read_ids, texts, captions, "captions", lambda ids: _caption_rows(ids, table)
-    )
+    rows = len(seen) + len(read)
+    seen = _in_order(seen, seen_ids, images, _Items.images(table))
+    read = _in_order(read, read_ids, texts, _Items.captions(table))
     if seen.shape[1] != read.shape[1]:
         raise UserError(
             f"{images} has {seen.shape[1]} numbers a row and {texts} has {read.shape[1]}; give"
@@ -69,7 +71,9 @@ def embeddings(images: Path | str, texts: Path | str, table: CaptionTable) -> Gi
         f"{count:,} images x {captions:,} captions, {seen.shape[1]} numbers each, {dtypes}; "
         + (f"{' and '.join(by)} ordered by their ids" if by else "rows in the order of the list")
     ]
-    return Given(Path(images).stem, _digest(images, texts), seen, read, None, notes)
+    if rows > count + captions:
+        notes.append(f"{rows - count - captions:,} rows of other images or captions were left out")
+    return Given(Path(images).stem, digest(images, texts), seen, read, None, notes)
 
 
 def similarity(path: Path | str, table: CaptionTable) -> Given:
@@ -77,42 +81,53 @@ def similarity(path: Path | str, table: CaptionTable) -> Given:
 
     UserError for other shapes, NaN, and for distances, where small numbers mark own pairs.
     """
-    matrix, _ = _matrix(path)
+    matrix, ids = read_matrix(path)
     wanted = (len(table), len(table.captions))
     if matrix.shape == wanted[::-1] != wanted:
         raise UserError(f"{path} holds captions x images; give its transpose, images x captions.")
+    if ids is not None and matrix.shape[1] == wanted[1]:
+        matrix = _in_order(matrix, ids, path, _Items.images(table))
     if matrix.shape != wanted:
         raise UserError(
             f"{path} holds {_shape(matrix)} scores, but the split has {wanted[0]:,} images x"
             f" {wanted[1]:,} captions; give one row an image, one column a caption."
         )
     _refuse_distances(matrix, table.owner(), path)
-    notes = [
-        f"scores of {wanted[0]:,} images x {wanted[1]:,} captions, {matrix.dtype}; rows"
-        " and columns in the order of the list"
-    ]
-    return Given(Path(path).stem, _digest(path), None, None, Scores.of(matrix), notes)
+    order = "rows and columns in the order of the list"
+    if ids is not None:
+        order = "rows ordered by their ids, columns in the order of the list"
+    notes = [f"scores of {wanted[0]:,} images x {wanted[1]:,} captions, {matrix.dtype}; {order}"]
+    return Given(Path(path).stem, digest(path), None, None, Scores.of(matrix), notes)
 
 
 def run(path: Path | str, table: CaptionTable) -> Given:
     """Read a TREC run of both directions, as `trec.read`."""
     names = trec.Names.of(list(table.images.image_id), table.owner())
     scores, notes = trec.read(path, names)
-    return Given(Path(path).stem, _digest(path), None, None, scores, notes)
+    return Given(Path(path).stem, digest(path), None, None, scores, notes)
 
 
-def _matrix(path: Path | str) -> tuple[np.ndarray, list[str] | None]:
-    """(numbers (R,C), ids of the rows where the file has them)."""
-    path = Path(path).expanduser()
+def read_matrix(path: Path | str) -> tuple[np.ndarray, list[str] | None]:
+    """Return the numbers (R,C) of a file of FORMS, and the ids of its rows where it has them.
+
+    UserError for a file that cannot be read or holds no matrix, and for another number of ids.
+    """
+    path = given(path)
     if path.suffix.lower() not in FORMS:
         raise UserError(f"{path} is none of {', '.join(FORMS)}; write one of these files.")
     if not path.is_file():
-        raise UserError(f"{path} does not exist; name a file of embeddings or scores.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; name a file of embeddings or scores.")
     try:
         found, ids = _READERS[path.suffix.lower()](path)
     except UserError:
         raise
     except Exception as error:  # each library has errors of its own
+        if "object" in str(error).lower():  # numpy will not unpickle them
+            raise UserError(
+                f"{path} holds Python objects; save numbers as a plain array (float32), and ids as"
+                " an array of strings."
+            ) from error
         raise UserError(
             f"{path} cannot be read ({reason(error)}); write it again as {path.suffix}."
         ) from error
@@ -192,15 +207,34 @@ def _text(one: object) -> str:
     return one.decode() if isinstance(one, bytes) else str(one)
 
 
+@dataclass(frozen=True, eq=False)
+class _Items:
+    """The images or the captions of a split, as rows of a file may be called by them.
+
+    place  ids -> the row of each in the split, None for unknown ones;  such: an id to show
+    """
+
+    kind: str
+    count: int
+    such: str
+    place: Callable[[list[str]], Sequence[int | None]]
+
+    @classmethod
+    def images(cls, table: CaptionTable) -> _Items:
+        such = str(table.images.image_id.iloc[0])
+        return cls("images", len(table), such, lambda ids: _image_rows(ids, table))
+
+    @classmethod
+    def captions(cls, table: CaptionTable) -> _Items:
+        such = f"{table.captions.image_id.iloc[0]}#0"
+        return cls("captions", len(table.captions), such, lambda ids: _caption_rows(ids, table))
+
+
 def _in_order(
-    rows: np.ndarray,
-    ids: list[str] | None,
-    path: Path | str,
-    count: int,
-    kind: str,
-    place: Callable[[list[str]], Sequence[int | None]],
+    rows: np.ndarray, ids: list[str] | None, path: Path | str, items: _Items
 ) -> np.ndarray:
     """Return the rows in the order of the split; UserError where they are not one for each item."""
+    count, kind = items.count, items.kind
     if ids is None:
         if len(rows) == count:
             return rows
@@ -210,17 +244,20 @@ def _in_order(
             f"{path} has {len(rows):,} rows, but the split has {count:,} {kind}; encode every"
             f" item once, in the order of the list."
         )
-    if len(set(ids)) < len(ids) and kind == "images":
-        twice = next(one for one in ids if ids.count(one) > 1)
-        raise UserError(f"{path} has the id {printable(twice)} twice; keep one row an image.")
-    found = place(ids)
-    rows_of = {row: number for number, row in enumerate(found) if row is not None}
-    if len(rows_of) < count:
+    found = items.place(ids)
+    known = [row for row in found if row is not None]
+    if len(set(known)) < len(known):
+        twice = next(row for row, times in Counter(known).items() if times > 1)
+        name = ids[found.index(twice)]
+        raise UserError(f"{path} has the id {printable(name)} twice; keep one row for each item.")
+    if len(known) < count:
         raise UserError(
-            f"{path} has ids for {len(rows_of):,} of the {count:,} {kind} (its first:"
-            f" {printable(ids[0])}); call them as the caption file does, captions IMAGE#0, IMAGE#1."
+            f"{path} has ids for {len(known):,} of the {count:,} {kind} (its first:"
+            f" {printable(ids[0])}); call them as the caption file does, such as"
+            f" {printable(items.such)}."
         )
-    return rows[[rows_of[row] for row in range(count)]]
+    row_of = {row: number for number, row in enumerate(found) if row is not None}
+    return rows[[row_of[row] for row in range(count)]]
 
 
 def _image_rows(ids: list[str], table: CaptionTable) -> list[int | None]:
@@ -233,22 +270,25 @@ def _image_rows(ids: list[str], table: CaptionTable) -> list[int | None]:
 
 
 def _caption_rows(ids: list[str], table: CaptionTable) -> list[int | None]:
-    """Rows of captions called IMAGE#K, or by their image, in the order of its captions."""
+    """Rows of captions called IMAGE#K, by their number, or by their image in its order."""
     names = trec.Names.of(list(table.images.image_id), table.owner())
     row = {name: number for number, name in enumerate(names.captions)}
     if any(name in row for name in ids):
         return [row.get(name) for name in ids]
-    if len(set(ids)) == len(ids) and set(ids) == {str(number) for number in range(len(ids))}:
+    if len(ids) == len(row) and set(ids) == {str(number) for number in range(len(row))}:
         return [int(one) for one in ids]
-    once = list(dict.fromkeys(ids))
+    numbered = [re.fullmatch(r"(.*)#(\d+)", one) for one in ids]
+    called = [found[1] if found else one for found, one in zip(numbered, ids, strict=True)]
+    once = list(dict.fromkeys(called))
     image = dict(zip(once, _image_rows(once, table), strict=True))
-    seen: dict[str, int] = {}
-    found = []
-    for one in ids:
-        number = seen[one] = seen.get(one, -1) + 1
+    seen: Counter[str] = Counter()
+    rows = []
+    for number, one in zip(numbered, called, strict=True):
+        k = int(number[2]) if number else seen[one]
+        seen[one] += 1
         known = image[one]
-        found.append(None if known is None else row.get(f"{names.images[known]}#{number}"))
-    return found
+        rows.append(None if known is None else row.get(f"{names.images[known]}#{k}"))
+    return rows
 
 
 def _exchanged(seen: np.ndarray, read: np.ndarray, count: int, captions: int) -> bool:
@@ -276,7 +316,8 @@ def _shape(array: np.ndarray) -> str:
     return " x ".join(f"{size:,}" for size in array.shape) or "one number"
 
 
-def _digest(*paths: Path | str) -> str:
+def digest(*paths: Path | str) -> str:
+    """Return the sha256 (hex) of files."""
     found = hashlib.sha256()
     for path in paths:
         with open(Path(path).expanduser(), "rb") as file:

@@ -1,9 +1,9 @@
-"""Search or describe the images of a folder with a trained system."""
+"""Search or describe the images of a folder with a trained system, or search embeddings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,19 +14,16 @@ from nbhelpers.code_identity import code_digest
 from nbhelpers.data import layouts
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.array_store import ArrayStore
-from nbhelpers.data.distinct import Once, Rows, distinct
+from nbhelpers.data.distinct import Distinct, distinct
 from nbhelpers.data.images import ImageStore
 from nbhelpers.data.rows import image_ids
 from nbhelpers.errors import UserError
 from nbhelpers.paths import runs_root
-from nbhelpers.systems import bench_models
+from nbhelpers.systems import bench_models, given_outputs
+from nbhelpers.systems.evaluation import banks_of_run, two_stages_of
+from nbhelpers.systems.trained_systems import System
 from nbhelpers.tasks.retrieval import BATCH
 from nbhelpers.towers import any_model
-
-if TYPE_CHECKING:
-    pass
-from nbhelpers.systems.evaluation import banks_of_run, two_stages_of
-from nbhelpers.systems.trained_systems import System, picture_digest
 
 
 # ---- a folder of images
@@ -35,28 +32,46 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
 
     query  a sentence, or the Path of an image, to which similar ones are found
     The score is the cosine of the embeddings. They are kept in the cache, so a second question to
-    the same model and files encodes no image. CFITR answers a sentence in two stages, as `searched`
-    tells, with the score of the second.
+    the same model and files encodes no image. `attrs["how"]` says how they were compared. CFITR
+    answers a sentence in two stages, as `searched` tells, with the score of the second; of the
+    images it keeps the codes.
     """
-    if top < 1:
-        raise UserError(f"The search is to show {top} images; ask for at least 1.")
+    _check(system, query, top)
     store = open_images(pictures)
-    if isinstance(query, str) and not system.tokenizer.clean(query).strip():
-        raise UserError("The sentence is empty; say what the image shows.")
     if isinstance(query, str) and system.has_two_stages:
-        order, scores = _read_together(system, store, query, top)
-    else:
-        asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
-        scores = _kept_rows(system, store).products(asked)[:, 0]
-        order = np.argsort(-scores, kind="stable")
-        scores = scores[order]
-    return pd.DataFrame({"file": np.array(store.names)[order[:top]], "score": scores[:top]})
+        rows, scores = _read_together(system, store, query, top)
+        return _table(store.names, rows[:top], scores[:top], searched(system, top))
+    key = _key("images of a search", system, bench_models.CODE) | {
+        "model": any_model.content(bench_models.of_system(system.name, system))
+    }
+    bits, found = _kept(store, key, "bits", lambda pictures: _bits(system, pictures))
+    content = [key, [store.digest(store.names[row]) for row in found.first]]
+    return _nearest(system, query, bits.view(np.float32), content, store.names, found.row, top)
+
+
+def search_embeddings(
+    system: System, path: Path | str, query: str | Path, top: int = 10
+) -> pd.DataFrame:
+    """As `search`, among the embeddings of a file: .npy, .npz, .safetensors or .parquet.
+
+    The column file holds the ids of the file, without them the numbers of its rows, from 0.
+    UserError if the system does not compare embeddings, or has others.
+    """
+    _check(system, query, top)
+    if isinstance(query, str) and system.has_two_stages:
+        raise UserError(
+            f"{system.name} reads an image together with a sentence, which embeddings cannot give;"
+            " search --images with it."
+        )
+    vectors, ids = given_outputs.read_matrix(path)
+    names = ids or [str(row) for row in range(len(vectors))]
+    row = np.arange(len(vectors))
+    content = [given_outputs.digest(path)]
+    return _nearest(system, query, vectors, content, names, row, top)
 
 
 def searched(system: System, top: int = 10) -> str:
-    """How `search` answers a sentence, where that is in two stages; else ""."""
-    if not system.has_two_stages:
-        return ""
+    """How `search` answers a sentence in two stages."""
     ppsr = "no PPSR"
     if banks_of_run(system) is not None:
         ppsr = "column means of PPSR from the training queries of its run"
@@ -64,27 +79,76 @@ def searched(system: System, top: int = 10) -> str:
     return f"{system.name} reads the sentence with {k} candidates, chosen by hash code; {ppsr}."
 
 
-def _kept_rows(system: System, store: ImageStore) -> Rows:
-    """Return the embeddings of all images, from the cache where model and files are known."""
-    found = distinct([store.digest(name) for name in store.names])
-    names = [store.names[row] for row in found.first]
-    with tqdm(total=len(names), desc="encode images", disable=None) as bar:
+def _check(system: System, query: str | Path, top: int) -> None:
+    if top < 1:
+        raise UserError(f"The search is to show {top} images; ask for at least 1.")
+    if isinstance(query, str) and not system.tokenizer.clean(query).strip():
+        raise UserError("The sentence is empty; say what the image shows.")
 
-        def bits(rows: np.ndarray) -> dict[str, np.ndarray]:
-            vectors = system.image_rows(store.read(names[row]) for row in rows).all()
+
+def _nearest(
+    system: System,
+    query: str | Path,
+    vectors: np.ndarray,
+    content: Sequence[object],
+    names: Sequence[str],
+    row: np.ndarray,
+    top: int,
+) -> pd.DataFrame:
+    """Return the best of the named items, of which item n has the vector `row[n]`.
+
+    content  what tells this gallery from others, for its lists in the cache
+    """
+    from nbhelpers.tasks import nearest  # which needs faiss
+
+    asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
+    gallery = nearest.Nearest.of(vectors, nearest.folder_of(runs_root() / "cache", *content))
+    best = gallery.search(asked.all(), top)
+    scores = pd.Series(best.scores[0], best.rows[0]).reindex(row).to_numpy()
+    items = np.flatnonzero(~np.isnan(scores))
+    items = items[np.argsort(-scores[items], kind="stable")][:top]
+    how = gallery.how()
+    return _table(names, items, scores[items], how)
+
+
+def _table(names: Sequence[str], rows: np.ndarray, scores: np.ndarray, how: str) -> pd.DataFrame:
+    found = pd.DataFrame({"file": np.array(names)[rows], "score": scores})
+    found.attrs["how"] = how
+    return found
+
+
+def _bits(system: System, pictures: Iterable) -> np.ndarray:
+    """Return embeddings as whole numbers, since a store keeps floats in 16 bits."""
+    return np.ascontiguousarray(system.image_rows(pictures).all(), np.float32).view(np.int32)
+
+
+def _key(kind: str, system: System, code: Iterable) -> dict[str, object]:
+    return {"kind": kind, "device": system.device.type, "code": code_digest(*code)}
+
+
+def _kept(
+    store: ImageStore,
+    key: dict[str, object],
+    name: str,
+    compute: Callable[[Iterable], np.ndarray],
+) -> tuple[np.ndarray, Distinct]:
+    """Return (rows of the distinct files, which file is which), from the cache where it has them.
+
+    compute  decoded images -> their rows;  name: of the array in the store
+    """
+    found = distinct([store.digest(file) for file in store.names])
+    files = [store.names[row] for row in found.first]
+    with tqdm(total=len(files), desc="encode images", disable=None) as bar:
+
+        def rows_of(rows: np.ndarray) -> dict[str, np.ndarray]:
+            values = compute(store.read(files[row]) for row in rows)
             bar.update(len(rows))
-            # stored as whole numbers, since a store keeps floats in 16 bits
-            return {"bits": np.ascontiguousarray(vectors, np.float32).view(np.int32)}
+            return {name: values}
 
-        key = {
-            "kind": "images of a search",
-            "model": any_model.content(bench_models.of_system(system.name, system)),
-            "device": system.device.type,
-            "code": code_digest(*bench_models.CODE),
-        }
-        items = [store.digest(name) for name in names]
-        kept = ArrayStore.cached(runs_root() / "cache", key, items, bits, BATCH)
-    return Rows(np.array(kept["bits"]).view(np.float32), found.row)
+        items = [store.digest(file) for file in files]
+        kept = ArrayStore.cached(runs_root() / "cache", key, items, rows_of, BATCH)
+        bar.leave = bar.n > 0  # a second question shows no bar
+    return kept[name], found
 
 
 @torch.inference_mode()
@@ -100,19 +164,18 @@ def _read_together(
     from nbhelpers.data.array_store import Computed, as_stored
     from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    model, once = system.model, Once(picture_digest)
-    encoded = [
-        engine.encode(model, model.image_features(pixels))["codes"]
-        for pixels in system.batches((store.read(name) for name in store.names), once)
-    ]
-    first, row = once.distinct
+    model = system.model
+
+    def codes_of(pictures: Iterable) -> np.ndarray:
+        return engine.encode(model, model.image_features(system.pixels(pictures)))["codes"]
 
     def states_of(rows: np.ndarray) -> np.ndarray:
         pixels = system.pixels(store.read(store.names[number]) for number in rows)
         return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
 
-    codes = np.concatenate(encoded)[row]
-    arrays = {"codes": codes, "states": Computed(states_of)}
+    key = _key("codes of a search", system, ()) | {"model": engine.store_key(model, "images")}
+    kept, (first, row) = _kept(store, key, "codes", codes_of)
+    arrays = {"codes": np.array(kept)[row], "states": Computed(states_of)}
     gallery = ArrayStore(engine.store_key(model, "images"), arrays, first[row])
     ids, mask = system.words(sentence)
     query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from nbhelpers.errors import UserError, reason
 from nbhelpers.keys import key_digest, modules_digest
-from nbhelpers.towers.encoders import Encoders, unknown
+from nbhelpers.towers.encoders import FORMS, Encoders, unknown
 
 ACTIVATIONS = ("gelu", "quickgelu")
 HUB = "hf-hub:"
@@ -117,10 +117,7 @@ def open_model(
     UserError on an unknown name, with the nearest ones, on weights that do not fit, and on an
     activation that contradicts the weights.
     """
-    if activation not in (None, *ACTIVATIONS):
-        raise UserError(
-            f"The activation is '{activation}'; choose {' or '.join(ACTIVATIONS)}, or leave it out."
-        )
+    _check(spec, activation)
     if is_function(spec):
         return _functions(spec, activation)
     from nbhelpers.towers import hugging_face_models, open_clip_models
@@ -144,10 +141,32 @@ def open_model(
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec.removeprefix(HUB)):
         found = from_folder(hugging_face_models.snapshot(spec.removeprefix(HUB)), activation)
     else:
-        known = [*open_clip_models.names(), *open_clip_models.public_names(), *others]
-        raise unknown(spec, known)
+        raise _unknown(spec, others)
     encoders, notes = found
     return from_encoders(spec, encoders, device, notes)
+
+
+def _check(spec: str, activation: str | None) -> None:
+    """Raise a UserError for an empty name and an unknown activation."""
+    if activation not in (None, *ACTIVATIONS):
+        raise UserError(
+            f"The activation is '{activation}'; choose {' or '.join(ACTIVATIONS)}, or leave it out."
+        )
+    if not spec.strip():
+        raise UserError(f"The name of the model is empty; write {FORMS}.")
+
+
+def _unknown(spec: str, others: Sequence[str]) -> UserError:
+    """Return the error for a name that no form has."""
+    from nbhelpers.towers import open_clip_models
+
+    if spec in open_clip_models.names():
+        return UserError(
+            f"{spec} is a network without weights; write {spec},TAG with a tag that open_clip"
+            f" knows, or {spec}=FILE."
+        )
+    known = [*open_clip_models.names(), *open_clip_models.public_names(), *others]
+    return unknown(spec, known)
 
 
 def is_function(spec: str) -> bool:

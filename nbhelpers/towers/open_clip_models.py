@@ -122,7 +122,8 @@ def from_folder(folder: Path, activation: str | None = None) -> Opened:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"The folder {folder} holds none of {', '.join(WEIGHTS)}; add the weights.")
-    return _opened(f"{FOLDER}{folder}", config, preprocess, path), []
+    found = _opened(f"{FOLDER}{folder}", config, preprocess, path)
+    return found, _other_sizes(config, found, folder / CONFIG)
 
 
 def names_of_file(path: Path) -> str:
@@ -262,6 +263,17 @@ def _fill(module: nn.Module, state: dict[str, Tensor], name: str, path: Path) ->
         fit = fitting(state)
         right = f"Its tensors fit {' or '.join(fit)}. " if fit and name not in fit else ""
         raise UserError(f"{path.name} does not fit {name}. {right}{error}") from error
+
+
+def _other_sizes(config: dict[str, Any], found: Encoders, path: Path) -> list[str]:
+    """Return a note where the weights have another image size or context than a configuration."""
+    said = config["vision_cfg"].get("image_size"), config["text_cfg"].get("context_length")
+    size = getattr(getattr(found.module, "visual", None), "image_size", None)
+    right = size[0] if isinstance(size, tuple) else size, found.settings["context"]
+    names = ("images of {} px", "a context of {}")
+    pairs = zip(names, said, right, strict=True)
+    notes = [name.format(b) for name, a, b in pairs if isinstance(a, int) and b and a != b]
+    return [f"{path} says otherwise, but the weights take {' and '.join(notes)}"] if notes else []
 
 
 def _resized(config: dict[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -46,6 +46,16 @@ def test_recalls_are_those_of_ir_measures_without_ties(tmp_path, seed):
             assert 100 * found[measure] == pytest.approx(ours[f"{way}_R@{k}"], abs=1e-9)
 
 
+def test_tabs_other_line_ends_and_a_mark_of_utf8_are_read(tmp_path):
+    names, scores, _ = case()
+    run, _ = trec.write(tmp_path, "mine", names, Scores.of(scores))
+    text = run.read_text()
+    expected = trec.read(run, names)[0]
+    run.write_bytes(text.replace(" ", "\t").replace("\n", "\r\n").encode("utf-8-sig"))
+    found = trec.read(run, names)[0]
+    assert np.array_equal(found.i2t, expected.i2t) and np.array_equal(found.t2i, expected.t2i)
+
+
 def test_ndcg_and_mrr_as_worked_out_by_hand():
     names = Names.of(["a", "b"], np.array([0, 1]))
     found = trec.measures(names, Scores.of(np.array([[2.0, 1.0], [4.0, 3.0]])))
@@ -58,7 +68,7 @@ def test_ndcg_and_mrr_as_worked_out_by_hand():
     [
         ("a Q0 b#0 1", "Line 1 of .* is no line of a TREC run"),
         ("a Q0 b#0 1 high mine", "Line 1 of .* is no line of a TREC run"),
-        ("a Q0 c 1 1.0 mine", "names c, which the captions do not have"),
+        ("a Q0 c 1 1.0 mine", "names c, which the captions do not have; .* such as a, .* a#0"),
         ("a Q0 b#0 1 1.0 mine\na Q0 b#0 2 0.5 mine", "Line 2 of .* lists b#0 twice for a"),
         ("a Q0 b#0 1 1.0 mine", r"no line for 1 of the 2 image queries \(first: b\)"),
         (

@@ -151,7 +151,17 @@ def test_a_wrong_order_and_equal_captions_with_other_vectors_are_pointed_out(fol
         (["--images", "{}/images.npy"], "--images are compared with --texts; give both"),
         (["--similarity", "{}/scores.npy", "--run", "{}/x"], "Give one of --model"),
         (["--similarity", "{}/no.npy"], "no.npy does not exist; give --similarity"),
-        (["--similarity", "{}/scores.npy", "--set", "ucm"], "--set and --prompt belong to --model"),
+        (
+            ["--similarity", "{}/scores.npy", "--set", "ucm"],
+            "--set belongs to --model; leave it out",
+        ),
+        (["--similarity", "{}/scores.npy", "--prompt", "a {}"], "--prompt belongs to --model"),
+        (["--similarity", "{}/scores.npy", "--activation", "gelu"], "--activation belongs to"),
+        (["--similarity", "{}/scores.npy", "--data", "{}"], "--data belongs to --model"),
+        (["--model", "pir", "--set", "ucm"], "--captions belongs to outputs; leave it out"),
+        (["--similarity", "{}/scores.npy", "--csv", "{}"], "is a folder; give --csv the name of"),
+        (["--similarity", "{}/scores.npy", "--trec", "{}/texts.npy/x"], "give --trec a folder"),
+        (["--similarity", "{}/scores.npy", "--out", "{}/texts.npy"], "give --out a folder"),
         (["--model", "pir"], "give --set, too"),
         (["--similarity", "{}/scores.npy", "--protocol", "best"], "Unknown protocol 'best'"),
         (["--similarity", "{}/scores.npy", "--protocol", "prefix"], "must encode them again"),
@@ -204,6 +214,65 @@ def test_models_of_a_list_are_compared(folder, capsys, monkeypatch):
     (folder / "list.yaml").write_text("modells: [a]")
     assert main(["bench", "--list", str(folder / "list.yaml")]) == 1
     assert "the key modells; it may have models, sets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [a", "is no YAML"),
+        ("- a", "has no keys; it may have models"),
+        ("models: 5\nsets: [x]", "has 5 under models; write names there"),
+        ("models: {a: b}\nsets: [x]", "has {'a': 'b'} under models"),
+        ("models: [[a]]\nsets: [x]", "has ['a'] under models"),
+        ("models: [a]\nsets: [x]\nsplit: tst", "has the split tst; choose one of train, val, test"),
+        ("models: [a]\nsets: [x]\nprompt: [a, b]", "has ['a', 'b'] under prompt"),
+        ("models:\nsets: [x]", "Give one of --model with --set"),
+        ("models: [a]\nsets: ['=']", "has '='; write CAPTIONS=IMAGES, two paths"),
+        ("models: ['']\nsets: [x]", "The set 'x' is not generated"),
+    ],
+)
+def test_lists_that_cannot_be_followed_are_refused(folder, capsys, text, message):
+    (folder / "list.yaml").write_text(text)
+    assert main(["bench", "--list", str(folder / "list.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_ids_of_scores_order_their_rows(folder, capsys):
+    scores = np.load(folder / "scores.npy")
+    order = np.random.default_rng(0).permutation(N)
+    ids = [f"{'pond' if row % 2 else 'road'}_{row}.png" for row in order]
+    np.savez(folder / "turned.npz", ids=np.array(ids), scores=scores[order])
+    found = report(capsys, *asked(folder, "--similarity", str(folder / "turned.npz")))
+    right = report(capsys, *asked(folder, "--similarity", str(folder / "scores.npy")))
+    assert means(found)["turned"] == means(right)["scores"]
+    assert "rows ordered by their ids, columns in the order of the list" in found["notes"][0]
+
+
+def test_one_embedding_for_all_is_pointed_out(folder, capsys):
+    np.save(folder / "texts.npy", np.ones((N * K, 16)))
+    assert main(asked(folder, *embeddings(folder))) == 0
+    assert "all captions have one embedding" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["expectation", "any-owner"])
+@pytest.mark.parametrize(
+    ("scale", "options", "message"),
+    [
+        (1e30, [], "Row 0 of the images is too long for float32; divide all"),
+        (1e200, [], "Row 0 of the images holds NaN or infinity"),
+        (1e-200, [], "Row 0 of the images is zero and has no direction"),
+        (1e19, ["--no-normalise"], "Row 0 of the images is too long for float32"),
+    ],
+)
+def test_numbers_beyond_float32_are_refused(folder, capsys, protocol, scale, options, message):
+    for name in ("images", "texts"):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy").astype(float) * scale)
+    argv = asked(folder, *embeddings(folder), "--protocol", protocol, *options)
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (folder / "rec").exists()
 
 
 def scored(name, mean):

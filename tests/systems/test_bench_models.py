@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +62,40 @@ def test_an_exported_clip_equals_itself_through_every_door(data, start, doors, o
         len({tuple(encode(str(folder), table, options).images[0].round(4)) for folder in doors})
         == 1
     )
+
+
+def test_three_doors_of_the_command_give_the_mean_of_our_own_evaluation(
+    data, start, doors, tmp_path, monkeypatch, capsys
+):
+    """`bench` on the open_clip form, on the Hugging Face form, and on the vectors as .npy."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    task = RetrievalTask(data, Start.read(start).read_tokenizer(), clip_input())
+    own = task.embeddings(clip_files.starting_clip(start), "test")
+    np.save(tmp_path / "images.npy", own.images)
+    np.save(tmp_path / "texts.npy", own.texts)
+    captions = written_captions(data, tmp_path / "colours.csv")
+    pictures = data.pixels.folder.parent.parent / "images"
+    models = [word for folder in doors for word in ("--model", str(folder))]
+    outputs = [f"--{name}={tmp_path / name}.npy" for name in ("images", "texts")]
+    found = {}
+    for words in (
+        [*models, "--set", f"{captions}={pictures}", "--device", "cpu"],
+        [*outputs, "--captions", str(captions), "--name", "npy"],
+    ):
+        assert main(["bench", *words, "--json"]) == 0
+        (table,) = json.loads(capsys.readouterr().out)["tables"]
+        found |= {row["model"]: row["mR"] for row in table["rows"]}
+    right = own.recall().metrics["mR"]
+    for name in (*map(str, doors), "npy"):
+        assert found[name] == pytest.approx(right, abs=1e-9)
+
+
+def written_captions(data, path):
+    """The table of a set as a CSV file."""
+    of = data.table.images.set_index("image_id")
+    rows = data.table.captions.join(of, on="image_id")[["file", "text", "split"]]
+    rows.set_axis(["image", "caption", "split"], axis=1).to_csv(path, index=False)
+    return path
 
 
 def from_files(folder) -> np.ndarray:

@@ -85,6 +85,29 @@ def test_ids_bring_rows_into_order(tmp_path, outputs, table, expected, form):
     assert "images and captions ordered by their ids" in found.notes[0]
 
 
+def test_captions_called_by_file_and_number_come_into_order(tmp_path, outputs, table, expected):
+    images, texts = outputs
+    order = np.random.default_rng(2).permutation(N * K)
+    path = tmp_path / "t.npz"
+    ids = [f"im{row // K}.tif#{row % K}" for row in order]
+    np.savez(path, ids=np.array(ids), texts=texts[order])
+    found = given_outputs.embeddings(*saved(tmp_path, i=images), path, table)
+    assert mean(found, table) == expected
+    np.savez(path, ids=np.array([ids[0], *ids[:-1]]), texts=texts[order])
+    with pytest.raises(UserError, match=f"has the id {ids[0]} twice; keep one row for each item"):
+        given_outputs.embeddings(*saved(tmp_path, i=images), path, table)
+
+
+def test_rows_of_other_images_are_left_out_and_said(tmp_path, outputs, table, expected):
+    images, texts = outputs
+    path = tmp_path / "i.npz"
+    ids = ["other", *(f"im{row}" for row in range(N))]
+    np.savez(path, ids=np.array(ids), images=np.vstack([images[:1], images]))
+    found = given_outputs.embeddings(path, *saved(tmp_path, t=texts), table)
+    assert mean(found, table) == expected
+    assert found.notes[1] == "1 rows of other images or captions were left out"
+
+
 def test_captions_called_by_their_image_keep_its_order(tmp_path, outputs, table, expected):
     images, texts = outputs
     order = np.argsort(np.tile([0, 1], N), kind="stable")  # first captions, then second ones
@@ -122,6 +145,11 @@ def with_ids(ids):
         (with_ids(["im0"] * 20), "has the id im0 twice"),
         (with_ids([f"other{n}" for n in range(20)]), "has ids for 0 of the 20 images"),
         (with_ids(["im0"]), "has 1 ids for 20 rows"),
+        (with_ids([f"other{n}" for n in range(20)]), "as the caption file does, such as im0."),
+        (bad(lambda i, t: (i.astype(object), t)), "i.npy holds Python objects; save numbers"),
+        (bad(lambda i, t: (i[:0], t)), "i.npy holds float32 of shape 0 x 8"),
+        (bad(lambda i, t: (i > 0, t)), "i.npy holds bool of shape 20 x 8"),
+        (bad(lambda i, t: (i + 0j, t)), "i.npy holds complex64 of shape 20 x 8"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_a_sentence(tmp_path, outputs, table, make, message):
@@ -157,14 +185,20 @@ def test_whole_numbers_and_negative_distances_are_scores(tmp_path, outputs, tabl
     assert mean(given_outputs.similarity(path, table), table) == found
 
 
-@pytest.mark.parametrize("name", ["x.txt", "missing.npy", "broken.npy", "two.npz"])
+@pytest.mark.parametrize(
+    "name", ["x.txt", "missing.npy", "folder.npy", "empty.npy", "broken.npy", "two.npz"]
+)
 def test_files_that_are_no_matrix_are_refused(tmp_path, table, name):
     (tmp_path / "x.txt").write_text("1 2")
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "empty.npy").write_bytes(b"")
     np.savez(tmp_path / "two.npz", a=np.ones((2, 2)), b=np.ones((2, 2)))
     message = {
         "x.txt": "is none of .npy, .npz",
         "missing.npy": "does not exist",
+        "folder.npy": "is a folder; name a file of embeddings",
+        "empty.npy": "cannot be read",
         "broken.npy": "cannot be read",
         "two.npz": r"holds 2 matrices \(a, b\); keep one",
     }

@@ -47,7 +47,9 @@ def pull(
 def heads(
     checkpoint: Trained,
     out: Annotated[str, typer.Option(help="The new file, .safetensors.")],
-    half: Annotated[bool, typer.Option("--half", help="Numbers of 16 bits: half the size.")] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Numbers of 16 bits: half the size.")
+    ] = False,
 ) -> None:
     """Write a compact PIR without the towers that packages bring."""
     check_paths(checkpoint=checkpoint)

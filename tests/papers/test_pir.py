@@ -839,9 +839,9 @@ def test_heads_come_back_over_the_towers_of_their_packages(tmp_path, config):
 )
 def test_the_heads_that_are_kept_here_are_small_and_open(path):
     model, about = pir.read(path)
-    assert (
-        path.stat().st_size < 1e6 and model.config.baseline() == model.config and about["tokenizer"]
-    )
+    whole = path.stem == "pir"
+    assert path.stat().st_size < (8e6 if whole else 1e6) and about["tokenizer"]
+    assert (model.config.baseline() == model.config) != whole
     assert model.encode_images(torch.zeros(1, 3, 224, 224)).shape == (1, model.config.embed_dim)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nbhelpers.errors import UserError
+from nbhelpers.metrics import recall
 from nbhelpers.metrics.significance import paired_test
 from nbhelpers.paths import repository_root
 from nbhelpers.results import comparisons, controls, records
@@ -98,6 +99,7 @@ class Finding:
     difference  with less without, in points of mR, with its 95 % interval (low, high) over seeds
                 and images, and its p
     measured    further numbers of the arm with, a list over seeds
+    chance      mR of a random order
     """
 
     idea: str
@@ -105,6 +107,7 @@ class Finding:
     scores: dict[str, list[float]]
     difference: dict[str, float]
     measured: dict[str, list[float]]
+    chance: float
 
     @property
     def verdict(self) -> str:
@@ -121,8 +124,8 @@ class Finding:
         with_, without = (float(np.mean(self.scores[arm])) for arm in (WITH, WITHOUT))
         said = (
             f"World `{self.world}`: test mR {with_:.1f} with ({arms[WITH]}), {without:.1f} without"
-            f" ({arms[WITHOUT]}), {len(self.scores[WITH])} seeds. Difference"
-            f" {one['difference']:+.1f}, 95 % interval {one['low']:+.1f} to {one['high']:+.1f}:"
+            f" ({arms[WITHOUT]}), {self.chance:.1f} by chance, {len(self.scores[WITH])} seeds."
+            f" Difference {one['difference']:+.1f}, 95 % interval {one['low']:+.1f} to {one['high']:+.1f}:"
             f" **{self.verdict}**."
         )
         others = [
@@ -181,7 +184,8 @@ def _finding(folder: Path | str, idea: str, world: str) -> Finding | None:
     measured = {
         name: [float(one[name]) for one in settings] for name in MEASURED if name in settings[0]
     }
-    return Finding(idea, world, scores, paired_test(runs[WITH], runs[WITHOUT], owner), measured)
+    difference = paired_test(runs[WITH], runs[WITHOUT], owner)
+    return Finding(idea, world, scores, difference, measured, recall.chance(owner)["mR"])
 
 
 def recorded(folder: Path | str) -> list[str]:

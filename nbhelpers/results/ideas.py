@@ -125,8 +125,8 @@ class Finding:
         said = (
             f"World `{self.world}`: test mR {with_:.1f} with ({arms[WITH]}), {without:.1f} without"
             f" ({arms[WITHOUT]}), {self.chance:.1f} by chance, {len(self.scores[WITH])} seeds."
-            f" Difference {one['difference']:+.1f}, 95 % interval {one['low']:+.1f} to {one['high']:+.1f}:"
-            f" **{self.verdict}**."
+            f" Difference {one['difference']:+.1f}, 95 % interval {one['low']:+.1f} to"
+            f" {one['high']:+.1f}: **{self.verdict}**."
         )
         others = [
             f" For comparison, {arms[arm]}: {np.mean(values):.1f}."

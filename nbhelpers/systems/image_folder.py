@@ -44,9 +44,10 @@ def search(system: System, pictures: Path | str, query: str | Path, top: int = 1
     key = _key("images of a search", system, bench_models.CODE) | {
         "model": any_model.content(bench_models.of_system(system.name, system))
     }
-    bits, found = _kept(store, key, "bits", lambda pictures: _bits(system, pictures))
-    content = [key, [store.digest(store.names[row]) for row in found.first]]
-    return _nearest(system, query, bits.view(np.float32), content, store.names, found.row, top)
+    digests = [store.digest(file) for file in store.names]
+    bits, found = _kept(store, digests, key, "bits", lambda pictures: _bits(system, pictures))
+    vectors, content = bits.view(np.float32), [key, digests]
+    return _nearest(system, query, vectors, content, store.names, found.row, top)
 
 
 def search_embeddings(
@@ -128,15 +129,16 @@ def _key(kind: str, system: System, code: Iterable) -> dict[str, object]:
 
 def _kept(
     store: ImageStore,
+    digests: list[str],
     key: dict[str, object],
     name: str,
     compute: Callable[[Iterable], np.ndarray],
 ) -> tuple[np.ndarray, Distinct]:
     """Return (rows of the distinct files, which file is which), from the cache where it has them.
 
-    compute  decoded images -> their rows;  name: of the array in the store
+    compute  decoded images -> their rows;  name: of the array in the store;  digests: of the files
     """
-    found = distinct([store.digest(file) for file in store.names])
+    found = distinct(digests)
     files = [store.names[row] for row in found.first]
     with tqdm(total=len(files), desc="encode images", disable=None) as bar:
 
@@ -145,7 +147,7 @@ def _kept(
             bar.update(len(rows))
             return {name: values}
 
-        items = [store.digest(file) for file in files]
+        items = [digests[row] for row in found.first]
         kept = ArrayStore.cached(runs_root() / "cache", key, items, rows_of, BATCH)
         bar.leave = bar.n > 0  # a second question shows no bar
     return kept[name], found
@@ -174,7 +176,8 @@ def _read_together(
         return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
 
     key = _key("codes of a search", system, ()) | {"model": engine.store_key(model, "images")}
-    kept, (first, row) = _kept(store, key, "codes", codes_of)
+    digests = [store.digest(file) for file in store.names]
+    kept, (first, row) = _kept(store, digests, key, "codes", codes_of)
     arrays = {"codes": np.array(kept)[row], "states": Computed(states_of)}
     gallery = ArrayStore(engine.store_key(model, "images"), arrays, first[row])
     ids, mask = system.words(sentence)

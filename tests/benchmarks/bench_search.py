@@ -20,7 +20,8 @@ from thread_seconds import best
 from nbhelpers.data.array_store import ArrayStore
 from nbhelpers.papers import vilt
 from nbhelpers.papers.cfitr import CFITR, CFITRConfig
-from nbhelpers.tasks import search_times, two_stage
+from nbhelpers.tasks import nearest, search_times, two_stage
+from nbhelpers.tasks.nearest import Nearest
 from nbhelpers.tasks.two_stage import Search
 
 MILLION, BANK, BITS, TEXTS = 1_000_000, 1_000, 128, 5465
@@ -100,6 +101,47 @@ def test_memory_of_a_million_codes(million):
     """All that the search holds: mapped codes, index, column means; the states stay on the disk."""
     print(f"{million[2] / 1e6:.0f} MB")
     assert million[2] < 64e6
+
+
+# ---- a million embeddings
+WIDTH, ASKED = 512, 100
+
+
+def embeddings(count: int, seed: int) -> np.ndarray:
+    """Vectors around 3,000 kinds of 30 places, generated; real ones may lie in other ways."""
+    fixed, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    places = fixed.standard_normal((30, WIDTH), dtype=np.float32)
+    kinds = places[fixed.integers(0, 30, 3000)]
+    kinds += 0.7 * fixed.standard_normal(kinds.shape, dtype=np.float32)
+    found = np.empty((count, WIDTH), np.float32)
+    for start in range(0, count, 50_000):
+        part = found[start : start + 50_000]
+        part[:] = kinds[rng.integers(0, 3000, len(part))]
+        part += 0.7 * rng.standard_normal(part.shape, dtype=np.float32)
+    return found
+
+
+@pytest.mark.parametrize("count", [10_000, 100_000, MILLION])
+def test_nearest_embeddings_and_their_recall_against_flat(count):
+    """Seconds of this thread; sentences lie beside the images, as those of CLIP do."""
+    vectors, images = embeddings(count, 1), embeddings(ASKED, 9)
+    rng = np.random.default_rng(6)
+    aside = rng.standard_normal(WIDTH, dtype=np.float32)
+    texts = images + aside + 0.8 * rng.standard_normal(images.shape, dtype=np.float32)
+    began = time.thread_time()
+    gallery = Nearest.of(vectors)
+    print(f"\n{count:,}: {time.thread_time() - began:.1f} s to prepare; {gallery.how()}")
+    for kind, questions in (("images", images), ("sentences", texts)):
+        began = time.thread_time()
+        found = [gallery.search(question[None]) for question in questions]
+        each = (time.thread_time() - began) / ASKED
+        right = gallery.flat(questions)
+        pairs = zip(found, right.rows, strict=True)
+        shared = [len(np.intersect1d(one.rows[0], rows)) for one, rows in pairs]
+        recall = np.mean(shared) / right.rows.shape[1]
+        print(f"  {kind}: {1000 * each:.1f} ms a question, recall against flat {recall:.3f}")
+        assert recall >= (nearest.TARGET - 0.01 if kind == "images" else 0.5)
+    assert each < 0.1
 
 
 # ---- two stages against all pairs

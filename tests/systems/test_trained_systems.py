@@ -807,6 +807,51 @@ def test_a_second_question_encodes_no_image_again(trained, pictures, tmp_path, m
     assert seen and len(found) == 25
 
 
+def test_embeddings_of_a_file_are_searched_as_the_images_are(
+    trained, pictures, checkpoint, tmp_path, monkeypatch, capsys
+):
+    """With ids and without, also through lists, whose recall is said."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    names = open_images(pictures).names
+    vectors = trained.encode_images([pictures / name for name in names])
+    np.save(tmp_path / "v.npy", vectors)
+    np.savez(tmp_path / "v.npz", ids=np.array(names), vectors=vectors)
+    right = image_folder.search(trained, pictures, "a green pond", 5)
+    found = image_folder.search_embeddings(trained, tmp_path / "v.npz", "a green pond", 5)
+    assert list(found.file) == list(right.file)
+    assert_close(found.score, right.score)
+    plain = image_folder.search_embeddings(trained, tmp_path / "v.npy", "a green pond", 5)
+    assert [names[int(row)] for row in plain.file] == list(right.file)
+    monkeypatch.setattr("nbhelpers.tasks.nearest.FLAT", 20)
+    monkeypatch.setattr("nbhelpers.tasks.nearest.SAMPLES", 5)
+    argv = ["search", "--system", "pir", "--checkpoint", str(checkpoint), "--text", "a green pond"]
+    assert main([*argv, "--embeddings", str(tmp_path / "v.npz"), "--top", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "24 vectors lie in 5 lists" in said and "% of what comparing with all finds" in said
+    np.save(tmp_path / "w.npy", vectors[:, :5])
+    assert main([*argv, "--embeddings", str(tmp_path / "w.npy")]) == 1
+    assert "numbers and the gallery has 5 a vector" in capsys.readouterr().err
+    assert main(argv) == 2
+    assert "Give one of --images and --embeddings" in capsys.readouterr().err
+
+
+def test_a_second_question_to_cfitr_encodes_its_candidates_alone(
+    two_stages, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    model, seen = two_stages.model, []
+    first = image_folder.search(two_stages, pictures, "a green pond", 3)
+    features = model.image_features
+    monkeypatch.setattr(
+        model, "image_features", lambda pixels: seen.append(len(pixels)) or features(pixels)
+    )
+    again = image_folder.search(two_stages, pictures, "a green pond", 3)
+    assert again.equals(first) and sum(seen) == 24  # all are candidates
+    np.save(tmp_path / "v.npy", np.ones((3, 4)))
+    with pytest.raises(UserError, match="reads an image together with a sentence"):
+        image_folder.search_embeddings(two_stages, tmp_path / "v.npy", "a green pond")
+
+
 def test_the_best_images_of_a_folder_come_first(trained, pictures, checkpoint, capsys):
     store = open_images(pictures)
     images = trained.encode_images([store.read(name) for name in store.names])

@@ -182,6 +182,27 @@ def test_a_hugging_face_folder_uses_its_own_processor_and_tokenizer(tmp_path, pi
     np.testing.assert_allclose(found.encode_texts(TEXTS), unit(said).numpy(), atol=1e-5)
 
 
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
+    write_hugging_face(tmp_path / "clip", "clip")
+    for path in (tmp_path / "clip").glob("*tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="has no tokenizer that knows words"):
+        open_model(str(tmp_path / "clip"))
+
+
+def test_sizes_of_the_weights_count_and_are_said(tmp_path, pictures):
+    right = open_model(str(write_open_clip(tmp_path / "right", small_clip())))
+    text, vision = dict(CONFIG["text_cfg"]), dict(CONFIG["vision_cfg"])
+    other = CONFIG | {
+        "text_cfg": text | {"context_length": 77},
+        "vision_cfg": vision | {"image_size": 64},
+    }
+    found = open_model(str(write_open_clip(tmp_path / "other", small_clip(), other)))
+    assert "the weights take images of 48 px and a context of 20" in found.notes[0]
+    assert not right.notes
+    assert np.array_equal(found.encode_images(pictures), right.encode_images(pictures))
+
+
 def test_what_is_no_dual_encoder_is_refused(tmp_path):
     from transformers import BertConfig, BertModel
 
@@ -237,6 +258,8 @@ def test_a_prompt_surrounds_each_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
+        ("", "The name of the model is empty"),
+        ("ViT-B-32", "is a network without weights; write ViT-B-32,TAG .* or ViT-B-32=FILE"),
         ("ViT-B32", "There is no model 'ViT-B32'.*Did you mean ViT-B-32"),
         ("ViT-B-32,opena", "Did you mean openai"),
         ("ViT-B-23=some.pt", "Did you mean ViT-B-32"),

@@ -101,9 +101,9 @@ class Nearest:
         if self.lists is None:
             return f"The question was compared with all {len(self.vectors):,} vectors."
         return (
-            f"{len(self.vectors):,} vectors lie in {self.lists.nlist:,} lists, of which {self.read}"
-            f" were read. With {SAMPLES} vectors of the gallery as questions, this finds"
-            f" {100 * self.recall:.1f} % of what comparing with all finds."
+            f"{len(self.vectors):,} vectors lie in {self.lists.nlist:,} lists; a question reads"
+            f" {self.read:,} of them. With {SAMPLES} vectors of the gallery as questions, this"
+            f" finds {100 * self.recall:.1f} % of what comparing with all finds."
         )
 
     def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:

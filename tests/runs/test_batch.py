@@ -509,7 +509,11 @@ def test_a_notebook_runs_again_after_those_that_it_reads(chain, notebooks):
         "90_leaderboard",
     ]
     write_notebook(notebooks, "10_prepare_data", "2")
-    assert chain("") == [step.name for step in batch.CHAIN[1:]]
+    own = {
+        "00_start_here",
+        "33_ideas",
+    }  # they read nothing of 10: the ideas have worlds of their own
+    assert chain("") == [step.name for step in batch.CHAIN if step.name not in own]
 
 
 def test_changed_data_runs_again_whatever_its_size_and_date(chain, notebooks, tmp_path):

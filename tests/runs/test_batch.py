@@ -509,11 +509,8 @@ def test_a_notebook_runs_again_after_those_that_it_reads(chain, notebooks):
         "90_leaderboard",
     ]
     write_notebook(notebooks, "10_prepare_data", "2")
-    own = {
-        "00_start_here",
-        "33_ideas",
-    }  # they read nothing of 10: the ideas have worlds of their own
-    assert chain("") == [step.name for step in batch.CHAIN if step.name not in own]
+    apart = {"00_start_here", "33_ideas"}  # they read nothing of 10
+    assert chain("") == [step.name for step in batch.CHAIN if step.name not in apart]
 
 
 def test_changed_data_runs_again_whatever_its_size_and_date(chain, notebooks, tmp_path):

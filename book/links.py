@@ -57,7 +57,8 @@ class Resolver:
         place = _joined(page, path)
         for known in (place, posixpath.join(place, "README.md")):
             if known in self.pages:
-                return self._from(page, self.pages[known]) + mark + fragment
+                # a notebook's heading has an anchor in lower case here
+                return self._from(page, self.pages[known]) + mark + fragment.lower()
         if place in self.anchors:
             return f"#{self.anchors[place]}"
         if GIVEN.fullmatch(place):

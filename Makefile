@@ -74,7 +74,7 @@ check: setup
 # One pytest for all layers: tests/runs/test_chain.py runs the notebooks once, then nbval finds what they trained.
 test: setup
 	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	NBHELPERS_RUNS="$$runs" NBHELPERS_THREADS=2 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 \
+	CI=true NBHELPERS_RUNS="$$runs" NBHELPERS_THREADS=2 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 \
 	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		--nbval-sanitize-with tests/sanitize.cfg
 

@@ -27,7 +27,8 @@ words = [(["two", "ponds"], maps[:, ::-1]), (["a", "road"], maps)]
 both = {"PIR": {"belief": abs(maps)}, "CFITR": {"relevance": maps}}
 MapPanel(pictures, ["two ponds", "a road"], both, {"CFITR": words}, {("PIR", "belief"): "no"})"""
 LOSS_CELL = """import os, time, torch
-del os.environ["TQDM_DISABLE"]
+for name in ("CI", "TQDM_DISABLE"):  # somebody looks
+    os.environ.pop(name, None)
 from nbhelpers.systems.loss_panel import LossPanel
 
 class Model(torch.nn.Module):

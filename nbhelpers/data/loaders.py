@@ -7,7 +7,9 @@ safely after CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ from nbhelpers.data.augment import (
     Normalizer,
     TestTransform,
     TrainTransform,
-    normalized,
+    as_bytes,
 )
 from nbhelpers.data.image_input import ImageInput
 from nbhelpers.data.images import ImageStore
@@ -39,7 +41,7 @@ def image_batch(
     table: CaptionTable,
     rows: np.ndarray,
     image: ImageInput,
-    workers: int = 1,
+    workers: int | str = 1,
     augmented: TrainTransform | None = None,
     seed: tuple[int, ...] = (),
 ) -> Tensor:
@@ -48,15 +50,51 @@ def image_batch(
     Images are resized as for testing. With `augmented`, each is one augmented view, drawn from
     default_rng([*seed, row]).
     """
+    found = image_bytes(pixels, table, rows, image.size, workers, augmented, seed)
+    return Normalizer(image.mean, image.std)(found)
+
+
+def image_bytes(
+    pixels: DecodedCache,
+    table: CaptionTable,
+    rows: np.ndarray,
+    size: int,
+    workers: int | str = 1,
+    augmented: TrainTransform | None = None,
+    seed: tuple[int, ...] = (),
+) -> Tensor:
+    """Return what `image_batch` normalises: pixels (B, 3, S, S) uint8."""
     place = pixels.rows(table.images.file.iloc[rows])
-    source = pixels if augmented else pixels.resized(image.size)
+    source = pixels if augmented else pixels.resized(size)
 
     def view(i: int) -> np.ndarray:
         whole = source[place[i]]
         return augmented(whole, np.random.default_rng([*seed, rows[i]])) if augmented else whole
 
-    shape = len(rows), 3, image.size, image.size
-    return normalized(view, shape, Normalizer(image.mean, image.std), workers)
+    return as_bytes(view, len(rows), size, workers)
+
+
+@contextmanager
+def sent_as_bytes(loader: Any) -> Iterator[Callable[[dict[str, Tensor]], dict[str, Tensor]]]:
+    """Let the batches of a loader hold their pixels as bytes, if its data set has pixels.
+
+    Give what normalises the pixels of such a batch, on its device, and leaves others as they are.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "as_bytes"):
+        yield lambda batch: batch
+        return
+    dataset.as_bytes = True
+    try:
+        yield lambda batch: _normalised(batch, dataset.normalizer)
+    finally:
+        dataset.as_bytes = False
+
+
+def _normalised(batch: dict[str, Tensor], normalizer: Normalizer) -> dict[str, Tensor]:
+    if "pixels" not in batch or batch["pixels"].dtype != torch.uint8:
+        return batch
+    return batch | {"pixels": normalizer(batch["pixels"])}
 
 
 class _Pairs(Dataset):
@@ -67,7 +105,8 @@ class _Pairs(Dataset):
     """
 
     def __init__(self, table: CaptionTable, seed: int):
-        self.seed, self.epoch, self.workers = seed, 0, 1
+        self.seed, self.epoch = seed, 0
+        self.workers: int | str = 1
         self.owner = table.owner()
         self.scene = pd.factorize(table.images.scene)[0]
 
@@ -99,7 +138,7 @@ class PairDataset(_Pairs):
     """Give pairs as pixels and token ids.
 
     A batch has
-    pixels         (B,3,S,S) float32, normalised
+    pixels         (B,3,S,S) float32, normalised; uint8 in `sent_as_bytes`
     ids, mask      (B,L) int64
     image_index    (B,) int64, the row of the image in table.images
     scene          (B,) int64, the number of its class, by first appearance
@@ -123,7 +162,7 @@ class PairDataset(_Pairs):
     ):
         super().__init__(table, seed)
         self.transform, self.tokenizer = transform, tokenizer
-        self.normalizer = Normalizer(mean, std)
+        self.normalizer, self.as_bytes = Normalizer(mean, std), False
         tested = isinstance(transform, TestTransform)
         self.pixels = pixels.resized(transform.size) if tested else pixels
         self.pixel_rows = pixels.rows(table.images.file)
@@ -133,8 +172,9 @@ class PairDataset(_Pairs):
         def view(i: int) -> np.ndarray:
             return self.transform(self.pixels[self.pixel_rows[image[i]]], self.draw(rows[i]))
 
-        shape = len(rows), 3, self.transform.size, self.transform.size
-        pixels = normalized(view, shape, self.normalizer, self.workers)
+        pixels = as_bytes(view, len(rows), self.transform.size, self.workers)
+        if not self.as_bytes:
+            pixels = self.normalizer(pixels)
         ids, mask = self.tokenizer.pad([self.encoded[row] for row in rows])
         return {"pixels": pixels, "ids": ids, "mask": mask}
 
@@ -209,9 +249,9 @@ class EpochSampler(Sampler):
 
 
 def train_loader(
-    dataset: PairDataset | FeatureDataset, batch_size: int, workers: int = 1
+    dataset: PairDataset | FeatureDataset, batch_size: int, workers: int | str = 1
 ) -> DataLoader:
-    """Load shuffled full batches of the dataset, built by `workers` threads.
+    """Load shuffled full batches of the dataset, built by `workers` threads, a number or "auto".
 
     `loader.sampler.set_epoch(e)` sets the order and all random draws. UserError if the dataset does
     not fill one batch.

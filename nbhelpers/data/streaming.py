@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data import shards
-from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, normalized
+from nbhelpers.data.augment import CLIP_MEAN, CLIP_STD, Normalizer, as_bytes
 from nbhelpers.data.decoding import decode
 from nbhelpers.data.distinct import distinct
 from nbhelpers.data.images import checksum
@@ -77,8 +77,9 @@ class ShardDataset(IterableDataset):
         sampling: Sampling = Sampling(),
     ):
         self.transform, self.tokenizer, self.mean, self.std = transform, tokenizer, mean, std
-        self.normalizer = Normalizer(mean, std)
-        self.seed, self.epoch, self.workers, self.sampling = seed, 0, 1, sampling
+        self.normalizer, self.as_bytes = Normalizer(mean, std), False
+        self.seed, self.epoch, self.sampling = seed, 0, sampling
+        self.workers: int | str = 1
         self.files = shards.shard_files(path, sampling.split)
         self.count = sampling.drawn or sum(shards.sizes(self.files).values())
 
@@ -141,7 +142,8 @@ class ShardDataset(IterableDataset):
     def collate(self, drawn: list[tuple[int, Sample]]) -> dict[str, Tensor]:
         """Make a batch of what `__iter__` gave.
 
-        It has pixels (B,3,S,S) float32, ids and mask (B,L), image_index and scene (B,) int64.
+        It has pixels (B,3,S,S) float32, or uint8 in `sent_as_bytes`, ids and mask (B,L),
+        image_index and scene (B,) int64.
         """
         texts = ["" for _ in drawn]
 
@@ -153,8 +155,9 @@ class ShardDataset(IterableDataset):
             texts[row] = self.tokenizer.clean(captions[rng.integers(len(captions))])
             return pixels
 
-        shape = len(drawn), 3, self.transform.size, self.transform.size
-        pixels = normalized(view, shape, self.normalizer, self.workers)
+        pixels = as_bytes(view, len(drawn), self.transform.size, self.workers)
+        if not self.as_bytes:
+            pixels = self.normalizer(pixels)
         names = [sample.file for _, sample in drawn]
         images = [f"{sample.file} {checksum(sample.image)}" for _, sample in drawn]
         ids, mask = self.tokenizer(texts)
@@ -167,7 +170,7 @@ class ShardDataset(IterableDataset):
         }
 
 
-def stream_loader(dataset: ShardDataset, batch_size: int, workers: int = 1) -> DataLoader:
+def stream_loader(dataset: ShardDataset, batch_size: int, workers: int | str = 1) -> DataLoader:
     """Load full batches of the dataset, decoded by `workers` threads.
 
     With several processes, the first reads for all. UserError if the dataset does not fill one

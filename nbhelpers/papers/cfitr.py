@@ -33,6 +33,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.papers import config_checks, vilt
 from nbhelpers.papers.dual_encoder import OnFrozenTowers, decay_groups
 from nbhelpers.towers import backbones, checkpoints, foreign_configs, vilt_names
+from nbhelpers.training.device import on_host
 from nbhelpers.training.distributed import gather, rank
 
 
@@ -395,9 +396,9 @@ class CFITR(OnFrozenTowers):
     def _false_texts(self, row: Tensor) -> dict[str, Tensor]:
         captions = self._given_captions()
         also_true = self.config.false_from == "all"
-        drawn = captions.draw(row.cpu(), self.config.false_texts, also_true)
-        tokens = captions.texts(drawn.flatten())
-        return {name: value.to(row.device) for name, value in tokens.items()}
+        rows = torch.from_numpy(on_host(row))
+        tokens = captions.texts(captions.draw(rows, self.config.false_texts, also_true).flatten())
+        return {name: value.to(row.device, non_blocking=True) for name, value in tokens.items()}
 
     def _given_captions(self) -> Captions:
         if self.captions is None:
@@ -436,9 +437,9 @@ class CFITR(OnFrozenTowers):
         """Tell which images and texts are no negatives of each other; (B,B) bool."""
         if self.config.negatives_from == "all":
             return torch.eye(len(row), dtype=torch.bool, device=row.device)
-        rows = row.cpu()
+        rows = torch.from_numpy(on_host(row))
         described = self._given_captions().describe(rows, rows.expand(len(rows), -1))
-        return described.to(row.device)
+        return described.to(row.device, non_blocking=True)
 
     def _losses(
         self, h_image: Tensor, h_text: Tensor, matches: Tensor, targets: Tensor, scores: Tensor

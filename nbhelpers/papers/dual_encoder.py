@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbhelpers.towers import backbones
+from nbhelpers.training.device import on_host
 
 # Views of a square image: four quarter turns of it, and of its mirror image
 TURNS = 8
@@ -30,7 +32,7 @@ def unpadded(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Where padding is not attended this changes no result.
     """
-    longest = 1 + int(mask.any(dim=0).nonzero().max())
+    longest = 1 + int(np.flatnonzero(on_host(mask).any(axis=0)).max())
     return text[:, :longest], mask[:, :longest]
 
 

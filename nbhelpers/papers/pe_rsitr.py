@@ -158,10 +158,13 @@ class FrozenCLIP(CLIP):
 
 
 def tokens_first(x: Tensor) -> Tensor:
-    """Lay x (B,N,W) in memory as (N,B,W), as torch's attention transposes it.
+    """Lay x (B,N,W) in memory as (N,B,W), as torch's attention transposes it to train.
 
-    Otherwise its product with a frozen weight copies that weight for each token.
+    Otherwise its product with a frozen weight copies that weight for each token. Without gradients
+    torch's attention takes a faster path, which wants x as it is.
     """
+    if not torch.is_grad_enabled():
+        return x
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 

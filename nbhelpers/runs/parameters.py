@@ -57,10 +57,16 @@ def _micro_batch(value: str) -> str:
     return value
 
 
+def _number_of_threads(value: Any) -> Any:
+    return 0 if value == "auto" else value
+
+
 def _number_as_text(value: Any) -> Any:
     return str(max(0, min(value, MANY))) if type(value) is int else value
 
 
+# "auto" passes as it is to the notebook, where `data.augment.threads` reads it
+Threads = Annotated[int, BeforeValidator(_number_of_threads), Field(ge=0, le=256)]
 MicroBatch = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_micro_batch)]
 SetName = Annotated[str, AfterValidator(_set)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -86,10 +92,11 @@ class Parameters(BaseModel):
     SIZE: Literal["tiny", "compact", "paper"]
     DEVICE: Literal["auto", "cpu", "cuda", "mps"]
     PRECISION: Literal["fp32", "tf32", "bf16", "fp16"]
+    EVAL_PRECISION: Literal["fp32", "bf16"]
     MICRO_BATCH: MicroBatch
     RECOMPUTE: bool
     COMPILE: bool
-    WORKERS: Annotated[int, Field(ge=0, le=256)]
+    WORKERS: Threads
     CHECKPOINT: str
     VIEWS: Annotated[int, Field(ge=0, le=1000)]
     TRIED: Annotated[int, Field(ge=0, le=MANY)]

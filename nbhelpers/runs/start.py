@@ -169,6 +169,7 @@ def start(notebook: str, **overrides: Any) -> Run:
     public_weights.use(given.get("WEIGHTS", {}))
     device, threads = _prepare_torch(given["SEED"], given["DEVICE"])
     _check_precision(given.get("PRECISION", "fp32"), device)
+    _encode_in(given.get("EVAL_PRECISION", "fp32"))
     if is_notebook:
         at_work.until_the_end(f"notebook {notebook}")
     random.seed(given["SEED"])
@@ -201,6 +202,12 @@ def _check_precision(precision: str, device: str) -> None:
     from nbhelpers.training import device as devices
 
     devices.check_precision(precision, devices.resolve(device))
+
+
+def _encode_in(precision: str) -> None:
+    from nbhelpers.training import device as devices
+
+    devices.encode_in(precision)
 
 
 def _prepare_torch(seed: int, device: str) -> tuple[str, int]:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data.array_store import ArrayStore, as_stored, in_batches
-from nbhelpers.data.augment import TrainTransform
+from nbhelpers.data.augment import Normalizer, TrainTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.distinct import distinct
 from nbhelpers.data.image_input import ImageInput
@@ -31,7 +31,7 @@ from nbhelpers.data.loaders import (
     PIXEL_CODE,
     FeatureDataset,
     PairDataset,
-    image_batch,
+    image_bytes,
     train_loader,
 )
 from nbhelpers.data.table import CaptionTable
@@ -44,6 +44,7 @@ from nbhelpers.tasks.caption_tokens import DecoderTokenizer, Tokenizers
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones
 from nbhelpers.training import loop
+from nbhelpers.training.device import resolve
 
 BATCH = 64  # images that pass the image tower, or are described, at once
 
@@ -64,7 +65,7 @@ class CaptionTask:
         config: BITAConfig,
         tokenizers: Tokenizers,
         seed: int = 0,
-        workers: int = 2,
+        workers: int | str = 2,
         frozen: FrozenTowers | None = None,
         others: Iterable[DataSet] = (),
     ):
@@ -173,9 +174,9 @@ class CaptionTask:
         draw: TrainTransform | None = None,
         view: int = 0,
     ) -> Tensor:
-        return image_batch(
-            data.pixels, table, rows, self.image, self.workers, draw, (self.seed, view)
-        )
+        size, draws = self.image.size, (self.seed, view)
+        found = image_bytes(data.pixels, table, rows, size, self.workers, draw, draws)
+        return Normalizer(self.image.mean, self.image.std)(found.to(resolve()))
 
     def seen(
         self, model: ImageReader, split: str, rows: np.ndarray | None = None
@@ -264,6 +265,9 @@ def vision_of(model: ImageReader, pixels: Tensor) -> Tensor:
     return torch.from_numpy(as_stored({"vision": vision})["vision"]).float().to(device)
 
 
+ALIKE = ("workers", "as_bytes", "normalizer")  # of the data sets that `PairsOfAll` joins
+
+
 class PairsOfAll(Dataset):
     """The pairs of several data sets, one set after the other.
 
@@ -283,16 +287,18 @@ class PairsOfAll(Dataset):
         for part in self.parts:
             part.set_epoch(epoch)
 
-    @property
-    def workers(self) -> int:
-        """Return the number of threads that prepare batches."""
-        return self.parts[0].workers
+    def __getattr__(self, name: str) -> Any:
+        """Return what all parts have alike."""
+        if name not in ALIKE:
+            raise AttributeError(name)
+        return getattr(self.parts[0], name)
 
-    @workers.setter
-    def workers(self, workers: int) -> None:
-        """Return the number of threads that prepare batches."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it for all parts."""
+        if name not in ALIKE:
+            return super().__setattr__(name, value)
         for part in self.parts:
-            part.workers = workers
+            setattr(part, name, value)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
         """A whole batch, in the order of `rows`."""

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nbhelpers.code_identity import code_digest
 from nbhelpers.data.array_store import ArrayStore, Compute, in_batches
-from nbhelpers.data.augment import TestTransform, TrainTransform
+from nbhelpers.data.augment import Normalizer, TestTransform, TrainTransform
 from nbhelpers.data.catalog import DataSet
 from nbhelpers.data.distinct import Distinct, Rows, distinct, text_keys
 from nbhelpers.data.image_input import ImageInput
@@ -24,7 +25,7 @@ from nbhelpers.data.loaders import (
     PIXEL_CODE,
     FeatureDataset,
     PairDataset,
-    image_batch,
+    image_bytes,
     train_loader,
 )
 from nbhelpers.data.table import CaptionTable
@@ -36,7 +37,7 @@ from nbhelpers.papers.dual_encoder import TURNS, OnFrozenTowers, turned
 from nbhelpers.papers.pir import PIR
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.towers import backbones
-from nbhelpers.training.device import check_precision
+from nbhelpers.training.device import check_precision, encoding, encoding_on
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH = 128  # as in the papers; where padding is attended, embeddings depend on the batch
@@ -84,7 +85,9 @@ class RetrievalTask:
                has `turns`, views are turned at random, and what is evaluated is cached in all turns
     precision  fp32, bf16 or fp16, in which the frozen towers see the images of the training split:
                EfficientNet-Lite0 is twice as fast in bf16 on a CPU that has instructions for it;
-               what is evaluated is always seen in fp32
+               what is evaluated is seen in fp32
+
+    Without cached towers, what is evaluated is encoded in the precision of `device.encode_in`.
 
     UserError if the towers are not frozen, or if a model with others is evaluated on their
     features.
@@ -96,7 +99,7 @@ class RetrievalTask:
         tokenizer: Tokenizer,
         image: ImageInput,
         seed: int = 0,
-        workers: int = 2,
+        workers: int | str = 2,
         frozen: FrozenTowers | None = None,
         precision: str = "fp32",
     ):
@@ -124,7 +127,8 @@ class RetrievalTask:
         The transform of `train_loader` is not part of it.
         """
         code = code_digest(type(self), type(self.tokenizer))
-        return {
+        evaluated = {} if encoding() == "fp32" else {"evaluated in": encoding()}
+        return evaluated | {
             "data": self.data.content(),
             "tokenizer": self.tokenizer.sha256,
             "image": self.image,
@@ -273,7 +277,7 @@ class RetrievalTask:
             augmented = TrainTransform(self.image.size, turn=bool(self.turns))
         precision, turns = (self.precision, 0) if training else ("fp32", self.turns)
         drawn = [
-            self.pixels_of(table, rows, augmented, view).to(device)
+            self.pixels_of(table, rows, augmented, view, device)
             for view in range(self.views if augmented else 1)
         ]
         views = [turned(pixels, turn) for pixels, turn in product(drawn, range(max(turns, 1)))]
@@ -306,14 +310,15 @@ class RetrievalTask:
         rows: np.ndarray,
         augmented: TrainTransform | None = None,
         view: int = 0,
+        device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Return pixels (B,3,S,S) of these rows of a table.
+        """Return pixels (B,3,S,S) of these rows of a table, on the device.
 
         Images pass the test transform, or one draw of `augmented` for this view.
         """
-        return image_batch(
-            self.data.pixels, table, rows, self.image, self.workers, augmented, (self.seed, view)
-        )
+        size, draws = self.image.size, (self.seed, view)
+        found = image_bytes(self.data.pixels, table, rows, size, self.workers, augmented, draws)
+        return Normalizer(self.image.mean, self.image.std)(found.to(device))
 
     @torch.inference_mode()
     def embeddings(self, model: nn.Module, split: str) -> Embeddings:
@@ -345,11 +350,12 @@ class RetrievalTask:
     def _encoded(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of the distinct images and texts of a split, from pixels and ids."""
         device = next(model.parameters()).device
-        pixels = partial(self.pixels_of, self.table(split))
+        pixels = partial(self.pixels_of, self.table(split), device=device)
         rows = in_batches(self.distinct_images(split).first, BATCH)
-        images = [model.encode_images(pixels(some).to(device)) for some in rows]
         read = caption_batches(self._cleaned(split), self.tokenizer, BATCH)
-        texts = [model.encode_texts(ids.to(device), mask.to(device)) for ids, mask in read]
+        with encoding_on(device):
+            images = [model.encode_images(pixels(some)) for some in rows]
+            texts = [model.encode_texts(ids.to(device), mask.to(device)) for ids, mask in read]
         return _rows(images), _rows(texts)
 
     def _from_features(self, model: nn.Module, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -499,7 +505,10 @@ def taken(
 
 
 def _rows(parts: list[Tensor]) -> np.ndarray:
-    return finite(torch.cat(parts).float().cpu(), "The embeddings").numpy()
+    rows = torch.cat(parts)
+    if rows.dtype != torch.float32:  # 16 bits leave lengths that differ from 1 by their rounding
+        rows = F.normalize(rows.float(), dim=1)
+    return finite(rows.cpu(), "The embeddings").numpy()
 
 
 def finite(values: Tensor, what: str) -> Tensor:

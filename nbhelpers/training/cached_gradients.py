@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
-from nbhelpers.training.device import at_least_fp32, empty_cache
+from nbhelpers.training.device import at_least_fp32, empty_cache, keep_on_host, on_host
 
 Batch = dict[str, Tensor]
 
@@ -53,7 +53,11 @@ def parts(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
     count = len(next(iter(batch.values())))
     for start in range(0, count, size):
         at = slice(start, min(start + size, count))
-        yield at, {name: values[at] for name, values in batch.items()}
+        part = {name: values[at] for name, values in batch.items()}
+        for name, values in batch.items():
+            if hasattr(values, "host_values"):
+                keep_on_host(part[name], on_host(values)[at])
+        yield at, part
 
 
 def whole_loss(

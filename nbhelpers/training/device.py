@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import numpy as np
 import torch
 
 from nbhelpers.errors import UserError
@@ -13,7 +14,9 @@ from nbhelpers.errors import UserError
 NAMES = ("auto", "cpu", "cuda", "mps")  # of the parameter DEVICE and of --device
 # tf32: numbers of 32 bits, which products of matrices on a CUDA GPU read with 10 bits of mantissa
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+ENCODINGS = ("fp32", "bf16")  # of the parameter EVAL_PRECISION
 _of_run: torch.device | None = None  # what `use` chose for this process
+_encoding = "fp32"  # what `encode_in` chose for this process
 
 
 def resolve(wish: str | torch.device = "auto") -> torch.device:
@@ -79,6 +82,56 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UserError(
             "precision 'bf16' needs macOS 14 or newer on an Apple GPU; use 'fp32' here."
         )
+
+
+def encode_in(precision: str) -> None:
+    """Choose in which of the ENCODINGS this process encodes images and texts for evaluation.
+
+    With "bf16" the networks multiply in 16 bits and add up in 32. Embeddings, their products and
+    scores are of 32 bits in any case. UserError for another name, and as `check_precision`.
+    """
+    global _encoding
+    if precision not in ENCODINGS:
+        raise UserError(
+            f"The precision of evaluation is '{precision}'; choose one of {', '.join(ENCODINGS)}."
+        )
+    check_precision(precision, resolve())
+    _encoding = precision
+
+
+def encoding() -> str:
+    """Return which of the ENCODINGS `encode_in` chose for this process."""
+    return _encoding
+
+
+def encoding_on(device: torch.device) -> AbstractContextManager:
+    """Return a context in which networks on the device compute in the precision of `encoding`."""
+    if _encoding == "fp32":
+        return nullcontext()  # an autocast of the caller stays
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def moved(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return a batch on the device. Integers, such as masks, are kept in host memory beside it.
+
+    So a model can read how long its captions are without waiting for the GPU (`on_host`).
+    """
+    there = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    for name, values in batch.items():
+        if device.type != "cpu" and values.dtype == torch.int64:
+            keep_on_host(there[name], values.numpy())
+    return there
+
+
+def keep_on_host(values: torch.Tensor, host: np.ndarray) -> None:
+    """Let `on_host` find the same values in the memory of the host."""
+    values.host_values = host  # type: ignore[attr-defined]
+
+
+def on_host(values: torch.Tensor) -> np.ndarray:
+    """Return integers in host memory; it waits for a GPU only where `moved` has not kept them."""
+    kept = getattr(values, "host_values", None)
+    return values.cpu().numpy() if kept is None else kept
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from nbhelpers.code_identity import code_digest
+from nbhelpers.data.loaders import sent_as_bytes
 from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.keys import key_digest
@@ -53,10 +54,12 @@ from nbhelpers.training.distributed import (
 )
 from nbhelpers.training.memory import recompute_blocks
 from nbhelpers.training.prefetch import prefetched
+from nbhelpers.training.resume_files import StateWriter
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates, lr_lambda
 
 COMPILER = "inductor"  # of torch.compile
-PREFETCH_ALWAYS = False  # also on a CPU, where it only shares the cores; for tests
+# build batches and write states beside the steps, also on a CPU, where they share the cores
+AS_ON_A_GPU = False  # for tests
 READ_EVERY = 20  # batches between two reads of the losses, which wait for the GPU; 1 on a CPU
 
 __all__ = [
@@ -92,11 +95,11 @@ def fit(
     loss_options   keyword arguments of `model.loss`, such as the stage of a captioning model.
 
     Writes `history.csv`, TensorBoard events (counted in batches), `best.*` and `resume.pt`: trained
-    weights, optimiser and progress, replaced atomically. Randomness in `model.loss` must come from
-    torch, seeded here from (seed, epoch, batch, process) before each batch; the caller's generators
-    are left as they were. Several processes share every batch evenly; process 0 writes. With
-    `accumulate` > 1 the loss is the mean over the batches of a step (the last of an epoch may have
-    fewer); in-batch negatives stay within a batch.
+    weights, optimiser and progress, replaced atomically; on a GPU it is written beside the next
+    steps. Randomness in `model.loss` must come from torch, seeded here from (seed, epoch, batch,
+    process) before each batch; the caller's generators are left as they were. Several processes
+    share every batch evenly; process 0 writes. With `accumulate` > 1 the loss is the mean over the
+    batches of a step (the last of an epoch may have fewer); in-batch negatives stay within a batch.
 
     UserError: no batch, a loss that is not finite (with step and terms), a resume state of another
     training, a micro_batch for a model that has no `rows` and `losses`.
@@ -154,12 +157,15 @@ class _Trainer:
         self.loader: Any = loader
         # of a stream, Accelerate reads whole batches in one process and moves the parts itself
         stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
-        self.ahead = (self.device.type == "cuda" or PREFETCH_ALWAYS) and not stream
+        self.beside = self.device.type == "cuda" or AS_ON_A_GPU
+        self.ahead = self.beside and not stream
         if isinstance(loader, DataLoader):
             self.loader = self.accelerator.prepare(loader, device_placement=[stream])
         self.steps = math.ceil(self.batches / config.accumulate)
         self.factor = lr_lambda(config, config.epochs * self.steps)
         model.to(self.device)
+        if self.device.type == "cuda":  # where convolutions are fastest so; nothing else changes
+            model.to(memory_format=torch.channels_last)
         if config.recompute:
             recompute_blocks(model)
         optimizer = torch.optim.AdamW(
@@ -186,6 +192,10 @@ class _Trainer:
         self.micro_batch = 0  # pairs; 0: whole batches
 
     def run(self, progress: bool) -> History:
+        with sent_as_bytes(self.source) as self.finish, StateWriter(self.beside) as self.writer:
+            return self._run(progress)
+
+    def _run(self, progress: bool) -> History:
         self._load()
         self.optimizer.zero_grad()  # the caller may have left gradients
         self.micro_batch = self._micro_batch()
@@ -285,7 +295,7 @@ class _Trainer:
             return int(wish)
         if wish == "whole" or self.device.type != "cuda":
             return 0
-        batch = send_to_device(next(iter(self.loader)), self.device)
+        batch = self.finish(send_to_device(next(iter(self.loader)), self.device))
         fits = cached_gradients.largest_that_fits(partial(self._try, batch), _pairs(batch))
         smallest = self.accelerator.gather(torch.tensor([fits], device=self.device)).min()
         return int(smallest)
@@ -329,8 +339,10 @@ class _Trainer:
         else:
             batches = islice(batches, seen, None)
         if self.ahead:
-            return prefetched(batches, self.device)
-        return (send_to_device(batch, self.device) for batch in batches)
+            arrived = prefetched(batches, self.device)
+        else:
+            arrived = (send_to_device(batch, self.device) for batch in batches)
+        return map(self.finish, arrived)
 
     def _note(self, terms: dict[str, Tensor], images: int):
         """Keep the terms of one batch on the device until `_read`."""
@@ -455,8 +467,7 @@ class _Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "progress": asdict(self.progress),
         }
-        with atomic_write(self.folder / "resume.pt") as temporary, open(temporary, "wb") as file:
-            torch.save(state, file)
+        self.writer.write(self.folder / "resume.pt", state)
 
     def _load(self):
         path = self.folder / "resume.pt"

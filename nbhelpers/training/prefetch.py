@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from nbhelpers.training.device import moved
+
 AHEAD = 2  # batches that wait for the GPU
 
 
@@ -30,4 +32,4 @@ def prefetched(batches: Iterable[dict], device: torch.device) -> Iterator[dict[s
         coming = deque(pool.submit(build) for _ in range(AHEAD))
         while (batch := coming.popleft().result()) is not None:
             coming.append(pool.submit(build))
-            yield {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+            yield moved(batch, device)

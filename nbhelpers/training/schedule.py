@@ -41,7 +41,7 @@ class TrainConfig:
     micro_batch: int | str = "whole"  # whole | auto | a number of pairs
     clip_norm: float | None = None
     seed: int = 0
-    workers: int = 0  # of the loader; changes no result
+    workers: int | str = 0  # of the loader, a number or "auto"; changes no result
     # resume state within an epoch; 0: only after each epoch; changes no result
     save_every_steps: int = 0
     monitor: str = "mR"  # validation figure that selects the best epoch; larger is better

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from nbhelpers.data import augment
+from nbhelpers.data import augment, augment_cfitr
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.errors import UserError
 
@@ -227,3 +227,80 @@ def test_an_unknown_randaugment_is_refused():
         UserError, match="no randaugment 'official'; take one of fixed, released, torch"
     ):
         TrainTransform(224, "official")
+
+
+def by_pillow(name: str, image: Image.Image, sign: int) -> Image.Image:
+    """CFITR's operations at level 9 of 30, in the words of Pillow."""
+    if name == "SolarizeAdd":
+        brighter = Image.fromarray(np.clip(np.array(image, int) + 33, 0, 255).astype(np.uint8))
+        return ImageOps.solarize(brighter, 128)
+    if name == "Rotate":
+        return image.rotate(9 * sign)
+    of_levels = {"Posterize": (ImageOps.posterize, 1), "Solarize": (ImageOps.solarize, 76.8)}
+    if name in of_levels:
+        operation, level = of_levels[name]
+        return operation(image, level)
+    if name in ("AutoContrast", "Equalize"):
+        return getattr(ImageOps, name.lower())(image)
+    if name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        return getattr(ImageEnhance, name)(image).enhance(0.64)
+    matrix = {
+        "ShearX": (1, 0.09 * sign, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, 0.09 * sign, 1, 0),
+        "TranslateX": (1, 0, 30 * sign, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, 30 * sign),
+    }[name]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+@pytest.mark.parametrize("name", augment_cfitr.NAMES)
+@pytest.mark.parametrize("shape", [(256, 256), (224, 224), (61, 40)])
+def test_cfitrs_operations_equal_pillows_to_the_bit(name, shape):
+    image = picture(*shape) // 2 + 40  # of a range that AutoContrast can widen
+    for sign in (1, -1):
+        found = augment_cfitr.apply(name, image, sign)
+        assert np.array_equal(found, by_pillow(name, Image.fromarray(image), sign))
+        assert not np.array_equal(found, image)
+
+
+def test_cfitrs_randaugment_applies_two_operations_before_the_image_is_resized(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        augment_cfitr,
+        "apply",
+        lambda name, image, sign: drawn.append((name, image.shape[0], sign)) or image,
+    )
+    plain = TrainTransform(48, "cfitr", scale=(1.0, 1.0), flip=0.0)
+    for seed in range(300):
+        plain(picture(64, 64), np.random.default_rng(seed))
+    names, heights, signs = zip(*drawn, strict=True)
+    assert len(drawn) == 600 and set(names) == set(augment_cfitr.NAMES) and len(set(names)) == 14
+    assert set(heights) == {64} and set(signs) == {1, -1}
+
+
+@pytest.mark.parametrize("mean, std", [(augment.CLIP_MEAN, augment.CLIP_STD), ((0.5,) * 3,) * 2])
+def test_every_byte_normalises_as_its_formula_says(mean, std):
+    levels = torch.arange(256, dtype=torch.float32)
+    found = augment.Normalizer(mean, std)(torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256))
+    for channel in range(3):
+        expected = (levels / 255 - torch.tensor(mean[channel])) / torch.tensor(std[channel])
+        assert torch.equal(found[0, channel, 0], expected)
+
+
+def test_a_batch_of_bytes_has_its_channels_last_in_memory():
+    views = [picture(16, 16, seed) for seed in range(5)]
+    batch = augment.as_bytes(views.__getitem__, 5, 16, "auto")
+    assert batch.shape == (5, 3, 16, 16) and batch.dtype == torch.uint8
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(augment.Normalizer()(batch), augment.normalize(np.stack(views)))
+
+
+@pytest.mark.parametrize(
+    "cores, count, threads", [(8, 100, 7), (8, 3, 3), (2, 100, 1), (1, 100, 1), (8, 0, 1)]
+)
+def test_auto_takes_all_cores_but_one(monkeypatch, cores, count, threads):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(cores), raising=False)
+    assert augment.threads("auto", count) == threads
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert augment.threads("auto", count) == threads

@@ -403,3 +403,16 @@ def test_there_are_no_more_threads_than_images(monkeypatch, count, workers, thre
     )
     augment._in_threads(done.append, count, workers)
     assert sorted(done) == list(range(count)) and started == ([threads] if threads else [])
+
+
+def test_pixels_that_travel_as_bytes_become_the_same_floats(data):
+    loader = train_loader(pairs(data, TrainTransform(16)), 5, "auto")
+    (plain, *_) = loader
+    with loaders.sent_as_bytes(loader) as finish:
+        (sent, *_) = loader
+        assert sent["pixels"].dtype == torch.uint8
+        assert sent["pixels"].nbytes * 4 == plain["pixels"].nbytes
+        assert equal([finish(sent)], [plain])
+    assert equal([next(iter(loader))], [plain]), "afterwards a batch holds floats again"
+    with loaders.sent_as_bytes([plain]) as finish:  # a sequence of batches of features
+        assert finish({"vision": plain["pixels"]}).keys() == {"vision"}

@@ -27,7 +27,7 @@ from coloured_set import coloured, words
 from PIL import Image
 from torch import nn
 
-from nbhelpers.data import catalog, layouts, shards
+from nbhelpers.data import augment, catalog, layouts, loaders, shards
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.augment import TestTransform, TrainTransform
 from nbhelpers.data.check import check
@@ -440,14 +440,21 @@ def test_the_transform_is_drawn_from_seed_epoch_and_place(data, packed, tokenize
     dataset = stream(packed, tokenizer)
     dataset.set_epoch(5)
     drawn = list(dataset)[:8]
-    batch, out = dataset.collate(drawn), np.empty((3, 32, 32), np.float32)
+    batch = dataset.collate(drawn)
     for place, ((number, sample), pixels) in enumerate(zip(drawn, batch["pixels"], strict=True)):
         assert number == place
         source = data.pixels[data.pixels.rows([sample.file])[0]]
-        dataset.normalizer.into(
-            TrainTransform(32)(source, np.random.default_rng([3, 5, place])), out
-        )
-        assert np.array_equal(pixels, out)
+        view = TrainTransform(32)(source, np.random.default_rng([3, 5, place]))
+        assert torch.equal(pixels, augment.normalize(view[None])[0])
+
+
+def test_pixels_of_a_stream_travel_as_bytes(packed, tokenizer):
+    loader = stream_loader(stream(packed, tokenizer), 8)
+    plain = next(iter(loader))
+    with loaders.sent_as_bytes(loader) as finish:
+        sent = next(iter(loader))
+        assert sent["pixels"].dtype == torch.uint8
+        assert equal([finish(sent)], [plain])
 
 
 def test_shards_and_the_samples_in_the_buffer_are_mixed(packed, tokenizer):

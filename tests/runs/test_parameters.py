@@ -35,6 +35,8 @@ INT, FLOAT, BOOL, LIST = "EPOCHS", "LR", "ABLATIONS", "PE_RSITR_METHODS"
         {"PRECISION": "fp16"},
         {"CAPTIONS": 0},
         {"WORKERS": 0},
+        {"WORKERS": "auto"},
+        {"EVAL_PRECISION": "bf16"},
     ],
 )
 def test_what_is_right_passes(values):

@@ -28,6 +28,7 @@ from nbhelpers.tasks import retrieval
 from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import Origin, RetrievalTask
 from nbhelpers.towers import backbones
+from nbhelpers.training import device
 
 HALF = 2e-3  # what features kept in float16 may change in a unit vector's components
 IMAGE = backbones.image_input("swin_standin")
@@ -91,6 +92,41 @@ def test_embeddings_stand_in_file_order(data, tokenizer, direct):
     assert list(table.images.image_id[found.owner]) == list(table.captions.image_id)
     assert found.similarity().shape == (12, 24) and found.images.dtype == np.float32
     assert_close(np.linalg.norm(found.texts, axis=1), np.ones(len(found.texts)))
+
+
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """Let evaluation encode in bf16 until the test ends."""
+    monkeypatch.setattr(device, "_encoding", device.encoding())
+    return lambda: device.encode_in("bf16")
+
+
+def test_evaluation_in_bf16_is_close_to_fp32_and_gives_rows_of_32_bits(tokenizer, direct, in_bf16):
+    one = build(PIRConfig.tiny(tokenizer.vocab_size)).eval()
+    plain, content = direct.embeddings(one, "test"), direct.content()
+    in_bf16()
+    found, types = direct.embeddings(one, "test"), []
+    hook = one.vision_proj.register_forward_hook(lambda *call: types.append(call[2].dtype))
+    direct.embeddings(one, "test")
+    hook.remove()
+    assert set(types) == {torch.bfloat16}, "the networks multiply in 16 bits"
+    for ours, theirs in ((found.images, plain.images), (found.texts, plain.texts)):
+        assert ours.dtype == np.float32
+        assert_close(np.linalg.norm(ours, axis=1), np.ones(len(ours)))
+        assert 0 < np.abs(ours - theirs).max() < 0.02
+        assert (ours * theirs).sum(axis=1).min() > 0.999
+    scores = found.similarity()
+    assert scores.dtype == np.float32 and np.abs(scores - plain.similarity()).max() < 0.02
+    exact = found.images.astype(np.float64) @ found.texts.T.astype(np.float64)
+    assert_close(scores, exact.astype(np.float32))
+    assert direct.content() == content | {"evaluated in": "bf16"}
+
+
+def test_pixels_come_normalised_to_the_device(data, direct):
+    table = data.table.split("test")
+    found = direct.pixels_of(table, np.arange(3), device=torch.device("cpu"))
+    assert torch.equal(found, image_batch(data.pixels, table, np.arange(3), IMAGE))
+    assert found.dtype == torch.float32 and found.is_contiguous()
 
 
 @pytest.mark.parametrize("tower", ["vision_proj", "text_proj"])

@@ -26,6 +26,7 @@ from nbhelpers.tasks.frozen_towers import FrozenTowers
 from nbhelpers.tasks.retrieval import RetrievalTask
 from nbhelpers.tasks.two_stage import Search
 from nbhelpers.towers import backbones
+from nbhelpers.training import device
 
 # what states kept in float16 may change in a score of the small models below; those spread over
 # more than 0.5
@@ -101,6 +102,27 @@ def queries(model, task):
 @pytest.fixture(scope="module")
 def fine(model, stores):
     return two_stage.fine_scores(model, *stores)
+
+
+def test_codes_states_and_scores_in_bf16_are_close_to_those_in_fp32(
+    model, task, stores, fine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(device, "_encoding", "bf16")
+    images, texts = two_stage.write_stores(model, task, "test", tmp_path)
+    assert images.key == stores[0].key | {"encoded in": "bf16"}
+    for ours, theirs in ((images, stores[0]), (texts, stores[1])):
+        flipped = np.unpackbits(ours["codes"] ^ theirs["codes"]).mean()
+        assert flipped < 0.05
+        scale = np.abs(np.asarray(theirs["states"], np.float32)).max()
+        difference = np.asarray(ours["states"], np.float32) - np.asarray(
+            theirs["states"], np.float32
+        )
+        assert 0 < np.abs(difference).max() < 0.05 * scale
+    found = two_stage.fine_scores(model, images, texts, kept=tmp_path)
+    assert found.dtype == np.float32 and np.abs(found - fine).max() < 0.1 * np.ptp(fine)
+    monkeypatch.setattr(device, "_encoding", "fp32")
+    again = two_stage.fine_scores(model, images, texts, kept=tmp_path)
+    assert not np.array_equal(again, found), "scores in bf16 are not taken for those in fp32"
 
 
 # ---- coarse scores against loops

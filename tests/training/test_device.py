@@ -256,6 +256,24 @@ def test_precisions_belong_to_the_device_of_the_run(seen, monkeypatch, tmp_path)
         )
 
 
+def test_evaluation_encodes_in_what_was_chosen(seen, monkeypatch):
+    monkeypatch.setattr(device, "_encoding", "fp32")
+    cpu, kinds = torch.device("cpu"), {}
+    for precision in ("fp32", "bf16", "fp32"):
+        device.encode_in(precision)
+        with device.encoding_on(cpu):
+            kinds[precision] = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    assert kinds == {"fp32": torch.float32, "bf16": torch.bfloat16}
+    with pytest.raises(UserError, match="evaluation is 'fp16'; choose one of fp32, bf16"):
+        device.encode_in("fp16")
+    seen(mps=True)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: False)
+    with pytest.raises(UserError, match="'bf16' needs macOS 14 or newer"):
+        device.encode_in("bf16")
+    device.encode_in("fp32")
+    assert device.encoding() == "fp32"
+
+
 def test_no_other_module_asks_torch_which_gpu_there_is():
     """Such a question would answer for the machine, and not for the run."""
     package = Path(device.__file__).parent

@@ -279,7 +279,7 @@ EVERY_SYSTEM = [
     pixel_cache.DecodedCache.resized,
     augment.random_crop,
     augment.TrainTransform.__call__,
-    augment.Normalizer.into,
+    augment.Normalizer.__call__,
     loaders._Pairs.draw,
     loaders.PairDataset._fields,
     loaders.FeatureDataset._fields,

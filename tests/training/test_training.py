@@ -32,6 +32,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.towers import checkpoints
 from nbhelpers.training import loop, prefetch
 from nbhelpers.training.loop import Options, fit, load_or_train
+from nbhelpers.training.resume_files import StateWriter
 from nbhelpers.training.schedule import History, TrainConfig, learning_rates
 
 CONFIG = TrainConfig(epochs=3, lr=0.02, batch_size=4, accumulate=2, warmup_fraction=0.2)
@@ -409,7 +410,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     )
 
 
-def test_a_full_disk_is_told_and_the_last_state_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_full_disk_is_told_and_the_last_state_stays(tmp_path, monkeypatch, beside):
+    monkeypatch.setattr(loop, "AS_ON_A_GPU", beside)
     save, calls = torch.save, []
 
     def full_at_the_second(state, file):
@@ -418,7 +421,7 @@ def test_a_full_disk_is_told_and_the_last_state_stays(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(state, file)
 
-    monkeypatch.setattr(loop.torch, "save", full_at_the_second)
+    monkeypatch.setattr(torch, "save", full_at_the_second)
     with pytest.raises(UserError, match="disk is full.*resume.pt"):
         fit(Toy(), loader(), CONFIG, tmp_path / "full")
     assert torch.load(tmp_path / "full/resume.pt")["progress"]["epoch"] == 1
@@ -514,6 +517,24 @@ def be_killed(kill: str, folder: Path):
     fit(model, loader(), config_of(kill), folder / kill, validate)
 
 
+MOMENTS = (
+    2,
+    5,
+    9,
+    14,
+    18,
+    21,
+)  # batches at which a training is killed that writes beside its steps
+
+
+def be_killed_beside(batch: int, folder: Path):
+    """Trains until killed in this batch, whatever is being written then."""
+    loop.AS_ON_A_GPU = True
+    model = Killed()
+    model.batch = batch
+    fit(model, loader(), config_of("beside"), folder, validate)
+
+
 def train_a_key(folder: Path, number: int):
     model, history, trained = load_or_train(
         "twice", Toy, loader(), CONFIG, folder, "a" * 64, Options(validate=validate)
@@ -567,6 +588,36 @@ def test_a_killed_training_goes_on_bit_for_bit(killed, uninterrupted, kill):
     table = pd.read_csv(folder / kill / "history.csv")
     pd.testing.assert_frame_equal(table, history.table(), check_dtype=False)
     assert history.rows[1]["seconds"] > 0
+
+
+def test_a_state_written_beside_the_steps_is_that_of_its_time(tmp_path):
+    value, nested = torch.zeros(3), torch.zeros(2)
+    began, go = threading.Event(), threading.Event()
+    with StateWriter(beside=True) as writer:
+        writer._pool.submit(lambda: began.set() or go.wait(10))
+        state = {"model": {"a": value}, "list": [nested, 1, (2, None)]}
+        writer.write(tmp_path / "resume.pt", state)
+        assert began.wait(10) and not (tmp_path / "resume.pt").exists()
+        value += 1
+        nested += 1
+        go.set()
+    state = torch.load(tmp_path / "resume.pt")
+    assert not state["model"]["a"].any() and not state["list"][0].any()
+    assert state["list"][1:] == [1, (2, None)]
+
+
+@pytest.mark.parametrize("number", range(len(MOMENTS)))
+def test_a_training_killed_at_any_moment_leaves_a_whole_state(killed, uninterrupted, number):
+    """States are written beside the steps; which one is there depends on the moment."""
+    folder, signals, _ = killed
+    assert signals[f"beside{number}"] == signal.SIGKILL
+    state = folder / f"beside{number}" / "resume.pt"
+    before = torch.load(state)["progress"] if state.exists() else {"epoch": 0, "seen": 0}
+    assert before["epoch"] * 7 + before["seen"] < MOMENTS[number] and before["seen"] % 2 == 0
+    model = Killed()
+    history = fit(model, loader(), config_of("beside"), folder / f"beside{number}", validate)
+    assert equal(weights_of(model), uninterrupted[0])
+    pd.testing.assert_frame_equal(without_times(history), uninterrupted[1], check_exact=True)
 
 
 def test_two_runs_with_one_key_train_once(killed, uninterrupted):
@@ -648,6 +699,12 @@ if __name__ == "__main__":
     folder, pids = Path(sys.argv[1]), {}
     for name, call in {
         **{kill: lambda kill=kill: be_killed(kill, folder) for kill in KILLS},
+        **{
+            f"beside{number}": lambda number=number: be_killed_beside(
+                MOMENTS[number], folder / f"beside{number}"
+            )
+            for number in range(len(MOMENTS))
+        },
         0: lambda: train_a_key(folder, 0),
         1: lambda: train_a_key(folder, 1),
     }.items():
@@ -693,10 +750,11 @@ def test_a_consumer_that_stops_ends_the_thread():
     assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
-def test_training_with_batches_built_ahead_is_the_same_bit_by_bit(tmp_path, monkeypatch):
+def test_training_as_on_a_gpu_is_the_same_bit_by_bit(tmp_path, monkeypatch):
+    """Batches are built ahead, and states written beside the steps."""
     weights = []
     for ahead in (False, True):
-        monkeypatch.setattr(loop, "PREFETCH_ALWAYS", ahead)
+        monkeypatch.setattr(loop, "AS_ON_A_GPU", ahead)
         model = Toy()
         fit(model, loader(), CONFIG, tmp_path / str(ahead))
         weights.append(model.head.weight.detach().clone())

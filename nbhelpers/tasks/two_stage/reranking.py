@@ -20,6 +20,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.files import atomic_write
 from nbhelpers.keys import key_digest
 from nbhelpers.papers.dual_encoder import unpadded
+from nbhelpers.training.device import encoding, encoding_on
 
 PAIRS = 128  # pairs that pass the fine stage at once
 
@@ -57,12 +58,11 @@ def pair_scores(
     order = np.argsort(masks.sum(1).cpu().numpy(), kind="stable")
     for some in np.split(order, range(batch, len(order), batch)):
         text = unpadded(taken(texts["states"], text_rows[some]).float(), masks[some].long())
-        scores.append(
-            model.score_pairs(taken(images["states"], image_rows[some]).float(), *text)
-            .float()
-            .cpu()
-            .numpy()
-        )
+        with encoding_on(device):
+            some_scores = model.score_pairs(
+                taken(images["states"], image_rows[some]).float(), *text
+            )
+        scores.append(some_scores.float().cpu().numpy())
     found = np.concatenate(scores)[np.argsort(order)]
     if not np.isfinite(found).all():
         raise UserError("The single stream gave NaN or infinite scores; look for a diverged model.")
@@ -118,7 +118,9 @@ def fine_scores(
 def _scores_name(model: nn.Module, images: ArrayStore, texts: ArrayStore) -> str:
     """The name of the file of fine scores: it changes with the stored rows and with the code."""
     code = code_digest(pair_scores, type(model))
-    return f"fine-{key_digest(images.manifest, texts.manifest, code)[:16]}.npy"
+    decides = [images.manifest, texts.manifest, code]
+    decides += [] if encoding() == "fp32" else [encoding()]
+    return f"fine-{key_digest(*decides)[:16]}.npy"
 
 
 def _kept_scores(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -20,6 +20,7 @@ from nbhelpers.errors import UserError
 from nbhelpers.keys import key_digest, tensors_digest
 from nbhelpers.tasks import retrieval
 from nbhelpers.tasks.retrieval import RetrievalTask
+from nbhelpers.training.device import at_least_fp32, encoding, encoding_on
 
 FORM = 2  # of a store; others are not read
 
@@ -38,7 +39,8 @@ def store_key(model: nn.Module, kind: str) -> dict[str, object]:
         tensors_digest(state),
         code_digest(type(model), encode, split_inputs, *read),
     )
-    return {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest[:16]}
+    key = {"system": "cfitr", "kind": kind, "bits": model.config.bits, "model": digest[:16]}
+    return key if encoding() == "fp32" else key | {"encoded in": encoding()}
 
 
 def store_folder(run: Path | str, model: nn.Module) -> Path:
@@ -57,12 +59,14 @@ def encode(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, object]:
     (B,n,d), mask (B,L) uint8. UserError in training mode and on NaN.
     """
     check_eval_mode(model)
-    if "mask" in inputs:
-        states = model.text_states(**inputs)
-        h, mask = model.text_codes(states), {"mask": inputs["mask"].to(torch.uint8)}
-    else:
-        states = model.image_states(**inputs)
-        h, mask = model.image_codes(states), {}
+    with encoding_on(next(model.parameters()).device):
+        if "mask" in inputs:
+            states = model.text_states(**inputs)
+            h, mask = model.text_codes(states), {"mask": inputs["mask"].to(torch.uint8)}
+        else:
+            states = model.image_states(**inputs)
+            h, mask = model.image_codes(states), {}
+    states = at_least_fp32(states)
     if not (states.isfinite().all() and h.isfinite().all()):
         raise UserError(
             "The states or codes of the model hold NaN or infinity; look for a diverged model or"
@@ -108,7 +112,7 @@ def split_inputs(model: nn.Module, task: RetrievalTask, split: str) -> tuple[Cal
     cleaned = [task.tokenizer.clean(text) for text in table.captions.text]
 
     def images(rows):
-        return model.image_features(task.pixels_of(table, rows).to(device))
+        return model.image_features(task.pixels_of(table, rows, device=device))
 
     def texts(rows):
         ids, mask = (part.to(device) for part in task.tokenizer([cleaned[row] for row in rows]))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from nbhelpers.papers import clip, config_checks
 from nbhelpers.papers.dual_encoder import keep_trained
 from nbhelpers.papers.ift import IFT, MIXINGS, Mix, fourier_mix
 from nbhelpers.towers import backbones, checkpoints, foreign_configs
+from nbhelpers.training.device import keep_on_host, on_host
 from nbhelpers.training.distributed import gather, rank
 from nbhelpers.training.schedule import TrainConfig
 
@@ -416,14 +418,18 @@ class Captioner(ImageReader):
         prompt_length  leading ids, first token included, that are no targets (fine-tuning); 0: all
                        are targets, also the first token
         """
-        wanted = targets(ids, mask, prompt_length)
-        asked = wanted != -100
+        wanted = targets(ids, mask, prompt_length).flatten()
+        # places of the targets, known to the host, so that a GPU is not waited for
+        learned = on_host(mask) != 0
+        learned[:, :prompt_length] = False
+        places = torch.from_numpy(np.flatnonzero(learned)).to(ids.device, non_blocking=True)
         # each before its target
-        states = self.states(prefix, ids, mask)[:, self.config.queries - 1 : -1][asked]
+        states = self.states(prefix, ids, mask)[:, self.config.queries - 1 : -1]
         # of targets alone: this head is a third of a step
-        logits = self.opt_model.get_output_embeddings()(states)
-        losses = F.cross_entropy(logits.float(), wanted[asked], reduction="none")
-        return losses.new_zeros(asked.shape).masked_scatter(asked, losses), asked
+        logits = self.opt_model.get_output_embeddings()(states.flatten(0, 1)[places])
+        losses = F.cross_entropy(logits.float(), wanted[places], reduction="none")
+        every = losses.new_zeros(ids.numel()).index_copy(0, places, losses)
+        return every.view(ids.shape), (wanted != -100).view(ids.shape)
 
     def loss(self, batch: dict[str, Tensor], prompt_length: int = 0) -> dict[str, Tensor]:
         """Compute the mean loss of a target, and the perplexity.
@@ -435,10 +441,16 @@ class Captioner(ImageReader):
         prefix, mask = self.prefix(self.vision_of(batch)), batch["mask"]
         total = torch.zeros((), device=prefix.device)
         count = torch.zeros((), device=prefix.device, dtype=torch.long)
-        for rows in mask.sum(1).argsort(stable=True).tensor_split(min(GROUPS, len(mask))):
-            longest = int(mask[rows].sum(1).max())
+        host = on_host(mask)
+        lengths = host.sum(1)
+        order = np.argsort(lengths, kind="stable")
+        for some in np.array_split(order, min(GROUPS, len(order))):
+            longest = int(lengths[some].max())
+            rows = torch.from_numpy(some).to(mask.device, non_blocking=True)
+            read = mask[rows, :longest]
+            keep_on_host(read, host[some, :longest])
             losses, asked = self.token_losses(
-                prefix[rows], batch["ids"][rows, :longest], mask[rows, :longest], prompt_length
+                prefix[rows], batch["ids"][rows, :longest], read, prompt_length
             )
             total = total + losses.sum()
             count = count + asked.sum()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from nbhelpers.papers.bita import Aligner, BITAConfig, Captioner, ImageReader
 from nbhelpers.papers.cfitr import CFITR, Captions, CFITRConfig
 from nbhelpers.papers.clip import CLIP, CLIPConfig
 from nbhelpers.papers.dual_encoder import unpadded
@@ -66,7 +67,14 @@ def cfitr() -> CFITR:
     return model
 
 
+def bita(stage: type[ImageReader]) -> ImageReader:
+    """A stage of BITA whose words are those of `batch`."""
+    return stage(BITAConfig.tiny(400, 400))
+
+
 MODELS = {
+    "bita, stage 1": lambda: bita(Aligner),
+    "bita, stages 2 and 3": lambda: bita(Captioner),
     "pir": lambda: PIR(PIRConfig.tiny(40)),
     "pir, masked": lambda: PIR(PIRConfig.tiny(40, use_mask=True)),
     "pir_clip": lambda: PIRCLIP(PIRCLIPConfig.tiny()),

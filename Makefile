@@ -71,12 +71,14 @@ check: setup
 	@$(BIN)/python -m nbhelpers check --profile "$$PROFILE" --data "$$DATA" --upto "$$UPTO" $(SETS) \
 		$${DOWNLOAD:+--download}
 
-# One pytest for all layers: tests/runs/test_chain.py runs the notebooks once, then nbval finds what they trained.
+# First the chain, whose notebooks share the cores; then all other tests in two processes. They find
+# what the chain trained, nbval too.
 test: setup
 	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	CI=true NBHELPERS_RUNS="$$runs" NBHELPERS_THREADS=2 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 \
-	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-cell-timeout 600 \
-		--nbval-sanitize-with tests/sanitize.cfg
+	export CI=true NBHELPERS_RUNS="$$runs" HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONHASHSEED=0 && \
+	{ NBHELPERS_THREADS=2 $(BIN)/python -m pytest tests/runs/test_chain.py; chain=$$?; \
+	NBHELPERS_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests notebooks --ignore=tests/runs/test_chain.py \
+		--nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/sanitize.cfg && exit $$chain; }
 
 # Published sizes and files, random weights, 24 pictures: of UCM-Captions where DATA holds it, else of data/sample.
 # `make test` has the same with narrow and shallow networks.

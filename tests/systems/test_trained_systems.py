@@ -4,6 +4,7 @@ caption file.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -805,6 +806,32 @@ def test_a_second_question_encodes_no_image_again(trained, pictures, tmp_path, m
     Image.new("RGB", (64, 64), (0, 90, 0)).save(folder / "new.png")
     found = image_folder.search(trained, folder, "a green pond", 99)
     assert seen and len(found) == 25
+
+
+def test_many_sentences_are_read_from_standard_input(
+    trained, pictures, checkpoint, tmp_path, monkeypatch, capsys
+):
+    """Each is answered as by itself, from images that are opened once."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    argv = ["search", "--system", "pir", "--checkpoint", str(checkpoint), "--top", "3"]
+    argv += ["--images", str(pictures)]
+    alone = ""
+    for sentence in ("a green pond", "a red roof"):
+        assert main([*argv, "--text", sentence]) == 0
+        alone += capsys.readouterr().out
+    opened = []
+    real = image_folder.open_images
+    monkeypatch.setattr(image_folder, "open_images", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr("sys.stdin", io.StringIO("a green pond\n\na red roof\n"))
+    assert main([*argv, "--text", "-"]) == 0
+    assert capsys.readouterr().out == alone and len(opened) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("a green pond\n?!\na red roof\n"))
+    assert main([*argv, "--text", "-"]) == 1
+    said = capsys.readouterr()
+    assert said.out == alone and "1 of 3 sentences got no answer" in said.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main([*argv, "--text", "-"]) == 1
+    assert "holds no sentence; write one a line" in capsys.readouterr().err
 
 
 def test_embeddings_of_a_file_are_searched_as_the_images_are(

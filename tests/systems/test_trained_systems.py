@@ -394,17 +394,58 @@ def test_pir_clip(captions, pictures, folder):
     assert evaluation.evaluate(system, captions, pictures).recalls().loc["pir_clip", "mR"] > 0
 
 
-def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tmp_path):
+def clip_start(folder) -> Start:
+    """A Start that brings a CLIP of random weights."""
     torch.manual_seed(0)
     base = CLIP(CLIPConfig.tiny())
-    path = checkpoints.save_checkpoint(tmp_path / "clip", base.clip, {})
-    start = Start(
+    path = checkpoints.save_checkpoint(folder / "clip", base.clip, {})
+    return Start(
         "clip",
         40,
         {"clip": Tower.stand_in("clip", path, "a test")},
         fixed=True,
         options={"clip": "clip_standin"},
     )
+
+
+def system_files(name, folder, checkpoint):
+    """The checkpoint of a dual encoder in a run of its own, which brings what it needs."""
+    if name == "pir":
+        return checkpoint
+    torch.manual_seed(0)
+    if name == "pir_clip":
+        return save(folder, name, pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny()))
+    start = clip_start(folder)
+    start.write(folder / "run/starting/pe_rsitr-seed0.json")
+    model = start.build(lambda: pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()), seed=1)
+    return save(folder, name, model)
+
+
+@pytest.mark.parametrize("name", ["pir", "pir_clip", "pe_rsitr"])
+def test_bench_of_a_checkpoint_gives_our_own_evaluation(
+    name, checkpoint, captions, pictures, tmp_path, capsys
+):
+    path = system_files(name, tmp_path, checkpoint)
+    own = evaluation.evaluate(nbhelpers.load(name, path, device="cpu"), captions, pictures)
+    model, of = f"{name}={path}", f"{captions}={pictures}"
+    assert main(["bench", "--model", model, "--set", of, "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = {row["model"]: row for row in found["tables"][0]["rows"]}[model]
+    right = own.results("expectation")[name].metrics
+    recalls = [key for key in right if "_R@" in key or key == "mR"]
+    assert len(recalls) == 7
+    assert [row[key] for key in recalls] == pytest.approx([right[key] for key in recalls])
+    record = records.read_checked(found["records"][0])
+    assert record["metrics"]["expectation"]["mR"] == pytest.approx(right["mR"], abs=1e-9)
+    argv = ["eval", "--system", name, "--checkpoint", str(path), "--captions", str(captions)]
+    assert main([*argv, "--images", str(pictures), "--device", "cpu", "--json"]) == 0
+    short = {row["name"]: row for row in json.loads(capsys.readouterr().out)["recalls"]}[name]
+    assert short["mR"] == pytest.approx(row["mR"], abs=1e-9)
+
+
+def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tmp_path):
+    start = clip_start(tmp_path)
+    base = start.fill(CLIP(CLIPConfig.tiny()))
     model = start.build(lambda: pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()), seed=1).eval()
     checkpoint = save(folder, "pe_rsitr", model)
     with pytest.raises(UserError, match="0 starts that may be its own"):
@@ -414,9 +455,9 @@ def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tm
     pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     assert np.array_equal(
         system.encode_images([pixels]),
-        trained_systems.System("", model, system.tokenizer, system.image, {}, path).encode_images(
-            [pixels]
-        ),
+        trained_systems.System(
+            "", model, system.tokenizer, system.image, {}, tmp_path
+        ).encode_images([pixels]),
     )
     assert evaluation.evaluate(system, captions, pictures).recalls().loc["pe_rsitr", "mR"] > 0
 

@@ -365,16 +365,22 @@ def _idle(node: object, in_class: bool = False) -> bool:
 
 def _own(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """Yield the nodes and all below them, but not into functions, classes, comprehensions."""
-    for node in nodes:
+    ahead = [*nodes][::-1]
+    while ahead:
+        node = ahead.pop()
         yield node
         if not isinstance(node, (*FUNCTIONS, *COMPREHENSIONS, ast.ClassDef)):
-            yield from _own(ast.iter_child_nodes(node))
+            ahead += [*ast.iter_child_nodes(node)][::-1]
 
 
 def _stored(nodes: Iterable[ast.AST]) -> list[str]:
     """The names that statements bind in their own scope, other than by an import."""
+    return _names_bound(_own(nodes))
+
+
+def _names_bound(own: Iterable[ast.AST]) -> list[str]:
     found = []
-    for node in _own(nodes):
+    for node in own:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             found.append(node.id)
         elif (
@@ -398,8 +404,12 @@ def _bound(body: Iterable[ast.stmt]) -> dict[str, list[ast.stmt]]:
 
 def _imported(nodes: Iterable[ast.AST], package: str) -> dict[str, str]:
     """Name -> the dotted name that an import binds to it, in the scope of these statements."""
+    return _names_imported(_own(nodes), package)
+
+
+def _names_imported(own: Iterable[ast.AST], package: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for node in _own(nodes):
+    for node in own:
         if isinstance(node, ast.Import):
             found |= {
                 one.asname or one.name.partition(".")[0]: (
@@ -423,12 +433,12 @@ def _variables(function: Any, package: str) -> dict[str, str | None]:
     """What is bound within a function: imports with their dotted names, variables with None."""
     body = function.body if isinstance(function.body, list) else [function.body]
     arguments = [node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)]
-    outer = [node.names for node in _own(body) if isinstance(node, (ast.Global, ast.Nonlocal))]
+    own = list(_own(body))
+    outer = [node.names for node in own if isinstance(node, (ast.Global, ast.Nonlocal))]
     elsewhere = set(chain.from_iterable(outer))
-    variables = dict.fromkeys(
-        name for name in [*arguments, *_stored(body)] if name not in elsewhere
-    )
-    return {**variables, **_imported(body, package)}
+    bound = [*arguments, *_names_bound(own)]
+    variables = dict.fromkeys(name for name in bound if name not in elsewhere)
+    return {**variables, **_names_imported(own, package)}
 
 
 def _text_of(root: Any, within: tuple = ()) -> str:

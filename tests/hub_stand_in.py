@@ -88,3 +88,15 @@ def environment(address: str, home: Path) -> dict[str, str]:
     """The variables by which a process of its own takes the server for the hub."""
     own = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
     return own | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+
+
+def constants_of(port: int, home: Path) -> dict[str, object]:
+    """What huggingface_hub reads from its environment when it is imported."""
+    address = f"http://127.0.0.1:{port}"
+    return {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }

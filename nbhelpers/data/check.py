@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nbhelpers.data import catalog, layouts
+from nbhelpers.data import catalog, layouts, resplits
 from nbhelpers.data.archives import open_images
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
@@ -31,9 +31,15 @@ class CheckReport:
 
 
 def check(
-    captions: Path | str, images: Path | str | None = None, layout: str | None = None
+    captions: Path | str,
+    images: Path | str | None = None,
+    layout: str | None = None,
+    against: Path | str | None = None,
 ) -> CheckReport:
-    """Read the captions and, if named, every image. Bad data is reported, never raised."""
+    """Read the captions and, if named, every image. Bad data is reported, never raised.
+
+    against  another caption file of the set; what moves from its splits to those of `captions`
+    """
     report = CheckReport()
     try:
         reading = layouts.scan(captions, layout)
@@ -53,6 +59,8 @@ def check(
     _check_counts(table, key, report)
     for note in reading.notes:
         report.say("note", note)
+    if against:
+        _compare(table, against, report)
     _describe_captions(table, report)
     _describe_scenes(table, report)
     if images:
@@ -112,6 +120,19 @@ def no_scene_prior(table: CaptionTable) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _compare(table: CaptionTable, against: Path | str, report: CheckReport) -> None:
+    """Say which images have another split in another caption file of the set."""
+    try:
+        counts = resplits.moves(layouts.scan(against, joined=True).table, table)
+    except UserError as error:
+        report.problems.append(str(error))
+        return
+    report.say("splits", f"{resplits.sentence(counts)} Compared with {Path(against).name}.")
+    report.facts["moves"] = [
+        {"from": old, "to": new, "images": count} for (old, new), count in sorted(counts.items())
+    ]
 
 
 def _check_counts(table: CaptionTable, key: str | None, report: CheckReport) -> None:

@@ -37,7 +37,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nbhelpers.data import shards
+from nbhelpers.data import resplits, shards
 from nbhelpers.data.reading import (
     CAPTION_FIELDS,
     FILE_FIELDS,
@@ -350,8 +350,10 @@ def _karpathy_rows(data: dict, rows: Rows) -> list[tuple[str, dict]]:
     resplit = all("harma_split" in row and split_of(row.get("split")) != "val" for _, row in listed)
     if not listed or not resplit:
         return listed
+    pairs = [(split_of(row.get("split")), split_of(row["harma_split"])) for _, row in listed]
     rows.notes.append(
         "The field 'split' has no val; the published re-split in 'harma_split' was taken."
+        f" {resplits.sentence(resplits.of_rows(pairs))}"
     )
     return [(where, row | {"split": row["harma_split"]}) for where, row in listed]
 

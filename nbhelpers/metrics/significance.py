@@ -13,7 +13,6 @@ from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from nbhelpers.errors import UserError
 from nbhelpers.metrics import recall
@@ -180,6 +179,8 @@ def crossed_test(differences: np.ndarray, level: float = 0.95) -> dict[str, floa
     Verbal Behavior 12, 1973), as a t-test. Where seeds differ much, it errs in up to 11 % of the
     cases with two seeds, 9 % with three, 6 % with five, instead of 5 % (simulated).
     """
+    from scipy import stats  # slow to import
+
     (seeds, images), mean = differences.shape, float(differences.mean())
     of_seeds = images * differences.mean(1).var(ddof=1)
     of_images = seeds * differences.mean(0).var(ddof=1)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from nbhelpers.errors import UserError
@@ -48,6 +47,8 @@ def add_lora(network: nn.Module, rank: int) -> int:
     every pass, and the rounding changes the frozen weights. Without feed-forward networks nothing
     is added.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # slow to import
+
     linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     chosen = [name for name in linear if name.endswith(FEED_FORWARD)]
     if chosen:

@@ -661,7 +661,7 @@ def read(path: Path | str) -> tuple[PIR, dict]:
     config = foreign_configs.config_of(PIRConfig, "PIR", meta.get("model"))
     model = foreign_configs.built(PIR, config, state)
     if "packages" in meta:
-        state |= _of_packages(model.config, meta["packages"], path).frozen_state()
+        state |= _of_packages(model, meta["packages"], path).frozen_state()
     checkpoints.load_into(model, state)
     return model.eval(), meta
 
@@ -684,7 +684,7 @@ def write_heads(model: PIR, about: dict, path: Path | str, half: bool = False) -
     packages = {
         name: tower.sha256 for name, tower in starting_weights.package_start().towers.items()
     }
-    original = _of_packages(model.config, packages, path).frozen_state()
+    original = _of_packages(PIR(model.config), packages, path).frozen_state()
     if not all(
         torch.equal(original[name], value.to(original[name]))
         for name, value in model.frozen_state().items()
@@ -702,8 +702,8 @@ def write_heads(model: PIR, about: dict, path: Path | str, half: bool = False) -
     return checkpoints.save_checkpoint(path, state, about | {"packages": packages})
 
 
-def _of_packages(config: PIRConfig, packages: dict[str, str], path: Path | str) -> PIR:
-    """Build a PIR with the towers of the packages.
+def _of_packages(model: PIR, packages: dict[str, str], path: Path | str) -> PIR:
+    """Fill a PIR with the towers of the packages.
 
     UserError if their sha256 differ from `packages`.
     """
@@ -713,4 +713,4 @@ def _of_packages(config: PIRConfig, packages: dict[str, str], path: Path | str) 
             f"{path} was trained over other weights than the installed packages hold; install the"
             " versions in constraints.txt."
         )
-    return start.fill(PIR(config))
+    return start.fill(model)

@@ -41,12 +41,17 @@ def check(
             )
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another caption file of the set: says which images change their split."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Count captions and images, and list what is wrong."""
+    check_paths(against=against)
     from nbhelpers.data.check import check as check_data
 
-    report = check_data(captions, images, layout)
+    report = check_data(captions, images, layout, against)
     if as_json:
         print_json(report.facts | {"problems": report.problems})
     else:

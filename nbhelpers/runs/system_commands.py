@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +33,9 @@ from nbhelpers.runs.options import (
 if TYPE_CHECKING:
     from nbhelpers.metrics.caption_scores import CaptionScores
     from nbhelpers.systems.evaluation import Evaluation
+    from nbhelpers.systems.image_folder import EmbeddingSearch, FolderSearch
 
+FROM_INPUT = "-"  # in the place of a sentence
 app = group("Use trained systems.")
 
 
@@ -146,7 +149,12 @@ def search(  # noqa: PLR0913 - each parameter is an option
         str | None,
         typer.Option(help="Embeddings of this system in their place: npy, npz, parquet, ..."),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="A sentence that says what is seen.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="A sentence that says what is seen; - reads many, one a line, from standard input."
+        ),
+    ] = None,
     image: Annotated[str | None, typer.Option(help="A file; finds similar images.")] = None,
     checkpoint: Checkpoint = None,
     start: Start = None,
@@ -164,16 +172,49 @@ def search(  # noqa: PLR0913 - each parameter is an option
     check_count("top", top)
     check_paths(images=images, embeddings=embeddings, image=image)
     weights, beginning = locate(system, checkpoint, start, profile, seed)
-    from nbhelpers.systems import gallery, image_folder, trained_systems
+    from nbhelpers.systems import image_folder, trained_systems
 
     loaded = trained_systems.load(system, weights, beginning, device)
-    query: Path | str = Path(image) if text is None and image is not None else str(text)
-    notes = gallery.reading(query, loaded.tokenizer) if isinstance(query, str) else []
+    searcher: FolderSearch | EmbeddingSearch = (
+        image_folder.EmbeddingSearch(loaded, embeddings)
+        if embeddings
+        else image_folder.FolderSearch(loaded, images or "")
+    )
     with in_runs("search"):
-        if embeddings:
-            found = image_folder.search_embeddings(loaded, embeddings, query, top)
+        if text == FROM_INPUT:
+            _answer_lines(searcher, top, as_json)
         else:
-            found = image_folder.search(loaded, images or "", query, top)
+            _answer(searcher, text if image is None else Path(image), top, as_json)
+
+
+def _answer_lines(searcher: FolderSearch | EmbeddingSearch, top: int, as_json: bool) -> None:
+    """Answer each line of standard input; a sentence that cannot be asked does not end it.
+
+    UserError at the end if there was one, or no line at all.
+    """
+    asked = failed = 0
+    for line in filter(str.strip, sys.stdin):
+        asked += 1
+        try:
+            _answer(searcher, line.strip(), top, as_json)
+        except UserError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+        sys.stdout.flush()
+    if not asked:
+        raise UserError("Standard input holds no sentence; write one a line.")
+    if failed:
+        raise UserError(f"{failed} of {asked} sentences got no answer; the lines above say why.")
+
+
+def _answer(
+    searcher: FolderSearch | EmbeddingSearch, query: str | Path | None, top: int, as_json: bool
+) -> None:
+    from nbhelpers.systems import gallery
+
+    query = query or ""
+    notes = gallery.reading(query, searcher.system.tokenizer) if isinstance(query, str) else []
+    found = searcher.ask(query, top)
     notes.append(found.attrs["how"])
     if as_json:
         print_json({"query": str(query), "notes": notes, "images": rows_of(found)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,50 +27,98 @@ from nbhelpers.systems.trained_systems import System
 from nbhelpers.tasks.retrieval import BATCH
 from nbhelpers.towers import any_model
 
+if TYPE_CHECKING:
+    from nbhelpers.tasks.nearest import Nearest
+
 
 # ---- a folder of images
 def search(system: System, pictures: Path | str, query: str | Path, top: int = 10) -> pd.DataFrame:
-    """The images of a folder, zip or tar that fit a query best: columns file and score, best first.
-
-    query  a sentence, or the Path of an image, to which similar ones are found
-    The score is the cosine of the embeddings. They are kept in the cache, so a second question to
-    the same model and files encodes no image. `attrs["how"]` says how they were compared. CFITR
-    answers a sentence in two stages, as `searched` tells, with the score of the second; of the
-    images it keeps the codes.
-    """
-    _check(system, query, top)
-    store = open_images(pictures)
-    if isinstance(query, str) and system.has_two_stages:
-        rows, scores = _read_together(system, store, query, top)
-        return _table(store.names, rows[:top], scores[:top], searched(system, top))
-    key = _key("images of a search", system, bench_models.CODE) | {
-        "model": any_model.content(bench_models.of_system(system.name, system))
-    }
-    digests = [store.digest(file) for file in store.names]
-    bits, found = _kept(store, digests, key, "bits", lambda pictures: _bits(system, pictures))
-    vectors, content = bits.view(np.float32), [key, digests]
-    return _nearest(system, query, vectors, content, store.names, found.row, top)
+    """Answer one question, as `FolderSearch.ask` does."""
+    return FolderSearch(system, pictures).ask(query, top)
 
 
 def search_embeddings(
     system: System, path: Path | str, query: str | Path, top: int = 10
 ) -> pd.DataFrame:
-    """As `search`, among the embeddings of a file: .npy, .npz, .safetensors or .parquet.
+    """Answer one question, as `EmbeddingSearch.ask` does."""
+    return EmbeddingSearch(system, path).ask(query, top)
 
-    The column file holds the ids of the file, without them the numbers of its rows, from 0.
-    UserError if the system does not compare embeddings, or has others.
+
+class FolderSearch:
+    """The images of a folder, zip or tar, open for many questions to one system.
+
+    Embeddings are kept in the cache, so a second question to the same model and files encodes no
+    image. Further questions to this object read no file.
     """
-    _check(system, query, top)
-    if isinstance(query, str) and system.has_two_stages:
-        raise UserError(
-            f"{system.name} reads an image together with a sentence, which embeddings cannot give;"
-            " search --images with it."
-        )
-    vectors, ids = given_outputs.read_matrix(path)
-    names = ids or [str(row) for row in range(len(vectors))]
-    row = np.arange(len(vectors))
-    content = [given_outputs.digest(path)]
-    return _nearest(system, query, vectors, content, names, row, top)
+
+    def __init__(self, system: System, pictures: Path | str):
+        self.system, self.pictures = system, pictures
+
+    def ask(self, query: str | Path, top: int = 10) -> pd.DataFrame:
+        """The images that fit a query best: columns file and score, best first.
+
+        query  a sentence, or the Path of an image, to which similar ones are found
+        The score is the cosine of the embeddings. `attrs["how"]` says how they were compared. CFITR
+        answers a sentence in two stages, as `searched` tells, with the score of the second; of the
+        images it keeps the codes. UserError for an empty sentence, and for images that cannot be
+        read.
+        """
+        _check(self.system, query, top)
+        if isinstance(query, str) and self.system.has_two_stages:
+            rows, scores = self._two_stages.ask(query, top)
+            how = searched(self.system, top)
+            return _table(self._store.names, rows[:top], scores[:top], how)
+        return self._vectors.ask(self.system, query, top)
+
+    @cached_property
+    def _store(self) -> ImageStore:
+        return open_images(self.pictures)
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return [self._store.digest(file) for file in self._store.names]
+
+    @cached_property
+    def _vectors(self) -> _Vectors:
+        system, digests = self.system, self._digests
+        key = _key("images of a search", system, bench_models.CODE) | {
+            "model": any_model.content(bench_models.of_system(system.name, system))
+        }
+        bits, found = _kept(self._store, digests, key, "bits", lambda some: _bits(system, some))
+        gallery = _gallery(bits.view(np.float32), [key, digests])
+        return _Vectors(gallery, self._store.names, found.row)
+
+    @cached_property
+    def _two_stages(self) -> _TwoStages:
+        return _TwoStages.of(self.system, self._store, self._digests)
+
+
+class EmbeddingSearch:
+    """As `FolderSearch`, among the embeddings of a file: .npy, .npz, .safetensors or .parquet."""
+
+    def __init__(self, system: System, path: Path | str):
+        self.system, self.path = system, path
+
+    def ask(self, query: str | Path, top: int = 10) -> pd.DataFrame:
+        """As `FolderSearch.ask`.
+
+        The column file holds the ids of the file, without them the numbers of its rows, from 0.
+        UserError if the system does not compare embeddings, or has others.
+        """
+        _check(self.system, query, top)
+        if isinstance(query, str) and self.system.has_two_stages:
+            raise UserError(
+                f"{self.system.name} reads an image together with a sentence, which embeddings"
+                " cannot give; search --images with it."
+            )
+        return self._vectors.ask(self.system, query, top)
+
+    @cached_property
+    def _vectors(self) -> _Vectors:
+        vectors, ids = given_outputs.read_matrix(self.path)
+        names = ids or [str(row) for row in range(len(vectors))]
+        gallery = _gallery(vectors, [given_outputs.digest(self.path)])
+        return _Vectors(gallery, names, np.arange(len(vectors)))
 
 
 def searched(system: System, top: int = 10) -> str:
@@ -87,29 +137,27 @@ def _check(system: System, query: str | Path, top: int) -> None:
         raise UserError("The sentence is empty; say what the image shows.")
 
 
-def _nearest(
-    system: System,
-    query: str | Path,
-    vectors: np.ndarray,
-    content: Sequence[object],
-    names: Sequence[str],
-    row: np.ndarray,
-    top: int,
-) -> pd.DataFrame:
-    """Return the best of the named items, of which item n has the vector `row[n]`.
-
-    content  what tells this gallery from others, for its lists in the cache
-    """
+def _gallery(vectors: np.ndarray, content: Sequence[object]) -> Nearest:
+    """Prepare vectors; `content` tells them from others, for their lists in the cache."""
     from nbhelpers.tasks import nearest  # which needs faiss
 
-    asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
-    gallery = nearest.Nearest.of(vectors, nearest.folder_of(runs_root() / "cache", *content))
-    best = gallery.search(asked.all(), top)
-    scores = pd.Series(best.scores[0], best.rows[0]).reindex(row).to_numpy()
-    items = np.flatnonzero(~np.isnan(scores))
-    items = items[np.argsort(-scores[items], kind="stable")][:top]
-    how = gallery.how()
-    return _table(names, items, scores[items], how)
+    return nearest.Nearest.of(vectors, nearest.folder_of(runs_root() / "cache", *content))
+
+
+class _Vectors(NamedTuple):
+    """Named items, of which item n has the vector `row[n]` of a gallery."""
+
+    gallery: Nearest
+    names: Sequence[str]
+    row: np.ndarray
+
+    def ask(self, system: System, query: str | Path, top: int) -> pd.DataFrame:
+        asked = system.text_rows([query]) if isinstance(query, str) else system.image_rows([query])
+        best = self.gallery.search(asked.all(), top)
+        scores = pd.Series(best.scores[0], best.rows[0]).reindex(self.row).to_numpy()
+        items = np.flatnonzero(~np.isnan(scores))
+        items = items[np.argsort(-scores[items], kind="stable")][:top]
+        return _table(self.names, items, scores[items], self.gallery.how())
 
 
 def _table(names: Sequence[str], rows: np.ndarray, scores: np.ndarray, how: str) -> pd.DataFrame:
@@ -153,39 +201,50 @@ def _kept(
     return kept[name], found
 
 
-@torch.inference_mode()
-def _read_together(
-    system: System, store: ImageStore, sentence: str, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores of the candidates among the images of a store, best first.
+class _TwoStages(NamedTuple):
+    """The codes of all images of a store; the candidates are opened a second time.
 
     They are chosen as in the evaluation: as many as the record of the checkpoint says, or `top`,
-    and by PPSR where its run holds training queries. Only the codes of all images are kept; the
-    candidates are opened a second time, no more than a batch of them at once.
+    and by PPSR where its run holds training queries. No more than a batch of them is read at once.
     """
-    from nbhelpers.data.array_store import Computed, as_stored
-    from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    model = system.model
+    system: System
+    gallery: ArrayStore
 
-    def codes_of(pictures: Iterable) -> np.ndarray:
-        return engine.encode(model, model.image_features(system.pixels(pictures)))["codes"]
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, system: System, store: ImageStore, digests: list[str]) -> _TwoStages:
+        from nbhelpers.data.array_store import Computed, as_stored
+        from nbhelpers.tasks import two_stage as engine  # which needs faiss
 
-    def states_of(rows: np.ndarray) -> np.ndarray:
-        pixels = system.pixels(store.read(store.names[number]) for number in rows)
-        return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
+        model = system.model
 
-    key = _key("codes of a search", system, ()) | {"model": engine.store_key(model, "images")}
-    digests = [store.digest(file) for file in store.names]
-    kept, (first, row) = _kept(store, digests, key, "codes", codes_of)
-    arrays = {"codes": np.array(kept)[row], "states": Computed(states_of)}
-    gallery = ArrayStore(engine.store_key(model, "images"), arrays, first[row])
-    ids, mask = system.words(sentence)
-    query = engine.encode(model, model.text_features(ids, mask) | {"mask": mask})
-    banks = banks_of_run(system) or (None, None)
-    k = max(two_stages_of(system).k, top)
-    found = engine.Search(model, gallery, banks[1], k, batch=BATCH)(query)
-    return found.rows[0], found.scores[0]
+        def codes_of(pictures: Iterable) -> np.ndarray:
+            return engine.encode(model, model.image_features(system.pixels(pictures)))["codes"]
+
+        @torch.inference_mode()
+        def states_of(rows: np.ndarray) -> np.ndarray:
+            pixels = system.pixels(store.read(store.names[number]) for number in rows)
+            return as_stored(engine.encode(model, model.image_features(pixels)))["states"]
+
+        content = engine.store_key(model, "images")
+        key = _key("codes of a search", system, ()) | {"model": content}
+        kept, (first, row) = _kept(store, digests, key, "codes", codes_of)
+        arrays = {"codes": np.array(kept)[row], "states": Computed(states_of)}
+        return cls(system, ArrayStore(content, arrays, first[row]))
+
+    @torch.inference_mode()
+    def ask(self, sentence: str, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and scores of the candidates, best first."""
+        from nbhelpers.tasks import two_stage as engine  # which needs faiss
+
+        system = self.system
+        ids, mask = system.words(sentence)
+        query = engine.encode(system.model, system.model.text_features(ids, mask) | {"mask": mask})
+        banks = banks_of_run(system) or (None, None)
+        k = max(two_stages_of(system).k, top)
+        found = engine.Search(system.model, self.gallery, banks[1], k, batch=BATCH)(query)
+        return found.rows[0], found.scores[0]
 
 
 def caption_folder(

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.data import layout_writers, layouts
+from nbhelpers.data import layout_writers, layouts, resplits
 from nbhelpers.data.rows import UNPRINTABLE, image_ids, scene_of
 from nbhelpers.data.table import CaptionTable
 from nbhelpers.errors import UserError
+from nbhelpers.runs.commands import main
 
 FILES = {
     "airport_1.jpg": "train",
@@ -420,7 +421,8 @@ def harma(n_val):
 def test_resplit_field_is_taken_where_split_has_no_val(tmp_path):
     reading = layouts.scan(put(tmp_path / "d.json", harma(n_val=1)))
     assert dict(reading.table.images.split.value_counts()) == {"train": 3, "test": 2, "val": 1}
-    assert any("harma_split" in note for note in reading.notes)
+    (note,) = (note for note in reading.notes if "harma_split" in note)
+    assert "Images that move: 1 from train to val. Test is the same, 2 images" in note
 
 
 def test_resplit_field_is_not_taken_where_split_has_val_or_the_field_is_not_everywhere(tmp_path):
@@ -433,6 +435,45 @@ def test_resplit_field_is_not_taken_where_split_has_val_or_the_field_is_not_ever
         "val",
     ]
     assert "val" not in set(layouts.read(put(tmp_path / "b.json", partial)).images.split)
+
+
+def test_images_that_move_between_two_splits_are_counted(tmp_path, capsys):
+    """Names count without folder and ending; the command says it, too."""
+    other = karpathy()
+    for image in other["images"]:
+        image["filename"] = f"{image['split']}/{image['filename'].replace('.jpg', '.tif')}"
+    same, moved = put(tmp_path / "a.json", karpathy()), put(tmp_path / "b.json", other)
+    counts = resplits.moves(layouts.read(same), layouts.read(moved))
+    assert set(counts) == {("train", "train"), ("val", "val"), ("test", "test")}
+    assert resplits.sentence(counts) == (
+        "No image moves. Test is the same, 2 images, so only training differs."
+    )
+    tests = [image for image in other["images"] if image["split"] == "test"]
+    tests[0]["split"] = "val"
+    moved = put(tmp_path / "b.json", other)
+    argv = ["data", "check", "--captions", str(moved), "--against"]
+    assert main([*argv, str(same)]) == 0
+    said = capsys.readouterr().out
+    assert "Images that move: 1 from test to val. Test differs: 1 images are in both." in said
+    assert main([*argv, str(same), "--json"]) == 0
+    assert {"from": "test", "to": "val", "images": 1} in json.loads(capsys.readouterr().out)[
+        "moves"
+    ]
+    other["images"] = other["images"][:-1]
+    gone = resplits.moves(layouts.read(same), layouts.read(put(tmp_path / "b.json", other)))
+    assert sum(gone.values()) == 6 and sum(new == "no split" for _, new in gone) == 1
+
+
+def test_splits_of_two_sets_are_not_compared(tmp_path, capsys):
+    other = karpathy()
+    for number, image in enumerate(other["images"]):
+        image["filename"] = f"x_{number}.png"
+    one, two = put(tmp_path / "a.json", karpathy()), put(tmp_path / "b.json", other)
+    argv = ["data", "check", "--captions", str(one), "--against"]
+    assert main([*argv, str(two)]) == 1
+    assert "have no file name in common; compare two splits of one set" in capsys.readouterr().err
+    assert main([*argv, str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().err
 
 
 def many(images, empty_of_train, empty_of_test=0):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from coloured_set import coloured
+from hub_stand_in import Host, constants_of, serving
+from huggingface_hub import constants
 from PIL import Image
 from small_models import random_start
 
@@ -88,6 +90,29 @@ def test_three_doors_of_the_command_give_the_mean_of_our_own_evaluation(
     right = own.recall().metrics["mR"]
     for name in (*map(str, doors), "npy"):
         assert found[name] == pytest.approx(right, abs=1e-9)
+
+
+def test_a_repository_of_the_hub_and_its_folder_have_one_row(
+    data, doors, tmp_path, monkeypatch, capsys
+):
+    """`bench --model hf-hub:OWNER/NAME`, from a server that stands in for the hub."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    Host.files = {path.name: path.read_bytes() for path in doors[0].iterdir()}
+    captions = written_captions(data, tmp_path / "colours.csv")
+    pictures = data.pixels.folder.parent.parent / "images"
+    argv = ["bench", "--set", f"{captions}={pictures}", "--device", "cpu", "--json"]
+    models = ["--model", "hf-hub:me/mirror", "--model", str(doors[0])]
+    with serving():
+        for name, value in constants_of(Host.port, tmp_path / "home").items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert main([*argv, *models]) == 0
+        found = json.loads(capsys.readouterr().out)
+        rows = {row["model"]: row for row in found["tables"][0]["rows"]}
+        one, other = (rows.pop(name) for name in models[1::2])
+        assert one | {"model": ""} == other | {"model": ""} and one["mR"] > 0
+        assert main([*argv, "--model", "hf-hub:me/other"]) == 1
+    assert "me/other is not on this machine" in capsys.readouterr().err
 
 
 def written_captions(data, path):

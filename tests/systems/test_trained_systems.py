@@ -4,6 +4,7 @@ caption file.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -393,17 +394,58 @@ def test_pir_clip(captions, pictures, folder):
     assert evaluation.evaluate(system, captions, pictures).recalls().loc["pir_clip", "mR"] > 0
 
 
-def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tmp_path):
+def clip_start(folder) -> Start:
+    """A Start that brings a CLIP of random weights."""
     torch.manual_seed(0)
     base = CLIP(CLIPConfig.tiny())
-    path = checkpoints.save_checkpoint(tmp_path / "clip", base.clip, {})
-    start = Start(
+    path = checkpoints.save_checkpoint(folder / "clip", base.clip, {})
+    return Start(
         "clip",
         40,
         {"clip": Tower.stand_in("clip", path, "a test")},
         fixed=True,
         options={"clip": "clip_standin"},
     )
+
+
+def system_files(name, folder, checkpoint):
+    """The checkpoint of a dual encoder in a run of its own, which brings what it needs."""
+    if name == "pir":
+        return checkpoint
+    torch.manual_seed(0)
+    if name == "pir_clip":
+        return save(folder, name, pir_clip.PIRCLIP(pir_clip.PIRCLIPConfig.tiny()))
+    start = clip_start(folder)
+    start.write(folder / "run/starting/pe_rsitr-seed0.json")
+    model = start.build(lambda: pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()), seed=1)
+    return save(folder, name, model)
+
+
+@pytest.mark.parametrize("name", ["pir", "pir_clip", "pe_rsitr"])
+def test_bench_of_a_checkpoint_gives_our_own_evaluation(
+    name, checkpoint, captions, pictures, tmp_path, capsys
+):
+    path = system_files(name, tmp_path, checkpoint)
+    own = evaluation.evaluate(nbhelpers.load(name, path, device="cpu"), captions, pictures)
+    model, of = f"{name}={path}", f"{captions}={pictures}"
+    assert main(["bench", "--model", model, "--set", of, "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = {row["model"]: row for row in found["tables"][0]["rows"]}[model]
+    right = own.results("expectation")[name].metrics
+    recalls = [key for key in right if "_R@" in key or key == "mR"]
+    assert len(recalls) == 7
+    assert [row[key] for key in recalls] == pytest.approx([right[key] for key in recalls])
+    record = records.read_checked(found["records"][0])
+    assert record["metrics"]["expectation"]["mR"] == pytest.approx(right["mR"], abs=1e-9)
+    argv = ["eval", "--system", name, "--checkpoint", str(path), "--captions", str(captions)]
+    assert main([*argv, "--images", str(pictures), "--device", "cpu", "--json"]) == 0
+    short = {row["name"]: row for row in json.loads(capsys.readouterr().out)["recalls"]}[name]
+    assert short["mR"] == pytest.approx(row["mR"], abs=1e-9)
+
+
+def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tmp_path):
+    start = clip_start(tmp_path)
+    base = start.fill(CLIP(CLIPConfig.tiny()))
     model = start.build(lambda: pe_rsitr.PERSITR(pe_rsitr.PERSITRConfig.tiny()), seed=1).eval()
     checkpoint = save(folder, "pe_rsitr", model)
     with pytest.raises(UserError, match="0 starts that may be its own"):
@@ -413,9 +455,9 @@ def test_pe_rsitr_stands_on_the_clip_of_its_start(captions, pictures, folder, tm
     pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     assert np.array_equal(
         system.encode_images([pixels]),
-        trained_systems.System("", model, system.tokenizer, system.image, {}, path).encode_images(
-            [pixels]
-        ),
+        trained_systems.System(
+            "", model, system.tokenizer, system.image, {}, tmp_path
+        ).encode_images([pixels]),
     )
     assert evaluation.evaluate(system, captions, pictures).recalls().loc["pe_rsitr", "mR"] > 0
 
@@ -805,6 +847,32 @@ def test_a_second_question_encodes_no_image_again(trained, pictures, tmp_path, m
     Image.new("RGB", (64, 64), (0, 90, 0)).save(folder / "new.png")
     found = image_folder.search(trained, folder, "a green pond", 99)
     assert seen and len(found) == 25
+
+
+def test_many_sentences_are_read_from_standard_input(
+    trained, pictures, checkpoint, tmp_path, monkeypatch, capsys
+):
+    """Each is answered as by itself, from images that are opened once."""
+    monkeypatch.setenv("NBHELPERS_RUNS", str(tmp_path / "runs"))
+    argv = ["search", "--system", "pir", "--checkpoint", str(checkpoint), "--top", "3"]
+    argv += ["--images", str(pictures)]
+    alone = ""
+    for sentence in ("a green pond", "a red roof"):
+        assert main([*argv, "--text", sentence]) == 0
+        alone += capsys.readouterr().out
+    opened = []
+    real = image_folder.open_images
+    monkeypatch.setattr(image_folder, "open_images", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr("sys.stdin", io.StringIO("a green pond\n\na red roof\n"))
+    assert main([*argv, "--text", "-"]) == 0
+    assert capsys.readouterr().out == alone and len(opened) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("a green pond\n?!\na red roof\n"))
+    assert main([*argv, "--text", "-"]) == 1
+    said = capsys.readouterr()
+    assert said.out == alone and "1 of 3 sentences got no answer" in said.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main([*argv, "--text", "-"]) == 1
+    assert "holds no sentence; write one a line" in capsys.readouterr().err
 
 
 def test_embeddings_of_a_file_are_searched_as_the_images_are(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from hub_stand_in import Host, serving
+from hub_stand_in import Host, constants_of, serving
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
@@ -333,15 +332,3 @@ def test_a_repository_of_the_hub_is_fetched_once_and_then_read_offline(tmp_path,
     assert content(open_model("me/mirror")) == right, "the host is gone"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert content(open_model("hf-hub:me/mirror")) == right
-
-
-def constants_of(port: int, home: Path) -> dict[str, object]:
-    """What huggingface_hub reads from its environment when it is imported."""
-    address = f"http://127.0.0.1:{port}"
-    return {
-        "ENDPOINT": address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(home),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }

@@ -8,7 +8,7 @@ UPTO    ?=
 JOBS    ?=
 FIGURES ?= 00_start_here/pipeline 10_prepare_data/classes 10_prepare_data/real_and_drawn 11_audit_data/class_only \
 	12_starting_weights/what_they_know 20_pir/belief_1 20_pir/training 20_pir/ablation 21_pir_clip/belief_1 22_pe_rsitr/parameters \
-	23_cfitr/tradeoff 24_bita/captions 30_evaluate_retrieval/recall 31_errors_and_significance/first_places \
+	23_cfitr/codes 24_bita/captions 25_two_stage_search/tradeoff 30_evaluate_retrieval/recall 31_errors_and_significance/first_places \
 	31_errors_and_significance/ladder_ucm 31_errors_and_significance/ladder_rsicd 32_bring_your_model/protocols \
 	40_attention_and_belief/gains 50_score_captions/scores 60_search/sentence_best 60_search/picture_similar
 

@@ -172,6 +172,18 @@ def paired_test(
     }
 
 
+def verdict(what: str, test: Mapping[str, float]) -> str:
+    """Say a difference in points, its 95 % interval, and what it shows, in one line.
+
+    test  one entry of `paired_test`. An interval that holds zero shows nothing.
+    """
+    shown = "no difference can be shown"
+    if test["low"] > 0 or test["high"] < 0:
+        shown = "higher" if test["low"] > 0 else "lower"
+    interval = f"{test['low']:+.1f} to {test['high']:+.1f}"
+    return f"{what}: {test['difference']:+.1f}, 95 % interval {interval}: {shown}"
+
+
 def swapped(shares: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Return two-sided p-values (C,) of a sign-swap test.
 

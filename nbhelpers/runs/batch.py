@@ -46,6 +46,7 @@ class Step:
 
 
 WEIGHTS = "12_starting_weights"
+SEARCHES = "25_two_stage_search"  # with the model of 23_cfitr
 RETRIEVAL_NOTEBOOKS = ("20_pir", "21_pir_clip", "22_pe_rsitr", "23_cfitr")
 # whose starting weights that notebook writes; small_clip: a CLIP that public forms can hold
 STARTS = ("pir", "pir_clip", "pe_rsitr", "cfitr", "small_clip")
@@ -60,7 +61,8 @@ CHAIN = (
     Step("22_pe_rsitr", 240, reads=PREPARED, starts=("pe_rsitr",), record=True),
     Step("23_cfitr", 300, reads=PREPARED, starts=("cfitr",), record=True),
     Step("24_bita", 360, reads=PREPARED, starts=("pe_rsitr",)),
-    Step("30_evaluate_retrieval", 20, reads=RETRIEVAL_NOTEBOOKS),
+    Step(SEARCHES, 90, reads=("10_prepare_data", "23_cfitr")),
+    Step("30_evaluate_retrieval", 20, reads=(*RETRIEVAL_NOTEBOOKS, SEARCHES)),
     Step("31_errors_and_significance", 50, reads=RETRIEVAL_NOTEBOOKS),
     Step("32_bring_your_model", 30, reads=PREPARED, starts=("pe_rsitr", "small_clip")),
     Step("33_ideas", 20),
@@ -75,7 +77,13 @@ CHAIN = (
     Step(
         "90_leaderboard",
         20,
-        reads=(*RETRIEVAL_NOTEBOOKS, "24_bita", "30_evaluate_retrieval", "50_score_captions"),
+        reads=(
+            *RETRIEVAL_NOTEBOOKS,
+            "24_bita",
+            SEARCHES,
+            "30_evaluate_retrieval",
+            "50_score_captions",
+        ),
     ),
 )
 # parameter of 12_starting_weights: who reads it

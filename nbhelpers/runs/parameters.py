@@ -145,9 +145,11 @@ class Parameters(BaseModel):
     CFITR_ACCUMULATE: Annotated[int, Field(ge=1, le=MANY)]
     CFITR_LR: Rate
     FALSE_TEXTS: Annotated[int, Field(ge=1, le=MANY)]
-    K: Annotated[int, Field(ge=10, le=10 * MANY)]  # R@10 looks at ten candidates
-    EXHAUSTIVE: bool
     CFITR_VARIANTS: Several[Literal["no_lfem", "bit_balance", "released"]]
+    K: Annotated[int, Field(ge=10, le=10 * MANY)]  # R@10 looks at ten candidates
+
+    # 25_two_stage_search
+    EXHAUSTIVE: bool
 
     # 24_bita
     STAGE1_EPOCHS: Epochs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -424,6 +424,19 @@ class Origin:
     checkpoint: str = ""
     selected_on: str = "val"
     notes: str = ""
+
+    @classmethod
+    def again(cls, record: Mapping[str, Any], variant: str, notes: str) -> Origin:
+        """Return the origin of another evaluation of the model that a record tells of."""
+        return cls(
+            record["system"],
+            variant,
+            record["weights"],
+            record.get("seconds", 0.0),
+            record.get("checkpoint", ""),
+            record["protocol"]["selected_on"],
+            notes,
+        )
 
 
 def write_record(

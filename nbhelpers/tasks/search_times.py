@@ -178,4 +178,6 @@ def read_tradeoff(path: Path) -> tuple[pd.DataFrame, dict]:
         about = json.loads(Path(path).read_text())
         return pd.DataFrame(about.pop("points")), about
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} holds no trade-off ({error!r}); run 23_cfitr again.") from error
+        raise UserError(
+            f"{path} holds no trade-off ({error!r}); run 25_two_stage_search again."
+        ) from error

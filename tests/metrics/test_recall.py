@@ -270,6 +270,20 @@ def test_p_values_are_uniform_when_nothing_differs():
     assert 0 < sum(small) <= 14  # binomial(60, 0.1): 6 expected, more than 14 in one of 2000
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.5, 3.5, "higher"),
+        (-3.5, -0.5, "lower"),
+        (-0.5, 3.5, "no difference can be shown"),
+        (0.0, 3.5, "no difference can be shown"),
+    ],
+)
+def test_a_verdict_names_a_difference_only_where_its_interval_leaves_zero_out(low, high, shown):
+    said = recall.verdict("mR, a - b", {"difference": 1.25, "low": low, "high": high, "p": 0.1})
+    assert said == f"mR, a - b: +1.2, 95 % interval {low:+.1f} to {high:+.1f}: {shown}"
+
+
 def test_paired_test_equals_the_exact_permutation_p():
     """Four images that all gain alike: 2 of the 16 sign patterns are as extreme, p = 1/8."""
     owner = np.arange(4)

@@ -175,6 +175,7 @@ def test_figures_are_written(chain, folder):
         "22_pe_rsitr",
         "23_cfitr",
         "24_bita",
+        "25_two_stage_search",
         "30_evaluate_retrieval",
         "31_errors_and_significance",
         "32_bring_your_model",

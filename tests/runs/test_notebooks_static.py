@@ -93,10 +93,7 @@ def test_it_opens_with_a_picture_of_its_result(name):
     assert picture.is_file() and picture.stat().st_size <= 120_000
 
 
-SYSTEM_NOTEBOOKS = [name for name in BOOKS if name[0] == "2"]
-
-
-@pytest.mark.parametrize("name", SYSTEM_NOTEBOOKS)
+@pytest.mark.parametrize("name", trained_systems.NOTEBOOK_OF.values())
 def test_a_system_is_drawn(name):
     drawn = [cell for cell in code_cells(name) if '"architecture"' in cell.source]
     assert len(drawn) == 1 and any(

@@ -432,6 +432,16 @@ def test_a_record_names_the_model_s_file_where_there_is_one(run, model, cached):
     )
 
 
+def test_another_evaluation_of_a_recorded_model_has_its_origin(run, model, cached):
+    weights = [{"name": "a", "source": "a package", "sha256": "0" * 64, "kind": "package"}]
+    file = run.checkpoint("pir", "a" * 64)
+    first = Origin("PIR", "", weights, 1.5, file, selected_on="test", notes="a note")
+    written = retrieval.write_record(run, model, cached, first)
+    again = Origin.again(written, "another", "a second way")
+    assert again == replace(first, variant="another", notes="a second way")
+    assert retrieval.write_record(run, model, cached, again)["variant"] == "another"
+
+
 def test_a_record_agrees_with_the_embeddings(run, model, cached):
     weights = [
         {

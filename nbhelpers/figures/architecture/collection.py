@@ -23,7 +23,7 @@ MEASURES = (
     ("30_evaluate_retrieval\n31_errors_and_significance", "retrieval", ""),
     ("40_attention_and_belief", "where a system looks", "maps, and tests of them"),
     ("50_score_captions", "captions", "of BITA and of baselines"),
-    ("60_search", "search", "a sentence in, pictures out"),
+    ("25_two_stage_search\n60_search", "search", ""),
     ("32_bring_your_model\n33_ideas", "a model, an idea", ""),
 )
 

@@ -21,7 +21,7 @@ PAPERS = {  # card -> the system, the notebooks whose records tell of it
     "pir": ("PIR", ("20_pir",)),
     "pir_clip": ("PIR-CLIP", ("21_pir_clip",)),
     "pe_rsitr": ("PE-RSITR", ("22_pe_rsitr",)),
-    "cfitr": ("CFITR", ("23_cfitr",)),
+    "cfitr": ("CFITR", ("23_cfitr", "25_two_stage_search")),
     "bita": ("BITA", ("24_bita", "50_score_captions")),
 }
 

@@ -268,8 +268,7 @@ def read(mode: str, file: BinaryIO) -> dict[str, Any]:
     if not tensors:
         found = [str(name)[:40] for name in list(children(value))[:20]]
         raise Refused(
-            f"it holds no named tensors (but {str(found or type(value).__name__)[:200]}); give a"
-            " file with a state dict."
+            f"it holds no named tensors (but {str(found)[:200]}); give a file with a state dict."
         )
     return {
         "tensors": tensors,

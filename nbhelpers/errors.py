@@ -74,6 +74,6 @@ def printable(text: str) -> str:
     return shown if len(text) <= LONGEST else f"{shown} ..."
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return why a library failed, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

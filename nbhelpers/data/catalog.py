@@ -352,8 +352,8 @@ def _generated(key: str) -> tuple[Path, Path]:
     if key != "scenes":
         source = f" (from {KNOWN[key].captions_source})" if key in KNOWN else ""
         raise UserError(
-            f"The set '{key}' is not generated: name its folder{source} with DATA, or "
-            "take the set 'scenes', which needs none."
+            f"The set '{key}' is not generated: name its folder{source} with DATA, "
+            "in a command with --data, or take the set 'scenes', which needs none."
         )
     from nbhelpers.data.scenes import generate
 

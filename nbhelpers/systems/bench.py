@@ -118,11 +118,17 @@ def bounds(table: CaptionTable) -> dict[str, dict[str, float]]:
 def warnings(result: Result) -> list[str]:
     """Return what looks wrong with outputs.
 
-    That is a wrong order, one vector for all, and equal captions with other vectors.
+    That is a wrong order, equal scores, one vector for all, and equal captions with other
+    vectors.
     """
     said, given = [], result.given
     chance, mean = recall.chance(result.table.owner())["mR"], result.recall.metrics["mR"]
-    if len(result.table) >= 20 and mean < 1.5 * chance:
+    if result.scores is not None and _all_equal(result.scores.i2t):
+        said.append(
+            f"{given.name}: all scores are equal, so the recalls are those of guessing; look for a"
+            " model that gives every pair the same."
+        )
+    elif len(result.table) >= 20 and mean < 1.5 * chance:
         said.append(
             f"{given.name}: mR is {mean:.1f} and guessing reaches {chance:.1f}, so the rows are"
             " probably not in the order of the captions file; give ids (.npz, .safetensors,"
@@ -141,6 +147,10 @@ def warnings(result: Result) -> list[str]:
             " not tie as they should; encode each sentence once."
         )
     return said
+
+
+def _all_equal(scores: np.ndarray) -> bool:
+    return all((row == scores[0, 0]).all() for row in scores)
 
 
 def _unequal(vectors: np.ndarray, texts: pd.Series) -> int:

@@ -129,6 +129,7 @@ def open_any(
     UserError as `open_model`, and for systems that do not compare one vector of an image with one
     of a sentence.
     """
+    any_model.check_name(spec)
     name, equals, file = spec.partition("=")
     if equals and name == any_clip.SYSTEM:
         return fine_tuned(spec, any_clip.read(checkpoints.weight_file(Path(file)))[0], device)

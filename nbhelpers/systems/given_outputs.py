@@ -79,7 +79,8 @@ def embeddings(images: Path | str, texts: Path | str, table: CaptionTable) -> Gi
 def similarity(path: Path | str, table: CaptionTable) -> Given:
     """Read the scores (images, captions) of a table.
 
-    UserError for other shapes, NaN, and for distances, where small numbers mark own pairs.
+    UserError for other shapes, NaN, infinity, and for distances, where small numbers mark own
+    pairs. Minus infinity may mark pairs without a score.
     """
     matrix, ids = read_matrix(path)
     wanted = (len(table), len(table.captions))
@@ -93,6 +94,7 @@ def similarity(path: Path | str, table: CaptionTable) -> Given:
             f" {wanted[1]:,} captions; give one row an image, one column a caption."
         )
     _refuse_distances(matrix, table.owner(), path)
+    _refuse_infinity(matrix, path)
     order = "rows and columns in the order of the list"
     if ids is not None:
         order = "rows ordered by their ids, columns in the order of the list"
@@ -142,12 +144,22 @@ def read_matrix(path: Path | str) -> tuple[np.ndarray, list[str] | None]:
 
 
 def _npy(path: Path) -> tuple[np.ndarray, None]:
+    _check_start(path, b"\x93NUMPY", "numpy.save")
     return np.load(path, mmap_mode="r", allow_pickle=False), None
 
 
 def _npz(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    _check_start(path, b"PK", "numpy.savez")
     with np.load(path, allow_pickle=False) as file:
         return _one_of({name: file[name] for name in file.files}, path)
+
+
+def _check_start(path: Path, start: bytes, by: str) -> None:
+    """Raise UserError for a file of another form; numpy would take it for a pickle."""
+    with path.open("rb") as file:
+        begins = file.read(len(start))
+    if begins and begins != start:  # an empty file is refused by its reader
+        raise UserError(f"{path} is no {path.suffix} file, only called so; write it with {by}.")
 
 
 def _safetensors(path: Path) -> tuple[np.ndarray, list[str] | None]:
@@ -293,6 +305,15 @@ def _caption_rows(ids: list[str], table: CaptionTable) -> list[int | None]:
 
 def _exchanged(seen: np.ndarray, read: np.ndarray, count: int, captions: int) -> bool:
     return count != captions and (len(seen), len(read)) == (captions, count)
+
+
+def _refuse_infinity(matrix: np.ndarray, path: Path | str) -> None:
+    for row, scores in enumerate(matrix if matrix.dtype.kind == "f" else ()):
+        if np.isposinf(scores).any():
+            raise UserError(
+                f"{path} holds infinity in row {row}; look for a number that overflowed"
+                f" {_as_read(matrix.dtype)}, and leave out its factor or compute in a wider type."
+            )
 
 
 def _refuse_distances(matrix: np.ndarray, owner: np.ndarray, path: Path | str) -> None:

@@ -117,7 +117,11 @@ def open_model(
     UserError on an unknown name, with the nearest ones, on weights that do not fit, and on an
     activation that contradicts the weights.
     """
-    _check(spec, activation)
+    check_name(spec)
+    if activation not in (None, *ACTIVATIONS):
+        raise UserError(
+            f"The activation is '{activation}'; choose {' or '.join(ACTIVATIONS)}, or leave it out."
+        )
     if is_function(spec):
         return _functions(spec, activation)
     from nbhelpers.towers import hugging_face_models, open_clip_models
@@ -146,14 +150,16 @@ def open_model(
     return from_encoders(spec, encoders, device, notes)
 
 
-def _check(spec: str, activation: str | None) -> None:
-    """Raise a UserError for an empty name and an unknown activation."""
-    if activation not in (None, *ACTIVATIONS):
-        raise UserError(
-            f"The activation is '{activation}'; choose {' or '.join(ACTIVATIONS)}, or leave it out."
-        )
+def check_name(spec: str) -> None:
+    """Raise a UserError for an empty name, and for one half of NAME=FILE."""
     if not spec.strip():
         raise UserError(f"The name of the model is empty; write {FORMS}.")
+    name, equals, file = spec.partition("=")
+    if equals and not (name.strip() and file.strip()):
+        raise UserError(
+            f"'{spec}' is one half of NAME=FILE; write the name of a network, =, and the file of"
+            " its weights."
+        )
 
 
 def _unknown(spec: str, others: Sequence[str]) -> UserError:
@@ -233,7 +239,7 @@ def _called(spec: str, module: str, name: str) -> object:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), name)()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(
             f"{spec} cannot be called ({type(error).__name__}: {reason(error)}); name a module"
             " that Python can import from this folder, and its function without arguments."
@@ -246,7 +252,7 @@ def _run(spec: str, encode: Callable[[list], Any], items: list) -> object:
     try:
         rows = encode(items)
         return rows if isinstance(rows, Tensor) else np.asarray(rows, np.float32)
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(
             f"An encoder of {spec} failed ({type(error).__name__}: {reason(error)}); it gets a"
             " list, and returns an array with one row for each item."

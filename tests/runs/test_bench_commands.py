@@ -1,6 +1,7 @@
 """`bench` on outputs of a model, and on models: one table, one record, and the forms of others."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -253,6 +254,39 @@ def test_one_embedding_for_all_is_pointed_out(folder, capsys):
     np.save(folder / "texts.npy", np.ones((N * K, 16)))
     assert main(asked(folder, *embeddings(folder))) == 0
     assert "all captions have one embedding" in capsys.readouterr().err
+
+
+def test_equal_scores_are_not_called_a_wrong_order(folder, capsys):
+    np.save(folder / "scores.npy", np.ones((N, N * K)))
+    assert main(asked(folder, "--similarity", str(folder / "scores.npy"))) == 0
+    said = capsys.readouterr().err
+    assert "all scores are equal" in said and "not in the order" not in said
+
+
+def test_infinite_scores_are_refused_and_missing_ones_may_be_minus_infinity(folder, capsys):
+    argv = asked(folder, "--similarity", str(folder / "scores.npy"))
+    scores = np.load(folder / "scores.npy")
+    scores[5, scores[5].argmax()] = np.inf
+    np.save(folder / "scores.npy", scores)
+    assert main(argv) == 1
+    assert "holds infinity in row 5; look for a number that overflowed" in capsys.readouterr().err
+    assert not (folder / "rec").exists()
+    scores[5][np.isinf(scores[5])] = -np.inf
+    np.save(folder / "scores.npy", scores)
+    assert main(argv) == 0
+
+
+@pytest.mark.parametrize(("ending", "by"), [(".npy", "numpy.save"), (".npz", "numpy.savez")])
+@pytest.mark.parametrize("content", [b"\x89PNG", b"[[1, 2]]", pickle.dumps([[1.0]])])
+def test_a_file_of_another_form_is_called_so(folder, capsys, ending, by, content):
+    path = folder / f"other{ending}"
+    path.write_bytes(content)
+    assert main(asked(folder, "--similarity", str(path))) == 1
+    said = capsys.readouterr().err
+    assert f"is no {ending} file, only called so; write it with {by}." in said
+    scores = np.load(folder / "scores.npy")
+    np.save(path, scores) if ending == ".npy" else np.savez(path, scores)
+    assert main(asked(folder, "--similarity", str(path))) == 0
 
 
 @pytest.mark.parametrize("protocol", ["expectation", "any-owner"])

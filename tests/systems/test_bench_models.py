@@ -279,6 +279,11 @@ def test_a_dual_encoder_of_this_project_is_a_model_like_any_other(data, start, o
         ("cfitr=some.pth", "eval --system cfitr"),
         ("pir=/no/such.pth", "no weight file /no/such.pth"),
         ("pri", "There is no model 'pri'.*Did you mean pir"),
+        ("pir=", "'pir=' is one half of NAME=FILE; write the name of a network"),
+        ("clip= ", "one half of NAME=FILE"),
+        ("ViT-B-32=", "one half of NAME=FILE"),
+        ("=some.pth", "one half of NAME=FILE"),
+        (" ", "The name of the model is empty"),
     ],
 )
 def test_systems_that_embed_nothing_and_wrong_names(spec, says):

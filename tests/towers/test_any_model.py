@@ -224,6 +224,10 @@ def zeros():
     return lambda pictures: np.zeros((len(pictures), 2)), lambda texts: np.ones((1, 2))
 def one():
     return 1
+def ended():
+    raise SystemExit(3)
+def ends_later():
+    return lambda pictures: ended(), lambda texts: ended()
 """
 
 
@@ -240,6 +244,10 @@ def test_a_function_brings_any_model(tmp_path, monkeypatch, pictures):
         open_model("my_own_model:zeros").encode_texts(TEXTS)
     with pytest.raises(UserError, match="must return two functions"):
         open_model("my_own_model:one")
+    with pytest.raises(UserError, match=r"ended cannot be called \(SystemExit: 3\)"):
+        open_model("my_own_model:ended")
+    with pytest.raises(UserError, match=r"ends_later failed \(SystemExit: 3\)"):
+        open_model("my_own_model:ends_later").encode_texts(TEXTS)
     with pytest.raises(UserError, match="cannot be called"):
         open_model("my_own_model:nothing")
 

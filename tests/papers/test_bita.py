@@ -638,6 +638,7 @@ def test_the_notebook_compares_one_batch_of_images_with_the_captions(scene, one_
         ),
     }
     exec(cell_with("one.embed_images("), names)
+    exec(cell_with("aligned, chance = retrieval_on_val("), names)
     table = task.table("val")
     whole = torch.from_numpy(np.float32(task.vision("val")["vision"]))
     with torch.no_grad():

@@ -37,7 +37,7 @@ RUNS = sorted({found for text in TEXT.values() for found in re.findall(_VALUES, 
 def documented() -> list[list[str]]:
     """The commands of this package that the pages show, as argument lists."""
     lines = (line for text in TEXT.values() for line in re.split(r"\n|`", text))
-    calls = (re.search(r"-m nbhelpers ([a-z].*)", re.split(" +# ", line)[0]) for line in lines)
+    calls = (re.search(r"-m nbhelpers ([a-z].*)", re.split(" +# | < ", line)[0]) for line in lines)
     return [shlex.split(call[1]) for call in calls if call and "..." not in call[1]]
 
 

@@ -37,7 +37,7 @@ help:
 	@echo '              make run PROFILE=ucm DATA=/path/to/data SEEDS="0 1 2" UPTO=20 JOBS=2'
 	@echo '              make run PROFILE=paper_rsicd DATA=/path/to/data PRIOR=imagenet: any parameter counts before the profile'
 	@echo 'make check    set up, then list what a profile needs and what is missing: make check PROFILE=paper_rsicd DATA=/path/to/data'
-	@echo 'make test     set up, then run all tests (50 to 60 minutes, by estimate)'
+	@echo 'make test     set up, then run all tests (about 55 minutes on two cores, the sum of its parts)'
 	@echo 'make rehearse set up, then run paper_ucm on a CPU with random weights of the published networks (about 90 minutes, 12 GB, by estimate)'
 	@echo 'make lab      set up, then open the notebooks in JupyterLab'
 	@echo 'make bench    set up, then run the benchmarks (10 minutes)'

@@ -108,3 +108,23 @@ def test_a_target_that_reads_no_variable_refuses_it(clone):
     done = make(clone, "lint", "PRIOR=imagenet")
     assert done.returncode != 0 and "make lint has no variable PRIOR; only make run" in done.stderr
     assert make(clone, "-n", "run", "PRIOR=imagenet").returncode == 0
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 1), (2, 2)])
+def test_make_test_runs_both_parts_and_fails_if_one_fails(clone, codes):
+    (clone / ".venv/installed").touch()
+    python = clone / "bin/python"
+    python.parent.mkdir()
+    python.write_text(
+        f"""#!/bin/sh
+echo "$CI $NBHELPERS_THREADS $*"
+test -d "$NBHELPERS_RUNS" || exit 99
+case "$*" in *test_chain.py) exit {codes[0]};; *) exit {codes[1]};; esac
+"""
+    )
+    python.chmod(0o755)
+    done = make(clone, "test", "BIN=bin")
+    assert (done.returncode != 0) == any(codes)
+    chain, rest = done.stdout.splitlines()
+    assert chain == "true 2 -m pytest tests/runs/test_chain.py"
+    assert rest.startswith("true 1 -m pytest -n 2 ") and "--ignore=tests/runs/test_chain.py" in rest

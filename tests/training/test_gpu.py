@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from closeness import assert_close
 from coloured_set import coloured
+from test_cached_gradients import without_dropout
 from torch import Tensor, nn
 
 from nbhelpers.data.scenes import generate
@@ -112,13 +113,7 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(
 ):
     """Without dropout, which draws other values for micro-batches than for the whole batch."""
     monkeypatch.setattr(F, "dropout", lambda x, *_, **__: x)
-    start = built(name)
-    for part in start.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        for kind in ("dropout", "attention_dropout", "drop_path", "drop_prob", "attn_drop"):
-            if isinstance(getattr(part, kind, None), float):
-                setattr(part, kind, 0.0)
+    start = without_dropout(built(name))
     whole, parts = (
         trained(copy.deepcopy(start), tmp_path / str(size), micro_batch=size, epochs=1)[1]
         for size in ("whole", 3)
